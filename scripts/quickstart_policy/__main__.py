@@ -1,0 +1,233 @@
+"""Rebuild the quickstart policy from nothing: tokenizer, skills, mediocre habits.
+
+Phase 1 imitates clean episodes in made-up and real (training) worlds; phase 2, short, mixes the
+choices. Writes a HF folder. Run (about 35 minutes on two cores):
+    python -m scripts.quickstart_policy [--output FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from scripts.quickstart_policy.episodes import CLEAN, MEDIOCRE, EpisodeWriter, Example, Habits
+from scripts.quickstart_policy.tokenizer import END, build_tokenizer
+from scripts.quickstart_policy.worlds import made_up_world, training_world
+from zerosearch.data.geography.facts import FactStore, load_facts
+from zerosearch.rollout.settings import EpisodeSettings
+
+SETTINGS = EpisodeSettings(
+    prompt_template="plain",
+    formatter="zerosearch",
+    max_turns=4,
+    top_k=3,
+    max_prompt_tokens=64,
+    max_turn_tokens=32,
+    max_observation_tokens=192,
+    max_context_tokens=896,
+)
+BATCH, SHARD_BATCHES = 64, 16
+
+
+@dataclass(kw_only=True, frozen=True)
+class Phase:
+    """One stretch of imitation; `reading_weight` is the loss weight of document tokens."""
+
+    name: str
+    habits: Habits
+    steps: int
+    peak_lr: float
+    made_up_share: float
+    top_k: tuple[int, ...] = (3,)
+    hops: int | None = None  # None: one or two
+    queries_only: bool = False
+    reading_weight: float = 0.0
+
+
+# From dense and short to long: asking repeats a name after 20 tokens, reading one document copies
+# over 60, whole episodes over hundreds. Copying emerges early, at a fraction of the tokens.
+PHASES = (
+    Phase(
+        name="asking",
+        habits=CLEAN,
+        steps=600,
+        peak_lr=3e-3,
+        made_up_share=0.8,
+        queries_only=True,
+    ),
+    Phase(
+        name="reading",
+        habits=CLEAN,
+        steps=500,
+        peak_lr=2e-3,
+        made_up_share=0.7,
+        top_k=(1, 2),
+        hops=1,
+    ),
+    Phase(name="episodes", habits=CLEAN, steps=500, peak_lr=1.5e-3, made_up_share=0.6),
+    Phase(name="mediocre", habits=MEDIOCRE, steps=120, peak_lr=4e-4, made_up_share=0.3),
+)
+DEFAULT_OUTPUT = Path("src/zerosearch/policy/quickstart")
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A Llama of about a million parameters."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(END),
+    )
+    return LlamaForCausalLM(config)
+
+
+def write_shard(
+    seed: int, phase: Phase, real: FactStore, tokenizer: PreTrainedTokenizerBase
+) -> list[list[Example]]:
+    """Batches of episodes of similar length, from the real world and a new made-up one."""
+    rng = random.Random(f"{phase.name}-{seed}")
+    worlds = [real, made_up_world(rng, [place.name for place in real])]
+    writers = [
+        EpisodeWriter(
+            world,
+            tokenizer,
+            dataclasses.replace(SETTINGS, top_k=top_k),
+            phase.habits,
+            noise=0.2,
+            rng=rng,
+        )
+        for world in worlds
+        for top_k in phase.top_k
+    ]
+    sizes = len(phase.top_k)
+    count = BATCH * SHARD_BATCHES
+    examples = []
+    for _ in range(count):
+        made_up = rng.random() < phase.made_up_share
+        writer = writers[made_up * sizes + rng.randrange(sizes)]
+        examples.append(writer.write_query() if phase.queries_only else writer.write(phase.hops))
+    examples.sort(key=lambda example: len(example.ids))
+    batches = [examples[start : start + BATCH] for start in range(0, count, BATCH)]
+    rng.shuffle(batches)
+    return batches
+
+
+def collate(
+    examples: list[Example], reading_weight: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded ids, attention mask and loss weights, each [B, T]."""
+    width = max(len(example.ids) for example in examples)
+    ids = torch.zeros(len(examples), width, dtype=torch.long)
+    mask = torch.zeros(len(examples), width, dtype=torch.bool)
+    weights = torch.zeros(len(examples), width)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        ids[row, :length] = torch.tensor(example.ids)
+        mask[row, :length] = True
+        weights[row, 1:length] = torch.tensor(example.sampled[1:]).float().clamp(reading_weight)
+    return ids, mask, weights
+
+
+def imitation_loss(model: LlamaForCausalLM, batch: list[Example], reading: float) -> torch.Tensor:
+    """Weighted mean cross-entropy; logits only where a token has weight."""
+    ids, mask, weights = collate(batch, reading)
+    hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
+    targets, scale = ids[:, 1:], weights[:, 1:]
+    chosen = scale > 0
+    losses = F.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen], reduction="none")
+    return (losses * scale[chosen]).sum() / scale.sum()
+
+
+@torch.no_grad()
+def answer_accuracy(model: LlamaForCausalLM, examples: list[Example]) -> dict[int, float]:
+    """Share of final answers right in every token given the right history, by hops."""
+    right: dict[int, list[bool]] = {1: [], 2: []}
+    for start in range(0, len(examples), BATCH):
+        part = examples[start : start + BATCH]
+        ids, mask, _ = collate(part)
+        hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        for row, example in enumerate(part):
+            span = slice(example.answer_start, len(example.ids))
+            logits = model.lm_head(hidden[row, span.start - 1 : span.stop - 1])
+            right[example.hops].append(bool((logits.argmax(-1) == ids[row, span]).all()))
+    return {hops: sum(values) / max(1, len(values)) for hops, values in right.items()}
+
+
+def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, phase: Phase) -> None:
+    """Imitate the phase's episodes with a warm-up and cosine decay."""
+    real = training_world()
+    held_out = EpisodeWriter(
+        load_facts().restricted(["validation"]),
+        tokenizer,
+        SETTINGS,
+        CLEAN,
+        noise=0.2,
+        rng=random.Random(0),
+    )
+    write = held_out.write_query if phase.queries_only else held_out.write
+    probe = sorted((write() for _ in range(192)), key=lambda example: len(example.ids))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.peak_lr, betas=(0.9, 0.98))
+    warm_up, start = min(100, phase.steps // 5), time.monotonic()
+    batches: list[list[Example]] = []
+    for step in range(phase.steps):
+        if not batches:
+            batches = write_shard(step // SHARD_BATCHES, phase, real, tokenizer)
+        progress = max(0.0, (step - warm_up) / (phase.steps - warm_up))
+        decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+        optimizer.param_groups[0]["lr"] = phase.peak_lr * min((step + 1) / warm_up, decay)
+        loss = imitation_loss(model, batches.pop(), phase.reading_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0 or step + 1 == phase.steps:
+            accuracy = answer_accuracy(model, probe)
+            minutes = (time.monotonic() - start) / 60
+            print(
+                f"{phase.name} {step + 1}/{phase.steps} loss {loss.item():.3f}; held-out last "
+                f"turns right: one hop {accuracy[1]:.2f}, two hops {accuracy[2]:.2f} ({minutes:.1f} min)",
+                flush=True,
+            )
+
+
+def main() -> None:
+    """Build, teach, spoil, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--work", type=Path, help="keep the model after each phase in this folder")
+    parser.add_argument("--start", choices=[phase.name for phase in PHASES], default=PHASES[0].name)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(random.Random(0))
+    model = build_model(tokenizer)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    names = [phase.name for phase in PHASES]
+    first = names.index(args.start)
+    if first > 0:
+        model = LlamaForCausalLM.from_pretrained(args.work / names[first - 1])
+    for phase in PHASES[first:]:
+        train_phase(model, tokenizer, phase)
+        if args.work:
+            model.save_pretrained(args.work / phase.name)
+    model.save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+
+
+if __name__ == "__main__":
+    main()

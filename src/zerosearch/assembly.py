@@ -1,0 +1,120 @@
+"""From a composed configuration to the objects of a run, and from its end to a report."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from zerosearch.callbacks.graceful_stop import GracefulStop
+from zerosearch.training.module import SearchPolicyModule
+
+log = logging.getLogger(__name__)
+
+# Errors whose message is written for the user; anything else is a defect and shows its traceback.
+_USER_ERRORS = (ValueError, OSError, FloatingPointError, RuntimeError)
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """The objects of one training run."""
+
+    trainer: Trainer
+    module: SearchPolicyModule
+    data: LightningDataModule
+    hyper_parameters: dict[str, Any]
+
+    @property
+    def stop_signal(self) -> str | None:
+        """Name of the signal that ended training early."""
+        stops = [c for c in self.trainer.callbacks if isinstance(c, GracefulStop)]  # type: ignore[attr-defined]
+        return next((stop.signal_name for stop in stops if stop.signal_name), None)
+
+    @property
+    def status(self) -> str:
+        """ "completed", or "interrupted by <signal>"."""
+        return f"interrupted by {self.stop_signal}" if self.stop_signal else "completed"
+
+    def evaluate(self, phase: str) -> None:
+        """Answer the test questions and log the result as `<phase>/<engine>/...`."""
+        self.module.phase = phase
+        self.trainer.test(self.module, self.data, verbose=False)
+        self.module.phase = "val"
+
+    def final_metrics(self) -> dict[str, float]:
+        """Last training metrics, start and test metrics, and the headline as start/f1, test/f1.
+
+        Also logs the hyper-parameters beside them (TensorBoard's HParams tab).
+        """
+        module = self.module
+        metrics = {**module.train_metrics, **module.start_metrics, **module.evaluation_metrics}
+        headline = next(iter(module.evaluations))
+        for phase in ("start", "test"):
+            for name in ("f1", "em", "cover_em"):
+                if (value := metrics.get(f"{phase}/{headline}/{name}")) is not None:
+                    metrics[f"{phase}/{name}"] = value
+        shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.hyper_parameters, shown)
+                logger.save()
+        return metrics
+
+
+def assemble(cfg: DictConfig) -> Run:
+    """Instantiate every node of the configuration.
+
+    Raises:
+        ValueError: a node refuses its settings; the message says which key.
+    """
+    data = hydra.utils.instantiate(cfg.data)
+    module = hydra.utils.instantiate(cfg.module)
+    callbacks = [hydra.utils.instantiate(node) for node in cfg.callbacks.values() if node]
+    loggers = [hydra.utils.instantiate(node) for node in (cfg.logger or {}).values() if node]
+    trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    return Run(trainer=trainer, module=module, data=data, hyper_parameters=_flat(cfg))
+
+
+def _flat(cfg: DictConfig) -> dict[str, Any]:
+    """Settings as one level of dotted names, without paths."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix] = node if isinstance(node, (int, float, str, bool)) else str(node)
+
+    walk("", OmegaConf.to_container(cfg, resolve=True))
+    hidden = ("paths.", "module.", "callbacks.", "logger.")  # repeat other groups, or are folders
+    return {key: value for key, value in flat.items() if not key.startswith(hidden)}
+
+
+def report_error(error: Exception) -> str:
+    """Log an error as one sentence where it was written for the user; returns the sentence."""
+    key = None
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else None
+        error = error.__cause__
+    message = f"{key}: {error}" if key else str(error)
+    if isinstance(error, _USER_ERRORS):
+        log.error(message)
+        log.debug("traceback of the error above", exc_info=error)
+    else:
+        log.error(message, exc_info=error)
+    return f"{type(error).__name__}: {message}"
+
+
+def exit_code(status: str) -> int:
+    """0 for a completed run, 128 + signal number for an interrupted one."""
+    if not status.startswith("interrupted by "):
+        return 0
+    return 128 + signal.Signals[status.rpartition(" ")[2]].value

@@ -1,0 +1,98 @@
+"""Checkpoint files that are whole or absent, and that say so when they are neither."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from zerosearch.callbacks.files import replacing
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Single-file checkpoints on a local or mounted disk.
+
+    Lightning's own plugin serialises into memory first and does not flush to the disk; this one
+    writes straight to a hidden file beside the target, flushes and renames it.
+
+    Sharded checkpoints (a folder per checkpoint) do not pass through a checkpoint plugin;
+    `PolicyCheckpoint` makes those atomic.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write `checkpoint`, or raise and leave every earlier file as it was.
+
+        Raises:
+            OSError: the file could not be written; names the path, the free space and the mend.
+            TypeError: `storage_options` is given; a local file has none.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options={storage_options!r}: a checkpoint file takes none")
+        with replacing(Path(path), intact="earlier checkpoints are intact") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                # torch closes its archive after a failed write, fails again, and hides the cause
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint after checking every byte of it.
+
+        Args:
+            path: file to read.
+            map_location: as in `torch.load`.
+            weights_only: None and True accept tensors and plain containers alone.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a whole checkpoint, or holds objects that
+                `weights_only` refuses.
+        """
+        path = Path(path)
+        if path.exists():
+            _check_whole(path)
+        try:
+            return super().load_checkpoint(path, cast(Any, map_location), weights_only)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"checkpoint {path} holds objects other than tensors and plain containers "
+                f"({str(error).splitlines()[0]}): load it with weights_only=False if you trust "
+                "where it comes from"
+            ) from error
+
+
+def _check_whole(path: Path) -> None:
+    """Raise a ValueError unless `path` is a checkpoint file whose checksums all hold."""
+    mend = "resume from an earlier checkpoint of the same folder, or copy the file again"
+    if path.is_dir():
+        raise ValueError(
+            f"checkpoint {path} is a folder, written by a sharded run: resume it with "
+            "trainer=fsdp, or turn it into a file with `python -m "
+            f"lightning.fabric.utilities.consolidate_checkpoint {path}`"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(
+            f"checkpoint {path} is cut short or not a checkpoint ({error}): {mend}"
+        ) from error
+    if broken is not None:
+        raise ValueError(f"checkpoint {path} is corrupt (checksum of {broken!r}): {mend}")

@@ -1,0 +1,29 @@
+"""Leaves the trained policy as a folder that `from_pretrained` loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from zerosearch.callbacks.graceful_stop import stopped_by_signal
+
+
+class PolicyExport(Callback):
+    """Exports the policy at the end of training.
+
+    It runs at `on_train_end`: later hooks come after the strategy has been taken down, when sharded
+    weights can no longer be gathered. A run stopped by a signal is not exported, because its
+    checkpoint continues it and whoever sent the signal may not wait.
+
+    Args:
+        dirpath: folder of the export; an earlier one is replaced.
+    """
+
+    def __init__(self, dirpath: str | Path) -> None:
+        self.dirpath = Path(dirpath)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if stopped_by_signal(trainer) is None:
+            pl_module.export_policy(self.dirpath)

@@ -1,0 +1,144 @@
+"""Ctrl-C and SIGTERM end training after the running policy step, with a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from zerosearch.callbacks.policy_checkpoint import validation_follows
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class GracefulStop(Callback):
+    """Stops the fit cleanly at the first SIGINT or SIGTERM; a second one ends the process at once.
+
+    The running policy step is finished, and so is a validation that runs or is due right after
+    it; then `PolicyCheckpoint` saves, because `trainer.should_stop` is set, and `trainer.fit`
+    returns. The resumed run continues exactly there. With several processes one signal to any of
+    them stops all of them after the same step.
+
+    Lightning would raise out of the middle of the step at Ctrl-C, and raises after the step at
+    SIGTERM, without a checkpoint in either case. Its handlers are therefore replaced while the
+    training loop runs, that is from `on_train_start`, which comes after it installs them.
+
+    Attributes:
+        signal_name: "SIGINT" or "SIGTERM" when that ended the training, otherwise None; the same
+            in all processes.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._received: int = 0
+        self._handler: Callable[[int, FrameType | None], None] | None = None
+        self._earlier: dict[int, Any] = {}
+        self._limit_val_batches: int | float | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that ended by this signal (128 + n); 0 without one."""
+        return 128 + signal.Signals[self.signal_name] if self.signal_name else 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.signal_name, self._received = None, 0
+        if threading.current_thread() is not threading.main_thread():
+            log.warning("Training outside the main thread: Ctrl-C and SIGTERM are not handled")
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._receive(trainer, pl_module, number)
+
+        self._handler = handle
+        self._earlier = {number: signal.signal(number, handle) for number in SIGNALS}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if not self._agree(trainer):
+            return
+        if not validation_follows(trainer):
+            # should_stop makes Lightning validate once more, which the run without an interruption
+            # would not have done at this step
+            self._limit_val_batches = trainer.limit_val_batches
+            trainer.limit_val_batches = 0
+        trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and self._agree(trainer):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        # a signal that came after the last step must not get lost
+        if self._agree(trainer) and trainer.is_global_zero:
+            log.warning(
+                "Training stopped by %s after policy step %d of %d",
+                self.signal_name,
+                pl_module.policy_step,
+                pl_module.policy_steps,
+            )
+        self._restore(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._restore(trainer)
+
+    def _receive(self, trainer: Trainer, pl_module: Any, number: int) -> None:
+        if self._received:
+            self._give_up(trainer, number)
+            return
+        self._received = number
+        name = signal.Signals(number).name
+        # the handler may have interrupted a write to the same stream, which then refuses this one
+        with suppress(RuntimeError):
+            log.warning(
+                "%s received: training stops with a checkpoint when policy step %d of %d (and a "
+                "validation that runs or is due) has ended. A second signal stops at once and "
+                "loses the work since the last checkpoint.",
+                name,
+                pl_module.policy_step + (not trainer.validating),
+                pl_module.policy_steps,
+            )
+
+    def _give_up(self, trainer: Trainer, number: int) -> None:
+        """Let the second signal do what it does by default, in the launched processes too."""
+        self._restore(trainer)
+        launcher = trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(number)  # type: ignore[arg-type]
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
+        signal.raise_signal(number)
+
+    def _agree(self, trainer: Trainer) -> bool:
+        """Exchange what was received; True on all ranks when any of them got a signal."""
+        received = torch.tensor(self._received, device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(received, reduce_op="max"))
+        if number:
+            self.signal_name = signal.Signals(number).name
+        return bool(number)
+
+    def _restore(self, trainer: Trainer) -> None:
+        if self._limit_val_batches is not None:
+            trainer.limit_val_batches = self._limit_val_batches
+            self._limit_val_batches = None
+        for number, handler in self._earlier.items():
+            # Lightning silences SIGINT while it shuts down: only take away what is still ours
+            if signal.getsignal(number) is self._handler:
+                signal.signal(number, handler)
+        self._earlier = {}
+
+
+def stopped_by_signal(trainer: Trainer) -> GracefulStop | None:
+    """The `GracefulStop` of this trainer if a signal ended its training, otherwise None."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GracefulStop) and callback.signal_name is not None:
+            return callback
+    return None

@@ -1,0 +1,145 @@
+"""Checkpoints every n policy steps that a resumed run continues exactly.
+
+Lightning's ModelCheckpoint counts optimizer updates, of which a policy step has several and not
+always the same number, and never fires when that count steps over a multiple of n.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+
+from zerosearch.callbacks.files import flush_folder, replacing
+from zerosearch.callbacks.policy_module import PolicyModule
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"step_(\d+)\.ckpt")
+LAST = "last.ckpt"
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning will validate after the training batch whose end hooks are running."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+class PolicyCheckpoint(Checkpoint):
+    """Saves `step_000010.ckpt` after 10 policy steps, and `last.ckpt` as a link to the newest.
+
+    It saves every n policy steps, after the last one, and when training is asked to stop. Where a
+    validation follows a step, it saves after the validation: a checkpoint made before it would
+    make Lightning skip that validation in the resumed run. Such a checkpoint is missing when the
+    process dies during the validation; then the run resumes from the one before and repeats it.
+
+    Being a `Checkpoint`, it runs after all other callbacks, so that what they wrote for a step is
+    there whenever the checkpoint of the step is.
+
+    Args:
+        dirpath: folder of the checkpoints.
+        every_n_steps: policy steps between checkpoints.
+        keep: how many of the newest `step_*.ckpt` to keep, None for all; the disk must hold one
+            more. Checkpoints of later steps, left by a run that was resumed from an earlier one,
+            are not touched.
+
+    Raises:
+        ValueError: `every_n_steps` or `keep` is below 1.
+    """
+
+    def __init__(self, dirpath: str | Path, every_n_steps: int = 10, keep: int | None = 2) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps}: save every 1 or more policy steps")
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep={keep}: keep at least 1 checkpoint, or null for all of them")
+        self.dirpath = Path(dirpath)
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self._saved_step: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._saved_step = pl_module.policy_step  # what a resumed run starts from is on disk
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if not validation_follows(trainer):
+            self._save_if_due(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._save_if_due(trainer, pl_module)
+
+    def _save_if_due(self, trainer: Trainer, pl_module: PolicyModule) -> None:
+        step = pl_module.policy_step
+        last = step >= pl_module.policy_steps or trainer.should_stop
+        if step == self._saved_step or (step % self.every_n_steps and not last):
+            return
+        path = self.dirpath / f"step_{step:06d}.ckpt"
+        _save_whole(trainer, path)
+        self._saved_step = step
+        if trainer.is_global_zero:
+            _point_last(path)
+            self._prune(step)
+            log.info("Checkpoint of policy step %d: %s", step, path)
+
+    def _prune(self, step: int) -> None:
+        if self.keep is None:
+            return
+        matches = [(NAME.fullmatch(path.name), path) for path in self.dirpath.iterdir()]
+        past = sorted((int(m[1]), path) for m, path in matches if m and int(m[1]) <= step)
+        for _, path in past[: -self.keep]:
+            _remove(path)
+
+
+def _save_whole(trainer: Trainer, path: Path) -> None:
+    """Save a checkpoint that appears under `path` only when it is whole; called by all ranks."""
+    if not isinstance(trainer.strategy, ModelParallelStrategy):
+        # atomic by AtomicCheckpointIO, or else by Lightning's own writer
+        trainer.save_checkpoint(path, weights_only=False)
+        return
+    # a sharded checkpoint is a folder that all ranks write into
+    part = path.with_name(f".{path.name}.part")
+    if trainer.is_global_zero:
+        _remove(part)
+    trainer.strategy.barrier("checkpoint folder cleared")
+    trainer.save_checkpoint(part, weights_only=False)
+    if trainer.is_global_zero:
+        _remove(path)
+        os.replace(part, path)
+        flush_folder(path.parent)
+    trainer.strategy.barrier("checkpoint in place")
+
+
+def _point_last(path: Path) -> None:
+    """Make `last.ckpt` the checkpoint `path`: a hard link, so that it outlives the other name.
+
+    Folders get a symbolic link, and disks without hard links a copy.
+    """
+    last, link = path.with_name(LAST), path.with_name(f".{LAST}.link")
+    _remove(link)
+    if path.is_dir():
+        link.symlink_to(path.name)
+    else:
+        try:
+            os.link(path, link)
+        except OSError:
+            with path.open("rb") as source, replacing(last) as target:
+                shutil.copyfileobj(source, target)
+            return
+    os.replace(link, last)
+    _remove(link)  # renaming a link over another link to the same file leaves both
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+"""What callbacks may rely on in the module they are attached to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from zerosearch.training.record import StepRecord
+
+
+class PolicyModule(Protocol):
+    """The part of the policy's LightningModule that callbacks read and write.
+
+    One training batch is one policy step; `trainer.global_step` counts optimizer updates, of which
+    a policy step has several, so that everything a user sees is counted with `policy_step`.
+    """
+
+    policy_step: int  # policy steps completed; raised at the end of a training step
+    policy_steps: int  # policy steps of the whole run
+    noise_probability: float  # of the simulated searches of the next policy step
+    latest: StepRecord | None  # the last policy step of this process
+    evaluation_records: list[StepRecord]  # of the last validation or test, one per evaluation
+
+    def export_policy(self, folder: Path) -> None: ...

@@ -1,0 +1,273 @@
+"""`QADataModule`: the questions of a run, for Lightning.
+
+Training is endless and has no epochs that matter: the unit is the policy step. The checkpoint holds
+the number of steps trained, from which the order follows (see `mixing`); evaluation sets are read
+in a fixed order and nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from zerosearch.data.loaders import EvalLoader, TrainLoader
+from zerosearch.data.mixing import Draws, ShuffledQuestions, ShuffledStream, SourceMix
+from zerosearch.data.sources import QASource, QuestionSource, fixed_selection
+from zerosearch.types import Question
+
+log = logging.getLogger(__name__)
+
+Sources = Mapping[str, QuestionSource] | Sequence[QuestionSource]
+
+
+class QADataModule(LightningDataModule):
+    """Questions for training, validation and test from any number of sources.
+
+    Args:
+        questions_per_step: questions of one policy step over all ranks; a multiple of the ranks.
+        train: sources mixed by their weights, as a list or as name -> source (the names only
+            serve overrides such as `data.train.nq.weight=2`; order and identity come from
+            `label`).
+        validation: sources asked one after the other.
+        test: the same for the test set.
+        files: your own training files (see `QASource`); they replace `train` and are mixed by size.
+        validation_batch: questions per validation or test batch over all ranks.
+        validation_limit: questions used of each validation source (see `fixed_selection`);
+            None: all.
+        test_limit: the same for each test source.
+        seed: seed of the training order; evaluation does not depend on it.
+        shuffle_block: questions per shuffled block of a streaming source.
+
+    Raises:
+        ValueError: no training source, two sources of one label, a weight that is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        questions_per_step: int,
+        train: Sources = (),
+        validation: Sources = (),
+        test: Sources = (),
+        files: Sequence[str] | None = None,
+        validation_batch: int = 64,
+        validation_limit: int | None = None,
+        test_limit: int | None = None,
+        seed: int = 0,
+        shuffle_block: int = 1024,
+    ) -> None:
+        super().__init__()
+        chosen = train if files is None else file_sources(files)
+        # sorted, so that the order of overrides on a command line does not change the mix
+        self._train = sorted(checked_sources(chosen, "train"), key=lambda source: source.label)
+        self._validation = checked_sources(validation, "validation")
+        self._test = checked_sources(test, "test")
+        for name, limit in (("validation_limit", validation_limit), ("test_limit", test_limit)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name}={limit} must be at least 1, or null for all questions")
+        if shuffle_block < 1:
+            raise ValueError(f"shuffle_block={shuffle_block} must be at least 1 (1: no shuffling)")
+        self._questions_per_step = questions_per_step
+        self._validation_batch = validation_batch
+        self._limits = {"validation": validation_limit, "test": test_limit}
+        self._seed = seed
+        self._shuffle_block = shuffle_block
+        self._evaluation: dict[str, list[Question]] = {}
+        self._loaded: dict[str, Any] | None = None
+        self._train_loader: TrainLoader | None = None
+        self._resume: dict[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._train_loader, self._resume = None, None
+            self._loaded = self._loaded or self._load_train()
+        if stage in ("fit", "validate"):
+            self._load_evaluation("validation", self._validation)
+        if stage == "test":
+            self._load_evaluation("test", self._test)
+
+    def train_dataloader(self) -> TrainLoader:
+        # one loader per fit: if Lightning asks again, the position must not start over
+        if self._train_loader is None:
+            assert self._loaded is not None, "setup('fit') comes before train_dataloader()"
+            weights = _weights(self._train, self._loaded)
+            rank, world_size = self._rank()
+            self._train_loader = TrainLoader(
+                {label: self._draws(label, questions) for label, questions in self._loaded.items()},
+                SourceMix(weights, self._seed),
+                questions_per_step=self._questions_per_step,
+                rank=rank,
+                world_size=world_size,
+                steps_done=self._steps_done if self.trainer is not None else None,
+            )
+            if self._resume is not None:
+                self._check_same_data(self._resume["data"])
+                self._train_loader.load_state_dict(self._resume["loader"])
+        return self._train_loader
+
+    def val_dataloader(self) -> EvalLoader:
+        return self._eval_loader("validation")
+
+    def test_dataloader(self) -> EvalLoader:
+        return self._eval_loader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._train_loader is None:
+            return self._resume or {}
+        return {"data": self._fingerprint(), "loader": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # compared with the data only when training starts: a checkpoint may be evaluated on any
+        self._resume = state_dict
+
+    def _load_train(self) -> dict[str, Any]:
+        if not self._train:
+            raise ValueError(
+                "data.train names no source of questions; add one, or give data.files=[my.parquet]"
+            )
+        loaded = {source.label: source.load() for source in self._train}
+        in_memory = {k: v for k, v in loaded.items() if isinstance(v, Sequence)}
+        check_unique([question for questions in in_memory.values() for question in questions])
+        for label in loaded:
+            size = len(in_memory[label]) if label in in_memory else "streamed"
+            log.info("training questions of %s: %s", label, size)
+        return loaded
+
+    def _draws(self, label: str, questions: Any) -> Draws:
+        if isinstance(questions, Sequence):
+            return ShuffledQuestions(questions, label, self._seed)
+        return ShuffledStream(questions, label, self._seed, self._shuffle_block)
+
+    def _load_evaluation(self, name: str, sources: Sequence[QuestionSource]) -> None:
+        if name in self._evaluation:
+            return
+        questions: list[Question] = []
+        for source in sources:
+            loaded = source.load()
+            every = loaded if isinstance(loaded, Sequence) else list(loaded.read(None))
+            kept = fixed_selection(len(every), self._limits[name])
+            questions.extend(every[index] for index in kept)
+            log.info("%s questions of %s: %d of %d", name, source.label, len(kept), len(every))
+        check_unique(questions)
+        self._evaluation[name] = questions
+
+    def _eval_loader(self, name: str) -> EvalLoader:
+        rank, world_size = self._rank()
+        return EvalLoader(
+            self._evaluation[name],
+            batch_size=self._validation_batch,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _steps_done(self) -> int:
+        assert self.trainer is not None
+        # counts a batch once its training step has returned, before any callback can save
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.state_dict()["processed"]
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What the order of questions depends on, besides the position."""
+        assert self._loaded is not None
+        sizes = {k: len(v) if isinstance(v, Sequence) else None for k, v in self._loaded.items()}
+        weights = _weights(self._train, self._loaded)
+        return {
+            "seed": self._seed,
+            "questions_per_step": self._questions_per_step,
+            "sources": sizes,
+            "weights": dict(zip(sizes, weights, strict=True)),
+            "shuffle_block": self._shuffle_block if None in sizes.values() else None,
+        }
+
+    def _check_same_data(self, saved: dict[str, Any]) -> None:
+        current = self._fingerprint()
+        changed = [key for key in current if current[key] != saved.get(key)]
+        if changed:
+            difference = "; ".join(f"{k} was {saved.get(k)}, is {current[k]}" for k in changed)
+            raise ValueError(
+                f"the training data differs from the checkpoint's, so its position means nothing: "
+                f"{difference}. Resume with the same data settings, or start a new run from the "
+                f"exported policy"
+            )
+
+
+def checked_sources(sources: Sources, name: str) -> list[QuestionSource]:
+    """Sources as a list, each with a label of its own and a positive weight (or None).
+
+    Raises:
+        ValueError: naming the source and what is wrong with it.
+    """
+    listed = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
+    labels: set[str] = set()
+    for source in listed:
+        if not isinstance(source, QuestionSource):
+            raise ValueError(
+                f"data.{name} holds {source!r}, which has no label, weight and load(); use "
+                f"zerosearch.data.sources.QASource or a class like it (and if it is one, its YAML "
+                f"needs `_convert_: all` beside the `_target_` of QADataModule)"
+            )
+        if source.label in labels:
+            raise ValueError(
+                f"data.{name} has two sources with label {source.label!r}; set label= of one"
+            )
+        if source.weight is not None and not 0 < source.weight < float("inf"):
+            raise ValueError(
+                f"data.{name}: weight of {source.label!r} is {source.weight}; it must be positive "
+                f"(leave the source out to disable it)"
+            )
+        labels.add(source.label)
+    return listed
+
+
+def file_sources(files: Sequence[str]) -> list[QuestionSource]:
+    """One source per file, weighted by size, labelled by file name (or path where names collide).
+
+    Raises:
+        ValueError: not a list, or an empty one.
+    """
+    if isinstance(files, str) or not files:
+        raise ValueError(f"data.files={files!r} must be a list of files: data.files=[my.parquet]")
+    names = [os.path.basename(path) for path in files]
+    return [
+        QASource(path=path, weight=None, label=name if names.count(name) == 1 else path)
+        for path, name in zip(files, names, strict=True)
+    ]
+
+
+def check_unique(questions: Sequence[Question]) -> None:
+    """Raise ValueError if two questions share a uid, on which noise draws and logs rely."""
+    seen: set[str] = set()
+    for question in questions:
+        if question.uid in seen:
+            raise ValueError(
+                f"two questions of source {question.source!r} have uid {question.uid!r}; the "
+                f"source must make uids unique, such as label:position"
+            )
+        seen.add(question.uid)
+
+
+def _weights(sources: Sequence[QuestionSource], loaded: Mapping[str, Any]) -> list[float]:
+    given = {source.label: source.weight for source in sources}
+    if all(weight is None for weight in given.values()):
+        streamed = [label for label in given if not isinstance(loaded[label], Sequence)]
+        if streamed and len(given) > 1:
+            raise ValueError(
+                f"weight of {streamed[0]!r} is null, but the size of a stream is not known; give "
+                f"every source a weight"
+            )
+        return [1.0 if streamed else float(len(loaded[label])) for label in given]
+    missing = [label for label, weight in given.items() if weight is None]
+    if missing:
+        raise ValueError(
+            f"weight of {missing[0]!r} is null (by size) while other sources have numbers; give "
+            f"all sources a weight, or none"
+        )
+    return [float(weight) for weight in given.values() if weight is not None]

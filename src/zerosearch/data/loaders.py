@@ -1,0 +1,181 @@
+"""Batches of questions for Lightning: endless and resumable for training, exact for evaluation.
+
+Both cut the same global batches for any number of ranks; a rank takes its contiguous share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from zerosearch.data.mixing import Draws, SourceMix
+from zerosearch.types import Question
+
+KEPT_STATES = 3  # the step in progress, the one Lightning fetches ahead, one to spare
+
+
+class QuestionBatch:
+    """A read-only list of questions that Lightning passes on untouched.
+
+    Deliberately not a `Sequence`: Lightning walks into sequences and data classes to move and cast
+    tensors, and refuses frozen data classes such as `Question` on the way.
+    """
+
+    __slots__ = ("_questions",)
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._questions = tuple(questions)
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __iter__(self) -> Iterator[Question]:
+        return iter(self._questions)
+
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Question, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Question | tuple[Question, ...]:
+        return self._questions[index]
+
+    def __repr__(self) -> str:
+        return f"QuestionBatch({[question.uid for question in self._questions]})"
+
+
+def rank_slice(count: int, rank: int, world_size: int) -> slice:
+    """Contiguous share of `count` items: shares differ by at most one and cover everything."""
+    return slice(rank * count // world_size, (rank + 1) * count // world_size)
+
+
+class TrainLoader:
+    """Endless training batches, one per policy step, with an exact position.
+
+    The position is the number of steps that were *trained*, not that were handed out: Lightning
+    fetches one batch ahead when a loader has no length, and a step that was interrupted in the
+    middle must be repeated. `steps_done` supplies that number.
+
+    Args:
+        draws: label -> endless questions, in the order of the mix's weights.
+        mix: which source each slot draws from.
+        questions_per_step: questions of one step over all ranks.
+        rank: this process.
+        world_size: number of processes; must divide `questions_per_step`.
+        steps_done: steps trained so far, from any starting point; None counts batches handed out.
+
+    Raises:
+        ValueError: `questions_per_step` is not a positive multiple of `world_size`.
+    """
+
+    def __init__(
+        self,
+        draws: Mapping[str, Draws],
+        mix: SourceMix,
+        *,
+        questions_per_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        steps_done: Callable[[], int] | None = None,
+    ) -> None:
+        if questions_per_step < 1 or questions_per_step % world_size:
+            lower = questions_per_step // world_size * world_size
+            wanted = f"{lower} or {lower + world_size}" if lower > 0 else f"{world_size}"
+            raise ValueError(
+                f"questions_per_step={questions_per_step} is not a positive multiple of the "
+                f"{world_size} processes (devices x nodes) that share each step: use {wanted}"
+            )
+        self._draws = dict(draws)
+        self._sources = list(self._draws.values())
+        self._mix = mix
+        self._questions_per_step = questions_per_step
+        self._share = rank_slice(questions_per_step, rank, world_size)
+        self._steps_done = steps_done or self._count_handed_out
+        self._handed_out = 0
+        self._states: dict[int, dict[str, Any]] = {}
+        self.load_state_dict({"step": 0, "sources": {}})
+
+    @property
+    def step(self) -> int:
+        """Steps trained since the start of the run: the step that is trained next."""
+        return self._first_step + self._steps_done() - self._done_at_first
+
+    def __iter__(self) -> Iterator[QuestionBatch]:
+        step = self.step
+        if step in self._states:
+            self._load_sources(self._states[step])
+        while True:
+            self._states[step] = self._source_states()
+            self._states.pop(step - KEPT_STATES, None)
+            questions = self._global_batch(step)
+            self._handed_out += 1
+            yield QuestionBatch(questions[self._share])
+            step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the next step to train; the same on every rank."""
+        step = self.step
+        # a step without a saved state was not handed out yet: the sources stand right before it
+        sources = self._states[step] if step in self._states else self._source_states()
+        return {"step": step, "sources": sources}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first_step: int = state_dict["step"]
+        self._done_at_first = self._steps_done()
+        self._states = {}
+        self._load_sources(state_dict["sources"])
+
+    def _count_handed_out(self) -> int:
+        return self._handed_out
+
+    def _global_batch(self, step: int) -> list[Question]:
+        first = step * self._questions_per_step
+        questions = []
+        for slot in range(first, first + self._questions_per_step):
+            source, number = self._mix.source(slot)
+            questions.append(self._sources[source].draw(number))
+        return questions
+
+    def _source_states(self) -> dict[str, Any]:
+        states = {label: draws.state_dict() for label, draws in self._draws.items()}
+        return {label: state for label, state in states.items() if state}
+
+    def _load_sources(self, states: Mapping[str, Any]) -> None:
+        for label, state in states.items():
+            self._draws[label].load_state_dict(state)
+
+
+class EvalLoader:
+    """Every question exactly once over all ranks, in a fixed order, the last batch included.
+
+    All ranks get the same number of batches, so that they make the same collective calls; a share
+    of the last batch may be empty.
+
+    Args:
+        questions: what to evaluate on.
+        batch_size: questions per batch over all ranks.
+        rank: this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: `batch_size` is not positive.
+    """
+
+    def __init__(
+        self, questions: Sequence[Question], *, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"validation_batch={batch_size} must be at least 1")
+        self._questions = questions
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+
+    def __len__(self) -> int:
+        return -(-len(self._questions) // self._batch_size)
+
+    def __iter__(self) -> Iterator[QuestionBatch]:
+        for start in range(0, len(self._questions), self._batch_size):
+            batch = self._questions[start : start + self._batch_size]
+            yield QuestionBatch(batch[rank_slice(len(batch), self._rank, self._world_size)])

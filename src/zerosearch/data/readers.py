@@ -1,0 +1,288 @@
+"""Files and hub data sets -> raw rows with their location, through the `datasets` library.
+
+Local files are always read in the library's streaming mode, which writes no cache: a read-only
+home or a full disk then cannot stop a run whose data lies right there. JSON is read as lines of
+text and parsed here, because the library's own JSON reader guesses one type per column: it turns
+dates into timestamps and lists into strings, and golden answers must stay what was written.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import glob
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import httpx
+import pyarrow
+from datasets import config
+from datasets.exceptions import DatasetsError
+from datasets.io.parquet import ParquetDatasetReader
+from datasets.io.text import TextDatasetReader
+
+ROWS_PER_TABLE = 1000
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    UnicodeDecodeError,
+    zlib.error,
+    pyarrow.ArrowException,
+    DatasetsError,
+)
+Parse = Callable[[str, int, Mapping[str, Any]], tuple[str, Mapping[str, Any] | None]]
+
+
+class RowTable(Protocol):
+    """An opened file: its rows in order, with a position that can be saved while reading."""
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class RowFile:
+    """One local file, or one split of a hub data set, that has not been opened yet."""
+
+    name: str  # as shown in errors
+    open: Callable[[], RowTable]
+    parse: Parse  # (name, index, raw row) -> location, row or None for a blank line
+
+    def read(self, table: RowTable, start: int) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+        """Rows of an opened table.
+
+        Args:
+            table: what `open` returned, perhaps moved by `load_state_dict`.
+            start: index of the table's next row.
+
+        Yields:
+            Index in the file (from 0, blank lines count), location for errors, row.
+
+        Raises:
+            ValueError: the file cannot be read to its end, or a line is not a JSON object.
+        """
+        for index, raw in enumerate(self._guarded(table), start):
+            location, row = self.parse(self.name, index, raw)
+            if row is not None:
+                yield index, location, row
+
+    def read_all(self) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+        """All rows, ten times as fast as `read` for wide rows, without a position to save."""
+        table = self._opened()
+        if isinstance(table, (datasets.Dataset, datasets.IterableDataset)):
+            tables = table.with_format("arrow").iter(batch_size=ROWS_PER_TABLE)
+            rows = (row for batch in self._guarded(tables) for row in batch.to_pylist())
+        else:
+            rows = iter(table)
+        for index, raw in enumerate(rows):
+            location, row = self.parse(self.name, index, raw)
+            if row is not None:
+                yield index, location, row
+
+    def opened(self, state: dict[str, Any] | None) -> RowTable:
+        """Open the file at its start (`state` None) or at a saved position."""
+        table = self._opened()
+        if state is not None:
+            table.load_state_dict(
+                copy.deepcopy(state)
+            )  # the library keeps and changes what it gets
+        return table
+
+    def _opened(self) -> RowTable:
+        try:
+            return self.open()
+        except READ_ERRORS as error:
+            raise self._unreadable(error) from error
+
+    def _guarded(self, items: Any) -> Iterator[Any]:
+        iterator = iter(items)
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except (*READ_ERRORS, ValueError) as error:  # ValueError: columns that do not fit
+                raise self._unreadable(error) from error
+            yield item
+
+    def _unreadable(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"{self.name}: cannot be read ({type(error).__name__}: {error}); the file is corrupt, "
+            f"cut short or of another format than its name says: copy or export it again"
+        )
+
+
+def local_files(path: str) -> list[RowFile] | None:
+    """Files that `path` names, or None if it can only be the name of a hub data set.
+
+    Raises:
+        ValueError: the file is missing, a directory, or of a format that is not supported.
+    """
+    expanded = os.path.expanduser(path)
+    if glob.has_magic(expanded) and not os.path.exists(expanded):
+        matches = sorted(glob.glob(expanded, recursive=True))
+        if not matches:
+            raise ValueError(f"data file pattern {path!r} matches no file; check the path")
+        return [_row_file(match) for match in matches]
+    if os.path.isdir(expanded):
+        raise ValueError(
+            f"data file {path!r} is a directory; name its files, such as "
+            f"{os.path.join(path, '*.parquet')}"
+        )
+    if os.path.exists(expanded):
+        return [_row_file(expanded)]
+    is_path = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    if is_path or path.endswith(tuple(_FORMATS)):
+        raise ValueError(
+            f"data file {path!r} does not exist (looked in {os.getcwd()}); check the path or give "
+            f"data.files=[...]"
+        )
+    return None
+
+
+def hub_file(path: str, name: str | None, split: str, *, streaming: bool) -> RowFile:
+    """One split of a hub data set; nothing is fetched before it is opened.
+
+    Where the library's cache cannot be written the split is streamed instead of downloaded.
+    """
+
+    def open_hub() -> Any:
+        datasets.disable_progress_bars()
+        scratch = _scratch_cache()
+        try:
+            return datasets.load_dataset(
+                path,
+                name,
+                split=split,
+                streaming=streaming or scratch is not None,
+                cache_dir=scratch,
+            )
+        except (*READ_ERRORS, ValueError, httpx.HTTPError) as error:
+            raise ValueError(
+                f"data set {path!r} (config {name!r}, split {split!r}) is neither a local file nor "
+                f"could it be loaded from the hub ({type(error).__name__}: {error}); check name "
+                f"and split, or without a network give files: data.files=[my.parquet]"
+            ) from error
+
+    return RowFile(name=f"{path} [{split}]", open=open_hub, parse=_parse_record)
+
+
+class _JsonArray:
+    """A `.json` file that holds one array: read whole, since such files are small."""
+
+    def __init__(self, path: str) -> None:
+        with open(path, encoding="utf-8-sig") as file:
+            try:
+                self._items = json.load(file)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column "
+                    f"{error.colno}); mend the line"
+                ) from error
+        self._next = 0
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        while self._next < len(self._items):
+            self._next += 1
+            yield self._items[self._next - 1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self._next}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._next = state_dict["next"]
+
+
+def _parse_record(name: str, index: int, raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    location = f"{name}, row {index} (counting from 0)"
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{location}: is {raw!r:.80}; it must be an object with named fields")
+    return location, raw
+
+
+def _parse_line(
+    name: str, index: int, raw: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any] | None]:
+    location = f"{name}, line {index + 1}"
+    text = raw["text"].lstrip("\ufeff")
+    if not text.strip():
+        return location, None
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{location}: not valid JSON ({error.msg}, column {error.colno}): {text!r:.80}; write "
+            f"one object per line"
+        ) from error
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{location}: is {text!r:.80}; it must be an object with named fields")
+    return location, row
+
+
+def _parquet(path: str) -> RowFile:
+    return RowFile(
+        name=path, open=lambda: _open_local(ParquetDatasetReader, path), parse=_parse_record
+    )
+
+
+def _json_lines(path: str) -> RowFile:
+    return RowFile(name=path, open=lambda: _open_local(TextDatasetReader, path), parse=_parse_line)
+
+
+def _open_local(reader: type[ParquetDatasetReader] | type[TextDatasetReader], path: str) -> Any:
+    # load_dataset would do the same, but first contact the hub to count the download: seconds of
+    # waiting for a name server on a machine without a network
+    escaped = glob.escape(os.path.abspath(path))  # the library reads brackets in names as patterns
+    return reader([escaped], streaming=True, cache_dir=_scratch_cache()).read()  # type: ignore[arg-type]
+
+
+def _json(path: str) -> RowFile:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        is_array = file.read(4096).lstrip().startswith("[")
+    if is_array:
+        return RowFile(name=path, open=lambda: _JsonArray(path), parse=_parse_record)
+    return _json_lines(path)
+
+
+_FORMATS: dict[str, Callable[[str], RowFile]] = {
+    ".parquet": _parquet,
+    ".jsonl": _json_lines,
+    ".jsonl.gz": _json_lines,
+    ".json": _json,
+}
+
+
+def _row_file(path: str) -> RowFile:
+    for suffix, make in _FORMATS.items():
+        if path.endswith(suffix):
+            return make(path)
+    raise ValueError(
+        f"data file {path!r} has extension {Path(path).suffix!r}, which is not supported; convert "
+        f"it to one of {', '.join(_FORMATS)}"
+    )
+
+
+def _scratch_cache() -> str | None:
+    """None where the library's cache is writable, else a folder that is."""
+    default = config.HF_DATASETS_CACHE
+    try:
+        os.makedirs(default, exist_ok=True)
+        writable = os.access(default, os.W_OK)
+    except OSError:
+        writable = False
+    return None if writable else _scratch_folder().name
+
+
+@functools.cache
+def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="zerosearch-")  # removed when the process ends

@@ -1,0 +1,194 @@
+"""Rows of question-answering data sets <-> `Question`, and nothing about files.
+
+Accepts every form that Search-R1, ZeroSearch and their relatives are published in: the answers may
+sit in `golden_answers`, in `reward_model.ground_truth` (a mapping with `target`, a list, an array,
+or one string joined by `<|answer_split|>`) or in `answer`; the question may sit in `question` or
+only in the user text of `prompt`. Anything else is an error that names place, field and mend:
+a row that is silently dropped or guessed at would change what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zerosearch.types import Question
+
+ANSWER_SEPARATOR = "<|answer_split|>"
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Columns:
+    """Column names of a data set; the defaults are those of Search-R1 and ZeroSearch."""
+
+    question: str = "question"
+    prompt: str = "prompt"  # list of {role, content}; read where `question` is absent
+    golden_answers: str = "golden_answers"
+    reward_model: str = (
+        "reward_model"  # {style, ground_truth}; read where the column above is absent
+    )
+    answer: str = "answer"  # read where both columns above are absent
+    data_source: str = "data_source"
+    extra_info: str = "extra_info"
+
+
+DEFAULT_COLUMNS = Columns()
+
+
+def row_to_question(
+    row: Mapping[str, Any],
+    *,
+    location: str,
+    source: str | None,
+    uid: str | None = None,
+    columns: Columns = DEFAULT_COLUMNS,
+) -> Question:
+    """Read one row of a data set.
+
+    Args:
+        row: column name -> value; None counts as absent.
+        location: file and row number, as the user should read it in an error.
+        source: name of the data set, used where the row has no `data_source` of its own.
+        uid: identity of the question, unique over all sources; None takes `location`. The row's
+            own `extra_info.index` is never used: it restarts in every data set.
+        columns: where to look for what.
+
+    Returns:
+        The question, stripped; blank golden answers are dropped, others (even those that
+        normalise to nothing, such as "The") are kept in order; `extra_info` becomes the metadata.
+
+    Raises:
+        ValueError: a field is missing, empty or of the wrong type.
+    """
+    data_source = _text(row, columns.data_source, location)
+    extra_info = row.get(columns.extra_info)
+    if extra_info is not None and not isinstance(extra_info, Mapping):
+        raise _wrong_type(location, columns.extra_info, extra_info, "a mapping such as {index: 3}")
+    return Question(
+        uid=uid if uid is not None else location,
+        text=_question_text(row, columns, location),
+        golden_answers=_golden_answers(row, columns, location),
+        source=data_source or source or "unknown",
+        metadata={key: value for key, value in (extra_info or {}).items() if value is not None},
+    )
+
+
+def question_to_row(question: Question, split: str, index: int) -> dict[str, Any]:
+    """Write one question as a row of the Search-R1 / ZeroSearch parquet files.
+
+    Args:
+        question: what to write; its metadata must hold only what parquet can store.
+        split: "train", "validation" or "test", kept in `extra_info`.
+        index: position in the exported file, kept in `extra_info`.
+
+    Returns:
+        Columns `data_source`, `prompt`, `question`, `golden_answers`, `ability`, `reward_model`
+        and `extra_info` (the metadata, then split and index).
+    """
+    answers = list(question.golden_answers)
+    return {
+        "data_source": question.source,
+        "prompt": [{"role": "user", "content": question.text}],
+        "question": question.text,
+        "golden_answers": answers,
+        "ability": "fact-reasoning",
+        "reward_model": {"style": "rule", "ground_truth": {"target": answers}},
+        "extra_info": {**question.metadata, "split": split, "index": index},
+    }
+
+
+def _wrong_type(location: str, field: str, value: object, wanted: str) -> ValueError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return ValueError(
+        f"{location}: field '{field}' is {shown} ({type(value).__name__}); it must be {wanted}"
+    )
+
+
+def _text(row: Mapping[str, Any], field: str, location: str) -> str | None:
+    value = row.get(field)
+    if value is not None and not isinstance(value, str):
+        raise _wrong_type(location, field, value, "a string")
+    return value
+
+
+def _question_text(row: Mapping[str, Any], columns: Columns, location: str) -> str:
+    field = columns.question
+    text = _text(row, field, location)
+    if text is None:
+        field = columns.prompt
+        text = _user_text(row.get(field), field, location)
+    if text is None:
+        raise ValueError(
+            f"{location}: no question: fields '{columns.question}' and '{columns.prompt}' are both "
+            f"missing among {sorted(row)}; name the column with columns.question=..."
+        )
+    if not text.strip():
+        raise ValueError(
+            f"{location}: field '{field}' is {text!r}, an empty question; "
+            f"write the question or remove the row"
+        )
+    return text.strip()
+
+
+def _user_text(prompt: object, field: str, location: str) -> str | None:
+    """Text of the last user message, which is the question where few-shot examples precede it."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    messages = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+    wanted = "a list of {role, content} messages, one of them with role 'user'"
+    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+        raise _wrong_type(location, field, prompt, wanted)
+    texts = [message.get("content") for message in messages if message.get("role") == "user"]
+    if not texts or not isinstance(texts[-1], str):
+        raise _wrong_type(location, field, prompt, wanted)
+    return texts[-1]
+
+
+def _golden_answers(row: Mapping[str, Any], columns: Columns, location: str) -> tuple[str, ...]:
+    field, value = columns.golden_answers, row.get(columns.golden_answers)
+    if value is None:
+        field, value = _ground_truth(row.get(columns.reward_model), columns.reward_model, location)
+    if value is None:
+        field, value = columns.answer, row.get(columns.answer)
+    if value is None:
+        raise ValueError(
+            f"{location}: no golden answers: fields '{columns.golden_answers}', "
+            f"'{columns.reward_model}.ground_truth' and '{columns.answer}' are all missing among "
+            f"{sorted(row)}; name the column with columns.golden_answers=... or columns.answer=..."
+        )
+    answers = tuple(text.strip() for text in _strings(value, field, location) if text.strip())
+    if not answers:
+        raise ValueError(
+            f"{location}: field '{field}' is {value!r}: no golden answer that is not empty; "
+            f"give at least one or remove the row"
+        )
+    return answers
+
+
+def _ground_truth(reward_model: object, field: str, location: str) -> tuple[str, object]:
+    if reward_model is None:
+        return field, None
+    if not isinstance(reward_model, Mapping):
+        raise _wrong_type(location, field, reward_model, "a mapping with key 'ground_truth'")
+    field, value = f"{field}.ground_truth", reward_model.get("ground_truth")
+    if isinstance(value, Mapping):
+        if value.get("target") is None:
+            raise _wrong_type(location, field, value, "a mapping with key 'target'")
+        field, value = f"{field}.target", value["target"]
+    return field, value
+
+
+def _strings(value: object, field: str, location: str) -> list[str]:
+    values = value.tolist() if isinstance(value, np.ndarray) else value
+    # a zero-dimensional array has become its scalar, to be read like a bare string
+    listed = list(values) if isinstance(values, (list, tuple)) else [values]
+    texts = [item for item in listed if isinstance(item, str)]
+    if len(texts) < len(listed):
+        raise _wrong_type(
+            location, field, value, "a string or a list of strings (quote numbers and dates)"
+        )
+    return [part for text in texts for part in text.split(ANSWER_SEPARATOR)]

@@ -1,0 +1,82 @@
+"""The one interface behind which every sampler of tokens stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+CompletionStop = Literal[
+    "stop",  # a stop string was completed
+    "eos",  # the policy ended its text
+    "length",  # max_new_tokens, or the model's context, was used up
+]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Sampling:
+    """How one completion is sampled; the defaults sample from the policy's own distribution."""
+
+    max_new_tokens: int
+    seed: int  # 64 bits; the same seed gives the same draws whoever shares the batch
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # 1 is off
+    top_k: int = 0  # 0 is off
+    stop: tuple[str, ...] = ()  # texts that end the completion and stay in it
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"Sampling.max_new_tokens={self.max_new_tokens}: must be at least 1")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"Sampling.seed={self.seed}: must lie in [0, 2**64)")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"Sampling.temperature={self.temperature}: must be finite and >= 0 (0 is greedy)"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"Sampling.top_p={self.top_p}: must lie in (0, 1] (1 is off)")
+        if self.top_k < 0:
+            raise ValueError(f"Sampling.top_k={self.top_k}: must be >= 0 (0 is off)")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"Sampling.stop={self.stop!r}: must be a tuple of non-empty strings")
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Completion:
+    """What was sampled for one prompt. Shapes: `token_ids`, `logprobs` [R], R >= 1."""
+
+    token_ids: list[int]  # every sampled token: those that complete the stop string and EOS too
+    logprobs: list[float]  # under the distribution sampled from; greedy: under the plain softmax
+    text: str  # decoded `token_ids` without the control tokens (EOS, BOS, padding)
+    stop_reason: CompletionStop
+    weight_version: int  # number of weight syncs before the first token was sampled
+
+
+class Generator(Protocol):
+    """Samples completions; safe to call concurrently, which is how requests get batched."""
+
+    def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Say which policy samples; called before the first request."""
+        ...
+
+    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
+        """Sample one completion of the prompt.
+
+        Args:
+            prompt_ids: token ids [P], P >= 1; never cut.
+            sampling: length, randomness and stops.
+
+        Raises:
+            ValueError: the prompt is empty or leaves no room in the model's context.
+        """
+        ...
+
+    async def sync_weights(self, policy: nn.Module) -> None:
+        """Sample from the policy's present weights from now on; whatever was cached is dropped."""
+        ...
+
+    async def release(self) -> None:
+        """Give back memory that is only of use while trajectories are being continued."""
+        ...

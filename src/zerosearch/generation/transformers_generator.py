@@ -1,0 +1,241 @@
+"""Generator on the policy's own transformers module: continuous batching on the event loop.
+
+One task, the pump, runs while anything waits or decodes: it lets coroutines submit, admits what
+waits, samples one token for every row, and resolves finished rows at once, so that their searches
+run while the others decode. There is no thread: given the same order of arrivals, batches and so
+results are the same bit for bit. Nothing here outlives its event loop but the KV of finished turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from zerosearch.generation.attention import generating, sampling_step
+from zerosearch.generation.bound_policy import BoundPolicy
+from zerosearch.generation.decoder import BatchDecoder, Row
+from zerosearch.generation.generator import Completion, CompletionStop, Sampling
+from zerosearch.generation.sampling import draw_uniforms
+from zerosearch.generation.stops import StopMatcher
+
+# A coroutine whose search came back passes through a few callbacks before it submits again.
+_QUIET_TURNS = 3
+
+# A prefill stops all decoding rows, and a few prompts cost little less than many: wait until this
+# share of the decoding rows is replaced, but for so many tokens at most.
+_ADMIT_SHARE = 1 / 8
+_ADMIT_WITHIN_STEPS = 8
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Request(Row):
+    """A row and its caller."""
+
+    future: asyncio.Future[Completion]
+    limit: int  # sampled tokens at most
+    matcher: StopMatcher
+    weight_version: int
+
+
+class TransformersGenerator:
+    """Samples with a causal LM of transformers, on any device, in the caller's precision.
+
+    Bit-for-bit replay needs deterministic arrivals: engines that do not wait for a clock.
+
+    Args:
+        max_batch: rows that decode together at most; further requests wait.
+        reuse_kv: keep the KV of finished rows for prompts that continue them.
+        kv_budget_tokens: tokens of finished rows to keep KV of; the oldest go first.
+        prefill_tokens: tokens that one prefill forward reads at most (at least one prompt).
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch: int = 256,
+        reuse_kv: bool = True,
+        kv_budget_tokens: int = 131_072,
+        prefill_tokens: int = 4_096,
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("prefill_tokens", prefill_tokens)):
+            if value < 1:
+                raise ValueError(f"generator.{name}={value}: must be at least 1")
+        if kv_budget_tokens < 0:
+            raise ValueError(f"generator.kv_budget_tokens={kv_budget_tokens}: must be >= 0")
+        self.weight_version = 0
+        self._max_batch = max_batch
+        self._prefill_tokens = prefill_tokens
+        self._keep_kv = reuse_kv and kv_budget_tokens > 0
+        self._kv_budget_tokens = kv_budget_tokens if self._keep_kv else 0
+        self._policy: BoundPolicy | None = None
+        self._decoder: BatchDecoder[_Request] | None = None
+        self._waiting: deque[_Request] = deque()
+        self._arrivals = 0
+        self._held_steps = 0
+        self._pump: asyncio.Task[None] | None = None
+
+    def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Say which policy samples; see `BoundPolicy` for what is refused.
+
+        Args:
+            model: causal LM (a PEFT wrapper too) on its final device.
+            tokenizer: the one that made the prompts.
+        """
+        if self._pump is not None:
+            raise ValueError("generator.bind: requests are running; bind before or after a rollout")
+        self._policy = BoundPolicy(model, tokenizer)
+        self._decoder = BatchDecoder(
+            self._policy.model, self._kv_budget_tokens, self._prefill_tokens
+        )
+
+    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
+        """Sample one completion together with whatever else is waiting; see `Generator`."""
+        request = self._request(prompt_ids, sampling)
+        self._waiting.append(request)
+        self._arrivals += 1
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._run(), name="generator")
+        return await request.future
+
+    async def sync_weights(self, policy: nn.Module) -> None:
+        """Count a new version of the shared module's weights and drop all KV of the old one.
+
+        Call it after every change of the weights. Rows that are decoding go on with the new
+        weights: their KV is computed anew.
+
+        Raises:
+            ValueError: `policy` is not the bound module.
+        """
+        bound, decoder = self._binding()
+        if policy is not bound.model:
+            raise ValueError(
+                f"sync_weights got a {type(policy).__name__} that is not the bound model: this "
+                "generator samples from the module it shares with training; call bind() with it"
+            )
+        self.weight_version += 1
+        decoder.forget()
+        self._waiting.extendleft(reversed(decoder.evict()))
+
+    async def release(self) -> None:
+        """Drop the KV of finished rows."""
+        self._binding()[1].forget()
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Tokens of prompts read by the model so far: the fewer, the more was reused."""
+        return self._binding()[1].prefilled_tokens
+
+    def _binding(self) -> tuple[BoundPolicy, BatchDecoder[_Request]]:
+        if self._policy is None or self._decoder is None:
+            raise ValueError("generator: no model yet; call bind(model, tokenizer) first")
+        return self._policy, self._decoder
+
+    def _request(self, prompt_ids: list[int], sampling: Sampling) -> _Request:
+        policy, _ = self._binding()
+        if not prompt_ids:
+            raise ValueError("prompt_ids is empty: start the prompt with BOS or a template")
+        limit = sampling.max_new_tokens
+        if policy.context is not None:
+            limit = min(limit, policy.context - len(prompt_ids))
+        if limit < 1:
+            raise ValueError(
+                f"prompt_ids has {len(prompt_ids)} tokens, the model's context "
+                f"(max_position_embeddings) is {policy.context}: shorten the prompt or lower the "
+                "rollout's context budget"
+            )
+        return _Request(
+            ids=list(prompt_ids),
+            prompt_length=len(prompt_ids),
+            sampling=sampling,
+            uniforms=draw_uniforms(sampling),
+            future=asyncio.get_running_loop().create_future(),
+            limit=limit,
+            matcher=policy.matcher(sampling.stop),
+            weight_version=self.weight_version,
+        )
+
+    async def _run(self) -> None:
+        """The pump: ends when nothing waits or decodes, and leaves no state of its loop behind."""
+        policy, decoder = self._binding()
+        try:
+            with generating(policy.model):
+                while self._waiting or decoder.rows:
+                    await self._let_callers_submit()
+                    with sampling_step(policy.device):
+                        self._step(policy, decoder)
+        except Exception as error:
+            for request in [*self._waiting, *decoder.rows]:
+                if not request.future.done():
+                    request.future.set_exception(error)
+        finally:
+            for request in [*self._waiting, *decoder.evict()]:
+                request.future.cancel()
+            self._waiting.clear()
+            self._held_steps = 0
+            self._pump = None
+
+    async def _let_callers_submit(self) -> None:
+        quiet, seen = 0, self._arrivals
+        while quiet < _QUIET_TURNS:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if self._arrivals == seen else 0
+            seen = self._arrivals
+
+    def _step(self, policy: BoundPolicy, decoder: BatchDecoder[_Request]) -> None:
+        """Cancelled rows out, waiting requests in, one token for every row, finished rows out."""
+        gone = [slot for slot, row in enumerate(decoder.rows) if row.future.done()]
+        decoder.remove(gone, keep_kv=False)
+        admitted = self._next_requests(len(decoder.rows))
+        if admitted:
+            decoder.admit(admitted)
+        if not decoder.rows:
+            return
+        decoder.step()
+        slots: list[int] = []
+        completions: list[tuple[_Request, Completion]] = []
+        for slot, row in enumerate(decoder.rows):
+            reason = _stop_reason(row, policy.eos_ids)
+            if reason is not None:
+                slots.append(slot)
+                completions.append((row, _completion(row, reason, policy)))
+        decoder.remove(slots, keep_kv=self._keep_kv)
+        for row, completion in completions:
+            row.future.set_result(completion)
+
+    def _next_requests(self, running: int) -> list[_Request]:
+        """Waiting requests that join now, in the order of arrival."""
+        enough = len(self._waiting) >= running * _ADMIT_SHARE
+        if not self._waiting or not (enough or self._held_steps >= _ADMIT_WITHIN_STEPS):
+            self._held_steps += bool(self._waiting)
+            return []
+        self._held_steps = 0
+        admitted: list[_Request] = []
+        while self._waiting and running + len(admitted) < self._max_batch:
+            request = self._waiting.popleft()
+            if not request.future.done():
+                admitted.append(request)
+        return admitted
+
+
+def _stop_reason(request: _Request, eos_ids: frozenset[int]) -> CompletionStop | None:
+    if request.ids[-1] in eos_ids:
+        return "eos"
+    if request.matcher.completes(request.ids, request.prompt_length):
+        return "stop"
+    if len(request.logprobs) >= request.limit:
+        return "length"
+    return None
+
+
+def _completion(request: _Request, reason: CompletionStop, policy: BoundPolicy) -> Completion:
+    return Completion(
+        token_ids=request.sampled,
+        logprobs=request.logprobs,
+        text=policy.text(request.sampled),
+        stop_reason=reason,
+        weight_version=request.weight_version,
+    )

@@ -1,0 +1,129 @@
+"""From messages to prompt token ids: padding, end and begin tokens, chat templates.
+
+The vocabulary is never changed: an added token has an untrained embedding, and resizing breaks the
+exact resume and the reference policy. Padding is by mask, so pad = EOS is fine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from jinja2.exceptions import TemplateError
+from tokenizers import processors
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+Message = dict[str, str]
+
+
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> PreTrainedTokenizerBase:
+    """Give a tokenizer what training needs, in place: a pad token and the BOS of its family.
+
+    Args:
+        tokenizer: as loaded.
+        config: configuration of the model it belongs to.
+
+    Raises:
+        ValueError: no EOS token, or more token ids than the model has embeddings.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer of model.path has no EOS token, so that no turn could end: set "
+            "eos_token in its tokenizer_config.json"
+        )
+    top_id = max(tokenizer.get_vocab().values())
+    vocabulary = config.get_text_config().vocab_size
+    if top_id >= vocabulary:
+        raise ValueError(
+            f"the tokenizer has token id {top_id} but the model only {vocabulary} embeddings: "
+            "set model.path / model.tokenizer_path to a pair that belongs together"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if needs_bos(tokenizer, config) and not adds_bos(tokenizer):
+        _add_bos_rule(tokenizer)
+    return tokenizer
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a BOS before plain text (Llama does, Qwen has none)."""
+    if tokenizer.bos_token_id is None:
+        return False
+    return tokenizer.encode("", add_special_tokens=True)[:1] == [tokenizer.bos_token_id]
+
+
+def needs_bos(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> bool:
+    """Whether the model was trained on text that starts with a BOS.
+
+    The tokenizer says so itself, except where a conversion (GGUF) lost the rule: Gemma models are
+    always fed a BOS and write nonsense without it.
+    """
+    if tokenizer.bos_token_id is None:
+        return False
+    return adds_bos(tokenizer) or config.model_type.startswith("gemma")
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encode plain text as the start of a sequence.
+
+    The BOS is put there exactly once where the tokenizer is set to add it, also when the text
+    already starts with it. An EOS or separator that a tokenizer would append is left out.
+
+    Returns:
+        Token ids [P].
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    bos = [cast(int, tokenizer.bos_token_id)] if adds_bos(tokenizer) else []
+    return ids if ids[:1] == bos else bos + ids
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: bool
+) -> list[int]:
+    """Token ids of a prompt, up to the point where the policy starts to write.
+
+    Args:
+        tokenizer: prepared by `prepare_tokenizer`.
+        messages: {"role", "content"} in order.
+        chat: True applies the chat template, which alone decides about the BOS; False joins the
+            contents with an empty line and encodes them as plain text (base models).
+
+    Raises:
+        ValueError: chat without a chat template, or the template refuses the messages.
+    """
+    if not chat:
+        return encode_prompt(tokenizer, "\n\n".join(message["content"] for message in messages))
+    check_chat(tokenizer)
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise ValueError(
+            f"the chat template of the tokenizer refuses messages with the roles {roles} "
+            f"({error}): change the roles of the prompt template, or set model.chat=false"
+        ) from error
+    return cast(list[int], ids)
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError when the tokenizer has no chat template."""
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "model.chat=true, but the tokenizer has no chat template: set model.chat=false (base "
+            "models read plain text), or use the instruct version of the model"
+        )
+
+
+def _add_bos_rule(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a fast tokenizer put the BOS itself, so that the rule is exported with it."""
+    backend = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
+    bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
+    rule = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, bos_id)]
+    )
+    earlier = backend.post_processor
+    backend.post_processor = processors.Sequence([earlier, rule]) if earlier else rule

@@ -1,0 +1,118 @@
+"""The settings of an episode: one value each for training, validation, evaluation and inference."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from zerosearch.search.formatters import get_formatter
+from zerosearch.types import Question
+
+_SHIPPED = Path(str(resources.files("zerosearch.rollout") / "prompts"))
+
+
+@dataclass(kw_only=True, frozen=True)
+class EpisodeSettings:
+    """What an episode looks like; stored in every checkpoint and export (invariant 16).
+
+    Token budgets end a turn or an episode with a stop reason, they never cut the prompt.
+    """
+
+    prompt_template: str  # name of a shipped template or path of a jinja2 file
+    formatter: str = "zerosearch"  # how a document is shown, see search/formatters.py
+    max_turns: int = 5  # searches an episode may make; one more turn must answer
+    top_k: int = 5  # documents per search
+    max_prompt_tokens: int = 2048
+    max_turn_tokens: int = 500
+    max_observation_tokens: int = 2048
+    max_context_tokens: int = 4096
+    invalid_hint: str | None = (
+        None  # inserted after a turn without an action; None ends the episode
+    )
+    search_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        get_formatter(self.formatter)
+        self._check_numbers()
+        if self.invalid_hint is not None and not self.invalid_hint.strip():
+            raise ValueError(
+                f"episode.invalid_hint={self.invalid_hint!r} says nothing: write a sentence, or "
+                "give null to end the episode instead"
+            )
+        if _PLACEHOLDER.text not in self.render_prompt(_PLACEHOLDER):
+            raise ValueError(
+                f"episode.prompt_template={self.prompt_template!r} does not show the question: "
+                "write {{ question }} where it belongs"
+            )
+
+    def _check_numbers(self) -> None:
+        positive = ("max_prompt_tokens", "max_turn_tokens", "max_observation_tokens", "top_k")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"episode.{name}={getattr(self, name)}: give 1 or more")
+        if self.max_turns < 0:
+            raise ValueError(f"episode.max_turns={self.max_turns}: give 0 (no search) or more")
+        if not self.search_timeout_s > 0:
+            raise ValueError(
+                f"episode.search_timeout_s={self.search_timeout_s}: give seconds, more than 0"
+            )
+        if self.max_prompt_tokens + self.max_turn_tokens > self.max_context_tokens:
+            raise ValueError(
+                f"episode.max_context_tokens={self.max_context_tokens} does not hold a prompt of "
+                f"{self.max_prompt_tokens} and a turn of {self.max_turn_tokens} tokens: raise it "
+                "or lower episode.max_prompt_tokens / episode.max_turn_tokens"
+            )
+
+    @cached_property
+    def template(self) -> jinja2.Template:
+        """The compiled prompt template.
+
+        Raises:
+            ValueError: neither a shipped template nor a file, or not the syntax of jinja2.
+        """
+        for path in (Path(self.prompt_template), _SHIPPED / f"{self.prompt_template}.j2"):
+            if path.is_file():
+                environment = jinja2.Environment(
+                    undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+                )
+                try:
+                    return environment.from_string(path.read_text(encoding="utf-8"))
+                except jinja2.TemplateSyntaxError as error:
+                    raise ValueError(
+                        f"episode.prompt_template={self.prompt_template!r}, line {error.lineno}: "
+                        f"{error.message}; mend the template"
+                    ) from error
+        names = sorted(path.stem for path in _SHIPPED.glob("*.j2"))
+        raise ValueError(
+            f"episode.prompt_template={self.prompt_template!r} is no file and no shipped template: "
+            f"give a path or one of {names}"
+        )
+
+    def render_prompt(self, question: Question) -> str:
+        """The prompt text of a question.
+
+        Raises:
+            ValueError: the template uses a name that is not given to it.
+        """
+        try:
+            return self.template.render(
+                question=question.text, max_turns=self.max_turns, top_k=self.top_k
+            )
+        except jinja2.UndefinedError as error:
+            raise ValueError(
+                f"episode.prompt_template={self.prompt_template!r}: {error.message}; a template "
+                "may use question, max_turns and top_k"
+            ) from error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with the template's text, for checkpoints and exports."""
+        return {**dataclasses.asdict(self), "prompt_text": self.render_prompt(_PLACEHOLDER)}
+
+
+_PLACEHOLDER = Question(uid="placeholder", text="{question}", golden_answers=("",))

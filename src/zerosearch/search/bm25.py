@@ -1,0 +1,254 @@
+"""BM25 over a passage corpus: the real engine that runs anywhere, with no server and no key.
+
+The paper evaluates against a web search engine; here BM25 (through the library bm25s) plays that
+part. It ignores the golden answers and the noise probability of a request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+import unicodedata
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import bm25s
+import numpy as np
+from bm25s.tokenization import Tokenizer
+
+from zerosearch.search.corpus import Passage, read_corpus
+from zerosearch.types import Document, SearchRequest, SearchResult
+
+# bm25s sets its logger to DEBUG when imported, which would flood a run that logs everything.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
+
+TOKEN_PATTERN = r"\w+"  # one-letter words count: "Vitamin C", "Apollo 8"
+ANALYSER_VERSION = 1  # raise it when `fold_text` changes: saved indexes are then built anew
+
+# Letters that Unicode does not decompose, although people search for them without the stroke.
+_PLAIN_LETTERS = str.maketrans(
+    {"ø": "o", "ł": "l", "đ": "d", "ı": "i", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe"}
+)
+
+
+class BM25Search:
+    """Search engine over a corpus; deterministic, with ties in corpus order.
+
+    Args:
+        corpus: Search-R1 corpus file (see `read_corpus`), or its passages.
+        k1: term-frequency saturation, at least 0. The defaults of k1 and b are those of bm25s; on
+            recorded searches of a trained agent they found more of the recorded documents than
+            1.2 / 0.75 (Lucene) and 0.9 / 0.4 (Anserini).
+        b: length normalisation, in [0, 1].
+        stopwords: language name or code that bm25s knows ("en"), the words themselves, or None.
+        index_dir: where to keep built indexes, or None to build one per process.
+
+    Raises:
+        ValueError: a parameter is out of range. A bad corpus is found by `prepare`.
+    """
+
+    def __init__(
+        self,
+        corpus: str | Path | Sequence[Passage],
+        k1: float = 1.5,
+        b: float = 0.75,
+        stopwords: str | Sequence[str] | None = "en",
+        index_dir: str | Path | None = None,
+    ) -> None:
+        if not 0 <= k1 < math.inf:
+            raise ValueError(f"k1: {k1} is not a number of at least 0; 1.5 is usual")
+        if not 0 <= b <= 1:
+            raise ValueError(f"b: {b} is outside [0, 1]; 0.75 is usual")
+        self.k1, self.b = k1, b
+        self.stopwords = _resolve_stopwords(stopwords)
+        self.index_dir = Path(index_dir) if index_dir is not None else None
+        self._corpus = corpus
+        self._passages: list[Passage] = []
+        self._index: bm25s.BM25 | None = None
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """Return the best passages that share a term with the query, at most `request.top_k`.
+
+        A query without a known term gets no documents: an empty result, not an error.
+
+        Raises:
+            ValueError: `top_k` is below 1, or the corpus is bad (first call without `prepare`).
+        """
+        self.prepare()
+        started = time.perf_counter()
+        # Answered on the event loop, not in a thread: a query takes well under a millisecond, and
+        # the order in which trajectories get their answers stays a function of the program alone,
+        # which resume bit for bit rests on.
+        passages = self.retrieve(request.query, request.top_k)
+        return SearchResult(
+            documents=tuple(Document(title=p.title, text=p.text) for p in passages),
+            requested=request.top_k,
+            noisy=None,
+            latency_s=time.perf_counter() - started,
+        )
+
+    def retrieve(self, query: str, top_k: int) -> list[Passage]:
+        """The best passages of a query, best first; equal scores in corpus order.
+
+        Args:
+            query: plain text.
+            top_k: most passages to return, at least 1; may exceed the corpus.
+
+        Raises:
+            ValueError: `top_k` is below 1, or the corpus is bad (first call without `prepare`).
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k: {top_k} documents were asked for; ask for 1 or more")
+        index = self.prepare()
+        terms = bm25s.tokenize(
+            fold_text(query),
+            lower=False,
+            token_pattern=TOKEN_PATTERN,
+            stopwords=list(self.stopwords),
+            return_ids=False,
+            show_progress=False,
+        )
+        term_ids = index.get_tokens_ids(terms[0])  # type: ignore[index]  # a list without ids
+        if not term_ids:
+            return []
+        positions = best_positions(index.get_scores_from_ids(term_ids), top_k)
+        return [self._passages[position] for position in positions]
+
+    def prepare(self) -> bm25s.BM25:
+        """Read the corpus and build or load its index, once; called by the first search otherwise.
+
+        Returns:
+            The index, whose document positions are those of the corpus.
+
+        Raises:
+            ValueError: the corpus is bad or has no words, or a saved index is damaged.
+        """
+        if self._index is None:
+            passages = _load_passages(self._corpus)
+            if self.index_dir is None:
+                index = self._build(passages)
+            else:
+                index = self._load_or_build(passages, self.index_dir)
+            self._passages, self._index = passages, index
+        return self._index
+
+    def _build(self, passages: list[Passage]) -> bm25s.BM25:
+        tokens = bm25s.tokenize(
+            [fold_text(f"{passage.title}\n{passage.text}") for passage in passages],
+            lower=False,
+            token_pattern=TOKEN_PATTERN,
+            stopwords=list(self.stopwords),
+            show_progress=False,
+        )
+        assert isinstance(tokens, bm25s.tokenization.Tokenized)
+        if not tokens.vocab:
+            raise ValueError(
+                "corpus: passages hold nothing but stop words; there is nothing to find"
+            )
+        # numpy by name: the numba backend, where installed, may sum scores in another order.
+        index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene", backend="numpy")
+        index.index(tokens, create_empty_token=False, show_progress=False)
+        return index
+
+    def _load_or_build(self, passages: list[Passage], index_dir: Path) -> bm25s.BM25:
+        # The fingerprint is the folder's name, so an index of another corpus is never picked up.
+        folder = index_dir / f"bm25-{self.fingerprint(passages)}"
+        if folder.is_dir():
+            return _load_index(folder, len(passages))
+        index = self._build(passages)
+        _save_index(index, folder)
+        return index
+
+    def fingerprint(self, passages: Iterable[Passage]) -> str:
+        """Hex digest [32] of all that an index depends on: texts in order, parameters, versions."""
+        digest = hashlib.blake2b(digest_size=16)
+        versions = [ANALYSER_VERSION, bm25s.__version__, unicodedata.unidata_version]
+        settings = [self.k1, self.b, "lucene", TOKEN_PATTERN, self.stopwords, versions]
+        digest.update(json.dumps(settings).encode())
+        for passage in passages:
+            digest.update(json.dumps([passage.title, passage.text]).encode())
+        return digest.hexdigest()
+
+
+def fold_text(text: str) -> str:
+    """Lower-case letters without accents, so that `Łódź`, `LODZ` and `lodz` are one word."""
+    if text.isascii():
+        return text.lower()
+    decomposed = unicodedata.normalize("NFKD", text)
+    bare = "".join(char for char in decomposed if not unicodedata.combining(char))
+    return bare.casefold().translate(_PLAIN_LETTERS)
+
+
+def best_positions(scores: np.ndarray, count: int) -> list[int]:
+    """Positions of the highest positive scores, highest first, equal scores by position.
+
+    Args:
+        scores: [N], not negative.
+        count: most positions to return, at least 1.
+
+    Returns:
+        At most `count` positions; fewer when fewer scores are positive.
+    """
+    positions = np.flatnonzero(scores > 0)
+    values = scores[positions]
+    if count < len(values):
+        # A partition alone would keep an arbitrary choice among those tied at the boundary.
+        boundary = np.partition(values, len(values) - count)[len(values) - count]
+        positions = positions[values >= boundary]
+    order = np.argsort(-scores[positions], kind="stable")[:count]
+    return positions[order].tolist()
+
+
+def _load_passages(corpus: str | Path | Sequence[Passage]) -> list[Passage]:
+    passages = read_corpus(corpus) if isinstance(corpus, str | Path) else list(corpus)
+    if not passages:
+        raise ValueError("corpus: the list of passages is empty; give at least one")
+    return passages
+
+
+def _resolve_stopwords(stopwords: str | Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(stopwords, str):
+        try:
+            stopwords = Tokenizer(stopwords=stopwords).stopwords
+        except ValueError as error:
+            raise ValueError(
+                f"stopwords: {stopwords!r} is no language that bm25s knows; "
+                "give 'en', a list of words or null"
+            ) from error
+    return tuple(sorted({fold_text(word) for word in stopwords or ()}))
+
+
+def _load_index(folder: Path, passage_count: int) -> bm25s.BM25:
+    try:
+        index = bm25s.BM25.load(folder, show_progress=False)
+        starts = index.scores["indptr"]
+        entries = {len(index.scores["data"]), len(index.scores["indices"]), int(starts[-1])}
+        whole = len(starts) == len(index.vocab_dict) + 1 and len(entries) == 1
+        if not whole or index.scores["num_docs"] != passage_count:
+            raise ValueError("its arrays do not fit together")
+    except (OSError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"index_dir: the saved index {folder} is damaged ({error}); delete that folder"
+        ) from error
+    return index
+
+
+def _save_index(index: bm25s.BM25, folder: Path) -> None:
+    # Written beside its place and renamed: no reader, and no run after a kill, sees half an index.
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    try:
+        index.save(partial, show_progress=False)
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            # Another process of the same run may have saved the same index first.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

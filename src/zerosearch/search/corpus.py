@@ -1,0 +1,197 @@
+r"""Passage corpora in the Search-R1 format: one JSON object per line.
+
+A row is `{"id": "0", "contents": "\"Title\"\ntext"}`, in a `.jsonl` or `.jsonl.gz` file. A corpus
+with one bad row is refused whole: an index silently short of a passage would change every score
+measured on it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Passage:
+    """One passage of a corpus; `title` is empty where the row has no title line.
+
+    Raises:
+        ValueError: a field is not text, `id` or `text` is empty, or `title` has several lines.
+    """
+
+    id: str
+    title: str
+    text: str
+
+    def __post_init__(self) -> None:
+        for name in ("id", "title", "text"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"field '{name}' is {value!r}; it must be a string")
+            if name != "title" and not value.strip():
+                raise ValueError(f"field '{name}' is empty; fill it or delete the row")
+            _check_encodable(name, value)
+        if "\n" in self.title:
+            raise ValueError(f"field 'title' is {self.title!r}; a title has only one line")
+
+
+def read_corpus(path: str | Path) -> list[Passage]:
+    """Read a whole corpus, in file order.
+
+    Args:
+        path: a `.jsonl` or `.jsonl.gz` file. Blank lines are skipped.
+
+    Returns:
+        Passages with surrounding white space of title and text removed.
+
+    Raises:
+        ValueError: the file is missing, damaged or empty, or a row is bad: not JSON, a field
+            missing or of the wrong type, a passage without text, an id seen before. The message
+            names file, line and field.
+    """
+    path = _checked_path(path)
+    passages: list[Passage] = []
+    first_line: dict[str, int] = {}
+    for number, line in _numbered_lines(path):
+        try:
+            passage = _parse_row(line)
+            if passage.id in first_line:
+                raise ValueError(
+                    f"field 'id' is {passage.id!r}, used before on line {first_line[passage.id]}; "
+                    "give each passage its own id"
+                )
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        first_line[passage.id] = number
+        passages.append(passage)
+    if not passages:
+        raise ValueError(f"{path}: no passages in the file; a corpus needs at least one row")
+    return passages
+
+
+def write_corpus(path: str | Path, passages: Iterable[Passage]) -> None:
+    """Write a corpus that `read_corpus` reads back; the same passages always give the same bytes.
+
+    The file appears under its name only when it is whole.
+
+    Args:
+        path: target ending in `.jsonl` or `.jsonl.gz`; its folder is created.
+        passages: in the order of the file.
+
+    Raises:
+        ValueError: wrong suffix, or an id occurs twice.
+    """
+    path = Path(path)
+    _check_suffix(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as raw:
+            if path.name.endswith(".gz"):
+                # A time stamp in the gzip header would make two equal corpora differ in bytes.
+                with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
+                    _write_rows(path, passages, cast(IO[bytes], packed))
+            else:
+                _write_rows(path, passages, raw)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def split_contents(contents: str) -> tuple[str, str]:
+    """Split the `contents` of a row into title and text.
+
+    The first line is the title when it stands in double quotes and another line follows; quotes
+    inside the title are its own. Otherwise all of `contents` is text and the title is empty.
+
+    Returns:
+        Title and text without surrounding white space; either may be empty.
+    """
+    first, newline, rest = contents.lstrip().partition("\n")
+    first = first.strip()
+    if newline and len(first) >= 2 and first.startswith('"') and first.endswith('"'):
+        return first[1:-1].strip(), rest.strip()
+    return "", contents.strip()
+
+
+def join_contents(title: str, text: str) -> str:
+    """The `contents` that `split_contents` splits into the same title and text."""
+    # An untitled text may itself open with a quoted line: an empty title line keeps that line text.
+    if title or split_contents(text) != ("", text.strip()):
+        return f'"{title}"\n{text}'
+    return text
+
+
+def _parse_row(line: bytes) -> Passage:
+    try:
+        row: Any = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"row is not UTF-8 JSON ({error}); write one object per line") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"row is a {type(row).__name__}; write an object with 'id' and 'contents'")
+    for name in ("id", "contents"):
+        if name not in row:
+            raise ValueError(f"field '{name}' is missing; the row has {sorted(row)}")
+    identity, contents = row["id"], row["contents"]
+    if isinstance(identity, bool) or not isinstance(identity, str | int):
+        raise ValueError(f"field 'id' is {identity!r}; it must be a string or a whole number")
+    if not isinstance(contents, str):
+        raise ValueError(f"field 'contents' is {contents!r}; it must be a string")
+    title, text = split_contents(contents)
+    if not text:
+        raise ValueError(f"field 'contents' is {contents!r}: no text; add it or delete the row")
+    return Passage(id=str(identity), title=title, text=text)
+
+
+def _write_rows(path: Path, passages: Iterable[Passage], file: IO[bytes]) -> None:
+    seen: set[str] = set()
+    for passage in passages:
+        if passage.id in seen:
+            raise ValueError(f"{path}: field 'id' is {passage.id!r} in two passages; rename one")
+        seen.add(passage.id)
+        row = {"id": passage.id, "contents": join_contents(passage.title, passage.text)}
+        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path}, after line {number}: the file cannot be read ({error}); get a whole copy"
+        ) from error
+
+
+def _checked_path(path: str | Path) -> Path:
+    path = Path(path)
+    _check_suffix(path)
+    if not path.is_file():
+        raise ValueError(f"corpus file {path} does not exist; give the path of a .jsonl[.gz] file")
+    return path
+
+
+def _check_suffix(path: Path) -> None:
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"corpus file {path} must end in {' or '.join(SUFFIXES)}")
+
+
+def _check_encodable(name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        # JSON may carry half a surrogate pair; it would fail only later, inside a tokenizer.
+        raise ValueError(
+            f"field '{name}' holds half a character ({error.reason}) at {error.start}; repair it"
+        ) from error

@@ -1,0 +1,419 @@
+"""The policy's training as a LightningModule.
+
+`training_step` is one policy step: roll out, score, compare within groups, update. It differs from
+the reference code in what it keeps exact: tokens are trained as they were sampled, losses are
+normalised by global counts, and a trajectory hit by a failed search is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase
+
+from zerosearch.algorithms.advantages import zero_variance_groups
+from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.generation.generator import Generator
+from zerosearch.policy.export import save_policy
+from zerosearch.policy.reference import ReferencePolicy
+from zerosearch.policy.source import PolicySource
+from zerosearch.reward.rubric import RewardScore, Rubric
+from zerosearch.rollout.rollouter import Decoding, Rollouter
+from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.search.engine import SearchEngine
+from zerosearch.training.batching import collate, select, split_mini_batches
+from zerosearch.training.distributed import gather_objects, world_size
+from zerosearch.training.evaluation import Evaluation, EvaluationRun
+from zerosearch.training.metrics import Means, rollout_means
+from zerosearch.training.record import StepRecord
+from zerosearch.training.update import PolicyUpdater
+from zerosearch.types import PolicyBatch, Question, Trajectory
+
+
+class SearchPolicyModule(LightningModule):
+    """Trains a policy to search.
+
+    Args:
+        policy: the model that is trained.
+        algorithm: advantages and loss.
+        generator: samples tokens from the policy.
+        search: answers the queries of training.
+        episode: the shape of an episode, for training and evaluation alike.
+        optimizer: from parameters, e.g. a partial of AdamW.
+        schedule: from optimizer and number of updates, e.g. a partial of `warmup_schedule`.
+        evaluations: by name; each answers the validation and test questions with its own engine.
+            The first one is the headline.
+        policy_steps: steps of the whole run; a step is one batch of questions.
+        rubric: scores trajectories; the paper's token F1 by default.
+        decoding: of training rollouts.
+        tokens_per_micro_batch: padded tokens of one forward and backward pass.
+        logprob_chunk_tokens: rows of logits held at a time.
+        gradient_clip: largest gradient norm.
+        max_failed_share: share of trajectories that may fail by a search error before the run
+            stops.
+        seed: of rollouts, together with step, question, sibling and turn.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: PolicySource,
+        algorithm: Algorithm,
+        generator: Generator,
+        search: SearchEngine,
+        episode: EpisodeSettings,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[[Optimizer, int], LRScheduler],
+        evaluations: Mapping[str, Evaluation],
+        policy_steps: int,
+        rubric: Rubric | None = None,
+        decoding: Decoding | None = None,
+        tokens_per_micro_batch: int = 16_384,
+        logprob_chunk_tokens: int = 4_096,
+        gradient_clip: float = 1.0,
+        max_failed_share: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if policy_steps < 1:
+            raise ValueError(f"policy_steps={policy_steps}: give 1 or more")
+        decoding = decoding or Decoding()
+        if decoding.temperature == 0:
+            raise ValueError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
+        self.automatic_optimization = False
+        self.policy_source = policy
+        self.algorithm = algorithm
+        self.generator = generator
+        self.search = search
+        self.episode = episode
+        self.optimizer_factory = optimizer
+        self.schedule_factory = schedule
+        self.evaluations = dict(evaluations)
+        self.policy_steps = policy_steps
+        self.rubric = rubric or Rubric()
+        self.decoding = decoding
+        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.logprob_chunk_tokens = logprob_chunk_tokens
+        self.gradient_clip = gradient_clip
+        self.max_failed_share = max_failed_share
+        self.seed = seed
+        self.policy_step = 0  # completed policy steps
+        self.noise_probability = 0.0  # set by the curriculum before each step
+        self.phase = "val"  # or "start", "test": under which name evaluations are logged
+        self.latest: StepRecord | None = None
+        self.train_metrics: dict[str, float] = {}  # of the last policy step
+        self.start_metrics: dict[str, float] = {}  # evaluation before training, kept for resume
+        self.evaluation_metrics: dict[str, float] = {}  # of the last evaluation
+        self.model: nn.Module | None = None
+        self.reference: ReferencePolicy | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._rollouter: Rollouter | None = None
+        self._evaluation_run: EvaluationRun | None = None
+
+    # -- set-up ------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load policy, tokenizer and, where the loss needs it, the reference policy."""
+        if self.model is not None:
+            return
+        self.tokenizer = self.policy_source.load_tokenizer()
+        self.model = self.policy_source.load_model()
+        if self.algorithm.needs_reference:
+            self.reference = ReferencePolicy.from_policy(self.model)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        assert self.model is not None
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = self.optimizer_factory(trainable)
+        updates = self.policy_steps * self.algorithm.inner_epochs * self.algorithm.mini_batches
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.schedule_factory(optimizer, updates)},
+        }
+
+    def rollouter(self) -> Rollouter:
+        """The rollouter over the loaded policy."""
+        if self._rollouter is None:
+            assert self.model is not None and self.tokenizer is not None
+            self.generator.bind(self.model, self.tokenizer)
+            self._rollouter = Rollouter(
+                self.generator, self.tokenizer, self.episode, chat=self.policy_source.chat
+            )
+        return self._rollouter
+
+    # -- training ----------------------------------------------------------------------------
+
+    def training_step(self, batch: list[Question], batch_index: int) -> None:
+        """One policy step on this rank's questions."""
+        started = time.perf_counter()
+        trajectories, sync_s = self._roll_out(batch)
+        rolled_out = time.perf_counter()
+        scores = self._score(trajectories)
+        advantages, zero_groups = self._advantages(trajectories, scores)
+        means = rollout_means(trajectories, scores)
+        metrics = self._learn(trajectories, advantages)
+        finished = time.perf_counter()
+
+        metrics |= means.reduced()
+        metrics |= {
+            "advantage/zero_groups": zero_groups,
+            "curriculum/noise_probability": self.noise_probability,
+            "time/rollout_s": rolled_out - started - sync_s,
+            "time/sync_s": sync_s,
+            "time/train_s": finished - rolled_out,
+            "memory/peak_gib": _peak_memory_gib(self.device),
+        }
+        metrics |= self._throughput(trajectories, finished - started)
+        self._record(trajectories, scores, advantages.tolist(), metrics)
+        self.train_metrics = metrics
+        self.policy_step += 1
+
+    def _roll_out(self, questions: list[Question]) -> tuple[list[Trajectory], float]:
+        """Sample this step's trajectories from the present weights; also seconds of the sync."""
+        rollouter = self.rollouter()
+
+        async def run() -> tuple[list[Trajectory], float]:
+            started = time.perf_counter()
+            await self.generator.sync_weights(self.model)
+            sync_s = time.perf_counter() - started
+            trajectories = await rollouter.rollout(
+                questions,
+                self.search,
+                group_size=self.algorithm.group_size,
+                noise_probability=self.noise_probability,
+                seed=self.seed,
+                step=self.policy_step,
+                decoding=self.decoding,
+                first_group=self.global_rank * len(questions),
+            )
+            await self.generator.release()
+            return trajectories, sync_s
+
+        trajectories, sync_s = asyncio.run(run())
+        self._check_failures(trajectories)
+        return trajectories, sync_s
+
+    def _check_failures(self, trajectories: list[Trajectory]) -> None:
+        """Stop the run when searches fail too often (invariant 4)."""
+        means = Means()
+        for trajectory in trajectories:
+            means.add("failed", not trajectory.valid)
+        failed = means.reduced().get("failed", 0.0)
+        errors = [t.error for t in trajectories if t.error is not None]
+        if failed > self.max_failed_share:
+            example = f", for example: {errors[0]}" if errors else ""
+            raise RuntimeError(
+                f"{failed:.0%} of the trajectories of step {self.policy_step} were lost to failed "
+                f"searches, more than max_failed_share={self.max_failed_share}{example}"
+            )
+
+    def _score(self, trajectories: list[Trajectory]) -> list[RewardScore | None]:
+        return [self.rubric.score(t) if t.valid else None for t in trajectories]
+
+    def _advantages(
+        self, trajectories: list[Trajectory], scores: list[RewardScore | None]
+    ) -> tuple[torch.Tensor, float]:
+        """Advantages [B] of this rank, compared over all ranks, and the share of equal groups."""
+        rows = [
+            (0.0 if score is None else score.total, trajectory.group, score is not None)
+            for trajectory, score in zip(trajectories, scores, strict=True)
+        ]
+        gathered = gather_objects(rows)
+        every = [row for part in gathered for row in part]
+        rewards_B = torch.tensor([row[0] for row in every])
+        group_B = torch.tensor([row[1] for row in every])
+        valid_B = torch.tensor([row[2] for row in every], dtype=torch.bool)
+        advantages = self.algorithm.advantage(rewards_B, group_B, valid_B)
+        start = sum(len(part) for part in gathered[: self.global_rank])
+        zero_groups = float(zero_variance_groups(rewards_B, group_B, valid_B))
+        return advantages[start : start + len(rows)], zero_groups
+
+    def _learn(self, trajectories: list[Trajectory], advantages: torch.Tensor) -> dict[str, float]:
+        """All optimizer updates of the step."""
+        assert self.model is not None and self.tokenizer is not None
+        model = self.model.train()
+        updater = PolicyUpdater(
+            self.algorithm,
+            tokens_per_micro_batch=self.tokens_per_micro_batch,
+            chunk_tokens=self.logprob_chunk_tokens,
+            temperature=self.decoding.temperature,
+            device=self.device,
+        )
+        pad_id = self.tokenizer.pad_token_id
+        batch = collate(trajectories, advantages, pad_id=pad_id)  # type: ignore[arg-type]
+        if self.algorithm.needs_old_logprobs:
+            batch.old_logprobs = updater.all_logprobs(
+                lambda micro: updater.token_stats(model, micro), batch
+            )
+        if self.reference is not None:
+            batch.ref_logprobs = updater.all_logprobs(self._reference_stats, batch)
+        means = Means()
+        rows = range(batch.input_ids.shape[0])
+        for epoch in range(self.algorithm.inner_epochs):
+            coordinates = (self.seed, self.policy_step, epoch, self.global_rank)
+            for part in split_mini_batches(len(rows), self.algorithm.mini_batches, *coordinates):
+                self._update(updater, select(batch, part), means)
+        return means.reduced()
+
+    def _reference_stats(self, micro: PolicyBatch):
+        assert self.reference is not None
+        return self.reference.token_logprobs(
+            micro.input_ids,
+            micro.attention_mask,
+            micro.sampled_mask,
+            temperature=self.decoding.temperature,
+            chunk_tokens=self.logprob_chunk_tokens,
+        )
+
+    def _update(self, updater: PolicyUpdater, batch: PolicyBatch, means: Means) -> None:
+        """One optimizer update; its metrics are added to `means`."""
+        assert self.model is not None
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
+        sums = updater.accumulate(self.model, batch, self.manual_backward)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+        self._check_finite(sums, norm)
+        optimizer.step()
+        means.add("optimizer/gradient_norm", float(norm))
+        means.add("optimizer/learning_rate", optimizer.param_groups[0]["lr"])
+        means.add("loss/policy", sums["policy_loss"])
+        tokens = sums["tokens"]
+        for name, source in (
+            ("loss/entropy", "entropy_sum"),
+            ("loss/kl", "kl_sum"),
+            ("ratio/mean", "ratio_sum"),
+            ("ratio/clipped", "clipped_sum"),
+            ("rollout/logprob_gap", "logprob_gap_sum"),
+        ):
+            if source in sums:
+                means.add(name, sums[source], tokens)
+        schedule = self.lr_schedulers()
+        assert schedule is not None and not isinstance(schedule, list)
+        schedule.step()  # type: ignore[call-arg]
+
+    def _check_finite(self, sums: dict[str, float], norm: torch.Tensor) -> None:
+        values = {**sums, "gradient_norm": float(norm)}
+        broken = {name: value for name, value in values.items() if not abs(value) < float("inf")}
+        if broken:
+            raise FloatingPointError(
+                f"step {self.policy_step}: {broken} is not finite. The weights were not updated; "
+                "resume from the last checkpoint with a lower learning rate or gradient_clip"
+            )
+
+    def _throughput(self, trajectories: list[Trajectory], seconds: float) -> dict[str, float]:
+        sampled = sum(sum(trajectory.sampled) for trajectory in trajectories)
+        total = sum(len(t.prompt_ids) + len(t.response_ids) for t in trajectories)
+        ranks = world_size()  # every rank has equally many questions
+        return {
+            "throughput/trajectories_per_s": ranks * len(trajectories) / seconds,
+            "throughput/tokens_per_s": ranks * total / seconds,
+            "throughput/sampled_tokens_per_s": ranks * sampled / seconds,
+        }
+
+    def _record(
+        self,
+        trajectories: list[Trajectory],
+        scores: list[RewardScore | None],
+        advantages: list[float],
+        metrics: dict[str, float],
+        phase: str = "train",
+    ) -> None:
+        """Hand the step to callbacks and its metrics to every logger."""
+        self.latest = StepRecord(
+            step=self.policy_step,
+            phase=phase,
+            trajectories=trajectories,
+            scores=scores,
+            advantages=advantages,
+            noise_probability=self.noise_probability,
+            metrics=metrics,
+        )
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.policy_step)
+
+    # -- evaluation --------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._evaluation_run = EvaluationRun(
+            self.evaluations, self.rubric, seed=self.seed, device=self.device
+        )
+
+    def validation_step(self, batch: list[Question], batch_index: int) -> None:
+        """Answer some questions greedily with every evaluation engine."""
+        assert self._evaluation_run is not None and self.model is not None
+        self._evaluation_run.answer(self.rollouter(), self.model, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        assert self._evaluation_run is not None
+        every: dict[str, float] = {}
+        for name, (trajectories, scores, metrics) in self._evaluation_run.results().items():
+            named = {f"{self.phase}/{name}/{key}": value for key, value in metrics.items()}
+            every |= named
+            self._record(trajectories, scores, [], named, phase=f"{self.phase}/{name}")
+        headline = next(iter(self.evaluations))
+        self.log("f1", every[f"{self.phase}/{headline}/f1"], prog_bar=True, logger=False)
+        if self.phase == "start":
+            self.start_metrics = every
+        self.evaluation_metrics = every
+        self._evaluation_run = None
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: list[Question], batch_index: int) -> None:
+        """As `validation_step`, on the test questions."""
+        self.validation_step(batch, batch_index)
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
+    # -- checkpoints and export --------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["zerosearch"] = {
+            "policy_step": self.policy_step,
+            "episode": self.episode.as_dict(),
+            "start_metrics": self.start_metrics,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("zerosearch")
+        if saved is None:
+            raise ValueError("resume: the checkpoint was not written by this project's training")
+        present = self.episode.as_dict()
+        changed = [key for key in present if saved["episode"].get(key) != present[key]]
+        if changed:
+            raise ValueError(
+                f"resume: episode.{changed[0]} is {present[changed[0]]!r} but the checkpoint was "
+                f"trained with {saved['episode'].get(changed[0])!r}: set it back, or start a new "
+                "run with model.path=<run folder>/policy"
+            )
+        self.policy_step = saved["policy_step"]
+        self.start_metrics = saved["start_metrics"]
+
+    def export_policy(self, folder: Path) -> None:
+        """Write the policy as a HF folder with the episode's settings beside it; collective."""
+        assert self.model is not None and self.tokenizer is not None
+        extra = {"episode": self.episode.as_dict(), "chat": self.policy_source.chat}
+        if self.global_rank == 0:
+            save_policy(self.model, self.tokenizer, folder, extra)
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,47 @@
+"""Checks that cost seconds, made before anything costs GPU time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from zerosearch.search.engine import SearchEngine
+from zerosearch.training.module import SearchPolicyModule
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """An engine that can say early whether it will be able to answer."""
+
+    async def check(self) -> None:
+        """Raise a ValueError with the mend where the engine cannot answer."""
+        ...
+
+
+def check_accelerator(name: str) -> None:
+    """Raise where a GPU is asked for and none is there."""
+    if name in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer.accelerator={name}, but no CUDA GPU is visible here: use trainer=cpu or "
+            "trainer=auto, or start the run on a machine with a GPU"
+        )
+
+
+def check_run(module: SearchPolicyModule) -> None:
+    """Check the policy's weights and every search engine, in one event loop.
+
+    Raises:
+        ValueError: says which field is wrong and how to mend it.
+    """
+    module.policy_source.check()
+    engines = [module.search, *(entry.search for entry in module.evaluations.values())]
+    asyncio.run(_check_engines(engines))
+
+
+async def _check_engines(engines: Iterable[SearchEngine]) -> None:
+    for engine in engines:
+        if isinstance(engine, Checkable):
+            await engine.check()

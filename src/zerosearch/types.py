@@ -1,0 +1,151 @@
+"""Data that flows through the system, in the order it flows.
+
+Question -> (SearchRequest -> SearchResult)* -> Trajectory -> PolicyBatch. Everything here is plain
+data: no model, no tokenizer, no I/O, so that any two stages can be tested apart.
+
+Shapes: `[B]` trajectories of a batch, `[T]` tokens, `[R]` response tokens of a trajectory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+Action = Literal["search", "answer", "invalid"]
+
+StopReason = Literal[
+    "answer",  # the policy closed an answer tag
+    "eos",  # the policy ended its text without an answer
+    "max_turns",  # the last turn asked for another search instead of answering
+    "invalid",  # a turn closed a tag without a query or an answer in it
+    "turn_budget",  # the last turn ran out of tokens before it closed a tag
+    "context",  # the next turn would not have fitted the context
+    "search_failed",  # infrastructure: the trajectory is invalid
+]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Question:
+    """One question with its golden answers.
+
+    `uid` is unique over all sources (never the row index of a file, which restarts per source).
+    """
+
+    uid: str
+    text: str
+    golden_answers: tuple[str, ...]
+    source: str = "unknown"
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Document:
+    """One retrieved or simulated document; `title` is empty where the engine gives none."""
+
+    text: str
+    title: str = ""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SearchRequest:
+    """Everything an engine may use to answer one query; engines keep no state of their own."""
+
+    query: str
+    question: str
+    golden_answers: tuple[str, ...]
+    noise_probability: float = 0.0
+    top_k: int = 3
+    seed: int = 0
+    timeout_s: float = 60.0
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SearchResult:
+    """What an engine returned; `noisy` is None for engines that do not choose the quality."""
+
+    documents: tuple[Document, ...]
+    requested: int
+    noisy: bool | None = None
+    latency_s: float = 0.0
+    cached: bool = False
+
+
+class SearchError(Exception):
+    """A search that failed for a reason outside the policy; makes its trajectory invalid.
+
+    Args:
+        endpoint: who failed (URL or engine name), shown to the user.
+        reason: what happened and how to mend it.
+    """
+
+    def __init__(self, endpoint: str, reason: str) -> None:
+        super().__init__(f"search engine {endpoint}: {reason}")
+        self.endpoint = endpoint
+        self.reason = reason
+
+
+@dataclass(kw_only=True, slots=True)
+class Turn:
+    """One sampled text and what the environment answered to it."""
+
+    text: str
+    action: Action
+    query: str | None = None
+    result: SearchResult | None = None
+    observation: str | None = None
+    sampled_tokens: int = 0
+    inserted_tokens: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class Trajectory:
+    """One episode as token ids with the provenance of each token.
+
+    Shapes: `prompt_ids` [P]; `response_ids`, `sampled`, `logprobs` [R].
+    """
+
+    question: Question
+    group: int  # siblings of one question in one step; made by the rollouter, never read from data
+    sibling: int
+    prompt_ids: list[int]
+    response_ids: list[int] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)  # False: inserted
+    logprobs: list[float] = field(default_factory=list)  # behaviour log-probs; 0 where inserted
+    turns: list[Turn] = field(default_factory=list)
+    stop_reason: StopReason = "answer"
+    error: str | None = None
+
+    @property
+    def valid(self) -> bool:
+        """False when infrastructure failed: then it is left out of loss and statistics."""
+        return self.error is None
+
+    @property
+    def final_text(self) -> str:
+        """Sampled text of the last turn, the only place an answer is read from."""
+        return self.turns[-1].text if self.turns else ""
+
+    @property
+    def searches(self) -> list[SearchResult]:
+        """Results of all searches that succeeded, in order."""
+        return [turn.result for turn in self.turns if turn.result is not None]
+
+
+@dataclass(kw_only=True, slots=True)
+class PolicyBatch:
+    """Right-padded trajectories, ready for the loss. All tensors are [B, T] unless said otherwise.
+
+    A value at index t belongs to the token at index t (its log-prob is predicted from t - 1).
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor  # True on real tokens
+    sampled_mask: torch.Tensor  # True on tokens the policy sampled in valid trajectories
+    behaviour_logprobs: torch.Tensor
+    advantages: torch.Tensor
+    old_logprobs: torch.Tensor | None = (
+        None  # policy before this step's updates, recomputed in training
+    )
+    ref_logprobs: torch.Tensor | None = None

@@ -1,0 +1,134 @@
+"""Rows of every published form become questions; bad rows are errors that name place and mend."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zerosearch.data.rows import Columns, question_to_row, row_to_question
+from zerosearch.types import Question
+
+
+def read(row: dict[str, Any], **kwargs: Any) -> Question:
+    return row_to_question(row, location="qa.parquet, row 7", source="mine", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("row", "answers"),
+    [
+        ({"golden_answers": ["Rome", "Roma"]}, ("Rome", "Roma")),
+        ({"golden_answers": np.array(["Rome", "Roma"], dtype=object)}, ("Rome", "Roma")),
+        ({"golden_answers": "Rome"}, ("Rome",)),
+        ({"reward_model": {"style": "rule", "ground_truth": {"target": ["Rome"]}}}, ("Rome",)),
+        ({"reward_model": {"ground_truth": {"target": np.array(["Rome"])}}}, ("Rome",)),
+        ({"reward_model": {"ground_truth": {"target": "Rome"}}}, ("Rome",)),
+        ({"reward_model": {"ground_truth": ["Rome", "Roma"]}}, ("Rome", "Roma")),
+        ({"reward_model": {"ground_truth": np.array(["Rome"])}}, ("Rome",)),
+        ({"reward_model": {"ground_truth": "Rome<|answer_split|>Roma"}}, ("Rome", "Roma")),
+        ({"answer": "Rome"}, ("Rome",)),
+        ({"answer": ["Rome", "Roma"]}, ("Rome", "Roma")),
+        ({"golden_answers": None, "reward_model": None, "answer": "Rome"}, ("Rome",)),
+        ({"golden_answers": ["Rome"], "answer": "Milan"}, ("Rome",)),
+        ({"answer": [" Rome ", "", "The"]}, ("Rome", "The")),  # "The" normalises to nothing
+    ],
+)
+def test_golden_answers_in_every_form(row: dict[str, Any], answers: tuple[str, ...]) -> None:
+    assert read({"question": "Capital of Italy?", **row}).golden_answers == answers
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": "user", "content": "Capital of Italy?"}],
+        np.array([{"role": "user", "content": "Capital of Italy?"}], dtype=object),
+        "Capital of Italy?",
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Capital of France?"},
+            {"role": "assistant", "content": "Paris"},
+            {"role": "user", "content": " Capital of Italy? "},
+        ],
+    ],
+)
+def test_question_from_the_users_text_of_the_prompt(prompt: Any) -> None:
+    assert read({"prompt": prompt, "answer": "Rome"}).text == "Capital of Italy?"
+    assert read({"question": "Own?", "prompt": prompt, "answer": "Rome"}).text == "Own?"
+
+
+def test_identity_source_and_metadata() -> None:
+    row = {"question": "Q?", "answer": "A", "extra_info": {"index": 0, "split": "train", "x": None}}
+    question = read(row, uid="mine:7")
+    assert (question.uid, question.source) == ("mine:7", "mine")
+    assert question.metadata == {"index": 0, "split": "train"}
+    assert read(row).uid == "qa.parquet, row 7"  # never the index, which restarts per data set
+    assert read({**row, "data_source": "nq"}).source == "nq"
+    nameless = row_to_question({"question": "Q?", "answer": "A"}, location="f", source=None)
+    assert nameless.source == "unknown"
+
+
+def test_columns_can_be_renamed() -> None:
+    columns = Columns(question="query", golden_answers="gold")
+    question = read({"query": "Capital of Italy?", "gold": ["Rome"]}, columns=columns)
+    assert (question.text, question.golden_answers) == ("Capital of Italy?", ("Rome",))
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"answer": "Rome"}, ["'question' and 'prompt'", "missing", "columns.question="]),
+        ({"query": "Q?", "answer": "Rome"}, ["['answer', 'query']"]),
+        ({"question": " \n", "answer": "Rome"}, ["'question'", "' \\n'", "empty question"]),
+        (
+            {"prompt": [{"role": "user", "content": ""}], "answer": "Rome"},
+            ["'prompt'", "empty question"],
+        ),
+        ({"question": 3, "answer": "Rome"}, ["'question' is 3 (int)", "must be a string"]),
+        ({"prompt": 3, "answer": "Rome"}, ["'prompt' is 3 (int)", "{role, content}"]),
+        ({"prompt": [{"role": "system", "content": "x"}], "answer": "A"}, ["role 'user'"]),
+        ({"prompt": ["Q?"], "answer": "Rome"}, ["'prompt'", "{role, content}"]),
+        ({"question": "Q?"}, ["no golden answers", "'golden_answers'", "'answer'", "missing"]),
+        ({"question": "Q?", "golden_answers": []}, ["'golden_answers' is []", "at least one"]),
+        ({"question": "Q?", "answer": ["", "  "]}, ["'answer'", "at least one"]),
+        ({"question": "Q?", "answer": "<|answer_split|>"}, ["'answer'", "at least one"]),
+        ({"question": "Q?", "answer": 1914}, ["'answer' is 1914 (int)", "quote numbers"]),
+        ({"question": "Q?", "answer": ["a", None]}, ["'answer'", "list of strings"]),
+        (
+            {"question": "Q?", "reward_model": {"ground_truth": {"answer": "Rome"}}},
+            ["'reward_model.ground_truth'", "'target'"],
+        ),
+        ({"question": "Q?", "reward_model": "Rome"}, ["'reward_model'", "'ground_truth'"]),
+        (
+            {"question": "Q?", "reward_model": {"ground_truth": {"target": []}}},
+            ["'reward_model.ground_truth.target' is []"],
+        ),
+        ({"question": "Q?", "answer": "A", "extra_info": 3}, ["'extra_info' is 3 (int)"]),
+        ({"question": "Q?", "answer": "A", "data_source": 3}, ["'data_source' is 3 (int)"]),
+    ],
+)
+def test_bad_rows_name_place_field_and_mend(row: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^qa\.parquet, row 7: ") as error:
+        read(row)
+    assert [part for part in parts if part not in str(error.value)] == []
+
+
+def test_question_to_row_has_the_published_columns() -> None:
+    question = Question(
+        uid="geo:1", text="Q?", golden_answers=("A", "B"), source="geo", metadata={"hops": 2}
+    )
+    assert question_to_row(question, "train", 4) == {
+        "data_source": "geo",
+        "prompt": [{"role": "user", "content": "Q?"}],
+        "question": "Q?",
+        "golden_answers": ["A", "B"],
+        "ability": "fact-reasoning",
+        "reward_model": {"style": "rule", "ground_truth": {"target": ["A", "B"]}},
+        "extra_info": {"hops": 2, "split": "train", "index": 4},
+    }
+
+
+@pytest.mark.parametrize("dropped", [set(), {"question"}, {"golden_answers"}])
+def test_round_trip_through_each_of_the_redundant_columns(dropped: set[str]) -> None:
+    question = Question(uid="geo:1", text="Q?", golden_answers=("A", "B"), source="geo")
+    row = {k: v for k, v in question_to_row(question, "train", 4).items() if k not in dropped}
+    back = read(row, uid="geo:1")
+    assert (back.text, back.golden_answers, back.source) == ("Q?", ("A", "B"), "geo")

@@ -1,0 +1,428 @@
+import asyncio
+import gc
+import logging
+import random
+import re
+import threading
+import time
+import traceback
+import warnings
+
+import pytest
+
+from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure, free_port
+from zerosearch.search.engine import SearchEngine
+from zerosearch.search.simulated import SimulatedSearch, draw_noisy
+from zerosearch.types import SearchError, SearchRequest
+
+KEY = "sk-very-secret-4711"
+ECHO = "{{ query }}|{{ question }}|{{ golden_answers | join(',') }}|{{ noisy }}"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+@pytest.fixture
+def echo_template(tmp_path):
+    path = tmp_path / "echo.j2"
+    path.write_text(ECHO)
+    return str(path)
+
+
+def make_engine(*endpoints, **changes):
+    return SimulatedSearch(list(endpoints), "simulator-7b", **{"backoff_s": 0.005, **changes})
+
+
+def request(**changes):
+    fields = {"query": "capital of Peru", "question": "Which city?", "golden_answers": ("Lima",)}
+    return SearchRequest(**{**fields, "timeout_s": 5.0, **changes})
+
+
+def in_turn(*replies):
+    """Each reply once, then the last for ever."""
+    left, lock = list(replies), threading.Lock()
+
+    def answer(_):
+        with lock:
+            return left.pop(0) if len(left) > 1 else left[0]
+
+    return answer
+
+
+def closed_connections(server):
+    """Whether the server sees all its connections end; a thread of its own notices each."""
+    end = time.monotonic() + 2
+    while server.open_connections and time.monotonic() < end:
+        time.sleep(0.01)
+    return server.open_connections == 0
+
+
+async def failed(engine, **changes):
+    with pytest.raises(SearchError) as caught:
+        await engine.search(request(**changes))
+    return caught.value
+
+
+async def test_a_search_returns_the_documents_of_the_reply(server):
+    server.answer = lambda _: completion("Doc 1: Lima is in Peru.\nDoc 2: Cusco, too.", delay_s=0.1)
+    engine: SearchEngine = make_engine(server.url)
+    result = await engine.search(request(top_k=2))
+    assert [document.text for document in result.documents] == ["Lima is in Peru.", "Cusco, too."]
+    assert (result.requested, result.noisy, result.cached) == (2, False, False)
+    assert 0.1 <= result.latency_s < 5
+
+
+async def test_the_servers_get_the_papers_sampling_values_and_a_seed(server):
+    await make_engine(server.url).search(request(seed=2**62))
+    body = server.received[0].body
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("simulator-7b", 0.8, 600)
+    assert 0 <= body["seed"] < 2**31
+    assert "capital of Peru" in server.received[0].prompt
+
+
+async def test_the_seed_decides_what_the_server_is_sent(server):
+    for seed in (7, 7, 8):
+        await make_engine(server.url).search(request(seed=seed, noise_probability=0.5))
+    first, same, other = (received.body for received in server.received)
+    assert first == same
+    assert first["seed"] != other["seed"]
+
+
+async def test_fewer_documents_than_asked_for_are_accepted_and_more_are_cut(server):
+    server.answer = in_turn(completion("Doc 1: a"), completion("Doc 1: a\nDoc 2: b\nDoc 3: c"))
+    engine = make_engine(server.url)
+    few, many = await engine.search(request(top_k=2)), await engine.search(request(top_k=2))
+    assert (len(few.documents), few.requested) == (1, 2)
+    assert (len(many.documents), many.requested) == (2, 2)
+    assert len(server.received) == 2
+
+
+def test_noise_is_drawn_from_the_seed_with_the_requests_probability():
+    draws = [draw_noisy(request(seed=seed, noise_probability=0.3)) for seed in range(2000)]
+    assert sum(draws) == pytest.approx(600, abs=60)
+    assert not any(draw_noisy(request(seed=seed)) for seed in range(200))
+    assert all(draw_noisy(request(seed=seed, noise_probability=1.0)) for seed in range(200))
+
+
+async def test_the_prompt_asks_for_the_quality_that_the_result_records(server, echo_template):
+    engine = make_engine(server.url, prompt_template=echo_template)
+    results = [await engine.search(request(seed=seed, noise_probability=0.5)) for seed in range(20)]
+    asked = [received.prompt.endswith("|True") for received in server.received]
+    assert [result.noisy for result in results] == asked
+    assert len(set(asked)) == 2
+
+
+async def test_a_retry_keeps_the_quality_and_changes_the_seed(server, echo_template):
+    server.answer = in_turn(completion("no documents"), completion("Doc 1: a"))
+    engine = make_engine(server.url, prompt_template=echo_template)
+    result = await engine.search(request(noise_probability=1.0))
+    first, second = server.received
+    assert result.noisy is True
+    assert first.prompt == second.prompt
+    assert first.body["seed"] != second.body["seed"]
+
+
+async def test_concurrent_searches_keep_query_question_and_answers_together(server, echo_template):
+    def answer(body):
+        return completion(f"Doc 1: {body['messages'][0]['content']}", delay_s=random.random() / 20)
+
+    server.answer = answer
+    engine = make_engine(server.url, prompt_template=echo_template)
+    requests = [
+        request(query=f"query {i}", question=f"question {i}", golden_answers=(f"a{i}", f"b{i}"))
+        for i in range(50)
+    ]
+    results = await asyncio.gather(*(engine.search(each) for each in requests))
+    for i, result in enumerate(results):
+        assert result.documents[0].text == f"query {i}|question {i}|a{i},b{i}|False"
+    assert server.most_at_once > 10
+
+
+async def test_concurrency_is_limited_and_connections_are_shared(server):
+    server.answer = lambda _: completion("Doc 1: a", delay_s=0.02)
+    engine = make_engine(server.url, max_concurrency=4)
+    await asyncio.gather(*(engine.search(request(seed=i)) for i in range(40)))
+    assert len(server.received) == 40
+    assert 1 < server.most_at_once <= 4
+    assert len({received.client for received in server.received}) <= 4
+
+
+async def test_endpoints_take_turns():
+    with OpenAIServer() as one, OpenAIServer() as two:
+        engine = make_engine(one.url, two.url)
+        await asyncio.gather(*(engine.search(request(seed=i)) for i in range(10)))
+        assert (len(one.received), len(two.received)) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        failure(500),
+        failure(503),
+        failure(429, "slow down"),
+        completion("I would rather not."),
+        completion(None),
+        Reply(body={"choices": []}),
+        Reply(body=[1, 2]),
+        Reply(body=b"{half", content_type="application/json"),
+        Reply(body=b"<html>gateway</html>", content_type="text/html"),
+        Reply(body=b""),
+    ],
+    ids=str,
+)
+async def test_passing_failures_are_retried(server, bad):
+    server.answer = in_turn(bad, bad, completion("Doc 1: at last"))
+    result = await make_engine(server.url).search(request())
+    assert [document.text for document in result.documents] == ["at last"]
+    assert len(server.received) == 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (failure(500, "out of memory"), r"HTTP 500 \(out of memory\)"),
+        (completion("I would rather not."), "no line 'Doc 1: ...'.*I would rather not"),
+        (Reply(body={"choices": []}), "not a chat completion"),
+    ],
+    ids=["500", "garbage", "shape"],
+)
+async def test_retries_are_bounded_and_end_in_an_error_that_says_why(server, bad, reason):
+    server.answer = lambda _: bad
+    error = await failed(make_engine(server.url, max_retries=2))
+    assert len(server.received) == 3
+    assert error.endpoint == server.url
+    assert re.search(reason, error.reason)
+    assert "attempt 3 of 3" in error.reason
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+async def test_lasting_failures_are_not_retried(server, status):
+    server.answer = lambda _: failure(status, "wrong")
+    error = await failed(make_engine(server.url))
+    assert len(server.received) == 1
+    assert f"HTTP {status} (wrong)" in error.reason
+
+
+async def test_a_refused_endpoint_fails_within_its_bound():
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    started = time.perf_counter()
+    error = await failed(make_engine(url, max_retries=2))
+    assert time.perf_counter() - started < 3
+    assert url in str(error)
+    assert "connection failed" in error.reason
+
+
+async def test_a_retry_goes_to_another_endpoint(server):
+    dead = f"http://127.0.0.1:{free_port()}/v1"
+    engine = make_engine(dead, server.url)
+    results = await asyncio.gather(*(engine.search(request(seed=i)) for i in range(6)))
+    assert all(result.documents for result in results)
+
+
+async def test_the_request_bounds_the_whole_search(server):
+    server.answer = lambda _: completion("Doc 1: late", delay_s=5)
+    started = time.perf_counter()
+    error = await failed(make_engine(server.url), timeout_s=0.2)
+    assert 0.2 <= time.perf_counter() - started < 3
+    assert error.reason == "no usable reply within 0.2 s"
+    assert error.endpoint == server.url
+
+
+async def test_the_request_bounds_retries_too(server):
+    server.answer = lambda _: failure(500, "broken")
+    started = time.perf_counter()
+    error = await failed(make_engine(server.url, max_retries=1000, backoff_s=0.05), timeout_s=0.3)
+    assert 0.3 <= time.perf_counter() - started < 3
+    assert re.search(r"within 0\.3 s \(failed attempts: \d+, the last: .*broken", error.reason)
+
+
+async def test_a_hanging_attempt_is_given_up_and_repeated(server):
+    server.answer = in_turn(completion("Doc 1: late", delay_s=5), completion("Doc 1: quick"))
+    result = await make_engine(server.url, attempt_timeout_s=0.2).search(request())
+    assert result.documents[0].text == "quick"
+    assert 0.2 <= result.latency_s < 3
+
+
+async def test_waiting_for_a_place_does_not_count_against_the_request(server):
+    server.answer = lambda _: completion("Doc 1: a", delay_s=0.1)
+    engine = make_engine(server.url, max_concurrency=1)
+    searches = (engine.search(request(timeout_s=0.3, seed=i)) for i in range(5))
+    results = await asyncio.gather(*searches)
+    assert max(result.latency_s for result in results) >= 0.5
+
+
+def test_one_engine_serves_successive_event_loops(server, caplog):
+    engine = make_engine(server.url)
+
+    async def step():
+        return await asyncio.gather(*(engine.search(request(seed=i)) for i in range(5)))
+
+    gc.collect()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert all(result.documents for result in asyncio.run(step()))
+            gc.collect()
+    # Connections that were merely forgotten are closed by the collector, which says so.
+    assert not [warning.message for warning in seen if warning.category is ResourceWarning]
+    assert closed_connections(server)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_connections_of_a_loop_that_ended_badly_are_replaced(server):
+    engine = make_engine(server.url)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(engine.search(request()))
+    loop.close()
+    assert server.open_connections == 1
+    assert asyncio.run(engine.search(request())).documents
+
+
+async def test_the_key_comes_from_the_environment(server, monkeypatch):
+    await make_engine(server.url).search(request())
+    monkeypatch.setenv("MY_KEY", KEY + "\n")  # as `export MY_KEY=$(cat file)` may leave it
+    await make_engine(server.url, api_key_env="MY_KEY").search(request())
+    sent = [received.headers["authorization"] for received in server.received]
+    assert sent == ["Bearer EMPTY", f"Bearer {KEY}"]
+
+
+async def test_the_key_is_never_shown(server, monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("", "openai", "httpx", "httpx2", "httpcore", "httpcore2"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    server.models_reply = failure(401, f"Incorrect API key: {KEY}")
+    replies = (
+        failure(401, f"Incorrect API key: {KEY}"),
+        failure(500, f"{'x' * 290} {KEY}"),
+        completion(f"{'x' * 90} {KEY}"),
+    )
+    shown = []
+    for reply in replies:
+        server.answer = lambda _, reply=reply: reply
+        error = await failed(make_engine(server.url, max_retries=1))
+        shown += traceback.format_exception(error)
+    with pytest.raises(ValueError, match="OPENAI_API_KEY") as caught:
+        await make_engine(server.url).check()
+    shown += [*traceback.format_exception(caught.value), caplog.text]
+    assert "Incorrect API key: ***" in "".join(shown)
+    assert "sk-very" not in "".join(shown)
+
+
+async def test_a_broken_key_is_refused_without_showing_it(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nsecond line")
+    with pytest.raises(ValueError, match=r"OPENAI_API_KEY.*set it again") as caught:
+        await make_engine(server.url).search(request())
+    assert "sk-very" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_check_is_silent_when_all_is_well(server):
+    server.models = ["other", "simulator-7b"]
+    await make_engine(server.url, server.url.removesuffix("/v1")).check()
+    assert server.received == []
+
+
+async def test_check_names_the_endpoint_that_does_not_answer_and_the_mend(server):
+    dead = f"http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(ValueError) as caught:
+        await make_engine(server.url, dead).check()
+    message = str(caught.value)
+    assert message.startswith(f"simulator.endpoints: no simulator answers at {dead} (connection")
+    assert "`vllm serve simulator-7b` and set simulator.endpoints=[http://" in message
+    assert server.url not in message and "\n" not in message
+
+
+async def test_check_does_not_wait_for_a_server_that_hangs(server):
+    server.models_reply = Reply(body={}, delay_s=5)
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=r"no reply within 0\.2 s"):
+        await make_engine(server.url).check(timeout_s=0.2)
+    assert time.perf_counter() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply(body=b"<html></html>", content_type="text/html"), "not a list of models"),
+        (Reply(body={"models": []}), "not a list of models"),
+        (failure(404, "Not Found"), r"HTTP 404 \(Not Found\)"),
+    ],
+    ids=["html", "shape", "404"],
+)
+async def test_check_of_something_that_is_no_such_server(server, reply, reason):
+    server.models_reply = reply
+    with pytest.raises(ValueError, match=rf"^simulator\.endpoints: .*{reason}.*vllm serve"):
+        await make_engine(server.url).check()
+
+
+async def test_check_lists_the_served_names_when_the_model_is_unknown(server):
+    server.models = ["qwen-3b", "qwen-14b"]
+    with pytest.raises(ValueError) as caught:
+        await make_engine(server.url).check()
+    message = str(caught.value)
+    assert message.startswith("simulator.model='simulator-7b' is not served at")
+    assert f"{server.url} (it serves qwen-3b, qwen-14b)" in message
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "message"),
+    [
+        ([], r"simulator\.endpoints is empty: start .*`vllm serve"),
+        ("http://127.0.0.1:8000/v1", r"simulator\.endpoints='http.*give a list"),
+        (["localhost:8000"], r"simulator\.endpoints: 'localhost:8000' is no URL"),
+        (["http://"], "is no URL"),
+        ([f"http://user:{KEY}@host/v1"], r"simulator\.endpoints: a URL holds .*api_key_env"),
+        ([f"http://host/v1?key={KEY}"], r"simulator\.endpoints: a URL holds .*api_key_env"),
+    ],
+)
+def test_bad_endpoints(endpoints, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        SimulatedSearch(endpoints, "m")
+    assert KEY not in str(caught.value)
+
+
+def test_endpoints_are_brought_into_one_form():
+    engine = make_engine("http://a:1", "http://b:2/", "https://c/v1/", "http://d/api/v1")
+    assert engine.servers.endpoints == (
+        "http://a:1/v1",
+        "http://b:2/v1",
+        "https://c/v1",
+        "http://d/api/v1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("max_tokens", 0),
+        ("words_per_document", 0),
+        ("max_concurrency", 0),
+        ("max_retries", -1),
+        ("attempt_timeout_s", 0.0),
+        ("backoff_s", -1.0),
+    ],
+)
+def test_values_out_of_range(name, value):
+    with pytest.raises(ValueError, match=rf"simulator\.{name}={value}: give"):
+        make_engine("http://a", **{name: value})
+
+
+def test_an_empty_model_name():
+    with pytest.raises(ValueError, match=r"simulator\.model is empty"):
+        SimulatedSearch(["http://a"], "")
+
+
+async def test_top_k_below_one(server):
+    with pytest.raises(ValueError, match="top_k: 0"):
+        await make_engine(server.url).search(request(top_k=0))
+    assert server.received == []
