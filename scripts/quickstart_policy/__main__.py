@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from scripts.quickstart_policy.episodes import CLEAN, MEDIOCRE, EpisodeWriter, Example, Habits
+from scripts.quickstart_policy.muon import Muon
 from scripts.quickstart_policy.tokenizer import END, build_tokenizer
 from scripts.quickstart_policy.worlds import made_up_world, training_world
 from zerosearch.data.geography.facts import FactStore, load_facts
@@ -45,12 +46,12 @@ class Phase:
     name: str
     habits: Habits
     steps: int
-    peak_lr: float
+    peak_lr: float  # of AdamW
     made_up_share: float
     top_k: tuple[int, ...] = (3,)
     hops: int | None = None  # None: one or two
     queries_only: bool = False
-    reading_weight: float = 0.0
+    muon_lr: float | None = None  # None: AdamW for all parameters
 
 
 # From dense and short to long: asking repeats a name after 20 tokens, reading one document copies
@@ -59,21 +60,29 @@ PHASES = (
     Phase(
         name="asking",
         habits=CLEAN,
-        steps=600,
+        steps=900,
         peak_lr=3e-3,
+        muon_lr=0.02,
         made_up_share=0.8,
         queries_only=True,
     ),
     Phase(
         name="reading",
         habits=CLEAN,
-        steps=500,
+        steps=600,
         peak_lr=2e-3,
+        muon_lr=0.015,
         made_up_share=0.7,
         top_k=(1, 2),
-        hops=1,
     ),
-    Phase(name="episodes", habits=CLEAN, steps=500, peak_lr=1.5e-3, made_up_share=0.6),
+    Phase(
+        name="episodes",
+        habits=CLEAN,
+        steps=400,
+        peak_lr=1.5e-3,
+        muon_lr=0.01,
+        made_up_share=0.6,
+    ),
     Phase(name="mediocre", habits=MEDIOCRE, steps=120, peak_lr=4e-4, made_up_share=0.3),
 )
 DEFAULT_OUTPUT = Path("src/zerosearch/policy/quickstart")
@@ -128,30 +137,26 @@ def write_shard(
     return batches
 
 
-def collate(
-    examples: list[Example], reading_weight: float = 0.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Right-padded ids, attention mask and loss weights, each [B, T]."""
+def collate(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded ids, attention mask, and mask of sampled tokens, each [B, T]."""
     width = max(len(example.ids) for example in examples)
     ids = torch.zeros(len(examples), width, dtype=torch.long)
     mask = torch.zeros(len(examples), width, dtype=torch.bool)
-    weights = torch.zeros(len(examples), width)
+    sampled = torch.zeros(len(examples), width, dtype=torch.bool)
     for row, example in enumerate(examples):
         length = len(example.ids)
         ids[row, :length] = torch.tensor(example.ids)
         mask[row, :length] = True
-        weights[row, 1:length] = torch.tensor(example.sampled[1:]).float().clamp(reading_weight)
-    return ids, mask, weights
+        sampled[row, :length] = torch.tensor(example.sampled)
+    return ids, mask, sampled
 
 
-def imitation_loss(model: LlamaForCausalLM, batch: list[Example], reading: float) -> torch.Tensor:
-    """Weighted mean cross-entropy; logits only where a token has weight."""
-    ids, mask, weights = collate(batch, reading)
+def imitation_loss(model: LlamaForCausalLM, batch: list[Example]) -> torch.Tensor:
+    """Mean cross-entropy of the sampled tokens; logits are made for no others."""
+    ids, mask, sampled = collate(batch)
     hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
-    targets, scale = ids[:, 1:], weights[:, 1:]
-    chosen = scale > 0
-    losses = F.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen], reduction="none")
-    return (losses * scale[chosen]).sum() / scale.sum()
+    chosen = sampled[:, 1:]
+    return F.cross_entropy(model.lm_head(hidden[chosen]), ids[:, 1:][chosen])
 
 
 @torch.no_grad()
@@ -169,6 +174,20 @@ def answer_accuracy(model: LlamaForCausalLM, examples: list[Example]) -> dict[in
     return {hops: sum(values) / max(1, len(values)) for hops, values in right.items()}
 
 
+def build_optimizers(
+    model: LlamaForCausalLM, phase: Phase
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for the matrices of the layers where the phase asks for it, AdamW for the rest."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2 and phase.muon_lr]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(rest, lr=phase.peak_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adam, phase.peak_lr)]
+    if phase.muon_lr:
+        optimizers.append((Muon(matrices, lr=phase.muon_lr), phase.muon_lr))
+    return optimizers
+
+
 def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, phase: Phase) -> None:
     """Imitate the phase's episodes with a warm-up and cosine decay."""
     real = training_world()
@@ -182,7 +201,7 @@ def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, pha
     )
     write = held_out.write_query if phase.queries_only else held_out.write
     probe = sorted((write() for _ in range(192)), key=lambda example: len(example.ids))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.peak_lr, betas=(0.9, 0.98))
+    optimizers = build_optimizers(model, phase)
     warm_up, start = min(100, phase.steps // 5), time.monotonic()
     batches: list[list[Example]] = []
     for step in range(phase.steps):
@@ -190,12 +209,14 @@ def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, pha
             batches = write_shard(step // SHARD_BATCHES, phase, real, tokenizer)
         progress = max(0.0, (step - warm_up) / (phase.steps - warm_up))
         decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
-        optimizer.param_groups[0]["lr"] = phase.peak_lr * min((step + 1) / warm_up, decay)
-        loss = imitation_loss(model, batches.pop(), phase.reading_weight)
-        optimizer.zero_grad()
+        for optimizer, peak_lr in optimizers:
+            optimizer.param_groups[0]["lr"] = peak_lr * min((step + 1) / warm_up, decay)
+        loss = imitation_loss(model, batches.pop())
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, _ in optimizers:
+            optimizer.step()
         if (step + 1) % 50 == 0 or step + 1 == phase.steps:
             accuracy = answer_accuracy(model, probe)
             minutes = (time.monotonic() - start) / 60

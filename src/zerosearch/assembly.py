@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import hydra
+import transformers
 from hydra.errors import InstantiationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -68,12 +71,26 @@ class Run:
         return metrics
 
 
+def quiet_libraries() -> None:
+    """Keep libraries from saying things twice, or things that hold of every run here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()  # Hydra's handlers print their messages
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    # the reference policy is in eval mode on purpose
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
+
+
 def assemble(cfg: DictConfig) -> Run:
     """Instantiate every node of the configuration.
 
     Raises:
         ValueError: a node refuses its settings; the message says which key.
     """
+    quiet_libraries()
     data = hydra.utils.instantiate(cfg.data)
     module = hydra.utils.instantiate(cfg.module)
     callbacks = [hydra.utils.instantiate(node) for node in cfg.callbacks.values() if node]

@@ -54,8 +54,10 @@ def test_failing_flush_is_a_failed_save(saved, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", no_space)
+    before = saved.read_bytes()
     with pytest.raises(OSError, match="No space left on device"):
-        AtomicCheckpointIO().save_checkpoint(CHECKPOINT, saved)
+        AtomicCheckpointIO().save_checkpoint({"other": 1}, saved)
+    assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["step_000001.ckpt"]
 
 

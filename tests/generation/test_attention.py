@@ -71,12 +71,15 @@ def test_generating_restores_modes_and_attention_even_after_an_error():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_weights_cast_while_sampling_do_not_reach_training():
-    """In one autocast region, the casts cached without gradient must not serve the loss."""
-    model = make_model()
-    ids = torch.arange(12)[None]
+def test_weights_cast_while_sampling_do_not_outlive_it():
+    """Nested in one autocast region, a weight's cast would still be used after its update."""
+    model, ids = make_model(), torch.arange(12)[None]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with generating(model), sampling_step(torch.device("cpu")):
-            model(ids)
-        model(ids).logits.float().logsumexp(-1).sum().backward()
+            before = model(ids).logits
+        with torch.no_grad():
+            model.lm_head.weight.mul_(2)
+        after = model(ids).logits
+        after.float().logsumexp(-1).sum().backward()
+    torch.testing.assert_close(after, 2 * before)
     assert all(parameter.grad is not None for parameter in model.parameters())

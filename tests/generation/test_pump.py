@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -183,6 +184,19 @@ def test_new_weights_are_used_from_the_sync_on():
     assert (first.weight_version, second.weight_version) == (0, 1)
 
 
+def test_new_weights_are_used_in_the_same_autocast_region():
+    model, other = make_model(3, scale=3.0), make_model(9, scale=3.0)
+    generator, prompt = make_generator(model), list(range(20))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.eval()(torch.tensor([prompt]))
+        model.load_state_dict(other.state_dict())
+        run(generator.sync_weights(model))
+        (completion,) = run(generator.generate(prompt, greedy(6)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = forward_logprobs(other, prompt, completion.token_ids)
+    assert completion.logprobs == pytest.approx(wanted, abs=0.15)
+
+
 def test_sync_while_rows_decode_reads_them_again_with_the_new_weights(monkeypatch):
     old, new = make_model(4, scale=3.0), make_model(5, scale=3.0)
     model, prompt = make_model(4, scale=3.0), [1, 2, 3]
@@ -239,7 +253,8 @@ def test_the_same_arrivals_give_the_same_bits():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_turns_on_a_gpu_match_a_full_forward():
-    model = make_model(8, scale=2.0).cuda()
+    model = make_model(8, scale=2.0)
+    torch.nn.Module.cuda(model)
     generator = make_generator(model)
     results = run(*(three_turns(generator, prompt, greedy(10)) for prompt in random_prompts(5)))
     model.cpu()
@@ -271,7 +286,7 @@ def test_lora_policy_samples_with_its_adapter():
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
     with generating(model):
-        assert model.get_base_model().config._attn_implementation == GROUPED_SDPA
+        assert cast(Any, model.get_base_model()).config._attn_implementation == GROUPED_SDPA
     (completion,) = run(make_generator(model).generate([1, 2, 3], greedy(10)))
     wanted = forward_logprobs(model, [1, 2, 3], completion.token_ids)
     assert completion.logprobs == pytest.approx(wanted, abs=1e-4)

@@ -147,7 +147,13 @@ def test_length_limits_by_request_and_by_context():
 
 def test_positions_of_padding_stay_inside_the_context():
     """A long past beside a long prompt: padding must not run past the learned positions."""
-    fields = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    fields = {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "max_position_embeddings": 64,
+    }
     model = make_model(eos_token_id=None, **fields)
     generator = TransformersGenerator()
     generator.bind(model, make_tokenizer(eos=False))

@@ -188,6 +188,7 @@ def make_trainer(
             "logger": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
+            "check_val_every_n_epoch": None,
             "enable_checkpointing": any("Checkpoint" in type(each).__name__ for each in callbacks),
             **arguments,
         },

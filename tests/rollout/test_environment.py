@@ -23,7 +23,8 @@ SEARCH, ANSWER = "<search>Peru</search>", "<answer>Lima</answer>"
 
 
 def settings(**fields: Any) -> EpisodeSettings:
-    return EpisodeSettings(**({"prompt_template": "plain", "max_turns": 2, "top_k": 3} | fields))
+    defaults: dict[str, Any] = {"prompt_template": "plain", "max_turns": 2, "top_k": 3}
+    return EpisodeSettings(**(defaults | fields))
 
 
 def environment(

@@ -9,8 +9,8 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.generators import ScriptedGenerator
@@ -32,9 +32,16 @@ def question(uid: str = "q", text: str = "Capital of Peru?", source: str = "geo"
 
 
 def settings(**fields: Any) -> EpisodeSettings:
-    budgets = {"max_prompt_tokens": 200, "max_turn_tokens": 64, "max_observation_tokens": 200}
-    rest = {"prompt_template": "plain", "max_turns": 3, "top_k": 3, "max_context_tokens": 1200}
-    return EpisodeSettings(**(budgets | rest | fields))
+    defaults: dict[str, Any] = {
+        "prompt_template": "plain",
+        "max_turns": 3,
+        "top_k": 3,
+        "max_prompt_tokens": 200,
+        "max_turn_tokens": 64,
+        "max_observation_tokens": 200,
+        "max_context_tokens": 1200,
+    }
+    return EpisodeSettings(**(defaults | fields))
 
 
 async def play(
@@ -129,7 +136,7 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
 
 async def test_defect_07_what_is_trained_is_bit_for_bit_what_was_sampled() -> None:
     tokenizer = merging_tokenizer()
-    lima, closing = tokenizer.convert_tokens_to_ids(["Lima", ">Ċ"])
+    lima, closing = (tokenizer.get_vocab()[token] for token in ("Lima", ">Ċ"))
 
     def split(text: str) -> list[int]:
         """One token per character, where the tokenizer itself would merge."""
@@ -537,6 +544,18 @@ async def test_invariant_14_an_episode_is_the_same_alone_or_among_others() -> No
     for other in ({"seed": 6, "step": 2}, {"seed": 5, "step": 3}):
         (moved,) = await seeded(places()[1:2], group_size=1, **other)
         assert moved.response_ids != alone[0].response_ids
+
+
+async def test_invariant_14_every_turn_has_draws_of_its_own() -> None:
+    async def seeds() -> list[int]:
+        engine = ScriptedEngine(["x"])
+        _, generator = await play_texts([SEARCH, SEARCH, ANSWER], engine)
+        assert [request.noise_probability for request in engine.requests] == [0.5, 0.5]
+        sampled = [sampling.seed for sampling in generator.samplings]
+        return sampled + [request.seed for request in engine.requests]
+
+    assert len(set(await seeds())) == 5
+    assert await seeds() == await seeds()
 
 
 async def test_no_questions_give_no_trajectories() -> None:

@@ -12,7 +12,8 @@ QUESTION = Question(uid="q", text="Who <b>won</b> & why? {{ 7 }}", golden_answer
 
 
 def settings(**fields: Any) -> EpisodeSettings:
-    return EpisodeSettings(**({"prompt_template": "plain"} | fields))
+    defaults: dict[str, Any] = {"prompt_template": "plain"}
+    return EpisodeSettings(**(defaults | fields))
 
 
 @pytest.mark.parametrize(

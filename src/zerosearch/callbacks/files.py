@@ -48,10 +48,11 @@ def replacing(path: Path, intact: str = "what was there before is intact") -> It
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring renames inside `folder` to the disk."""
+    """Bring renames inside `folder` to the disk, where its file system can do that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some network file systems refuse to flush a folder
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

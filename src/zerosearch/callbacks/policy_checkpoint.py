@@ -135,7 +135,6 @@ def _point_last(path: Path) -> None:
                 shutil.copyfileobj(source, target)
             return
     os.replace(link, last)
-    _remove(link)  # renaming a link over another link to the same file leaves both
 
 
 def _remove(path: Path) -> None:

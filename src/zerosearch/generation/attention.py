@@ -104,8 +104,7 @@ def generating(model: PreTrainedModel | PeftModel) -> Iterator[None]:
             model.set_attn_implementation("sdpa")
         for module in training:
             module.training = True
-        # Weights cast by autocast while sampling carry no gradient: training must not find them.
-        torch.clear_autocast_cache()
+        torch.clear_autocast_cache()  # it would outlive the next update of the weights
 
 
 @contextmanager

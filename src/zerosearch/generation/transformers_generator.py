@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -117,6 +118,7 @@ class TransformersGenerator:
                 "generator samples from the module it shares with training; call bind() with it"
             )
         self.weight_version += 1
+        torch.clear_autocast_cache()  # casts of the old weights
         decoder.forget()
         self._waiting.extendleft(reversed(decoder.evict()))
 

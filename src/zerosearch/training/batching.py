@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from zerosearch.seeding import derive_random
 from zerosearch.types import PolicyBatch, Trajectory
-
-_FIELDS = ("behaviour_logprobs", "advantages", "old_logprobs", "ref_logprobs")
 
 
 def collate(
@@ -111,11 +109,8 @@ def to_device(batch: PolicyBatch, device: torch.device) -> PolicyBatch:
     return _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def _map(batch: PolicyBatch, function) -> PolicyBatch:
-    optional = {name: getattr(batch, name) for name in _FIELDS}
+def _map(batch: PolicyBatch, function: Callable[[Tensor], Tensor]) -> PolicyBatch:
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     return PolicyBatch(
-        input_ids=function(batch.input_ids),
-        attention_mask=function(batch.attention_mask),
-        sampled_mask=function(batch.sampled_mask),
-        **{name: None if value is None else function(value) for name, value in optional.items()},
+        **{name: None if value is None else function(value) for name, value in fields.items()}  # type: ignore[arg-type]
     )

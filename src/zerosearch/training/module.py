@@ -110,7 +110,8 @@ class SearchPolicyModule(LightningModule):
         self.policy_step = 0  # completed policy steps
         self.noise_probability = 0.0  # set by the curriculum before each step
         self.phase = "val"  # or "start", "test": under which name evaluations are logged
-        self.latest: StepRecord | None = None
+        self.latest: StepRecord | None = None  # the last policy step
+        self.evaluation_records: list[StepRecord] = []  # the last evaluation, one per engine
         self.train_metrics: dict[str, float] = {}  # of the last policy step
         self.start_metrics: dict[str, float] = {}  # evaluation before training, kept for resume
         self.evaluation_metrics: dict[str, float] = {}  # of the last evaluation
@@ -174,7 +175,7 @@ class SearchPolicyModule(LightningModule):
             "memory/peak_gib": _peak_memory_gib(self.device),
         }
         metrics |= self._throughput(trajectories, finished - started)
-        self._record(trajectories, scores, advantages.tolist(), metrics)
+        self.latest = self._record(trajectories, scores, advantages.tolist(), metrics)
         self.train_metrics = metrics
         self.policy_step += 1
 
@@ -329,9 +330,11 @@ class SearchPolicyModule(LightningModule):
         advantages: list[float],
         metrics: dict[str, float],
         phase: str = "train",
-    ) -> None:
-        """Hand the step to callbacks and its metrics to every logger."""
-        self.latest = StepRecord(
+    ) -> StepRecord:
+        """Send metrics to every logger; returns what callbacks look at."""
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.policy_step)
+        return StepRecord(
             step=self.policy_step,
             phase=phase,
             trajectories=trajectories,
@@ -340,8 +343,6 @@ class SearchPolicyModule(LightningModule):
             noise_probability=self.noise_probability,
             metrics=metrics,
         )
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.policy_step)
 
     # -- evaluation --------------------------------------------------------------------------
 
@@ -358,12 +359,15 @@ class SearchPolicyModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         assert self._evaluation_run is not None
         every: dict[str, float] = {}
+        self.evaluation_records = []
         for name, (trajectories, scores, metrics) in self._evaluation_run.results().items():
             named = {f"{self.phase}/{name}/{key}": value for key, value in metrics.items()}
             every |= named
-            self._record(trajectories, scores, [], named, phase=f"{self.phase}/{name}")
+            record = self._record(trajectories, scores, [], named, f"{self.phase}/{name}")
+            self.evaluation_records.append(record)
         headline = next(iter(self.evaluations))
-        self.log("f1", every[f"{self.phase}/{headline}/f1"], prog_bar=True, logger=False)
+        f1 = every[f"{self.phase}/{headline}/f1"]
+        self.log("f1", f1, prog_bar=True, logger=False, batch_size=1)
         if self.phase == "start":
             self.start_metrics = every
         self.evaluation_metrics = every

@@ -13,7 +13,7 @@ class StepRecord:
     """Trajectories of this rank with their scores and advantages; lists are aligned."""
 
     step: int  # policy steps completed before this one
-    phase: str  # "train", "validation/<engine>", "start/<engine>", "test/<engine>"
+    phase: str  # "train", "val/<engine>", "start/<engine>", "test/<engine>"
     trajectories: list[Trajectory]
     scores: list[RewardScore | None]  # None: invalid, a search failed
     advantages: list[float]  # empty in evaluation

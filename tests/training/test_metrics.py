@@ -1,0 +1,177 @@
+"""What a policy step reports, by hand-counted examples."""
+
+import math
+from typing import Any, get_args
+
+import pytest
+
+from zerosearch.reward.rubric import RewardScore, Rubric
+from zerosearch.training import metrics as module
+from zerosearch.training.metrics import Means, rollout_means
+from zerosearch.types import Document, Question, SearchResult, StopReason, Trajectory, Turn
+
+
+def result(*texts: str, noisy: bool | None = False, **fields: Any) -> SearchResult:
+    documents = tuple(Document(text=text) for text in texts)
+    return SearchResult(documents=documents, requested=3, noisy=noisy, **fields)
+
+
+def trajectory(
+    answer: str | None, *results: SearchResult, golden: tuple[str, ...] = ("Lima",), **fields: Any
+) -> Trajectory:
+    """Searches with these results, then the answer; 3 sampled and 4 inserted tokens a search."""
+    turns = [Turn(text="<search>x</search>", action="search", result=each) for each in results]
+    text = "no idea" if answer is None else f"<answer>{answer}</answer>"
+    turns.append(Turn(text=text, action="invalid" if answer is None else "answer"))
+    sampled = ([True] * 3 + [False] * 4) * len(results) + [True] * 2
+    return Trajectory(
+        question=Question(uid="q", text="Capital of Peru?", golden_answers=golden),
+        group=0,
+        sibling=0,
+        prompt_ids=[1],
+        response_ids=list(range(len(sampled))),
+        sampled=sampled,
+        logprobs=[0.0] * len(sampled),
+        turns=turns,
+        **fields,
+    )
+
+
+def reduced(*trajectories: Trajectory) -> dict[str, float]:
+    rubric = Rubric()
+    scores = [rubric.score(each) if each.valid else None for each in trajectories]
+    return rollout_means(trajectories, scores).reduced()
+
+
+FAILED: dict[str, Any] = {"error": "search engine x: down", "stop_reason": "search_failed"}
+
+
+def test_rewards_lengths_and_searches_are_averaged_over_trajectories() -> None:
+    found = reduced(
+        trajectory("Lima", result("a"), result("b", "c")),
+        trajectory("Lima Peru"),
+        trajectory(None, result("d"), stop_reason="eos"),
+    )
+    expected = {
+        "reward/f1": (1 + 2 / 3 + 0) / 3,
+        "reward/em": 1 / 3,
+        "reward/cover_em": 2 / 3,
+        "reward/total": (1 + 2 / 3 + 0) / 3,
+        "rollout/turns": (3 + 1 + 2) / 3,
+        "rollout/searches": 1.0,
+        "rollout/tokens": (8 + 2 + 5) / 3,  # sampled ones; inserted tokens are nobody's work
+        "rollout/valid": 1.0,
+        "rollout/truncated": 0.0,
+        "search/failed": 0.0,
+        "search/documents": 4 / 3,  # over searches
+        "stop/answer": 2 / 3,
+        "stop/eos": 1 / 3,
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value), name
+
+
+def test_defect_13_a_failed_search_is_counted_and_not_scored() -> None:
+    good = trajectory("Lima", result("a"))
+    broken = trajectory(None, result("a", "b", "c"), **FAILED)
+    found, alone = reduced(good, broken), reduced(good)
+    assert (found.pop("search/failed"), found.pop("rollout/valid")) == (0.5, 0.5)
+    assert (alone.pop("search/failed"), alone.pop("rollout/valid")) == (0.0, 1.0)
+    assert found == alone, "the failed episode is in no other figure"
+
+
+def test_defect_13_a_step_in_which_everything_failed_has_no_reward() -> None:
+    found = reduced(trajectory(None, **FAILED))
+    assert found == {"rollout/valid": 0.0, "search/failed": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("reason", "truncated"),
+    [
+        ("answer", 0.0),
+        ("eos", 0.0),
+        ("max_turns", 0.0),
+        ("invalid", 0.0),
+        ("turn_budget", 1.0),
+        ("context", 1.0),
+    ],
+)
+def test_invariant_10_every_stop_reason_is_reported(reason: StopReason, truncated: float) -> None:
+    found = reduced(trajectory(None, stop_reason=reason))
+    stops = {name: value for name, value in found.items() if name.startswith("stop/")}
+    assert set(stops) == {f"stop/{each}" for each in get_args(StopReason)} - {"stop/search_failed"}
+    assert {name for name, value in stops.items() if value} == {f"stop/{reason}"}
+    assert found["rollout/truncated"] == truncated
+
+
+def test_invariant_14_what_was_recorded_of_each_search_is_reported() -> None:
+    found = reduced(
+        trajectory("x", result("a", latency_s=0.5), result(noisy=True, latency_s=1.5)),
+        trajectory("x", result("b", latency_s=4.0, cached=True)),
+    )
+    assert found["search/latency_s"] == pytest.approx(2.0)
+    assert found["search/empty"] == pytest.approx(1 / 3)
+    assert found["search/cached"] == pytest.approx(1 / 3)
+    assert found["search/noisy"] == pytest.approx(1 / 3)
+
+
+def test_answers_in_useful_and_in_noisy_results_are_counted_apart() -> None:
+    found = reduced(
+        trajectory("x", result("no", "Lima it is.")),
+        trajectory("x", result("Limage")),
+        trajectory("x", result("LIMA!", noisy=True)),
+        trajectory("x", result("no", noisy=True), result("no", noisy=True)),
+    )
+    assert found["search/answer_in_useful"] == pytest.approx(1 / 2)
+    assert found["search/answer_in_noisy"] == pytest.approx(1 / 3)
+
+
+def test_defect_04_an_answer_inside_another_word_is_not_found() -> None:
+    document = "The state of Nevada has Indiana's neighbours as friends."
+    found = reduced(trajectory("x", result(document, noisy=True), golden=("IN", "?!", "The")))
+    assert found["search/answer_in_noisy"] == 0.0
+
+
+def test_engines_that_choose_no_quality_report_none() -> None:
+    found = reduced(trajectory("x", result("Lima", noisy=None)))
+    assert not {"search/noisy", "search/answer_in_useful", "search/answer_in_noisy"} & set(found)
+
+
+def test_scores_and_trajectories_belong_together() -> None:
+    with pytest.raises(ValueError):
+        rollout_means([trajectory("x")], [])
+    score = RewardScore(total=-3.0, f1=0.25, em=0.0, cover_em=1.0)
+    found = rollout_means([trajectory("x")], [score]).reduced()
+    assert (found["reward/total"], found["reward/f1"]) == (-3.0, 0.25)
+
+
+# -- means over ranks -----------------------------------------------------------------------------
+
+
+def test_a_mean_is_weighted_by_its_counts() -> None:
+    means = Means()
+    means.add("a", 3.0)
+    means.add("a", 5.0, 3.0)
+    means.add("b", True)
+    means.add("nothing", 0.0, 0.0)
+    assert means.reduced() == {"a": 2.0, "b": 1.0}
+    assert Means().reduced() == {}
+
+
+def test_invariant_06_ranks_are_merged_by_counts_whatever_names_each_has_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = Means(), Means()
+    one.add("tokens", 10.0, 2.0)
+    one.add("only here", 4.0)
+    other.add("tokens", 2.0, 1.0)
+    parts = [dict(one._sums), dict(other._sums)]
+    monkeypatch.setattr(module, "gather_objects", lambda value: parts)
+    assert one.reduced() == other.reduced() == {"tokens": 4.0, "only here": 4.0}
+
+
+def test_a_value_that_is_not_finite_is_not_hidden() -> None:
+    means = Means()
+    means.add("loss/policy", math.nan)
+    means.add("loss/policy", 1.0)
+    assert math.isnan(means.reduced()["loss/policy"])
