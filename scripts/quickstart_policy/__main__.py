@@ -221,8 +221,9 @@ def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, pha
             accuracy = answer_accuracy(model, probe)
             minutes = (time.monotonic() - start) / 60
             print(
-                f"{phase.name} {step + 1}/{phase.steps} loss {loss.item():.3f}; held-out last "
-                f"turns right: one hop {accuracy[1]:.2f}, two hops {accuracy[2]:.2f} ({minutes:.1f} min)",
+                f"{phase.name} {step + 1}/{phase.steps} loss {loss.item():.3f}; last turns right "
+                f"on held-out subjects: one hop {accuracy[1]:.2f}, two hops {accuracy[2]:.2f} "
+                f"({minutes:.1f} min)",
                 flush=True,
             )
 

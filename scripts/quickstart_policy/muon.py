@@ -1,5 +1,6 @@
-"""Muon (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/) in float32.
+"""Muon (Jordan et al. 2024) in float32.
+
+Source: https://kellerjordan.github.io/posts/muon/.
 
 `torch.optim.Muon` orthogonalises in bfloat16, which a CPU without such units does many times slower
 than this whole model's backward pass.

@@ -42,7 +42,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """ "completed", or "interrupted by <signal>"."""
+        """Either "completed" or "interrupted by <signal>"."""
         return f"interrupted by {self.stop_signal}" if self.stop_signal else "completed"
 
     def evaluate(self, phase: str) -> None:

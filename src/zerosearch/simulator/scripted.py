@@ -84,9 +84,7 @@ class ScriptedSimulator:
         noisy = rng.random() < request.noise_probability
         as_asked = rng.random() < self.reliability
         fails = rng.random() < self.failure_rate
-        if self.latency_s > 0:
-            spread = self.latency_spread * rng.uniform(-1.0, 1.0)
-            await asyncio.sleep(self.latency_s * (1.0 + spread))
+        await self._wait(request)
         if fails:
             raise SearchError("scripted simulator", "failed as simulator.failure_rate demands")
         return SearchResult(
@@ -95,6 +93,16 @@ class ScriptedSimulator:
             noisy=noisy,
             latency_s=time.perf_counter() - start,
         )
+
+    async def _wait(self, request: SearchRequest) -> None:
+        """Take as long as a slow engine would; drawn apart, so that documents stay the same."""
+        if self.latency_s == 0:
+            return
+        draw = derive_random(request.seed, "scripted latency").uniform(-1.0, 1.0)
+        latency_s = self.latency_s * (1.0 + self.latency_spread * draw)
+        await asyncio.sleep(min(latency_s, request.timeout_s))
+        if latency_s > request.timeout_s:
+            raise SearchError("scripted simulator", f"no answer within {request.timeout_s} s")
 
     def write_documents(
         self, request: SearchRequest, noisy: bool, rng: random.Random

@@ -37,8 +37,20 @@ def check_run(module: SearchPolicyModule) -> None:
         ValueError: says which field is wrong and how to mend it.
     """
     module.policy_source.check()
+    check_context(module)
     engines = [module.search, *(entry.search for entry in module.evaluations.values())]
     asyncio.run(_check_engines(engines))
+
+
+def check_context(module: SearchPolicyModule) -> None:
+    """Raise where an episode may grow longer than the policy's context."""
+    config = module.policy_source.load_config().get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and module.episode.max_context_tokens > limit:
+        raise ValueError(
+            f"episode.max_context_tokens={module.episode.max_context_tokens}, but the policy "
+            f"{module.policy_source.path} has a context of {limit} tokens: lower it"
+        )
 
 
 async def _check_engines(engines: Iterable[SearchEngine]) -> None:

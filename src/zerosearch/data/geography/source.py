@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zerosearch.data.geography.facts import asset
-from zerosearch.data.sources import QASource
+from zerosearch.data.sources import QASource, fixed_selection
 from zerosearch.types import Question
 
 SPLITS = ("train", "validation", "test")
@@ -19,11 +19,14 @@ class GeographySource:
     Args:
         split: train | validation | test.
         hops: keep only questions of this many hops; None: both.
+        limit: use this many questions, a fixed selection; None: all.
         weight: share of the training questions relative to other sources; None: by size.
+        label: identity among mixed sources.
     """
 
     split: str = "train"
     hops: int | None = None
+    limit: int | None = None
     weight: float | None = 1.0
     label: str = "geography"
 
@@ -38,4 +41,5 @@ class GeographySource:
         source = QASource(path=str(asset(f"{self.split}.parquet")), label=f"geography-{self.split}")
         questions = source.load()
         assert isinstance(questions, Sequence)
-        return [q for q in questions if self.hops in (None, q.metadata["hops"])]
+        chosen = [q for q in questions if self.hops in (None, q.metadata["hops"])]
+        return [chosen[index] for index in fixed_selection(len(chosen), self.limit)]

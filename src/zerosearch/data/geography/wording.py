@@ -1,6 +1,6 @@
 """How geography facts are worded: passages, questions and queries, each in several variants.
 
-Passages stay short (20 to 40 words) because a million-parameter policy reads several per search.
+Passages stay short (11 to 40 words) because a million-parameter policy reads several per search.
 """
 
 from __future__ import annotations
