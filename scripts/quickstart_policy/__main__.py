@@ -78,7 +78,7 @@ PHASES = (
     Phase(
         name="episodes",
         habits=CLEAN,
-        steps=400,
+        steps=260,
         peak_lr=1.5e-3,
         muon_lr=0.01,
         made_up_share=0.6,

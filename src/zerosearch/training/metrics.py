@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import get_args
 
+import torch
+
 from zerosearch.reward.metrics import normalize_answer
 from zerosearch.reward.rubric import RewardScore
-from zerosearch.training.distributed import gather_objects
+from zerosearch.training.distributed import gather_objects, world_size
 from zerosearch.types import SearchResult, StopReason, Trajectory
 
 _TRUNCATED = ("turn_budget", "context")
@@ -79,3 +82,41 @@ def _mentions(text: str, golden_answers: tuple[str, ...]) -> bool:
     return any(
         (answer := normalize_answer(golden)) and f" {answer} " in words for golden in golden_answers
     )
+
+
+def check_failures(trajectories: Sequence[Trajectory], max_failed_share: float) -> None:
+    """Stop the run when searches fail too often on all ranks together (invariant 4).
+
+    Raises:
+        RuntimeError: with the endpoint and reason of one failure.
+    """
+    means = Means()
+    for trajectory in trajectories:
+        means.add("failed", not trajectory.valid)
+    failed = means.reduced().get("failed", 0.0)
+    if failed > max_failed_share:
+        errors = [t.error for t in trajectories if t.error is not None]
+        example = f", for example: {errors[0]}" if errors else ""
+        raise RuntimeError(
+            f"{failed:.0%} of this step's trajectories were lost to failed searches, more than "
+            f"module.max_failed_share={max_failed_share}{example}"
+        )
+
+
+def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
+    """Trajectories and tokens a second over all ranks, each with equally many questions."""
+    sampled = sum(sum(trajectory.sampled) for trajectory in trajectories)
+    total = sum(len(t.prompt_ids) + len(t.response_ids) for t in trajectories)
+    ranks = world_size()
+    return {
+        "throughput/trajectories_per_s": ranks * len(trajectories) / seconds,
+        "throughput/tokens_per_s": ranks * total / seconds,
+        "throughput/sampled_tokens_per_s": ranks * sampled / seconds,
+    }
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory used so far: of the GPU, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

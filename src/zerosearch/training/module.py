@@ -31,13 +31,19 @@ from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
-from zerosearch.training.batching import collate, select, split_mini_batches
-from zerosearch.training.distributed import gather_objects, world_size
+from zerosearch.training.batching import collate
+from zerosearch.training.distributed import gather_objects
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
-from zerosearch.training.metrics import Means, rollout_means
+from zerosearch.training.learner import Learner
+from zerosearch.training.metrics import (
+    check_failures,
+    peak_memory_gib,
+    rollout_means,
+    throughput,
+)
 from zerosearch.training.record import StepRecord
 from zerosearch.training.update import PolicyUpdater
-from zerosearch.types import PolicyBatch, Question, Trajectory
+from zerosearch.types import Question, Trajectory
 
 
 class SearchPolicyModule(LightningModule):
@@ -165,16 +171,15 @@ class SearchPolicyModule(LightningModule):
         metrics = self._learn(trajectories, advantages)
         finished = time.perf_counter()
 
-        metrics |= means.reduced()
+        metrics |= means.reduced() | throughput(trajectories, finished - started)
         metrics |= {
             "advantage/zero_groups": zero_groups,
             "curriculum/noise_probability": self.noise_probability,
             "time/rollout_s": rolled_out - started - sync_s,
             "time/sync_s": sync_s,
             "time/train_s": finished - rolled_out,
-            "memory/peak_gib": _peak_memory_gib(self.device),
+            "memory/peak_gib": peak_memory_gib(self.device),
         }
-        metrics |= self._throughput(trajectories, finished - started)
         self.latest = self._record(trajectories, scores, advantages.tolist(), metrics)
         self.train_metrics = metrics
         self.policy_step += 1
@@ -201,22 +206,8 @@ class SearchPolicyModule(LightningModule):
             return trajectories, sync_s
 
         trajectories, sync_s = asyncio.run(run())
-        self._check_failures(trajectories)
+        check_failures(trajectories, self.max_failed_share)
         return trajectories, sync_s
-
-    def _check_failures(self, trajectories: list[Trajectory]) -> None:
-        """Stop the run when searches fail too often (invariant 4)."""
-        means = Means()
-        for trajectory in trajectories:
-            means.add("failed", not trajectory.valid)
-        failed = means.reduced().get("failed", 0.0)
-        errors = [t.error for t in trajectories if t.error is not None]
-        if failed > self.max_failed_share:
-            example = f", for example: {errors[0]}" if errors else ""
-            raise RuntimeError(
-                f"{failed:.0%} of the trajectories of step {self.policy_step} were lost to failed "
-                f"searches, more than max_failed_share={self.max_failed_share}{example}"
-            )
 
     def _score(self, trajectories: list[Trajectory]) -> list[RewardScore | None]:
         return [self.rubric.score(t) if t.valid else None for t in trajectories]
@@ -242,86 +233,26 @@ class SearchPolicyModule(LightningModule):
     def _learn(self, trajectories: list[Trajectory], advantages: torch.Tensor) -> dict[str, float]:
         """All optimizer updates of the step."""
         assert self.model is not None and self.tokenizer is not None
-        model = self.model.train()
-        updater = PolicyUpdater(
-            self.algorithm,
-            tokens_per_micro_batch=self.tokens_per_micro_batch,
-            chunk_tokens=self.logprob_chunk_tokens,
-            temperature=self.decoding.temperature,
-            device=self.device,
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LRScheduler)
+        learner = Learner(
+            updater=PolicyUpdater(
+                self.algorithm,
+                tokens_per_micro_batch=self.tokens_per_micro_batch,
+                chunk_tokens=self.logprob_chunk_tokens,
+                temperature=self.decoding.temperature,
+                device=self.device,
+            ),
+            model=self.model.train(),
+            reference=self.reference,
+            backward=self.manual_backward,
+            optimizer=self.optimizers(),
+            schedule=schedule,
+            gradient_clip=self.gradient_clip,
         )
         pad_id = self.tokenizer.pad_token_id
         batch = collate(trajectories, advantages, pad_id=pad_id)  # type: ignore[arg-type]
-        if self.algorithm.needs_old_logprobs:
-            batch.old_logprobs = updater.all_logprobs(
-                lambda micro: updater.token_stats(model, micro), batch
-            )
-        if self.reference is not None:
-            batch.ref_logprobs = updater.all_logprobs(self._reference_stats, batch)
-        means = Means()
-        rows = range(batch.input_ids.shape[0])
-        for epoch in range(self.algorithm.inner_epochs):
-            coordinates = (self.seed, self.policy_step, epoch, self.global_rank)
-            for part in split_mini_batches(len(rows), self.algorithm.mini_batches, *coordinates):
-                self._update(updater, select(batch, part), means)
-        return means.reduced()
-
-    def _reference_stats(self, micro: PolicyBatch):
-        assert self.reference is not None
-        return self.reference.token_logprobs(
-            micro.input_ids,
-            micro.attention_mask,
-            micro.sampled_mask,
-            temperature=self.decoding.temperature,
-            chunk_tokens=self.logprob_chunk_tokens,
-        )
-
-    def _update(self, updater: PolicyUpdater, batch: PolicyBatch, means: Means) -> None:
-        """One optimizer update; its metrics are added to `means`."""
-        assert self.model is not None
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        optimizer.zero_grad()
-        sums = updater.accumulate(self.model, batch, self.manual_backward)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
-        self._check_finite(sums, norm)
-        optimizer.step()
-        means.add("optimizer/gradient_norm", float(norm))
-        means.add("optimizer/learning_rate", optimizer.param_groups[0]["lr"])
-        means.add("loss/policy", sums["policy_loss"])
-        tokens = sums["tokens"]
-        for name, source in (
-            ("loss/entropy", "entropy_sum"),
-            ("loss/kl", "kl_sum"),
-            ("ratio/mean", "ratio_sum"),
-            ("ratio/clipped", "clipped_sum"),
-            ("rollout/logprob_gap", "logprob_gap_sum"),
-        ):
-            if source in sums:
-                means.add(name, sums[source], tokens)
-        schedule = self.lr_schedulers()
-        assert schedule is not None and not isinstance(schedule, list)
-        schedule.step()  # type: ignore[call-arg]
-
-    def _check_finite(self, sums: dict[str, float], norm: torch.Tensor) -> None:
-        values = {**sums, "gradient_norm": float(norm)}
-        broken = {name: value for name, value in values.items() if not abs(value) < float("inf")}
-        if broken:
-            raise FloatingPointError(
-                f"step {self.policy_step}: {broken} is not finite. The weights were not updated; "
-                "resume from the last checkpoint with a lower learning rate or gradient_clip"
-            )
-
-    def _throughput(self, trajectories: list[Trajectory], seconds: float) -> dict[str, float]:
-        sampled = sum(sum(trajectory.sampled) for trajectory in trajectories)
-        total = sum(len(t.prompt_ids) + len(t.response_ids) for t in trajectories)
-        ranks = world_size()  # every rank has equally many questions
-        return {
-            "throughput/trajectories_per_s": ranks * len(trajectories) / seconds,
-            "throughput/tokens_per_s": ranks * total / seconds,
-            "throughput/sampled_tokens_per_s": ranks * sampled / seconds,
-        }
+        return learner.learn(batch, self.seed, self.policy_step, self.global_rank)
 
     def _record(
         self,
@@ -413,11 +344,3 @@ class SearchPolicyModule(LightningModule):
         extra = {"episode": self.episode.as_dict(), "chat": self.policy_source.chat}
         if self.global_rank == 0:
             save_policy(self.model, self.tokenizer, folder, extra)
-
-
-def _peak_memory_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
