@@ -14,10 +14,11 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from scripts.quickstart_policy.episodes import CLEAN, MEDIOCRE, EpisodeWriter, Example, Habits
 from scripts.quickstart_policy.muon import Muon
@@ -50,7 +51,7 @@ class Phase:
     made_up_share: float
     top_k: tuple[int, ...] = (3,)
     hops: int | None = None  # None: one or two
-    queries_only: bool = False
+    drill: Literal["asking", "finding"] | None = None  # half of "finding" is whole episodes
     muon_lr: float | None = None  # None: AdamW for all parameters
 
 
@@ -64,21 +65,23 @@ PHASES = (
         peak_lr=3e-3,
         muon_lr=0.02,
         made_up_share=0.8,
-        queries_only=True,
+        drill="asking",
     ),
     Phase(
-        name="reading",
+        name="finding",
         habits=CLEAN,
-        steps=600,
+        steps=500,
         peak_lr=2e-3,
-        muon_lr=0.015,
-        made_up_share=0.7,
-        top_k=(1, 2),
+        muon_lr=0.02,
+        made_up_share=0.8,
+        drill="finding",
+        top_k=(2, 3),
+        hops=1,
     ),
     Phase(
         name="episodes",
         habits=CLEAN,
-        steps=260,
+        steps=200,
         peak_lr=1.5e-3,
         muon_lr=0.01,
         made_up_share=0.6,
@@ -130,7 +133,12 @@ def write_shard(
     for _ in range(count):
         made_up = rng.random() < phase.made_up_share
         writer = writers[made_up * sizes + rng.randrange(sizes)]
-        examples.append(writer.write_query() if phase.queries_only else writer.write(phase.hops))
+        if phase.drill == "asking":
+            examples.append(writer.write_query())
+        elif phase.drill == "finding" and rng.random() < 0.5:
+            examples.append(writer.write_finding())
+        else:
+            examples.append(writer.write(phase.hops))
     examples.sort(key=lambda example: len(example.ids))
     batches = [examples[start : start + BATCH] for start in range(0, count, BATCH)]
     rng.shuffle(batches)
@@ -199,7 +207,7 @@ def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, pha
         noise=0.2,
         rng=random.Random(0),
     )
-    write = held_out.write_query if phase.queries_only else held_out.write
+    write = held_out.write_query if phase.drill == "asking" else held_out.write
     probe = sorted((write() for _ in range(192)), key=lambda example: len(example.ids))
     optimizers = build_optimizers(model, phase)
     warm_up, start = min(100, phase.steps // 5), time.monotonic()
@@ -236,17 +244,21 @@ def main() -> None:
     parser.add_argument("--start", choices=[phase.name for phase in PHASES], default=PHASES[0].name)
     args = parser.parse_args()
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(random.Random(0))
-    model = build_model(tokenizer)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     names = [phase.name for phase in PHASES]
     first = names.index(args.start)
     if first > 0:
-        model = LlamaForCausalLM.from_pretrained(args.work / names[first - 1])
+        earlier = args.work / names[first - 1]
+        tokenizer = AutoTokenizer.from_pretrained(earlier)
+        model = LlamaForCausalLM.from_pretrained(earlier)
+    else:
+        tokenizer = build_tokenizer(random.Random(0))
+        model = build_model(tokenizer)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     for phase in PHASES[first:]:
         train_phase(model, tokenizer, phase)
         if args.work:
             model.save_pretrained(args.work / phase.name)
+            tokenizer.save_pretrained(args.work / phase.name)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
 

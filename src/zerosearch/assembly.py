@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,15 +16,17 @@ import transformers
 from hydra.errors import InstantiationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from zerosearch.callbacks.graceful_stop import GracefulStop
+from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.training.module import SearchPolicyModule
 
 log = logging.getLogger(__name__)
 
 # Errors whose message is written for the user; anything else is a defect and shows its traceback.
-_USER_ERRORS = (ValueError, OSError, FloatingPointError, RuntimeError)
+_USER_ERRORS = (ValueError, OSError, FloatingPointError, RuntimeError, OmegaConfBaseException)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,19 +40,26 @@ class Run:
 
     @property
     def stop_signal(self) -> str | None:
-        """Name of the signal that ended training early."""
-        stops = [c for c in self.trainer.callbacks if isinstance(c, GracefulStop)]  # type: ignore[attr-defined]
-        return next((stop.signal_name for stop in stops if stop.signal_name), None)
+        """Name of the signal that ended the run early."""
+        if stop := stopped_by_signal(self.trainer):
+            return stop.signal_name
+        return "SIGTERM" if self.trainer.received_sigterm else None  # outside of training
 
     @property
     def status(self) -> str:
         """Either "completed" or "interrupted by <signal>"."""
         return f"interrupted by {self.stop_signal}" if self.stop_signal else "completed"
 
+    def fit(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint where one is given."""
+        with suppress(SIGTERMException):
+            self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
+
     def evaluate(self, phase: str) -> None:
         """Answer the test questions and log the result as `<phase>/<engine>/...`."""
         self.module.phase = phase
-        self.trainer.test(self.module, self.data, verbose=False)
+        with suppress(SIGTERMException):
+            self.trainer.test(self.module, self.data, verbose=False)
         self.module.phase = "val"
 
     def final_metrics(self) -> dict[str, float]:
@@ -64,9 +75,10 @@ class Run:
                 if (value := metrics.get(f"{phase}/{headline}/{name}")) is not None:
                     metrics[f"{phase}/{name}"] = value
         shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
+        step = max(0, module.policy_step - 1)  # of the last row: curves get no stray point at 0
         for logger in self.trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.hyper_parameters, shown)
+                logger.log_hyperparams(self.hyper_parameters, shown, step)
                 logger.save()
         return metrics
 
@@ -122,6 +134,8 @@ def report_error(error: Exception) -> str:
         key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else None
         error = error.__cause__
     message = f"{key}: {error}" if key else str(error)
+    if isinstance(error, OmegaConfBaseException):
+        message = message.partition("\n")[0]  # the rest is about OmegaConf's own types
     if isinstance(error, _USER_ERRORS):
         log.error(message)
         log.debug("traceback of the error above", exc_info=error)

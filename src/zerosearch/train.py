@@ -31,12 +31,14 @@ def train(cfg: DictConfig, summary: Summary) -> dict[str, float]:
     checkpoint = find_checkpoint(cfg.resume)
     run = assemble(cfg)
     check_run(run.module)
+    run.data.setup("fit")  # a bad row shows before anything is evaluated
     if cfg.test and checkpoint is None:
         run.evaluate("start")
-    run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=False)
-    summary.facts["status"] = run.status
+    if run.status == "completed":
+        run.fit(checkpoint)
     if cfg.test and run.status == "completed":
         run.evaluate("test")
+    summary.facts["status"] = run.status
     return run.final_metrics()
 
 
@@ -62,5 +64,8 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = expand_resume(sys.argv[1:])
+    try:
+        sys.argv[1:] = expand_resume(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(str(error))
     main()

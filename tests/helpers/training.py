@@ -124,9 +124,14 @@ def make_turns_trajectory(
 
 
 def make_training(model: PreTrainedModel | None = None, **fields: Any) -> SearchPolicyModule:
-    """A module that plays short episodes; `fields` are arguments of `SearchPolicyModule`."""
+    """A module that plays short episodes.
+
+    Args:
+        model: the policy.
+        fields: arguments of `SearchPolicyModule`; and `module`, a subclass to make instead.
+    """
     search = fields.pop("search", None) or ScriptedEngine(["red or blue"])
-    return SearchPolicyModule(
+    return fields.pop("module", SearchPolicyModule)(
         **{
             "policy": GivenPolicy(model or make_word_model(), make_word_tokenizer()),
             "algorithm": Algorithm(group_size=4),

@@ -23,7 +23,7 @@ EOS, UNKNOWN = "<eos>", "<unk>"
 VOCABULARY = (EOS, UNKNOWN, *SEARCH, *ANSWER, *INFORMATION, *COLOURS, *QUERIES, "Question:", "Doc")
 WIDTH = 32  # at least the vocabulary
 
-_CERTAIN = 6.0  # logit of a likely successor: the others together get a few percent
+_CERTAIN = 8.0  # logit of a likely successor: the others together get half a percent
 
 
 def make_word_tokenizer() -> PreTrainedTokenizerFast:

@@ -72,6 +72,14 @@ class BM25Search:
         self._passages: list[Passage] = []
         self._index: bm25s.BM25 | None = None
 
+    async def check(self) -> None:
+        """Read the corpus before any costly work.
+
+        Raises:
+            ValueError: the corpus is missing or bad.
+        """
+        self.prepare()
+
     async def search(self, request: SearchRequest) -> SearchResult:
         """Return the best passages that share a term with the query, at most `request.top_k`.
 

@@ -110,12 +110,12 @@ class ScriptedSimulator:
         """Documents of one quality; a query about nothing known gets random subjects."""
         entity = self.facts.find(request.query)
         forbidden = request.golden_answers if noisy else ()
-        shown = [] if entity is None or noisy else [self._write(entity, rng)]
+        shown = [] if entity is None or noisy else [self.write(entity, rng)]
         titles = {document.title for document in shown} | ({entity.name} if entity else set())
         for _ in range(_MAX_DRAWS):
             if len(shown) >= request.top_k:
                 break
-            document = self._write(self._draw_peer(entity, rng), rng)
+            document = self.write(self._draw_peer(entity, rng), rng)
             if document.title not in titles and not mentions(document.text, forbidden):
                 shown.append(document)
                 titles.add(document.title)
@@ -138,5 +138,6 @@ class ScriptedSimulator:
         return rng.choice(candidates)
 
     @staticmethod
-    def _write(entity: Entity, rng: random.Random) -> Document:
+    def write(entity: Entity, rng: random.Random) -> Document:
+        """One document about a place."""
         return Document(title=entity.name, text=word_passage(entity, rng))

@@ -96,6 +96,8 @@ class SearchPolicyModule(LightningModule):
         decoding = decoding or Decoding()
         if decoding.temperature == 0:
             raise ValueError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
+        if not evaluations:
+            raise ValueError("evaluations={}: name at least one way to answer held-out questions")
         self.automatic_optimization = False
         self.policy_source = policy
         self.algorithm = algorithm

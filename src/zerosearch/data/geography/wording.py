@@ -9,25 +9,24 @@ import random
 
 from zerosearch.data.geography.facts import Entity
 
+# The name comes before its facts: a causal model can then mark them while it reads.
 PASSAGES: dict[str, tuple[str, ...]] = {
     "city": (
         "{name} is a city in {country}. Its time zone is {time_zone}.",
-        "{name} lies in {country} and its clocks keep to the time zone {time_zone}.",
-        "The city of {name} belongs to {country}; the time zone there is {time_zone}.",
+        "{name} lies in {country} and has the time zone {time_zone}.",
+        "{name} belongs to {country}; the time zone there is {time_zone}.",
         "{name}, a city of {country}, is in the time zone {time_zone}.",
-        "The time zone {time_zone} holds in {name}, which is a city in {country}.",
     ),
     "county": (
-        "{name} is a local government area in the US state of {state}.",
-        "{name} is part of the state of {state} in the United States.",
-        "The state of {state} is divided into parts, one of which is {name}.",
+        "{name} is a part of the US state of {state}.",
+        "{name} lies in the state of {state} in the United States.",
         "{name} belongs to {state}, a state of the United States.",
     ),
     "country": (
         "{name} is a country in {continent}. The capital of {name} is {capital} and its largest "
         "city is {largest_city}. Its currency is the {currency} and its internet domain is "
         "{internet_domain}.",
-        "The capital of {name} is {capital}, its currency the {currency}, its largest city "
+        "{name} has the capital {capital}, the currency {currency} and the largest city "
         "{largest_city}. The continent of {name} is {continent}, its internet domain "
         "{internet_domain}.",
         "In {name} people pay with the currency {currency}. The continent is {continent}, the "
@@ -37,8 +36,7 @@ PASSAGES: dict[str, tuple[str, ...]] = {
     "state": (
         "{name} is a state of the United States. The largest city of {name} is {largest_city} "
         "and its postal code is {postal_code}.",
-        "The postal code of the state {name} is {postal_code}. The largest city of {name} is "
-        "{largest_city}.",
+        "{name} has the postal code {postal_code}. The largest city of {name} is {largest_city}.",
     ),
 }
 

@@ -1,0 +1,28 @@
+"""Composing the configuration as the command line does, without changing to a run folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+
+
+def compose_config(output_dir: Path, *overrides: str, whole: bool = False) -> DictConfig:
+    """The configuration of `python -m zerosearch.train <overrides>`.
+
+    Args:
+        output_dir: the run's folder.
+        overrides: as on the command line.
+        whole: with Hydra's own node.
+    """
+    os.environ.setdefault("PROJECT_ROOT", str(ROOT))
+    paths = [f"paths.output_dir='{output_dir}'", f"paths.log_dir='{output_dir}'"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", overrides=[*paths, *overrides], return_hydra_config=whole)
+    OmegaConf.set_struct(cfg, True)
+    return cfg

@@ -1,0 +1,87 @@
+"""One policy step on any number of ranks, and what each spawned process of its test runs.
+
+Questions differ so much in length that rank 0 needs more micro-batches than rank 1, and on rank 1
+a question's searches fail.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from tests.helpers.engines import ScriptedEngine
+from tests.helpers.policy_stub import make_trainer
+from tests.helpers.training import make_data, make_training, weights
+from tests.helpers.words import COLOURS, make_word_model
+from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.training.module import SearchPolicyModule
+from zerosearch.types import Question, SearchRequest
+
+RANKS = 2
+IN_ORDER = 5  # seed of the data that leaves the questions as they are listed
+BUDGET = 60  # padded tokens of a micro-batch
+QUESTIONS = [
+    Question(
+        uid=f"q:{n}", text=("long " * 10 if n < 2 else "short ") + str(n), golden_answers=("red",)
+    )
+    for n in range(4)
+]
+
+
+class CountingModule(SearchPolicyModule):
+    """Counts its backward passes."""
+
+    backward_passes = 0
+
+    def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        self.backward_passes += 1
+        super().manual_backward(loss, *args, **kwargs)
+
+
+def train_rank(world_size: int, **trainer: Any) -> dict[str, Any]:
+    """Weights, metrics and number of backward passes of one step with all questions."""
+
+    def documents(request: SearchRequest) -> list[str]:
+        long = request.question.startswith("long")
+        return [" ".join(COLOURS * (4 if long else 1))]
+
+    module = make_training(
+        make_word_model(),
+        module=CountingModule,
+        search=ScriptedEngine(documents, failing=(QUESTIONS[3].text,)),
+        algorithm=Algorithm(group_size=6, kl_coefficient=0.1, entropy_coefficient=0.01),
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+        tokens_per_micro_batch=BUDGET,
+        gradient_clip=1e9,
+        max_failed_share=0.9,
+    )
+    learner = make_trainer(1, callbacks=[], val_every=None, devices=world_size, **trainer)
+    learner.fit(module, make_data(QUESTIONS, seed=IN_ORDER))
+    assert module.latest is not None
+    lengths = [len(t.prompt_ids + t.response_ids) for t in module.latest.trajectories]
+    return {
+        "weights": weights(module),
+        "metrics": module.train_metrics,
+        "backward_passes": module.backward_passes,
+        "lengths": lengths,
+        "failed": sum(not t.valid for t in module.latest.trajectories),
+    }
+
+
+def run_rank(rank: int, port: int, folder: str) -> None:
+    """Train as one of two ranks over gloo and save the result."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NODE_RANK": "0",
+    }
+    result = train_rank(RANKS, strategy="ddp", plugins=[LightningEnvironment()])
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,284 @@
+"""Every configuration file composes and makes its objects; the paper's runs have its values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from tests.helpers.configs import CONFIGS, compose_config
+from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.assembly import Run, assemble
+from zerosearch.callbacks.curriculum import NoiseCurriculum
+from zerosearch.data.sources import QASource
+from zerosearch.policy.source import PolicySource
+from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.search.simulated import SimulatedSearch
+from zerosearch.simulator.scripted import ScriptedSimulator
+from zerosearch.training.evaluation import Evaluation
+
+CHOICES = sorted(
+    (path.parent.name, path.stem)
+    for path in CONFIGS.glob("*/*.yaml")
+    if path.parent.name != "hydra"
+)
+ENDPOINT = "simulator.endpoints=[http://127.0.0.1:9/v1]"
+OWN_DATA = ["data.files=[train.jsonl]", "data.validation.own.path=held_out.parquet"]
+ON_CPU = ["trainer.accelerator=cpu", "trainer.devices=1"]
+# what a choice needs beside itself, on a machine without GPU
+NEEDED: dict[tuple[str, str], list[str]] = {
+    ("data", "files"): OWN_DATA,
+    ("search", "simulated"): ["simulator=prompted_3b", ENDPOINT],
+    ("trainer", "gpu"): ON_CPU,
+    ("trainer", "ddp"): ON_CPU,
+    **{
+        ("simulator", name): ["search=simulated", ENDPOINT]
+        for group, name in CHOICES
+        if group == "simulator" and name.startswith("prompted")
+    },
+}
+PAPER = ("zerosearch_3b", "zerosearch_7b", "zerosearch_llama_3b")
+SIZES = {  # parameters in billions: model cards
+    "qwen2_5_3b": 3.09,
+    "qwen2_5_7b": 7.62,
+    "llama_3_2_3b": 3.21,
+}
+
+
+def overrides_of(group: str, name: str) -> list[str]:
+    paper = [ENDPOINT, *ON_CPU] if group == "experiment" and name in PAPER else []
+    return [f"{group}={name}", *NEEDED.get((group, name), paper)]
+
+
+def make_run(folder: Path, *overrides: str) -> Run:
+    return assemble(compose_config(folder, *overrides))
+
+
+def test_groups_are_those_of_the_design() -> None:
+    groups = {group for group, _ in CHOICES}
+    assert groups == {
+        "algorithm",
+        "callbacks",
+        "data",
+        "debug",
+        "episode",
+        "evaluation",
+        "experiment",
+        "generator",
+        "hparams_search",
+        "logger",
+        "model",
+        "paths",
+        "search",
+        "simulator",
+        "trainer",
+    }
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda part: part)
+def test_every_choice_makes_the_objects_of_a_run(group: str, name: str, tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, *overrides_of(group, name))
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    run = assemble(cfg)
+    module = run.module
+    assert module.policy_steps >= 1 and module.evaluations
+    assert isinstance(module.policy_source, PolicySource)
+    assert isinstance(module.algorithm, Algorithm)
+    assert isinstance(module.episode, EpisodeSettings)
+    assert all(isinstance(entry, Evaluation) for entry in module.evaluations.values())
+    callbacks = {type(each).__name__ for each in run.trainer.callbacks}  # type: ignore[attr-defined]
+    assert {
+        "NoiseCurriculum",
+        "TranscriptWriter",
+        "MetricsCsv",
+        "PolicyCheckpoint",
+        "PolicyExport",
+        "GracefulStop",
+    } <= callbacks
+    assert run.trainer.limit_train_batches == module.policy_steps
+    assert "policy_steps" in run.hyper_parameters
+
+
+@pytest.mark.parametrize(
+    ("overrides", "missing"),
+    [
+        (["data=files", OWN_DATA[1]], "data.files"),
+        (["data=files", OWN_DATA[0]], "data.validation.own.path"),
+    ],
+)
+def test_what_only_the_user_knows_is_asked_for(
+    overrides: list[str], missing: str, tmp_path: Path
+) -> None:
+    assert missing in OmegaConf.missing_keys(compose_config(tmp_path, *overrides))
+
+
+@pytest.mark.parametrize("group", ["experiment", "algorithm", "simulator", "model"])
+def test_an_unknown_name_lists_the_known_ones(group: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingConfigException) as error:
+        compose_config(tmp_path, f"{group}=no_such")
+    message = str(error.value)
+    assert f"{group}/no_such" in message
+    assert all(name in message for kind, name in CHOICES if kind == group)
+
+
+# -- values reach their objects -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_seed_reaches_rollouts_and_data_zero_too(seed: int, tmp_path: Path) -> None:
+    run = make_run(tmp_path, f"seed={seed}")
+    assert run.module.seed == seed and run.hyper_parameters["seed"] == seed
+    assert run.data._seed == seed  # type: ignore[attr-defined]
+
+
+def test_the_default_is_quickstart(tmp_path: Path) -> None:
+    plain = compose_config(tmp_path)
+    assert plain == compose_config(tmp_path, "experiment=quickstart")
+    assert plain.seed == 0 and plain.trainer.accelerator == "auto"
+
+
+def test_command_line_values_go_over_those_of_the_experiment(tmp_path: Path) -> None:
+    given = ["experiment=zerosearch_7b", "policy_steps=2", "algorithm=reinforce", *ON_CPU, ENDPOINT]
+    run = make_run(tmp_path, *given)
+    assert (run.module.policy_steps, run.module.algorithm.group_size) == (2, 5)
+    assert run.module.algorithm.advantage.keywords == {"baseline": "batch"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("grpo", [1.0, -1.0, 0.0]),  # (1 - 0.5) / std 0.707 ... the group of one keeps its reward
+        ("reinforce", [2 / 3, -1 / 3, -1 / 3]),
+        ("control", [0.0, 0.0, 0.0]),
+    ],
+)
+def test_each_algorithm_compares_rewards_its_own_way(
+    name: str, expected: list[float], tmp_path: Path
+) -> None:
+    algorithm = hydra.utils.instantiate(compose_config(tmp_path, f"algorithm={name}").algorithm)
+    rewards, groups = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 1])
+    found = algorithm.advantage(rewards, groups, torch.ones(3, dtype=torch.bool))
+    scale = 2**0.5 if name == "grpo" else 1.0
+    torch.testing.assert_close(found * scale, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_simulators_differ_in_reliability_and_the_sweep_goes_over_them(tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, "hparams_search=reliability", whole=True)
+    names = cfg.hydra.sweeper.params.simulator.split(",")
+    assert cfg.hydra.mode.name == "MULTIRUN" and len(names) == 3
+    reliabilities = []
+    for name in names:
+        engine = make_run(tmp_path, f"simulator={name}").module.search
+        assert isinstance(engine, ScriptedSimulator)
+        reliabilities.append(engine.reliability)
+    assert reliabilities == sorted(set(reliabilities), reverse=True) and reliabilities[0] == 1.0
+
+
+def test_training_never_sees_held_out_subjects(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert isinstance(run.module.search, ScriptedSimulator)
+    splits = {split for _, split in run.module.search.facts.groups}
+    assert "train" in splits and not splits & {"validation", "test"}
+    assert next(iter(run.module.evaluations)) == "bm25", "the headline is a real engine"
+
+
+def test_trainers_use_the_devices_they_name(tmp_path: Path) -> None:
+    found = {
+        name: compose_config(tmp_path, f"trainer={name}").trainer
+        for name in ("auto", "cpu", "gpu", "ddp")
+    }
+    assert {name: node.accelerator for name, node in found.items()} == {
+        "auto": "auto",
+        "cpu": "cpu",
+        "gpu": "gpu",
+        "ddp": "gpu",
+    }
+    assert found["gpu"].precision == "bf16-mixed" and found["cpu"].precision == "32-true"
+    assert (found["ddp"].strategy, found["ddp"].devices) == ("ddp", "auto")
+    assert {node.devices for name, node in found.items() if name != "ddp"} == {1}
+
+
+# -- the paper's runs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "billions"), SIZES.items())
+def test_large_policies_have_their_published_size(
+    name: str, billions: float, tmp_path: Path
+) -> None:
+    source = hydra.utils.instantiate(compose_config(tmp_path, f"model={name}").model)
+    model = source.build_on_meta()
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.num_parameters() / 1e9 == pytest.approx(billions, rel=0.01)
+    assert model.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "simulator", "noise"),
+    [
+        ("zerosearch_3b", "Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-3B-Instruct", (0.0, 0.25)),
+        ("zerosearch_7b", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct", (0.0, 0.75)),
+        ("zerosearch_llama_3b", "meta-llama/Llama-3.2-3B", "Qwen/Qwen2.5-3B-Instruct", (0.25, 0.5)),
+    ],
+)
+def test_the_runs_of_the_paper_have_its_values(
+    name: str, model: str, simulator: str, noise: tuple[float, float], tmp_path: Path
+) -> None:
+    cfg = compose_config(tmp_path, *overrides_of("experiment", name))
+    run = assemble(cfg)
+    module, algorithm, episode = run.module, run.module.algorithm, run.module.episode
+    assert (module.policy_steps, cfg.questions_per_step, algorithm.group_size) == (203, 64, 5)
+    assert (algorithm.kl_coefficient, algorithm.kl_kind) == (0.001, "k3")
+    loss: Any = algorithm.loss
+    assert (loss.keywords["clip_low"], loss.keywords["clip_high"]) == (0.2, 0.2)
+    assert (module.gradient_clip, algorithm.importance_cap) == (1.0, None)
+    decoding = module.decoding
+    assert (decoding.temperature, decoding.top_p, decoding.top_k) == (1.0, 1.0, 0)
+    assert module.policy_source.path == model
+
+    assert (episode.max_turns, episode.top_k) == (5, 5)
+    assert episode.formatter == "zerosearch"
+    assert episode.max_turn_tokens == 500
+    assert (episode.max_prompt_tokens, episode.max_observation_tokens) == (2048, 2048)
+    assert episode.max_context_tokens == 4096
+
+    engine = module.search
+    assert isinstance(engine, SimulatedSearch)
+    assert (engine.model, engine.temperature, engine.max_tokens) == (simulator, 0.8, 600)
+    assert engine.prompt.words_per_document == 30
+
+    curriculum = next(c for c in run.trainer.callbacks if isinstance(c, NoiseCurriculum))  # type: ignore[attr-defined]
+    assert (curriculum.start, curriculum.end) == noise
+    assert (curriculum.base, curriculum.schedule) == (4.0, "exponential")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_learning_rate_of_the_paper_warms_up_for_most_of_the_run(
+    name: str, tmp_path: Path
+) -> None:
+    module = make_run(tmp_path, *overrides_of("experiment", name)).module
+    optimizer = module.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+    schedule = module.schedule_factory(optimizer, module.policy_steps)
+    rates = []
+    for _ in range(module.policy_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    warm = round(0.95 * 203)
+    assert max(rates) == rates[-1] == 1e-6
+    assert rates[warm - 2] < 1e-6 and rates[warm - 1] == pytest.approx(1e-6)
+    assert rates[0] == pytest.approx(1e-6 / warm)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_runs_of_the_paper_train_on_its_questions(name: str, tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, *overrides_of("experiment", name))
+    sources = hydra.utils.instantiate(cfg.data.train, _convert_="all")
+    assert [source.path for source in sources.values()] == ["Alibaba-NLP/ZeroSearch_dataset"]
+    assert all(isinstance(source, QASource) for source in sources.values())
+    assert cfg.trainer.precision == "bf16-true" and cfg.trainer.strategy == "ddp"

@@ -1,0 +1,158 @@
+"""Run folders: resuming, the latest run, the summary."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zerosearch import runs
+from zerosearch.runs import Summary, expand_resume, find_checkpoint, git_commit, link_latest
+
+
+def make_run(folder: Path, *overrides: str) -> Path:
+    """A run folder with saved overrides and a checkpoint."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    return folder
+
+
+# -- resume= on the command line ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], ["seed=1"], ["resume=null"], ["resume="]])
+def test_without_resume_nothing_changes(arguments: list[str]) -> None:
+    assert expand_resume(list(arguments)) == arguments
+
+
+def test_a_run_folder_brings_its_overrides_back(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "experiment=quickstart", "seed=3", "+a.b=c", "~debug")
+    resume = f"resume={run}"
+    assert expand_resume([resume]) == [
+        "experiment=quickstart",
+        "seed=3",
+        "+a.b=c",
+        "~debug",
+        resume,
+        f"hydra.run.dir='{run}'",
+    ]
+
+
+def test_overrides_given_again_win(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "seed=3", "+a.b=c", "policy_steps=5", "resume=elsewhere")
+    given = ["policy_steps=9", f"resume={run}", "++a.b=d"]
+    assert expand_resume(given) == ["seed=3", *given, f"hydra.run.dir='{run}'"]
+
+
+def test_the_link_to_the_latest_run_is_resumed_under_its_own_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "2026-01-01")
+    link_latest(run, tmp_path)
+    assert expand_resume([f"resume={tmp_path}/latest"])[-1] == f"hydra.run.dir='{run}'"
+
+
+def test_a_run_without_overrides_can_be_resumed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / ".hydra" / "overrides.yaml").write_text("")
+    assert expand_resume([f"resume={run}"])[-1] == f"hydra.run.dir='{run}'"
+
+
+def test_a_checkpoint_file_starts_a_run_of_its_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "seed=3")
+    arguments = [f"resume={run / 'checkpoints' / 'last.ckpt'}"]
+    assert expand_resume(list(arguments)) == arguments
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_nothing_to_resume(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=rf"resume=.*{name} is neither .* nor a run folder"):
+        expand_resume([f"resume={tmp_path / name}"])
+
+
+# -- checkpoints ----------------------------------------------------------------------------------
+
+
+def test_the_last_checkpoint_of_a_run_is_found(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    last = run / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(None) is None
+    assert find_checkpoint(str(run)) == last
+    other = run / "checkpoints" / "step_000004.ckpt"
+    other.touch()
+    assert find_checkpoint(str(other)) == other
+
+
+def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no checkpoint .*last\.ckpt; start without resume="):
+        find_checkpoint(str(tmp_path))
+    with pytest.raises(ValueError, match=r"no checkpoint .*gone\.ckpt"):
+        find_checkpoint(str(tmp_path / "gone.ckpt"))
+
+
+# -- latest ---------------------------------------------------------------------------------------
+
+
+def test_latest_points_to_the_newest_run_and_survives_a_move(tmp_path: Path) -> None:
+    task = tmp_path / "logs" / "train"
+    for name in ("one", "two"):
+        (task / "runs" / name).mkdir(parents=True)
+        link_latest(task / "runs" / name, task)
+        assert (task / "latest").resolve() == task / "runs" / name
+    assert sorted(path.name for path in task.iterdir()) == ["latest", "runs"]
+    (tmp_path / "logs").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "train"
+    assert (moved / "latest").resolve() == moved / "runs" / "two"
+
+
+def test_latest_of_a_task_that_is_new(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link_latest(tmp_path / "elsewhere", tmp_path / "logs" / "new")
+    assert (tmp_path / "logs" / "new" / "latest").resolve() == tmp_path / "elsewhere"
+
+
+# -- summary --------------------------------------------------------------------------------------
+
+
+def test_a_summary_says_how_the_run_ended(tmp_path: Path) -> None:
+    summary = Summary(tmp_path, seed=0, tags=["a"])
+    summary.write()
+    first = json.loads((tmp_path / "summary.json").read_text())
+    assert first["status"] == "failed", "until the run says otherwise"
+    assert (first["seed"], first["tags"]) == (0, ["a"])
+    assert first["seconds"] >= 0 and "pytest" in first["command"]
+
+    summary.facts |= {"status": "completed", "test/f1": 0.5, "path": tmp_path}
+    summary.write()
+    second = json.loads((tmp_path / "summary.json").read_text())
+    assert (second["status"], second["test/f1"]) == ("completed", 0.5)
+    assert second["path"] == str(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_the_commit_is_that_of_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "PROJECT_ROOT", tmp_path)
+    assert git_commit() is None, "not a checkout"
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.test"]
+    for command in (
+        ["init", "-q"],
+        [*identity, "commit", "-q", "--allow-empty", "-m", "one"],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    commit = git_commit()
+    assert commit is not None and len(commit) == 40
+    (tmp_path / "new").touch()
+    assert git_commit() == f"{commit}+changes"
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    code = "import sys, zerosearch.runs; print([m for m in ('torch', 'hydra') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
