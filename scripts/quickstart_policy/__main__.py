@@ -14,7 +14,6 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +30,11 @@ SETTINGS = EpisodeSettings(
     prompt_template="plain",
     formatter="zerosearch",
     max_turns=4,
-    top_k=3,
+    top_k=1,
     max_prompt_tokens=64,
     max_turn_tokens=32,
-    max_observation_tokens=192,
-    max_context_tokens=896,
+    max_observation_tokens=96,
+    max_context_tokens=640,
 )
 BATCH, SHARD_BATCHES = 64, 16
 
@@ -49,9 +48,8 @@ class Phase:
     steps: int
     peak_lr: float  # of AdamW
     made_up_share: float
-    top_k: tuple[int, ...] = (3,)
-    hops: int | None = None  # None: one or two
-    drill: Literal["asking", "finding"] | None = None  # half of "finding" is whole episodes
+    top_k: tuple[int, ...] = (1,)
+    queries_only: bool = False
     muon_lr: float | None = None  # None: AdamW for all parameters
 
 
@@ -65,28 +63,26 @@ PHASES = (
         peak_lr=3e-3,
         muon_lr=0.02,
         made_up_share=0.8,
-        drill="asking",
+        queries_only=True,
     ),
     Phase(
-        name="finding",
+        name="reading",
         habits=CLEAN,
-        steps=500,
+        steps=600,
         peak_lr=2e-3,
-        muon_lr=0.02,
-        made_up_share=0.8,
-        drill="finding",
-        top_k=(2, 3),
-        hops=1,
+        muon_lr=0.015,
+        made_up_share=0.7,
+        top_k=(1, 2),
     ),
     Phase(
         name="episodes",
         habits=CLEAN,
-        steps=200,
+        steps=180,
         peak_lr=1.5e-3,
         muon_lr=0.01,
         made_up_share=0.6,
     ),
-    Phase(name="mediocre", habits=MEDIOCRE, steps=120, peak_lr=4e-4, made_up_share=0.3),
+    Phase(name="mediocre", habits=MEDIOCRE, steps=100, peak_lr=4e-4, made_up_share=0.3),
 )
 DEFAULT_OUTPUT = Path("src/zerosearch/policy/quickstart")
 
@@ -133,12 +129,7 @@ def write_shard(
     for _ in range(count):
         made_up = rng.random() < phase.made_up_share
         writer = writers[made_up * sizes + rng.randrange(sizes)]
-        if phase.drill == "asking":
-            examples.append(writer.write_query())
-        elif phase.drill == "finding" and rng.random() < 0.5:
-            examples.append(writer.write_finding())
-        else:
-            examples.append(writer.write(phase.hops))
+        examples.append(writer.write_query() if phase.queries_only else writer.write())
     examples.sort(key=lambda example: len(example.ids))
     batches = [examples[start : start + BATCH] for start in range(0, count, BATCH)]
     rng.shuffle(batches)
@@ -207,7 +198,7 @@ def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, pha
         noise=0.2,
         rng=random.Random(0),
     )
-    write = held_out.write_query if phase.drill == "asking" else held_out.write
+    write = held_out.write_query if phase.queries_only else held_out.write
     probe = sorted((write() for _ in range(192)), key=lambda example: len(example.ids))
     optimizers = build_optimizers(model, phase)
     warm_up, start = min(100, phase.steps // 5), time.monotonic()

@@ -83,27 +83,9 @@ class EpisodeWriter:
         self.pieces = [(self.settings.render_prompt(question), False)]
         return self._encode(f"{SEARCH[0]} {query} {SEARCH[1]}", hops)
 
-    def write_finding(self, places: int = 4, asked: int = 6) -> Example:
-        """A drill in reading: some documents, then one fact after another asked of them."""
-        rng = self.rng
-        groups = [rng.choice(self.world.groups)] * 3 + [rng.choice(self.world.groups)]
-        found = {e.name: e for e in (rng.choice(self.world.peers(*g)) for g in groups[:places])}
-        result = SearchResult(
-            documents=tuple(ScriptedSimulator.write(place, rng) for place in found.values()),
-            requested=places,
-        )
-        self.pieces = [(show_documents(result, self.settings).render(), False)]
-        pairs = [(place, relation) for place in found.values() for relation in place.facts]
-        for place, relation in rng.sample(pairs, min(asked, len(pairs))):
-            self.pieces.append((f"{SEARCH[0]} {word_query(relation, place.name)}", False))
-            self.pieces.append((f" {SEARCH[1]}\n", False))
-            self.pieces.append((f"{ANSWER[0]} {place.facts[relation][0]} {ANSWER[1]}", True))
-            self.pieces.append(("\n", False))
-        return self._encode("", 1)
-
-    def write(self, hops: int | None = None) -> Example:
-        """One episode about a random subject with one or two hops (either, by default)."""
-        subject, hops, relation, question = self._draw(hops or self.rng.choice((1, 2)))
+    def write(self) -> Example:
+        """One episode about a random subject with one or two hops."""
+        subject, hops, relation, question = self._draw(self.rng.choice((1, 2)))
         self.pieces = [(self.settings.render_prompt(question), False)]
         self._searches = 0
         answer = self._play(subject, relation, hops, question)
@@ -196,8 +178,6 @@ class EpisodeWriter:
         sampled: list[bool] = []
         answer_start = 0
         for text, is_sampled in [*self.pieces, (answer, True)]:
-            if not text:
-                continue
             piece = self.tokenizer.encode(text, add_special_tokens=False)
             answer_start = len(ids)
             ids += piece

@@ -221,6 +221,12 @@ def test_the_weights_that_are_evaluated_are_the_trained_ones() -> None:
     assert before in (0.0, 1.0)
 
 
+def test_the_generator_gets_the_present_weights_before_each_batch() -> None:
+    generator = scripted(lambda _: ALWAYS_RED)
+    evaluate(make_training(generator=generator), mixed_questions(), batch=2)
+    assert (generator.weight_version, generator.released) == (3, 3)
+
+
 def test_nothing_to_evaluate_is_skipped() -> None:
     module = make_training(generator=scripted(lambda _: ALWAYS_RED))
     assert evaluate(module, []) == {}

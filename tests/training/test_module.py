@@ -172,6 +172,28 @@ def test_invariant_05_questions_of_one_wording_are_groups_of_their_own() -> None
     assert [t.sibling for t in record.trajectories] == [0, 1, 2, 3] * 3
 
 
+def test_invariant_14_every_draw_of_a_run_has_a_seed_of_its_own() -> None:
+    def seeds(seed: int) -> tuple[list[int], list[int]]:
+        def ask_then_answer(prompt: str) -> str:
+            return "<answer> red </answer>" if "Doc" in prompt else "<search> where </search>"
+
+        engine = ScriptedEngine(["red"])
+        generator = ScriptedGenerator(make_word_tokenizer(), ask_then_answer)
+        fit(
+            make_training(search=engine, generator=generator, policy_steps=2, seed=seed),
+            make_questions(3),
+        )
+        sampled = [sampling.seed for sampling in generator.samplings]
+        return sampled, [request.seed for request in engine.requests]
+
+    sampled, searched = seeds(0)
+    # 2 steps x 3 questions x 4 siblings, two turns each and one search
+    assert (len(sampled), len(searched)) == (48, 24)
+    assert len({*sampled, *searched}) == 72
+    assert seeds(0) == (sampled, searched)
+    assert not {*sampled, *searched} & {*seeds(1)[0], *seeds(1)[1]}
+
+
 def test_noise_of_the_curriculum_reaches_the_engine() -> None:
     engine = ScriptedEngine(["red"])
 
