@@ -93,6 +93,8 @@ def quiet_libraries() -> None:
     # the reference policy is in eval mode on purpose
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    # a rank whose share of an evaluation is empty; the metric is computed over all ranks
+    warnings.filterwarnings("ignore", message=r"The ``compute`` method of metric AnswerMetrics")
     warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
 
 

@@ -101,7 +101,11 @@ class Summary:
         }
 
     def write(self) -> None:
-        """Replace the file atomically."""
+        """Replace the file atomically, on rank 0."""
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+        if rank_zero_only.rank != 0:
+            return
         self.facts["seconds"] = round(time.time() - self._started, 1)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.facts, indent=2, default=str) + "\n")

@@ -40,6 +40,7 @@ from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.reward.rubric import RewardTerm, Rubric
 from zerosearch.rollout.rollouter import Decoding
 from zerosearch.training.module import SearchPolicyModule
+from zerosearch.training.record import StepRecord
 from zerosearch.training.update import PolicyUpdater
 from zerosearch.types import PolicyBatch, Trajectory
 
@@ -530,34 +531,45 @@ def test_a_step_reports_every_documented_metric() -> None:
 # -- checkpoints and export -----------------------------------------------------------------------
 
 
-def test_invariant_13_training_continued_from_a_checkpoint_ends_the_same(tmp_path: Path) -> None:
-    def run(checkpoint: Path | None = None) -> tuple[SearchPolicyModule, Records]:
-        module = make_training(
-            policy_steps=4,
-            algorithm=Algorithm(group_size=4, mini_batches=2, kl_coefficient=0.01),
-            optimizer=partial(torch.optim.Adam, lr=0.01),
-        )
-        records, saving = Records(), PolicyCheckpoint(tmp_path, every_n_steps=2, keep=None)
-        trainer = make_trainer(4, callbacks=[records, saving], val_every=None)
-        data = make_data(make_questions(6), questions_per_step=3)
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
-        return module, records
-
-    whole, early = run()
-    second, late = run(tmp_path / "step_000002.ckpt")
-    assert second.policy_step == 4 and [record.step for record in late.steps] == [2, 3]
-    assert_unchanged(second, weights(whole))
-    assert any(
-        not torch.equal(one, other)
-        for one, other in zip(
-            weights(whole).values(), make_word_model().state_dict().values(), strict=True
-        )
+def train_saving(
+    folder: Path, steps: int, checkpoint: Path | None = None
+) -> tuple[SearchPolicyModule, list[StepRecord]]:
+    """Train with a checkpoint after every second step; returns the steps this run made."""
+    module = make_training(
+        policy_steps=steps,
+        algorithm=Algorithm(group_size=4, mini_batches=2, kl_coefficient=0.01),
+        optimizer=partial(torch.optim.Adam, lr=0.01),
     )
-    for one, other in zip(late.steps, early.steps[2:], strict=True):
+    records, saving = Records(), PolicyCheckpoint(folder, every_n_steps=2, keep=None)
+    trainer = make_trainer(steps, callbacks=[records, saving], val_every=2)
+    data = make_data(make_questions(6), make_questions(1), questions_per_step=3)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+    return module, records.steps
+
+
+def test_invariant_13_training_continued_from_a_checkpoint_ends_the_same(tmp_path: Path) -> None:
+    whole, early = train_saving(tmp_path, 4)
+    second, late = train_saving(tmp_path, 4, tmp_path / "step_000002.ckpt")
+    assert second.policy_step == 4 and [record.step for record in late] == [2, 3]
+    assert_unchanged(second, weights(whole))
+    start = make_word_model().state_dict()
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in weights(whole).items())
+    for one, other in zip(late, early[2:], strict=True):
         assert [t.response_ids for t in one.trajectories] == [
             t.response_ids for t in other.trajectories
         ]
         assert one.metrics["loss/kl"] == other.metrics["loss/kl"] > 0
+
+
+def test_a_finished_run_is_continued_by_raising_its_steps(tmp_path: Path) -> None:
+    whole, _ = train_saving(tmp_path / "whole", 4)
+    train_saving(tmp_path, 2)
+    again, made = train_saving(tmp_path, 2, tmp_path / "last.ckpt")
+    assert (again.policy_step, made) == (2, [])
+    longer, made = train_saving(tmp_path, 4, tmp_path / "last.ckpt")
+    assert (longer.policy_step, [record.step for record in made]) == (4, [2, 3])
+    assert_unchanged(longer, weights(whole))
+    assert longer.evaluation_records[0].step == 4, "and validated at its end"
 
 
 def test_invariant_16_a_checkpoint_of_another_episode_is_refused() -> None:

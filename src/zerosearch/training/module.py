@@ -300,7 +300,7 @@ class SearchPolicyModule(LightningModule):
             self.evaluation_records.append(record)
         headline = next(iter(self.evaluations))
         f1 = every[f"{self.phase}/{headline}/f1"]
-        self.log("f1", f1, prog_bar=True, logger=False, batch_size=1)
+        self.log("f1", f1, prog_bar=True, logger=False, batch_size=1, sync_dist=True)
         if self.phase == "start":
             self.start_metrics = every
         self.evaluation_metrics = every
@@ -339,6 +339,10 @@ class SearchPolicyModule(LightningModule):
             )
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]
+        if "loops" in checkpoint:
+            # Lightning would take the end of a finished run for the end, however many steps follow
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            progress["is_last_batch"] = self.policy_step >= self.policy_steps
 
     def export_policy(self, folder: Path) -> None:
         """Write the policy as a HF folder with the episode's settings beside it; collective."""
