@@ -67,10 +67,12 @@ def small_run(folder: Path) -> list[str]:
         "data.validation_batch=2",
         f"policy_steps={STEPS}",
         "questions_per_step=2",
-        "algorithm.group_size=4",
+        "algorithm.group_size=8",  # so many episodes that some search in every step
         "algorithm.mini_batches=2",
-        "optimizer.lr=0.01",
+        "optimizer.lr=0.002",
+        "curriculum.end=0.5",
         "episode.max_turns=2",
+        "episode.top_k=2",
         "episode.max_prompt_tokens=16",
         "episode.max_turn_tokens=6",
         "episode.max_observation_tokens=96",
@@ -153,31 +155,40 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         *settings, f"paths.log_dir={base / 'whole'}", f"hydra.run.dir={whole}", "seed=0"
     )
     broken.mkdir()
+    try:
+        stops = stop_twice(settings, base / "logs", broken)
+        code, output = finish(uninterrupted)
+    finally:
+        uninterrupted.kill()
+    assert code == 0, output
+    return Runs(logs=base / "whole", whole=whole, output=output, broken=broken, stops=stops)
+
+
+def stop_twice(settings: list[str], logs: Path, folder: Path) -> list[dict[str, Any]]:
+    """Run to the end with two stops; returns what was there after each of them."""
     stops = []
 
     def note(code: int) -> None:
-        rows = len((broken / "metrics.csv").read_text().splitlines()) - 1
-        status = read_summary(broken)["status"] if (broken / "summary.json").exists() else None
-        stops.append({"code": code, "saved": saved_steps(broken), "steps": rows, "status": status})
+        rows = len((folder / "metrics.csv").read_text().splitlines()) - 1
+        status = read_summary(folder)["status"] if (folder / "summary.json").exists() else None
+        stops.append({"code": code, "saved": saved_steps(folder), "steps": rows, "status": status})
 
-    logs = f"paths.log_dir={base / 'logs'}"
-    process = start(*settings, logs, f"hydra.run.dir={broken}", "seed=0", pause=(broken, 2))
-    wait_until_paused(process, broken)
+    place = [f"paths.log_dir={logs}", f"hydra.run.dir={folder}", "seed=0"]
+    process = start(*settings, *place, pause=(folder, 2))
+    wait_until_paused(process, folder)
     process.send_signal(signal.SIGTERM)
-    (broken / pausing.GO_ON).touch()
+    (folder / pausing.GO_ON).touch()
     note(finish(process)[0])
-    (broken / "summary.json").unlink()
+    (folder / "summary.json").unlink()
 
-    process = start(f"resume={broken}", pause=(broken, 5))
-    wait_until_paused(process, broken)
+    process = start(f"resume={folder}", pause=(folder, 5))
+    wait_until_paused(process, folder)
     process.kill()
     note(finish(process)[0])
 
-    code, output = finish(start(f"resume={base / 'logs' / 'train' / 'latest'}"))
+    code, output = finish(start(f"resume={logs / 'train' / 'latest'}"))
     assert code == 0, output
-    code, output = finish(uninterrupted)
-    assert code == 0, output
-    return Runs(logs=base / "whole", whole=whole, output=output, broken=broken, stops=stops)
+    return stops
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
@@ -239,6 +250,8 @@ def test_a_run_leaves_a_policy_that_others_can_load(runs: Runs) -> None:
     ids = tokenizer("Question: colour 3", return_tensors="pt").input_ids
     assert policy(ids).logits.isfinite().all()
     assert load_settings(runs.whole / "policy")["episode"]["max_turns"] == 2
+    first = AutoTokenizer.from_pretrained(runs.logs.parent / "tiny")
+    assert first.pad_token_id is None, "a tokenizer without a pad token was trained with"
     saved = torch.load(runs.whole / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
     for name, tensor in policy.state_dict().items():
         assert torch.equal(tensor, saved[f"model.{name}"]), name

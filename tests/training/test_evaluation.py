@@ -213,7 +213,7 @@ def test_the_weights_that_are_evaluated_are_the_trained_ones() -> None:
     before = evaluate(module, make_questions(3))["val/same/em"]
     red, gold = (make_word_tokenizer().encode(word)[0] for word in ("red", "gold"))
     with torch.no_grad():  # swap what the policy says
-        head = module.model.lm_head.weight
+        head = module.model.get_parameter("lm_head.weight")
         head[red] -= 1.0
         head[gold] += 1.0
     assert evaluate(module, make_questions(3, "gold"))["val/same/em"] == 1.0

@@ -255,7 +255,10 @@ def test_without_a_kl_term_there_is_no_reference_to_hold() -> None:
 
 # -- searches that fail ---------------------------------------------------------------------------
 
-FAILED = {"error": "search engine http://search.test: down", "stop_reason": "search_failed"}
+FAILED: dict[str, Any] = {
+    "error": "search engine http://search.test: down",
+    "stop_reason": "search_failed",
+}
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "reinforce"])

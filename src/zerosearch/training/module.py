@@ -188,11 +188,12 @@ class SearchPolicyModule(LightningModule):
 
     def _roll_out(self, questions: list[Question]) -> tuple[list[Trajectory], float]:
         """Sample this step's trajectories from the present weights; also seconds of the sync."""
-        rollouter = self.rollouter()
+        rollouter, model = self.rollouter(), self.model
+        assert model is not None
 
         async def run() -> tuple[list[Trajectory], float]:
             started = time.perf_counter()
-            await self.generator.sync_weights(self.model)
+            await self.generator.sync_weights(model)
             sync_s = time.perf_counter() - started
             trajectories = await rollouter.rollout(
                 questions,
