@@ -89,6 +89,8 @@ DEFAULT_OUTPUT = Path("src/zerosearch/policy/quickstart")
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """A Llama of about a million parameters."""
+    end_id = tokenizer.convert_tokens_to_ids(END)
+    assert isinstance(end_id, int)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -99,8 +101,8 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(END),
+        eos_token_id=end_id,
+        pad_token_id=end_id,
     )
     return LlamaForCausalLM(config)
 
