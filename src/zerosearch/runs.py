@@ -100,6 +100,15 @@ class Summary:
             **facts,
         }
 
+    def headline(self) -> str:
+        """The run in one line: status, headline F1 before and after, where to look."""
+        f1 = [
+            f"{name} {self.facts[name]:.3f}"
+            for name in ("start/f1", "test/f1")
+            if name in self.facts
+        ]
+        return f"{self.facts['status']}: {', '.join(f1) or 'not evaluated'}; see {self.path.parent}"
+
     def write(self) -> None:
         """Replace the file atomically, on rank 0."""
         from lightning.fabric.utilities.rank_zero import rank_zero_only

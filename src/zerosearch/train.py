@@ -53,6 +53,7 @@ def main(cfg: DictConfig) -> float | None:
     try:
         metrics = train(cfg, summary)
         summary.facts |= metrics
+        log.info(summary.headline())
     except Exception as error:
         summary.facts["error"] = report_error(error)
         raise SystemExit(1) from error
