@@ -28,7 +28,7 @@ def settings(**fields: Any) -> EpisodeSettings:
         ({"search_timeout_s": float("nan")}, "episode.search_timeout_s=nan"),
         ({"formatter": "fancy"}, "'fancy' is unknown; choose one of"),
         ({"invalid_hint": "  "}, "episode.invalid_hint='  ' says nothing"),
-        ({"prompt_template": "nowhere"}, r"episode.prompt_template='nowhere'.*\['few_shot', 'plain', 'search'"),
+        ({"prompt_template": "nowhere"}, r"'nowhere'.*\['few_shot', 'plain', 'search'"),
         (
             {"max_context_tokens": 2547},
             "episode.max_context_tokens=2547 does not hold a prompt of 2048 and a turn of 500",
