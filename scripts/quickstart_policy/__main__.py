@@ -1,7 +1,7 @@
 """Rebuild the quickstart policy from nothing: tokenizer, skills, mediocre habits.
 
-Phase 1 imitates clean episodes in made-up and real (training) worlds; phase 2, short, mixes the
-choices. Writes a HF folder. Run (about 35 minutes on two cores):
+Three phases teach the skills on clean episodes in made-up and real (training) worlds; the last,
+short one mixes the choices. Writes a HF folder. Run:
     python -m scripts.quickstart_policy [--output FOLDER]
 """
 
@@ -41,7 +41,7 @@ BATCH, SHARD_BATCHES = 64, 16
 
 @dataclass(kw_only=True, frozen=True)
 class Phase:
-    """One stretch of imitation; `reading_weight` is the loss weight of document tokens."""
+    """One stretch of imitation; `top_k` are the numbers of documents its episodes mix."""
 
     name: str
     habits: Habits
