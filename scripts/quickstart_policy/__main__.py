@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from scripts.quickstart_policy.episodes import CLEAN, MEDIOCRE, EpisodeWriter, Example, Habits
@@ -26,16 +28,8 @@ from scripts.quickstart_policy.worlds import made_up_world, training_world
 from zerosearch.data.geography.facts import FactStore, load_facts
 from zerosearch.rollout.settings import EpisodeSettings
 
-SETTINGS = EpisodeSettings(
-    prompt_template="plain",
-    formatter="zerosearch",
-    max_turns=4,
-    top_k=1,
-    max_prompt_tokens=64,
-    max_turn_tokens=32,
-    max_observation_tokens=96,
-    max_context_tokens=640,
-)
+# The run reads the same file, so that the weights and the run cannot disagree.
+SETTINGS: EpisodeSettings = instantiate(OmegaConf.load("configs/episode/quickstart.yaml"))
 BATCH, SHARD_BATCHES = 64, 16
 
 

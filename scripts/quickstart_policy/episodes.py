@@ -38,7 +38,7 @@ class Habits:
 
 
 CLEAN = Habits()
-MEDIOCRE = Habits(search=0.42, right_query=0.6, right_reading=0.6, second_hop=0.55, retry=0.3)
+MEDIOCRE = Habits(search=0.42, right_query=0.95, right_reading=0.95, second_hop=0.6, retry=0.7)
 
 
 @dataclass(kw_only=True, frozen=True)
