@@ -70,6 +70,10 @@ class SearchResult:
     noisy: bool | None = None
     latency_s: float = 0.0
     cached: bool = False
+    attempts: int = 1  # calls of the server, the failed ones included
+    problems: tuple[str, ...] = ()  # what was wrong with the replies of all attempts, by name
+    tokens: int = 0  # read and written by a simulator, all attempts together
+    cost_usd: float = 0.0
 
 
 class SearchError(Exception):

@@ -7,7 +7,7 @@ import pytest
 
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.training import metrics as module
-from zerosearch.training.metrics import Means, rollout_means
+from zerosearch.training.metrics import Costs, Means, rollout_metrics
 from zerosearch.types import Document, Question, SearchResult, StopReason, Trajectory, Turn
 
 
@@ -40,7 +40,7 @@ def trajectory(
 def reduced(*trajectories: Trajectory) -> dict[str, float]:
     rubric = Rubric()
     scores = [rubric.score(each) if each.valid else None for each in trajectories]
-    return rollout_means(trajectories, scores).reduced()
+    return rollout_metrics(trajectories, scores)
 
 
 FAILED: dict[str, Any] = {"error": "search engine x: down", "stop_reason": "search_failed"}
@@ -137,11 +137,31 @@ def test_engines_that_choose_no_quality_report_none() -> None:
     assert not {"search/noisy", "search/answer_in_useful", "search/answer_in_noisy"} & set(found)
 
 
+def test_what_was_wrong_with_replies_is_counted_per_search() -> None:
+    found = reduced(
+        trajectory("x", result("a", problems=("too_few", "extra_text"), attempts=2)),
+        trajectory("x", result("b", "c", "d", problems=("too_few",)), result()),
+    )
+    assert found["search/problem/too_few"] == pytest.approx(2 / 3)
+    assert found["search/problem/extra_text"] == pytest.approx(1 / 3)
+    assert found["search/attempts"] == pytest.approx(4 / 3)
+    assert found["search/incomplete"] == pytest.approx(2 / 3)
+
+
+def test_costs_add_up_over_steps_and_count_what_a_failed_trajectory_spent() -> None:
+    costs = Costs()
+    paid = result("a", tokens=100, cost_usd=0.5, attempts=2)
+    hit = result("a", cached=True, attempts=0)
+    costs.add([trajectory("x", paid, hit)])
+    found = costs.add([trajectory(None, paid, **FAILED)])
+    assert found == {"cost/searches": 3, "cost/calls": 4, "cost/tokens": 200, "cost/usd": 1.0}
+
+
 def test_scores_and_trajectories_belong_together() -> None:
     with pytest.raises(ValueError):
-        rollout_means([trajectory("x")], [])
+        rollout_metrics([trajectory("x")], [])
     score = RewardScore(total=-3.0, f1=0.25, em=0.0, cover_em=1.0)
-    found = rollout_means([trajectory("x")], [score]).reduced()
+    found = rollout_metrics([trajectory("x")], [score])
     assert (found["reward/total"], found["reward/f1"]) == (-3.0, 0.25)
 
 

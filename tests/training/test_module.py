@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.generators import ScriptedGenerator
@@ -39,10 +39,11 @@ from zerosearch.policy.export import load_settings
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.reward.rubric import RewardTerm, Rubric
 from zerosearch.rollout.rollouter import Decoding
+from zerosearch.training.failures import SearchOutage
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.record import StepRecord
 from zerosearch.training.update import PolicyUpdater
-from zerosearch.types import PolicyBatch, Trajectory
+from zerosearch.types import PolicyBatch, SearchError, SearchRequest, Trajectory
 
 RED, BLUE = VOCABULARY.index("red"), VOCABULARY.index("blue")
 ASK = [VOCABULARY.index(word) for word in ("<search>", "where", "</search>")]
@@ -535,13 +536,14 @@ def test_a_step_reports_every_documented_metric() -> None:
 
 
 def train_saving(
-    folder: Path, steps: int, checkpoint: Path | None = None
+    folder: Path, steps: int, checkpoint: Path | None = None, **fields: Any
 ) -> tuple[SearchPolicyModule, list[StepRecord]]:
     """Train with a checkpoint after every second step; returns the steps this run made."""
     module = make_training(
         policy_steps=steps,
         algorithm=Algorithm(group_size=4, mini_batches=2, kl_coefficient=0.01),
         optimizer=partial(torch.optim.Adam, lr=0.01),
+        **fields,
     )
     records, saving = Records(), PolicyCheckpoint(folder, every_n_steps=2, keep=None)
     trainer = make_trainer(steps, callbacks=[records, saving], val_every=2)
@@ -562,6 +564,28 @@ def test_invariant_13_training_continued_from_a_checkpoint_ends_the_same(tmp_pat
             t.response_ids for t in other.trajectories
         ]
         assert one.metrics["loss/kl"] == other.metrics["loss/kl"] > 0
+
+
+def test_invariant_04_a_lost_engine_ends_the_run_with_all_whole_steps_saved(tmp_path: Path) -> None:
+    def searching() -> PreTrainedModel:
+        return make_word_model(ask=1.0)
+
+    whole, every = train_saving(tmp_path / "whole", 4, model=searching())
+    searches = sum(len(t.searches) for record in every[:3] for t in record.trajectories)
+    validations = 1  # the search of the one question held out, after step 2
+
+    def dying(request: SearchRequest) -> list[str]:
+        if len(engine.requests) > searches + validations:
+            raise SearchError("http://search.test/retrieve", "connection refused")
+        return ["red or blue"]
+
+    engine = ScriptedEngine(dying)
+    with pytest.raises(SearchOutage, match=r"http://search\.test/retrieve: connection refused"):
+        train_saving(tmp_path, 4, model=searching(), search=engine)
+    assert (tmp_path / "step_000003.ckpt").is_file(), "though only every second step is saved"
+    resumed, made = train_saving(tmp_path, 4, tmp_path / "last.ckpt", model=searching())
+    assert [record.step for record in made] == [3]
+    assert_unchanged(resumed, weights(whole))
 
 
 def test_a_finished_run_is_continued_by_raising_its_steps(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from zerosearch.callbacks.files import flush_folder, replacing
 from zerosearch.callbacks.policy_module import PolicyModule
+from zerosearch.training.failures import SearchOutage
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ def validation_follows(trainer: Trainer) -> bool:
 class PolicyCheckpoint(Checkpoint):
     """Saves `step_000010.ckpt` after 10 policy steps, and `last.ckpt` as a link to the newest.
 
-    It saves every n policy steps, after the last one, and when training is asked to stop. Where a
+    It saves every n policy steps, after the last one, when training is asked to stop, and when the
+    search engine is lost: then what was there after the last whole step. Where a
     validation follows a step, it saves after the validation: a checkpoint made before it would
     make Lightning skip that validation in the resumed run. Such a checkpoint is missing when the
     process dies during the validation; then the run resumes from the one before and repeats it.
@@ -77,11 +79,19 @@ class PolicyCheckpoint(Checkpoint):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._save_if_due(trainer, pl_module)
 
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        # other errors may come from one rank alone, or from the middle of an update
+        if isinstance(exception, SearchOutage) and pl_module.policy_step != self._saved_step:
+            self._save(trainer, pl_module.policy_step)
+
     def _save_if_due(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         step = pl_module.policy_step
         last = step >= pl_module.policy_steps or trainer.should_stop
         if step == self._saved_step or (step % self.every_n_steps and not last):
             return
+        self._save(trainer, step)
+
+    def _save(self, trainer: Trainer, step: int) -> None:
         path = self.dirpath / f"step_{step:06d}.ckpt"
         _save_whole(trainer, path)
         self._saved_step = step

@@ -7,8 +7,6 @@ whose normal form is empty ("The", "?!") matches nothing instead of everything.
 
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -17,17 +15,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from zerosearch.text import normalize_answer
 
 # Bounds the index matrix of one bootstrap chunk to about 8 MB, whatever the number of questions.
 _BOOTSTRAP_CELLS = 1_000_000
-
-
-def normalize_answer(text: str) -> str:
-    """SQuAD normal form: lower case, no ASCII punctuation, no articles, single spaces."""
-    text = text.lower().translate(_DROP_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def exact_match(prediction: str | None, golden_answers: Sequence[str]) -> float:

@@ -114,5 +114,20 @@ class EpisodeSettings:
         """Plain values, with the template's text, for checkpoints and exports."""
         return {**dataclasses.asdict(self), "prompt_text": self.render_prompt(_PLACEHOLDER)}
 
+    def check_same(self, saved: dict[str, Any]) -> None:
+        """Compare with `as_dict` of the episodes a policy was trained on.
+
+        Raises:
+            ValueError: one differs; says which, and the mend.
+        """
+        present = self.as_dict()
+        for key, value in present.items():
+            if saved.get(key) != value:
+                raise ValueError(
+                    f"episode.{key} is {value!r} but the policy was trained with "
+                    f"{saved.get(key)!r}: set it back, or train it anew on such episodes in a "
+                    "run with model.path=<run folder>/policy"
+                )
+
 
 _PLACEHOLDER = Question(uid="placeholder", text="{question}", golden_answers=("",))

@@ -15,7 +15,7 @@ from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import GREEDY, Decoding, Rollouter
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.distributed import gather_objects
-from zerosearch.training.metrics import rollout_means
+from zerosearch.training.metrics import rollout_metrics
 from zerosearch.types import Question, Trajectory
 
 _EVALUATION_STEP = -1  # coordinate of evaluation draws: the same documents at every validation
@@ -80,8 +80,8 @@ class EvaluationRun:
         for key, part in _parts(trajectories, self.evaluations[name].breakdown).items():
             part_metrics = answer_metrics(part, self.device)
             metrics |= {f"{key}/{metric}": value for metric, value in part_metrics.items()}
-        means = rollout_means(trajectories, scores).reduced()
-        metrics |= {k: v for k, v in means.items() if not k.startswith("reward/")}
+        rollouts = rollout_metrics(trajectories, scores)
+        metrics |= {k: v for k, v in rollouts.items() if not k.startswith("reward/")}
         return trajectories, scores, metrics
 
 

@@ -9,10 +9,10 @@ from typing import get_args
 
 import torch
 
-from zerosearch.reward.metrics import normalize_answer
 from zerosearch.reward.rubric import RewardScore
+from zerosearch.search.fidelity import fidelity_of, observe
 from zerosearch.training.distributed import gather_objects, world_size
-from zerosearch.types import SearchResult, StopReason, Trajectory
+from zerosearch.types import StopReason, Trajectory
 
 _TRUNCATED = ("turn_budget", "context")
 
@@ -39,10 +39,15 @@ class Means:
         return {name: value / count for name, (value, count) in merged.items() if count}
 
 
-def rollout_means(
+def rollout_metrics(
     trajectories: Sequence[Trajectory], scores: Sequence[RewardScore | None]
-) -> Means:
-    """Reward, length, stop reason and search metrics of some trajectories."""
+) -> dict[str, float]:
+    """Reward, length, stop reason and search metrics over all ranks; a collective.
+
+    Args:
+        trajectories: of this rank.
+        scores: aligned with them; None where a search failed.
+    """
     means = Means()
     for trajectory, score in zip(trajectories, scores, strict=True):
         means.add("rollout/valid", trajectory.valid)
@@ -57,50 +62,46 @@ def rollout_means(
         means.add("rollout/searches", len(trajectory.searches))
         means.add("rollout/tokens", sum(trajectory.sampled))
         means.add("rollout/truncated", trajectory.stop_reason in _TRUNCATED)
-        for result in trajectory.searches:
-            _add_search(means, result, trajectory.question.golden_answers)
         for reason in get_args(StopReason):
             if reason != "search_failed":  # counted as search/failed
                 means.add(f"stop/{reason}", trajectory.stop_reason == reason)
-    return means
+    return means.reduced() | _search_metrics(trajectories)
 
 
-def _add_search(means: Means, result: SearchResult, golden_answers: tuple[str, ...]) -> None:
-    means.add("search/latency_s", result.latency_s)
-    means.add("search/empty", not result.documents)
-    means.add("search/cached", result.cached)
-    means.add("search/documents", len(result.documents))
-    if result.noisy is not None:
-        means.add("search/noisy", result.noisy)
-        found = any(_mentions(doc.text, golden_answers) for doc in result.documents)
-        means.add("search/answer_in_noisy" if result.noisy else "search/answer_in_useful", found)
+def _search_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """How well the engine played its part, in the trajectories that count."""
+    own = [
+        observe(result, trajectory.question.golden_answers)
+        for trajectory in trajectories
+        if trajectory.valid
+        for result in trajectory.searches
+    ]
+    every = [observation for part in gather_objects(own) for observation in part]
+    return {f"search/{name}": value for name, value in fidelity_of(every).items()}
 
 
-def _mentions(text: str, golden_answers: tuple[str, ...]) -> bool:
-    """Whether a text holds an answer as whole words; `cover_match` would find "IN" in "China"."""
-    words = f" {normalize_answer(text)} "
-    return any(
-        (answer := normalize_answer(golden)) and f" {answer} " in words for golden in golden_answers
-    )
+class Costs:
+    """What the searches of a whole run have cost so far, over all ranks and resumptions."""
 
+    def __init__(self) -> None:
+        self.totals = {"cost/searches": 0.0, "cost/calls": 0.0, "cost/tokens": 0.0, "cost/usd": 0.0}
 
-def check_failures(trajectories: Sequence[Trajectory], max_failed_share: float) -> None:
-    """Stop the run when searches fail too often on all ranks together (invariant 4).
+    def add(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """Count the searches of some trajectories of this rank; returns the totals; a collective.
 
-    Raises:
-        RuntimeError: with the endpoint and reason of one failure.
-    """
-    means = Means()
-    for trajectory in trajectories:
-        means.add("failed", not trajectory.valid)
-    failed = means.reduced().get("failed", 0.0)
-    if failed > max_failed_share:
-        errors = [t.error for t in trajectories if t.error is not None]
-        example = f", for example: {errors[0]}" if errors else ""
-        raise RuntimeError(
-            f"{failed:.0%} of this step's trajectories were lost to failed searches, more than "
-            f"module.max_failed_share={max_failed_share}{example}"
-        )
+        `cost/calls` are requests to servers, repeated ones included; a cached search makes none.
+        """
+        results = [result for trajectory in trajectories for result in trajectory.searches]
+        own = {
+            "cost/searches": len(results),
+            "cost/calls": sum(result.attempts for result in results),
+            "cost/tokens": sum(result.tokens for result in results),
+            "cost/usd": sum(result.cost_usd for result in results),
+        }
+        for part in gather_objects(own):
+            for name, value in part.items():
+                self.totals[name] += value
+        return dict(self.totals)
 
 
 def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:

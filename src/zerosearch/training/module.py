@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
-from zerosearch.algorithms.advantages import zero_variance_groups
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.export import save_policy
@@ -32,15 +31,11 @@ from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.batching import collate
-from zerosearch.training.distributed import gather_objects
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
+from zerosearch.training.failures import check_failures
+from zerosearch.training.groups import global_advantages
 from zerosearch.training.learner import Learner
-from zerosearch.training.metrics import (
-    check_failures,
-    peak_memory_gib,
-    rollout_means,
-    throughput,
-)
+from zerosearch.training.metrics import Costs, peak_memory_gib, rollout_metrics, throughput
 from zerosearch.training.record import StepRecord
 from zerosearch.training.update import PolicyUpdater
 from zerosearch.types import Question, Trajectory
@@ -121,6 +116,7 @@ class SearchPolicyModule(LightningModule):
         self.latest: StepRecord | None = None  # the last policy step
         self.evaluation_records: list[StepRecord] = []  # the last evaluation, one per engine
         self.train_metrics: dict[str, float] = {}  # of the last policy step
+        self.costs = Costs()
         self.start_metrics: dict[str, float] = {}  # evaluation before training, kept for resume
         self.evaluation_metrics: dict[str, float] = {}  # of the last evaluation
         self.model: nn.Module | None = None
@@ -168,12 +164,14 @@ class SearchPolicyModule(LightningModule):
         trajectories, sync_s = self._roll_out(batch)
         rolled_out = time.perf_counter()
         scores = self._score(trajectories)
-        advantages, zero_groups = self._advantages(trajectories, scores)
-        means = rollout_means(trajectories, scores)
+        advantages, zero_groups = global_advantages(
+            self.algorithm, trajectories, scores, self.global_rank
+        )
         metrics = self._learn(trajectories, advantages)
         finished = time.perf_counter()
 
-        metrics |= means.reduced() | throughput(trajectories, finished - started)
+        metrics |= rollout_metrics(trajectories, scores) | self.costs.add(trajectories)
+        metrics |= throughput(trajectories, finished - started)
         metrics |= {
             "advantage/zero_groups": zero_groups,
             "curriculum/noise_probability": self.noise_probability,
@@ -214,24 +212,6 @@ class SearchPolicyModule(LightningModule):
 
     def _score(self, trajectories: list[Trajectory]) -> list[RewardScore | None]:
         return [self.rubric.score(t) if t.valid else None for t in trajectories]
-
-    def _advantages(
-        self, trajectories: list[Trajectory], scores: list[RewardScore | None]
-    ) -> tuple[torch.Tensor, float]:
-        """Advantages [B] of this rank, compared over all ranks, and the share of equal groups."""
-        rows = [
-            (0.0 if score is None else score.total, trajectory.group, score is not None)
-            for trajectory, score in zip(trajectories, scores, strict=True)
-        ]
-        gathered = gather_objects(rows)
-        every = [row for part in gathered for row in part]
-        rewards_B = torch.tensor([row[0] for row in every])
-        group_B = torch.tensor([row[1] for row in every])
-        valid_B = torch.tensor([row[2] for row in every], dtype=torch.bool)
-        advantages = self.algorithm.advantage(rewards_B, group_B, valid_B)
-        start = sum(len(part) for part in gathered[: self.global_rank])
-        zero_groups = float(zero_variance_groups(rewards_B, group_B, valid_B))
-        return advantages[start : start + len(rows)], zero_groups
 
     def _learn(self, trajectories: list[Trajectory], advantages: torch.Tensor) -> dict[str, float]:
         """All optimizer updates of the step."""
@@ -324,22 +304,17 @@ class SearchPolicyModule(LightningModule):
             "policy_step": self.policy_step,
             "episode": self.episode.as_dict(),
             "start_metrics": self.start_metrics,
+            "costs": self.costs.totals,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("zerosearch")
         if saved is None:
             raise ValueError("resume: the checkpoint was not written by this project's training")
-        present = self.episode.as_dict()
-        changed = [key for key in present if saved["episode"].get(key) != present[key]]
-        if changed:
-            raise ValueError(
-                f"resume: episode.{changed[0]} is {present[changed[0]]!r} but the checkpoint was "
-                f"trained with {saved['episode'].get(changed[0])!r}: set it back, or start a new "
-                "run with model.path=<run folder>/policy"
-            )
+        self.episode.check_same(saved["episode"])
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]
+        self.costs.totals = dict(saved["costs"])
         if "loops" in checkpoint:
             # Lightning would take the end of a finished run for the end, however many steps follow
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from pathlib import Path
 
 import torch
 
-from zerosearch.search.engine import SearchEngine
+from zerosearch.policy.export import SETTINGS_FILE, load_settings
+from zerosearch.search.engine import Checkable, SearchEngine
 from zerosearch.training.module import SearchPolicyModule
-
-
-@runtime_checkable
-class Checkable(Protocol):
-    """An engine that can say early whether it will be able to answer."""
-
-    async def check(self) -> None:
-        """Raise a ValueError with the mend where the engine cannot answer."""
-        ...
 
 
 def check_accelerator(name: str) -> None:
@@ -51,6 +43,16 @@ def check_context(module: SearchPolicyModule) -> None:
             f"episode.max_context_tokens={module.episode.max_context_tokens}, but the policy "
             f"{module.policy_source.path} has a context of {limit} tokens: lower it"
         )
+
+
+def check_episode(module: SearchPolicyModule) -> None:
+    """Raise where an exported policy would be evaluated on episodes of another kind.
+
+    A policy from elsewhere carries no settings of ours: nothing is compared.
+    """
+    folder = Path(module.policy_source.path)
+    if (folder / SETTINGS_FILE).is_file():
+        module.episode.check_same(load_settings(folder)["episode"])
 
 
 async def _check_engines(engines: Iterable[SearchEngine]) -> None:

@@ -1,0 +1,122 @@
+"""Bounded retries at the network edge: the one place where a search is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
+
+from zerosearch.types import SearchError
+
+T = TypeVar("T")
+
+MAX_BACKOFF_S = 10.0
+MAX_RETRY_AFTER_S = 60.0  # a server may ask for more; the deadline of the search then ends it
+
+log = logging.getLogger(__name__)
+
+
+class ServerFailure(Exception):
+    """One call that failed.
+
+    Args:
+        endpoint: who failed, shown to the user; never holds a key.
+        reason: what happened, and how to mend it where that is known.
+        transient: whether another attempt may succeed.
+        retry_after_s: the wait the server asked for (HTTP header Retry-After).
+    """
+
+    def __init__(
+        self, endpoint: str, reason: str, *, transient: bool, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(f"{endpoint}: {reason}")
+        self.endpoint = endpoint
+        self.reason = reason
+        self.transient = transient
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Attempts:
+    """How often, and with which waits, a call is tried.
+
+    `max_retries` further attempts follow a transient failure; the wait before the first is
+    `backoff_s`, doubled for each further one, with jitter, and never less than the server asked.
+    """
+
+    max_retries: int = 3
+    backoff_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_retries < 0:
+            raise ValueError(f"max_retries={self.max_retries}: give 0 or more")
+        if not self.backoff_s >= 0:
+            raise ValueError(f"backoff_s={self.backoff_s}: give seconds, 0 or more")
+
+    async def run(
+        self, attempt: Callable[[int], Awaitable[T]], *, endpoint: str, timeout_s: float
+    ) -> T:
+        """The first success.
+
+        Args:
+            attempt: makes one call; gets the number of failures so far.
+            endpoint: named where the time runs out before any attempt has failed.
+            timeout_s: bound of all attempts and waits together.
+
+        Raises:
+            SearchError: no attempt succeeded; names the endpoint of the last failure.
+        """
+        failures: list[ServerFailure] = []
+
+        async def numbered() -> T:
+            return await attempt(len(failures))
+
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self.max_retries + 1),
+            wait=self._wait(),
+            retry=retry_if_exception(lambda e: isinstance(e, ServerFailure) and e.transient),
+            before_sleep=lambda state: failures.append(_failure_of(state)),
+            reraise=True,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await retrying(numbered)
+        except ServerFailure as failure:
+            endpoint = failure.endpoint
+            reason = f"{failure.reason} (attempt {len(failures) + 1} of {self.max_retries + 1})"
+        except TimeoutError:
+            reason = f"no usable reply within {timeout_s:.3g} s"
+            if failures:
+                endpoint = failures[-1].endpoint
+                reason += f" (failed attempts: {len(failures)}, the last: {failures[-1]})"
+        # Raised outside the handlers: the reason says all, without a page of transport traceback.
+        raise SearchError(endpoint, reason)
+
+    def _wait(self) -> Callable[[RetryCallState], float]:
+        usual = wait_exponential(multiplier=self.backoff_s, max=MAX_BACKOFF_S) + wait_random(
+            0, self.backoff_s
+        )
+
+        def wait(state: RetryCallState) -> float:
+            asked = min(_failure_of(state).retry_after_s, MAX_RETRY_AFTER_S)
+            return max(usual(state), asked)
+
+        return wait
+
+
+def _failure_of(state: RetryCallState) -> ServerFailure:
+    failure = state.outcome.exception() if state.outcome else None
+    assert isinstance(failure, ServerFailure)
+    log.info("search, attempt %d failed: %s", state.attempt_number, failure)
+    return failure
