@@ -1,7 +1,9 @@
+import gc
 import gzip
 import json
 import logging
 import random
+import weakref
 from pathlib import Path
 
 import bm25s
@@ -11,6 +13,7 @@ import pytest
 from zerosearch.search import bm25
 from zerosearch.search.bm25 import BM25Search, best_positions, fold_text
 from zerosearch.search.corpus import Passage, read_corpus, write_corpus
+from zerosearch.search.retrieval import retrieve_mixed
 from zerosearch.types import Document, SearchRequest
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -274,6 +277,94 @@ def test_a_damaged_index_is_named(tmp_path, name, content):
         (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"index_dir: .*{folder.name} is damaged .*delete"):
         BM25Search(CITIES, index_dir=tmp_path).prepare()
+
+
+# --- engines over the same corpus ---
+
+
+def count_builds(monkeypatch):
+    built = []
+    build = BM25Search._build
+
+    def counted(self, passages):
+        built.append(len(passages))
+        return build(self, passages)
+
+    monkeypatch.setattr(BM25Search, "_build", counted)
+    return built
+
+
+def test_engines_over_one_file_share_its_index(tmp_path, monkeypatch):
+    built = count_builds(monkeypatch)
+    path = tmp_path / "c.jsonl"
+    write_corpus(path, CITIES)
+    first = BM25Search(path)
+    first.prepare()
+    monkeypatch.chdir(tmp_path)
+    second = BM25Search("c.jsonl")
+    assert second.prepare() is first.prepare()
+    assert found(second, "Lima") == ["3"]
+    assert built == [4]
+
+
+def test_other_parameters_or_a_changed_file_get_an_index_of_their_own(tmp_path, monkeypatch):
+    built = count_builds(monkeypatch)
+    path = tmp_path / "c.jsonl"
+    write_corpus(path, CITIES)
+    kept = [BM25Search(path), BM25Search(path, k1=1.2), BM25Search(path, stopwords=None)]
+    for engine in kept:
+        engine.prepare()
+    write_corpus(path, CITIES[:2])
+    changed = BM25Search(path)
+    assert found(changed, "Lima") == [] and found(kept[0], "Lima") == ["3"]
+    assert built == [4, 4, 4, 2]
+
+
+def test_an_index_is_given_up_with_the_last_engine_that_uses_it(tmp_path):
+    path = tmp_path / "c.jsonl"
+    write_corpus(path, CITIES)
+    engines = [BM25Search(path), BM25Search(path)]
+    index = weakref.ref(engines[0].prepare())
+    assert engines[1].prepare() is index()
+    engines.clear()
+    gc.collect()
+    assert index() is None
+
+
+# --- batches and cache keys ---
+
+
+def test_a_batch_has_the_hits_of_each_query_with_their_scores():
+    engine = BM25Search(CITIES)
+    rows = engine.retrieve_batch(["city", "zeppelin", "Lima Peru"], 2)
+    assert [[hit.passage.id for hit in row] for row in rows] == [["0", "1"], [], ["3"]]
+    scores = engine.prepare().get_scores(["lima", "peru"])
+    assert rows[2][0].score == pytest.approx(scores[3])
+    assert rows[0][0].score >= rows[0][1].score > 0
+    assert engine.passage_count == 4
+
+
+def test_queries_that_want_different_numbers_are_answered_together():
+    asked = [("city", 1), ("city", 2), ("zeppelin", 5)]
+    rows = retrieve_mixed(BM25Search(CITIES), asked)
+    assert [[hit.passage.id for hit in row] for row in rows] == [["0"], ["0", "1"], []]
+
+
+def test_the_cache_key_holds_what_the_result_depends_on_and_nothing_else():
+    key = BM25Search(CITIES).cache_key(request("Lima"))
+    assert {**key, "index": ""} == {"engine": "bm25", "index": "", "query": "Lima", "top_k": 3}
+    json.dumps(key)
+    other_ids = [passage(f"new-{p.id}", p.text, p.title) for p in CITIES]
+    same = SearchRequest(query="Lima", question="?", golden_answers=(), seed=7, timeout_s=1)
+    assert BM25Search(other_ids).cache_key(same) == key
+    others = [
+        BM25Search(CITIES).cache_key(request("lima")),
+        BM25Search(CITIES).cache_key(request("Lima", top_k=4)),
+        BM25Search(CITIES[::-1]).cache_key(request("Lima")),
+        BM25Search(CITIES, b=0.5).cache_key(request("Lima")),
+        BM25Search(CITIES, stopwords=None).cache_key(request("Lima")),
+    ]
+    assert all(other != key for other in others)
 
 
 # --- real documents and searches ---

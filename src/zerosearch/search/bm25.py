@@ -10,20 +10,21 @@ import hashlib
 import json
 import logging
 import math
-import os
-import shutil
 import time
 import unicodedata
-import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 import bm25s
 import numpy as np
 from bm25s.tokenization import Tokenizer
 
-from zerosearch.search.corpus import Passage, read_corpus
-from zerosearch.types import Document, SearchRequest, SearchResult
+from zerosearch.search.corpus import Passage
+from zerosearch.search.retrieval import Hit, load_passages, write_folder
+from zerosearch.types import SearchRequest, SearchResult
 
 # bm25s sets its logger to DEBUG when imported, which would flood a run that logs everything.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
@@ -37,8 +38,24 @@ _PLAIN_LETTERS = str.maketrans(
 )
 
 
+@dataclass(kw_only=True, eq=False)
+class _Indexed:
+    """A corpus with its index; never changed, so that engines may share one."""
+
+    passages: list[Passage]
+    index: bm25s.BM25
+    fingerprint: str
+
+
+# An index lives as long as an engine that uses it: training and evaluation with the same engine
+# are two engines over one corpus.
+_SHARED: WeakValueDictionary[tuple[Any, ...], _Indexed] = WeakValueDictionary()
+
+
 class BM25Search:
     """Search engine over a corpus; deterministic, with ties in corpus order.
+
+    Engines of one process that read the same file with the same parameters share its index.
 
     Args:
         corpus: Search-R1 corpus file (see `read_corpus`), or its passages.
@@ -52,6 +69,8 @@ class BM25Search:
     Raises:
         ValueError: a parameter is out of range. A bad corpus is found by `prepare`.
     """
+
+    name = "bm25"
 
     def __init__(
         self,
@@ -69,8 +88,12 @@ class BM25Search:
         self.stopwords = _resolve_stopwords(stopwords)
         self.index_dir = Path(index_dir) if index_dir is not None else None
         self._corpus = corpus
-        self._passages: list[Passage] = []
-        self._index: bm25s.BM25 | None = None
+        self._indexed: _Indexed | None = None
+
+    @property
+    def passage_count(self) -> int:
+        """Passages in the corpus; 0 before `prepare`."""
+        return len(self._indexed.passages) if self._indexed else 0
 
     async def check(self) -> None:
         """Read the corpus before any costly work.
@@ -93,13 +116,26 @@ class BM25Search:
         # Answered on the event loop, not in a thread: a query takes well under a millisecond, and
         # the order in which trajectories get their answers stays a function of the program alone,
         # which resume bit for bit rests on.
-        passages = self.retrieve(request.query, request.top_k)
+        hits = self._hits(request.query, request.top_k)
         return SearchResult(
-            documents=tuple(Document(title=p.title, text=p.text) for p in passages),
+            documents=tuple(hit.document for hit in hits),
             requested=request.top_k,
             noisy=None,
             latency_s=time.perf_counter() - started,
         )
+
+    def cache_key(self, request: SearchRequest) -> dict[str, Any]:
+        """The corpus and the parameters by their fingerprint, and the query.
+
+        Raises:
+            ValueError: the corpus is bad (first call without `prepare`).
+        """
+        return {
+            "engine": self.name,
+            "index": self._prepared().fingerprint,
+            "query": request.query,
+            "top_k": request.top_k,
+        }
 
     def retrieve(self, query: str, top_k: int) -> list[Passage]:
         """The best passages of a query, best first; equal scores in corpus order.
@@ -111,22 +147,11 @@ class BM25Search:
         Raises:
             ValueError: `top_k` is below 1, or the corpus is bad (first call without `prepare`).
         """
-        if top_k < 1:
-            raise ValueError(f"top_k: {top_k} documents were asked for; ask for 1 or more")
-        index = self.prepare()
-        terms = bm25s.tokenize(
-            fold_text(query),
-            lower=False,
-            token_pattern=TOKEN_PATTERN,
-            stopwords=list(self.stopwords),
-            return_ids=False,
-            show_progress=False,
-        )
-        term_ids = index.get_tokens_ids(terms[0])  # type: ignore[index]  # a list without ids
-        if not term_ids:
-            return []
-        positions = best_positions(index.get_scores_from_ids(term_ids), top_k)
-        return [self._passages[position] for position in positions]
+        return [hit.passage for hit in self._hits(query, top_k)]
+
+    def retrieve_batch(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+        """As `retrieve`, for many queries and with the scores."""
+        return [self._hits(query, top_k) for query in queries]
 
     def prepare(self) -> bm25s.BM25:
         """Read the corpus and build or load its index, once; called by the first search otherwise.
@@ -137,14 +162,54 @@ class BM25Search:
         Raises:
             ValueError: the corpus is bad or has no words, or a saved index is damaged.
         """
-        if self._index is None:
-            passages = _load_passages(self._corpus)
-            if self.index_dir is None:
-                index = self._build(passages)
-            else:
-                index = self._load_or_build(passages, self.index_dir)
-            self._passages, self._index = passages, index
-        return self._index
+        return self._prepared().index
+
+    def _prepared(self) -> _Indexed:
+        if self._indexed is None:
+            key = self._share_key()
+            indexed = _SHARED.get(key) if key else None
+            if indexed is None:
+                passages = load_passages(self._corpus)
+                fingerprint = self.fingerprint(passages)
+                if self.index_dir is None:
+                    index = self._build(passages)
+                else:
+                    index = self._load_or_build(passages, self.index_dir, fingerprint)
+                indexed = _Indexed(passages=passages, index=index, fingerprint=fingerprint)
+            if key:
+                _SHARED[key] = indexed
+            self._indexed = indexed
+        return self._indexed
+
+    def _share_key(self) -> tuple[Any, ...] | None:
+        """What two engines must have in common to share an index; None where they never do."""
+        if not isinstance(self._corpus, str | Path) or not Path(self._corpus).is_file():
+            return None
+        path = Path(self._corpus).resolve()
+        stat = path.stat()
+        settings = (self.k1, self.b, self.stopwords, self.index_dir)
+        return (path, stat.st_mtime_ns, stat.st_size, *settings)
+
+    def _hits(self, query: str, top_k: int) -> list[Hit]:
+        if top_k < 1:
+            raise ValueError(f"top_k: {top_k} documents were asked for; ask for 1 or more")
+        indexed = self._prepared()
+        terms = bm25s.tokenize(
+            fold_text(query),
+            lower=False,
+            token_pattern=TOKEN_PATTERN,
+            stopwords=list(self.stopwords),
+            return_ids=False,
+            show_progress=False,
+        )
+        term_ids = indexed.index.get_tokens_ids(terms[0])  # type: ignore[index]  # a list without ids
+        if not term_ids:
+            return []
+        scores = indexed.index.get_scores_from_ids(term_ids)
+        return [
+            Hit(passage=indexed.passages[position], score=float(scores[position]))
+            for position in best_positions(scores, top_k)
+        ]
 
     def _build(self, passages: list[Passage]) -> bm25s.BM25:
         tokens = bm25s.tokenize(
@@ -164,9 +229,11 @@ class BM25Search:
         index.index(tokens, create_empty_token=False, show_progress=False)
         return index
 
-    def _load_or_build(self, passages: list[Passage], index_dir: Path) -> bm25s.BM25:
+    def _load_or_build(
+        self, passages: list[Passage], index_dir: Path, fingerprint: str
+    ) -> bm25s.BM25:
         # The fingerprint is the folder's name, so an index of another corpus is never picked up.
-        folder = index_dir / f"bm25-{self.fingerprint(passages)}"
+        folder = index_dir / f"bm25-{fingerprint}"
         if folder.is_dir():
             return _load_index(folder, len(passages))
         index = self._build(passages)
@@ -213,13 +280,6 @@ def best_positions(scores: np.ndarray, count: int) -> list[int]:
     return positions[order].tolist()
 
 
-def _load_passages(corpus: str | Path | Sequence[Passage]) -> list[Passage]:
-    passages = read_corpus(corpus) if isinstance(corpus, str | Path) else list(corpus)
-    if not passages:
-        raise ValueError("corpus: the list of passages is empty; give at least one")
-    return passages
-
-
 def _resolve_stopwords(stopwords: str | Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(stopwords, str):
         try:
@@ -248,15 +308,4 @@ def _load_index(folder: Path, passage_count: int) -> bm25s.BM25:
 
 
 def _save_index(index: bm25s.BM25, folder: Path) -> None:
-    # Written beside its place and renamed: no reader, and no run after a kill, sees half an index.
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    try:
-        index.save(partial, show_progress=False)
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            # Another process of the same run may have saved the same index first.
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    write_folder(folder, lambda partial: index.save(partial, show_progress=False))

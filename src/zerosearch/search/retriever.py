@@ -1,0 +1,164 @@
+"""Search behind an HTTP retrieval server: ours (`python -m zerosearch.retriever`) or a known other.
+
+The server sees the query alone: neither the question, nor the golden answers, nor the noise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from zerosearch.search.attempts import Attempts, ServerFailure
+from zerosearch.search.dialects import get_dialect
+from zerosearch.search.http_failures import call, checked_url, json_body, key_from_env
+from zerosearch.search.http_pool import open_client
+from zerosearch.search.per_loop import PerLoop
+from zerosearch.types import Document, SearchRequest, SearchResult
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class _Connections:
+    client: httpx.AsyncClient
+    slots: asyncio.Semaphore
+
+
+class RetrieverSearch:
+    """A `SearchEngine` that asks a retrieval server.
+
+    Args:
+        url: where queries are posted; `/retrieve` is added to a URL without a path.
+        dialect: what the server speaks, a key of `zerosearch.search.dialects.DIALECTS`.
+        max_concurrency: most searches in progress at a time.
+        max_retries: further attempts after a failed connection, a timeout, HTTP 429 or 5xx, or a
+            reply that cannot be read.
+        attempt_timeout_s: bound of one attempt; `SearchRequest.timeout_s` bounds the whole search.
+        backoff_s: wait before the first retry; doubled for each further one, with jitter.
+        api_key_env: environment variable with a key, sent as bearer token; None sends none.
+
+    Raises:
+        ValueError: an argument is out of range, or the variable holds no key.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        dialect: str = "search_r1",
+        *,
+        max_concurrency: int = 256,
+        max_retries: int = 3,
+        attempt_timeout_s: float = 30.0,
+        backoff_s: float = 0.5,
+        api_key_env: str | None = None,
+    ) -> None:
+        self.url = checked_url("url", url)
+        if not urlsplit(self.url).path:
+            self.url += "/retrieve"
+        if max_concurrency < 1:
+            raise ValueError(f"max_concurrency={max_concurrency}: give 1 or more")
+        if not attempt_timeout_s > 0:
+            raise ValueError(f"attempt_timeout_s={attempt_timeout_s}: give seconds above 0")
+        self.dialect_name = dialect
+        self.dialect = get_dialect(dialect)
+        self.attempts = Attempts(max_retries=max_retries, backoff_s=backoff_s)
+        self.attempt_timeout_s = attempt_timeout_s
+        self._max_concurrency = max_concurrency
+        self._key = key_from_env(api_key_env) if api_key_env else ""
+        if api_key_env and not self._key:
+            raise ValueError(
+                f"api_key_env={api_key_env}: the environment variable is not set; put the "
+                "server's key into it, or set api_key_env=null"
+            )
+        self._connections = PerLoop(self._connect, lambda held: held.client.aclose())
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """The first `request.top_k` documents of the server's reply; none at all is a result too.
+
+        `request.timeout_s` counts from the moment a place among `max_concurrency` is free; the
+        latency in the result includes the wait for it.
+
+        Raises:
+            SearchError: no usable reply within the attempts and the time allowed.
+            ValueError: `top_k` is below 1.
+        """
+        if request.top_k < 1:
+            raise ValueError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
+        started = time.perf_counter()
+        failed = 0
+
+        async def attempt(failures: int) -> list[Document]:
+            nonlocal failed
+            failed = failures
+            return await self._ask(
+                held.client, request.query, request.top_k, self.attempt_timeout_s
+            )
+
+        held = await self._connections.get()
+        async with held.slots:
+            documents = await self.attempts.run(
+                attempt, endpoint=self.url, timeout_s=request.timeout_s
+            )
+        return SearchResult(
+            documents=tuple(documents[: request.top_k]),
+            requested=request.top_k,
+            latency_s=time.perf_counter() - started,
+            attempts=failed + 1,
+        )
+
+    async def check(self, timeout_s: float = 10.0) -> None:
+        """Ask one small query before any costly work.
+
+        Raises:
+            ValueError: one sentence that says why no answer came, and what to do.
+        """
+        held = await self._connections.get()
+        try:
+            await self._ask(held.client, "test", 1, min(timeout_s, self.attempt_timeout_s))
+        except ServerFailure as failure:
+            reason = f"url={self.url}, dialect={self.dialect_name}: {failure.reason}"
+        else:
+            return
+        raise ValueError(
+            f"{reason}; start a server with `make retriever`, or set search.engine.url and "
+            "search.engine.dialect to those of yours"
+        )
+
+    def cache_key(self, request: SearchRequest) -> dict[str, Any]:
+        """The URL stands for the corpus behind it: empty the cache when that changes."""
+        return {
+            "engine": "retriever",
+            "url": self.url,
+            "dialect": self.dialect_name,
+            "query": request.query,
+            "top_k": request.top_k,
+        }
+
+    async def _ask(
+        self, client: httpx.AsyncClient, query: str, top_k: int, timeout_s: float
+    ) -> list[Document]:
+        """One attempt.
+
+        Raises:
+            ServerFailure: no reply, an error, or a reply in another form.
+        """
+        request = client.build_request("POST", self.url, json=self.dialect.body(query, top_k))
+        secrets = [self._key]
+        response = await call(
+            client, request, endpoint=self.url, timeout_s=timeout_s, secrets=secrets
+        )
+        reply = json_body(response, endpoint=self.url, secrets=secrets)
+        try:
+            return self.dialect.parse(reply)
+        except ValueError as error:
+            reason = f"the reply is no answer in dialect {self.dialect_name}: {error}"
+        raise ServerFailure(self.url, reason, transient=True)
+
+    def _connect(self) -> _Connections:
+        client = open_client(self.url)
+        if self._key:
+            client.headers["Authorization"] = f"Bearer {self._key}"
+        return _Connections(client=client, slots=asyncio.Semaphore(self._max_concurrency))
