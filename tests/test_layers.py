@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
 # Lowest first; members of a tuple may import one another.
 LAYERS = [
-    ("types", "seeding"),
+    ("types", "seeding", "text", "runs"),
     ("data",),
     ("search",),
     ("simulator",),
@@ -24,7 +24,7 @@ LAYERS = [
     ("training",),
     ("callbacks",),
     ("evaluation",),
-    ("runs", "assembly", "train"),  # entry points
+    ("assembly", "evaluate", "retriever", "train"),  # entry points
 ]
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 

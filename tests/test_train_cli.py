@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -25,62 +24,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers import pausing_simulator as pausing
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.openai_server import free_port
-from tests.helpers.words import COLOURS, save_word_policy
-from zerosearch.assembly import exit_code, report_error
+from tests.helpers.runs import STEPS, computed, read_metrics, small_run
 from zerosearch.data.datamodule import QADataModule
 from zerosearch.policy.export import load_settings
-from zerosearch.runs import Summary
+from zerosearch.runs import Summary, exit_code, report_error
 from zerosearch.train import train
 
-STEPS = 6
-PAUSING = f"search._target_={pausing.__name__}.PausingSimulator"
-MEASURED = ("time/", "throughput/", "memory/")  # and latencies: not of the computation
+PAUSING = f"search.engine._target_={pausing.__name__}.PausingSimulator"
 TIMEOUT_S = 120
-
-
-def write_questions(path: Path, count: int) -> Path:
-    rows = [
-        {
-            "question": f"colour {n}",
-            "golden_answers": [COLOURS[n % 2]],
-            "extra_info": {"hops": 1 + n % 2},
-        }
-        for n in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def small_run(folder: Path) -> list[str]:
-    """Overrides of a run of seconds: a tiny policy, own questions, two updates per step."""
-    policy = folder / "tiny"
-    if not policy.exists():
-        save_word_policy(policy, ask=0.45, max_position_embeddings=8192)
-    train_file = write_questions(folder / "train.jsonl", 12)
-    held_out = write_questions(folder / "held_out.jsonl", 5)
-    return [
-        "model.package=null",
-        f"model.path={policy}",
-        "data=files",
-        f"data.files=[{train_file}]",
-        f"data.validation.own.path={held_out}",
-        "data.validation_batch=2",
-        f"policy_steps={STEPS}",
-        "questions_per_step=2",
-        "algorithm.group_size=8",  # so many episodes that some search in every step
-        "algorithm.mini_batches=2",
-        "optimizer.lr=0.002",
-        "curriculum.end=0.5",
-        "episode.max_turns=2",
-        "episode.top_k=2",
-        "episode.max_prompt_tokens=16",
-        "episode.max_turn_tokens=6",
-        "episode.max_observation_tokens=96",
-        "episode.max_context_tokens=256",
-        "trainer=cpu",
-        "trainer.val_check_interval=2",
-        "callbacks.checkpoint.every_n_steps=2",
-    ]
 
 
 # -- runs in processes of their own ---------------------------------------------------------------
@@ -189,15 +140,6 @@ def stop_twice(settings: list[str], logs: Path, folder: Path) -> list[dict[str, 
     code, output = finish(start(f"resume={logs / 'train' / 'latest'}"))
     assert code == 0, output
     return stops
-
-
-def read_metrics(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def computed(row: dict[str, str]) -> dict[str, str]:
-    return {k: v for k, v in row.items() if not k.startswith(MEASURED) and "latency" not in k}
 
 
 def test_a_run_leaves_its_summary(runs: Runs) -> None:
@@ -429,7 +371,7 @@ def test_a_corrupt_parquet_file(
         (["episode.prompt_template=no_such"], "episode.prompt_template='no_such'"),
         (["model.chat=true"], "model.chat=true, but the tokenizer has no chat template"),
         (["model.path=no/such/folder"], "model.path=no/such/folder"),
-        (["search=bm25", "search.corpus=no_such.jsonl"], "no_such.jsonl"),
+        (["search=bm25", "search.engine.corpus=no_such.jsonl"], "no_such.jsonl"),
         (["simulator.reliability=2"], "simulator.reliability=2"),
         (["simulator.failure_rate=1"], "module.max_failed_share=0.1"),
         (["algorithm.advantage.scale=no_such"], "scale='no_such'"),

@@ -1,9 +1,8 @@
-"""From a composed configuration to the objects of a run, and from its end to a report."""
+"""From a composed configuration to the objects of a run, and what they do."""
 
 from __future__ import annotations
 
 import logging
-import signal
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,20 +12,15 @@ from typing import Any
 import datasets
 import hydra
 import transformers
-from hydra.errors import InstantiationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.training.module import SearchPolicyModule
 
 log = logging.getLogger(__name__)
-
-# Errors whose message is written for the user; anything else is a defect and shows its traceback.
-_USER_ERRORS = (ValueError, OSError, FloatingPointError, RuntimeError, OmegaConfBaseException)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,27 +121,3 @@ def _flat(cfg: DictConfig) -> dict[str, Any]:
     walk("", OmegaConf.to_container(cfg, resolve=True))
     hidden = ("paths.", "module.", "callbacks.", "logger.")  # repeat other groups, or are folders
     return {key: value for key, value in flat.items() if not key.startswith(hidden)}
-
-
-def report_error(error: Exception) -> str:
-    """Log an error as one sentence where it was written for the user; returns the sentence."""
-    key = None
-    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
-        key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else None
-        error = error.__cause__
-    message = f"{key}: {error}" if key else str(error)
-    if isinstance(error, OmegaConfBaseException):
-        message = message.partition("\n")[0]  # the rest is about OmegaConf's own types
-    if isinstance(error, _USER_ERRORS):
-        log.error(message)
-        log.debug("traceback of the error above", exc_info=error)
-    else:
-        log.error(message, exc_info=error)
-    return f"{type(error).__name__}: {message}"
-
-
-def exit_code(status: str) -> int:
-    """0 for a completed run, 128 + signal number for an interrupted one."""
-    if not status.startswith("interrupted by "):
-        return 0
-    return 128 + signal.Signals[status.rpartition(" ")[2]].value

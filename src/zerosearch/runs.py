@@ -1,4 +1,4 @@
-"""Run folders: resuming in place, the link to the latest run, the summary at the end.
+"""Run folders: resuming in place, the link to the latest run, errors, the summary at the end.
 
 Light on imports: it is loaded before the command line is parsed.
 """
@@ -6,15 +6,26 @@ Light on imports: it is loaded before the command line is parsed.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omegaconf import DictConfig
+
+    Metrics = dict[str, float]
+
+log = logging.getLogger(__name__)
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +98,28 @@ def git_commit() -> str | None:
     return commit.decode().strip() + ("+changes" if dirty.strip() else "")
 
 
+def report_error(error: Exception) -> str:
+    """Log an error as one sentence where it was written for the user; returns the sentence."""
+    from hydra.errors import InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    # Written for the user; anything else is a defect and shows its traceback.
+    for_users = (ValueError, OSError, FloatingPointError, RuntimeError, OmegaConfBaseException)
+    key = None
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else None
+        error = error.__cause__
+    message = f"{key}: {error}" if key else str(error)
+    if isinstance(error, OmegaConfBaseException):
+        message = message.partition("\n")[0]  # the rest is about OmegaConf's own types
+    if isinstance(error, for_users):
+        log.error(message)
+        log.debug("traceback of the error above", exc_info=error)
+    else:
+        log.error(message, exc_info=error)
+    return f"{type(error).__name__}: {message}"
+
+
 class Summary:
     """`summary.json` of a run folder: written when the run ends, however it ends."""
 
@@ -119,3 +152,40 @@ class Summary:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.facts, indent=2, default=str) + "\n")
         os.replace(temporary, self.path)
+
+
+def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], Metrics]) -> Metrics:
+    """Run a job of Hydra in its folder, with a summary however it ends.
+
+    Args:
+        cfg: the composed configuration.
+        work: does the job and notes its status in `Summary.facts`.
+
+    Returns:
+        What `work` returned.
+
+    Raises:
+        SystemExit: the job failed, or a signal interrupted it.
+    """
+    folder = Path(cfg.paths.output_dir)
+    link_latest(folder, Path(cfg.paths.log_dir) / cfg.task_name)
+    summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags))
+    try:
+        metrics = work(cfg, summary)
+        summary.facts |= metrics
+        log.info(summary.headline())
+    except Exception as error:
+        summary.facts["error"] = report_error(error)
+        raise SystemExit(1) from error
+    finally:
+        summary.write()
+    if code := exit_code(summary.facts["status"]):
+        raise SystemExit(code)
+    return metrics
+
+
+def exit_code(status: str) -> int:
+    """0 for a completed run, 128 + signal number for an interrupted one."""
+    if not status.startswith("interrupted by "):
+        return 0
+    return 128 + signal.Signals[status.rpartition(" ")[2]].value
