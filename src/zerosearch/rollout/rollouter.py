@@ -22,6 +22,7 @@ from zerosearch.rollout.environment import (
     show_documents,
     show_hint,
 )
+from zerosearch.rollout.lockstep import Lockstep
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import STOP_TAGS
 from zerosearch.search.engine import SearchEngine
@@ -57,6 +58,7 @@ class Rollouter:
         tokenizer: of the policy.
         settings: the episode's shape and budgets.
         chat: whether prompts go through the tokenizer's chat template.
+        lockstep: every turn waits for the slowest search (see `Lockstep`).
 
     Raises:
         ValueError: `max_observation_tokens` is too small for the tags around documents, or for the
@@ -70,11 +72,13 @@ class Rollouter:
         settings: EpisodeSettings,
         *,
         chat: bool = False,
+        lockstep: bool = False,
     ) -> None:
         self.generator = generator
         self.tokenizer = tokenizer
         self.settings = settings
         self.chat = chat
+        self.lockstep = lockstep
         # `all_special_tokens` alone lacks most control tokens of, for example, Llama 3.
         added = tokenizer.added_tokens_decoder.values()
         controls = {token.content for token in added if token.special}
@@ -137,21 +141,31 @@ class Rollouter:
             )
             for trajectory in trajectories
         ]
+        gate = Lockstep(len(trajectories)) if self.lockstep else None
         try:
             async with asyncio.TaskGroup() as tasks:
-                for trajectory, environment in zip(trajectories, environments, strict=True):
-                    tasks.create_task(self._play(trajectory, environment, decoding))
+                for index, trajectory in enumerate(trajectories):
+                    tasks.create_task(
+                        self._play(index, trajectory, environments[index], decoding, gate)
+                    )
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
         return trajectories
 
     async def _play(
-        self, trajectory: Trajectory, environment: SearchEnvironment, decoding: Decoding
+        self,
+        index: int,
+        trajectory: Trajectory,
+        environment: SearchEnvironment,
+        decoding: Decoding,
+        gate: Lockstep | None,
     ) -> None:
         """Take turns until the episode ends; fills the trajectory in place."""
-        goes_on = True
-        while goes_on:
-            goes_on = await self._take_turn(trajectory, environment, decoding)
+        while await self._take_turn(trajectory, environment, decoding):
+            if gate is not None:
+                await gate.arrive(index)
+        if gate is not None:
+            gate.leave()
 
     async def _take_turn(
         self, trajectory: Trajectory, environment: SearchEnvironment, decoding: Decoding

@@ -35,6 +35,6 @@ def check_failures(trajectories: Sequence[Trajectory], max_failed_share: float) 
     example = next(shown[0] for _, _, shown in ranks if shown)
     raise SearchOutage(
         f"{failed} of this step's {total} trajectories were lost to failed searches, more than "
-        f"module.max_failed_share={max_failed_share}; one of them: {example}. When the engine "
-        "answers again, go on with resume=<run folder>"
+        f"module.max_failed_share={max_failed_share}; one of them: {example}. Mend "
+        "that, then go on with resume=<run folder>"
     )

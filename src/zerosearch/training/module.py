@@ -62,6 +62,8 @@ class SearchPolicyModule(LightningModule):
         gradient_clip: largest gradient norm.
         max_failed_share: share of trajectories that may fail by a search error before the run
             stops.
+        lockstep: every turn waits for the slowest search of the step, so that a run repeated from
+            a search cache is the same bit for bit.
         seed: of rollouts, together with step, question, sibling and turn.
     """
 
@@ -83,6 +85,7 @@ class SearchPolicyModule(LightningModule):
         logprob_chunk_tokens: int = 4_096,
         gradient_clip: float = 1.0,
         max_failed_share: float = 0.1,
+        lockstep: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -109,6 +112,7 @@ class SearchPolicyModule(LightningModule):
         self.logprob_chunk_tokens = logprob_chunk_tokens
         self.gradient_clip = gradient_clip
         self.max_failed_share = max_failed_share
+        self.lockstep = lockstep
         self.seed = seed
         self.policy_step = 0  # completed policy steps
         self.noise_probability = 0.0  # set by the curriculum before each step
@@ -152,7 +156,11 @@ class SearchPolicyModule(LightningModule):
             assert self.model is not None and self.tokenizer is not None
             self.generator.bind(self.model, self.tokenizer)
             self._rollouter = Rollouter(
-                self.generator, self.tokenizer, self.episode, chat=self.policy_source.chat
+                self.generator,
+                self.tokenizer,
+                self.episode,
+                chat=self.policy_source.chat,
+                lockstep=self.lockstep,
             )
         return self._rollouter
 
