@@ -27,19 +27,28 @@ CHOICES = sorted(
     for path in CONFIGS.glob("*/*.yaml")
     if path.parent.name != "hydra"
 )
+TUNED_TEMPLATE = "simulator.prompt_template=tuned"
 ENDPOINT = "simulator.endpoints=[http://127.0.0.1:9/v1]"
 OWN_DATA = ["data.files=[train.jsonl]", "data.validation.own.path=held_out.parquet"]
+ANY_ENGINE = "search.engine={_target_: tests.helpers.engines.ScriptedEngine, answer: []}"
 ON_CPU = ["trainer.accelerator=cpu", "trainer.devices=1"]
 # what a choice needs beside itself, on a machine without GPU
 NEEDED: dict[tuple[str, str], list[str]] = {
     ("data", "files"): OWN_DATA,
+    ("evaluation", "engines"): ["simulator=prompted_3b", ENDPOINT],
+    ("search", "cached"): [ANY_ENGINE],
     ("search", "simulated"): ["simulator=prompted_3b", ENDPOINT],
     ("trainer", "gpu"): ON_CPU,
     ("trainer", "ddp"): ON_CPU,
     **{
         ("simulator", name): ["search=simulated", ENDPOINT]
         for group, name in CHOICES
-        if group == "simulator" and name.startswith("prompted")
+        if group == "simulator" and not name.startswith("scripted")
+    },
+    ("simulator", "llm"): ["search=simulated", ENDPOINT, "simulator.model=mine"],
+    **{  # the template is derived first
+        ("simulator", f"tuned_{size}"): ["search=simulated", ENDPOINT, TUNED_TEMPLATE]
+        for size in ("3b", "7b", "14b")
     },
 }
 PAPER = ("zerosearch_3b", "zerosearch_7b", "zerosearch_llama_3b")

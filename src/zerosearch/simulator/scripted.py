@@ -9,14 +9,19 @@ can be swept without a GPU.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import random
 import time
+from functools import cached_property
+from typing import Any
 
 from zerosearch.data.geography.facts import Entity, FactStore, name_key
 from zerosearch.data.geography.wording import word_passage
 from zerosearch.seeding import derive_random
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
+WRITER_VERSION = 1  # raise it when other documents are written: cached ones are then not found
 _MAX_DRAWS = 200  # draws of a peer without a golden answer before fewer documents are written
 
 
@@ -64,8 +69,8 @@ class ScriptedSimulator:
         unknown = sorted(set(splits or ()) - known)
         if not known or unknown:
             raise ValueError(
-                f"search.splits={splits}: the facts hold nothing of {unknown or 'any split'}; they "
-                f"have the splits {sorted(known)}"
+                f"search.engine.splits={splits}: the facts hold nothing of "
+                f"{unknown or 'any split'}; they have the splits {sorted(known)}"
             )
         self.facts = facts if splits is None else facts.restricted(splits)
         self.reliability = reliability
@@ -93,6 +98,27 @@ class ScriptedSimulator:
             noisy=noisy,
             latency_s=time.perf_counter() - start,
         )
+
+    def cache_key(self, request: SearchRequest) -> dict[str, Any]:
+        """The facts, the knobs that change documents or failures, and the request."""
+        return {
+            "engine": "scripted",
+            "writer": WRITER_VERSION,
+            "facts": self._fingerprint,
+            "reliability": self.reliability,
+            "failure_rate": self.failure_rate,
+            "query": request.query,
+            "golden_answers": list(request.golden_answers),
+            "noise_probability": request.noise_probability,
+            "top_k": request.top_k,
+            "seed": request.seed,
+        }
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Hex digest [32] of what is known, in order: draws depend on it."""
+        known = [[place.name, place.kind, place.split, place.facts] for place in self.facts]
+        return hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
 
     async def _wait(self, request: SearchRequest) -> None:
         """Take as long as a slow engine would; drawn apart, so that documents stay the same."""

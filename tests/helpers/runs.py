@@ -1,0 +1,66 @@
+"""Small whole runs of `zerosearch.train`, and what of their metrics a repeat must equal."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from tests.helpers.words import COLOURS, save_word_policy
+
+STEPS = 6
+MEASURED = ("time/", "throughput/", "memory/")  # and latencies: not of the computation
+
+
+def write_questions(path: Path, count: int) -> Path:
+    rows = [
+        {
+            "question": f"colour {n}",
+            "golden_answers": [COLOURS[n % 2]],
+            "extra_info": {"hops": 1 + n % 2},
+        }
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def small_run(folder: Path) -> list[str]:
+    """Overrides of a run of seconds: a tiny policy, own questions, two updates per step."""
+    policy = folder / "tiny"
+    if not policy.exists():
+        save_word_policy(policy, ask=0.45, max_position_embeddings=8192)
+    train_file = write_questions(folder / "train.jsonl", 12)
+    held_out = write_questions(folder / "held_out.jsonl", 5)
+    return [
+        "model.package=null",
+        f"model.path={policy}",
+        "data=files",
+        f"data.files=[{train_file}]",
+        f"data.validation.own.path={held_out}",
+        "data.validation_batch=2",
+        f"policy_steps={STEPS}",
+        "questions_per_step=2",
+        "algorithm.group_size=8",  # so many episodes that some search in every step
+        "algorithm.mini_batches=2",
+        "optimizer.lr=0.002",
+        "curriculum.end=0.5",
+        "episode.max_turns=2",
+        "episode.top_k=2",
+        "episode.max_prompt_tokens=16",
+        "episode.max_turn_tokens=6",
+        "episode.max_observation_tokens=96",
+        "episode.max_context_tokens=256",
+        "trainer=cpu",
+        "trainer.val_check_interval=2",
+        "callbacks.checkpoint.every_n_steps=2",
+    ]
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def computed(row: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in row.items() if not k.startswith(MEASURED) and "latency" not in k}
