@@ -19,7 +19,7 @@ from tests.helpers.words import COLOURS
 from zerosearch.runs import Summary
 from zerosearch.train import train
 
-SPENT = ("cost/", "search/cached", "search/attempts", "search/tokens", "search/usd")
+SPENT = ("cost/", "search/cached", "search/attempts", "search/tokens")
 
 
 def answer_by_chance(_: dict[str, Any]) -> Reply:

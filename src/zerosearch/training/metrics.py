@@ -77,7 +77,9 @@ def _search_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         for result in trajectory.searches
     ]
     every = [observation for part in gather_objects(own) for observation in part]
-    return {f"search/{name}": value for name, value in fidelity_of(every).items()}
+    found = fidelity_of(every)
+    found.pop("cost_usd", None)  # a sum, which `Costs` reports for the whole run
+    return {f"search/{name}": value for name, value in found.items()}
 
 
 class Costs:
