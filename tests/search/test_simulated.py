@@ -1,17 +1,27 @@
+"""Simulated search against a real local server; its faults are in test_simulated_faults.py."""
+
 import asyncio
 import gc
+import json
 import logging
 import random
 import re
-import threading
 import time
 import traceback
 import warnings
 
 import pytest
 
-from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure, free_port
-from zerosearch.search.engine import SearchEngine
+from tests.helpers.openai_server import (
+    OpenAIServer,
+    Reply,
+    completion,
+    documents,
+    failure,
+    free_port,
+    in_turn,
+)
+from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
 from zerosearch.search.simulated import SimulatedSearch, draw_noisy
 from zerosearch.types import SearchError, SearchRequest
 
@@ -22,7 +32,6 @@ ECHO = "{{ query }}|{{ question }}|{{ golden_answers | join(',') }}|{{ noisy }}"
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture
@@ -44,18 +53,7 @@ def make_engine(*endpoints, **changes):
 
 def request(**changes):
     fields = {"query": "capital of Peru", "question": "Which city?", "golden_answers": ("Lima",)}
-    return SearchRequest(**{**fields, "timeout_s": 5.0, **changes})
-
-
-def in_turn(*replies):
-    """Each reply once, then the last for ever."""
-    left, lock = list(replies), threading.Lock()
-
-    def answer(_):
-        with lock:
-            return left.pop(0) if len(left) > 1 else left[0]
-
-    return answer
+    return SearchRequest(**{**fields, "top_k": 1, "timeout_s": 5.0, **changes})
 
 
 def closed_connections(server):
@@ -97,13 +95,86 @@ async def test_the_seed_decides_what_the_server_is_sent(server):
     assert first["seed"] != other["seed"]
 
 
-async def test_fewer_documents_than_asked_for_are_accepted_and_more_are_cut(server):
-    server.answer = in_turn(completion("Doc 1: a"), completion("Doc 1: a\nDoc 2: b\nDoc 3: c"))
-    engine = make_engine(server.url)
-    few, many = await engine.search(request(top_k=2)), await engine.search(request(top_k=2))
-    assert (len(few.documents), few.requested) == (1, 2)
-    assert (len(many.documents), many.requested) == (2, 2)
-    assert len(server.received) == 2
+@pytest.mark.parametrize(("top_k", "expected"), [(1, 120), (5, 600)])
+async def test_max_tokens_may_follow_from_the_documents_asked_for(server, top_k, expected):
+    server.answer = lambda _: completion(documents(5))
+    await make_engine(server.url, max_tokens=None).search(request(top_k=top_k))
+    assert server.received[0].body["max_tokens"] == expected
+
+
+async def test_more_documents_than_asked_for_are_cut(server):
+    server.answer = lambda _: completion(documents(3))
+    result = await make_engine(server.url).search(request(top_k=2))
+    assert (len(result.documents), result.requested) == (2, 2)
+    assert (result.problems, result.attempts) == (("too_many",), 1)
+
+
+async def test_too_few_documents_are_asked_for_again_with_another_seed(server):
+    server.answer = in_turn(completion(documents(1)), completion(documents(2)))
+    result = await make_engine(server.url).search(request(top_k=2))
+    assert (len(result.documents), result.attempts) == (2, 2)
+    assert result.problems == ("too_few",)
+    first, second = (received.body for received in server.received)
+    assert first.pop("seed") != second.pop("seed")
+    assert first == second
+
+
+@pytest.mark.parametrize("counts", [(1, 2, 0), (0, 2, 1), (2, 0, 0), (2, 2, 2)])
+async def test_the_best_of_short_replies_counts(server, counts):
+    server.answer = in_turn(*(completion(documents(count, f"of {count}")) for count in counts))
+    engine = make_engine(server.url, max_reply_retries=2)
+    result = await engine.search(request(top_k=3))
+    assert [document.text for document in result.documents] == ["of 2 1", "of 2 2"]
+    assert (result.requested, result.attempts, len(result.problems)) == (3, 3, 3)
+    assert len(server.received) == 3
+
+
+async def test_bad_replies_have_a_bound_of_their_own(server):
+    server.answer = lambda _: completion(documents(4))
+    results = [
+        await make_engine(server.url, max_reply_retries=bound, max_retries=9).search(
+            request(top_k=5)
+        )
+        for bound in (0, 2)
+    ]
+    assert [result.attempts for result in results] == [1, 3]
+    assert len(server.received) == 4
+
+
+async def test_what_is_merely_untidy_is_reported_and_not_asked_for_again(server):
+    server.answer = lambda _: completion("Here you are!\nDoc 2: a\nDoc 2: b")
+    result = await make_engine(server.url).search(request(top_k=2))
+    assert [document.text for document in result.documents] == ["a", "b"]
+    assert (result.problems, result.attempts) == (("extra_text", "misnumbered"), 1)
+
+
+async def test_a_reply_that_was_cut_is_asked_for_again(server):
+    server.answer = in_turn(
+        completion("Doc 1: a\nDoc 2: b an", finish_reason="length"), completion(documents(2))
+    )
+    result = await make_engine(server.url).search(request(top_k=2))
+    assert [document.text for document in result.documents] == ["text 1", "text 2"]
+    assert (result.problems, result.attempts) == (("truncated", "too_few"), 2)
+
+
+async def test_a_failure_after_a_short_reply_does_not_lose_it(server):
+    server.answer = in_turn(completion(documents(1)), failure(400))
+    result = await make_engine(server.url).search(request(top_k=2))
+    assert (len(result.documents), result.attempts) == (1, 2)
+
+
+async def test_tokens_and_cost_of_all_attempts_are_counted(server):
+    server.answer = in_turn(
+        completion("I cannot.", tokens=1000),
+        failure(500),
+        completion("Doc 1: a", tokens=2000),
+        completion("Doc 1: b"),
+    )
+    engine = make_engine(server.url, usd_per_million_tokens=0.5)
+    result, free = await engine.search(request()), await engine.search(request())
+    assert (result.tokens, result.attempts) == (3000, 3)
+    assert result.cost_usd == pytest.approx(0.0015)
+    assert (free.tokens, free.cost_usd) == (0, 0.0)
 
 
 def test_noise_is_drawn_from_the_seed_with_the_requests_probability():
@@ -121,14 +192,20 @@ async def test_the_prompt_asks_for_the_quality_that_the_result_records(server, e
     assert len(set(asked)) == 2
 
 
-async def test_a_retry_keeps_the_quality_and_changes_the_seed(server, echo_template):
-    server.answer = in_turn(completion("no documents"), completion("Doc 1: a"))
+async def test_a_retry_keeps_the_quality(server, echo_template):
+    server.answer = in_turn(completion("no documents"), failure(500), completion("Doc 1: a"))
     engine = make_engine(server.url, prompt_template=echo_template)
     result = await engine.search(request(noise_probability=1.0))
-    first, second = server.received
     assert result.noisy is True
-    assert first.prompt == second.prompt
-    assert first.body["seed"] != second.body["seed"]
+    assert len({received.prompt for received in server.received}) == 1
+
+
+async def test_a_failed_call_is_repeated_as_it_was(server):
+    """So what a search returns does not depend on the network's luck."""
+    server.answer = in_turn(failure(500), completion("Doc 1: a"))
+    await make_engine(server.url).search(request())
+    first, second = (received.body for received in server.received)
+    assert first == second
 
 
 async def test_concurrent_searches_keep_query_question_and_answers_together(server, echo_template):
@@ -158,98 +235,9 @@ async def test_concurrency_is_limited_and_connections_are_shared(server):
 
 async def test_endpoints_take_turns():
     with OpenAIServer() as one, OpenAIServer() as two:
-        engine = make_engine(one.url, two.url)
+        engine = make_engine(one.url, two.url, one.url)
         await asyncio.gather(*(engine.search(request(seed=i)) for i in range(10)))
         assert (len(one.received), len(two.received)) == (5, 5)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        failure(500),
-        failure(503),
-        failure(429, "slow down"),
-        completion("I would rather not."),
-        completion(None),
-        Reply(body={"choices": []}),
-        Reply(body=[1, 2]),
-        Reply(body=b"{half", content_type="application/json"),
-        Reply(body=b"<html>gateway</html>", content_type="text/html"),
-        Reply(body=b""),
-    ],
-    ids=str,
-)
-async def test_passing_failures_are_retried(server, bad):
-    server.answer = in_turn(bad, bad, completion("Doc 1: at last"))
-    result = await make_engine(server.url).search(request())
-    assert [document.text for document in result.documents] == ["at last"]
-    assert len(server.received) == 3
-
-
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        (failure(500, "out of memory"), r"HTTP 500 \(out of memory\)"),
-        (completion("I would rather not."), "no line 'Doc 1: ...'.*I would rather not"),
-        (Reply(body={"choices": []}), "not a chat completion"),
-    ],
-    ids=["500", "garbage", "shape"],
-)
-async def test_retries_are_bounded_and_end_in_an_error_that_says_why(server, bad, reason):
-    server.answer = lambda _: bad
-    error = await failed(make_engine(server.url, max_retries=2))
-    assert len(server.received) == 3
-    assert error.endpoint == server.url
-    assert re.search(reason, error.reason)
-    assert "attempt 3 of 3" in error.reason
-
-
-@pytest.mark.parametrize("status", [400, 401, 404, 422])
-async def test_lasting_failures_are_not_retried(server, status):
-    server.answer = lambda _: failure(status, "wrong")
-    error = await failed(make_engine(server.url))
-    assert len(server.received) == 1
-    assert f"HTTP {status} (wrong)" in error.reason
-
-
-async def test_a_refused_endpoint_fails_within_its_bound():
-    url = f"http://127.0.0.1:{free_port()}/v1"
-    started = time.perf_counter()
-    error = await failed(make_engine(url, max_retries=2))
-    assert time.perf_counter() - started < 3
-    assert url in str(error)
-    assert "connection failed" in error.reason
-
-
-async def test_a_retry_goes_to_another_endpoint(server):
-    dead = f"http://127.0.0.1:{free_port()}/v1"
-    engine = make_engine(dead, server.url)
-    results = await asyncio.gather(*(engine.search(request(seed=i)) for i in range(6)))
-    assert all(result.documents for result in results)
-
-
-async def test_the_request_bounds_the_whole_search(server):
-    server.answer = lambda _: completion("Doc 1: late", delay_s=5)
-    started = time.perf_counter()
-    error = await failed(make_engine(server.url), timeout_s=0.2)
-    assert 0.2 <= time.perf_counter() - started < 3
-    assert error.reason == "no usable reply within 0.2 s"
-    assert error.endpoint == server.url
-
-
-async def test_the_request_bounds_retries_too(server):
-    server.answer = lambda _: failure(500, "broken")
-    started = time.perf_counter()
-    error = await failed(make_engine(server.url, max_retries=1000, backoff_s=0.05), timeout_s=0.3)
-    assert 0.3 <= time.perf_counter() - started < 3
-    assert re.search(r"within 0\.3 s \(failed attempts: \d+, the last: .*broken", error.reason)
-
-
-async def test_a_hanging_attempt_is_given_up_and_repeated(server):
-    server.answer = in_turn(completion("Doc 1: late", delay_s=5), completion("Doc 1: quick"))
-    result = await make_engine(server.url, attempt_timeout_s=0.2).search(request())
-    assert result.documents[0].text == "quick"
-    assert 0.2 <= result.latency_s < 3
 
 
 async def test_waiting_for_a_place_does_not_count_against_the_request(server):
@@ -295,24 +283,33 @@ async def test_the_key_comes_from_the_environment(server, monkeypatch):
     assert sent == ["Bearer EMPTY", f"Bearer {KEY}"]
 
 
+async def test_a_request_says_nothing_about_this_machine(server):
+    await make_engine(server.url).search(request())
+    headers = server.received[0].headers
+    assert not [name for name in headers if re.search("os|arch|runtime|lang", name)]
+
+
 async def test_the_key_is_never_shown(server, monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    for name in ("", "openai", "httpx", "httpx2", "httpcore", "httpcore2"):
+    for name in ("", "openai", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp"):
         caplog.set_level(logging.DEBUG, logger=name)
     server.models_reply = failure(401, f"Incorrect API key: {KEY}")
     replies = (
         failure(401, f"Incorrect API key: {KEY}"),
         failure(500, f"{'x' * 290} {KEY}"),
         completion(f"{'x' * 90} {KEY}"),
+        Reply(body=f"{'x' * 90} {KEY}".encode()),
     )
     shown = []
     for reply in replies:
         server.answer = lambda _, reply=reply: reply
-        error = await failed(make_engine(server.url, max_retries=1))
-        shown += traceback.format_exception(error)
+        with pytest.raises(SearchError) as error:
+            await make_engine(server.url, max_retries=1).search(request())
+        shown += traceback.format_exception(error.value)
     with pytest.raises(ValueError, match="OPENAI_API_KEY") as caught:
         await make_engine(server.url).check()
     shown += [*traceback.format_exception(caught.value), caplog.text]
+    shown += [json.dumps(make_engine(server.url).cache_key(request()))]
     assert "Incorrect API key: ***" in "".join(shown)
     assert "sk-very" not in "".join(shown)
 
@@ -322,6 +319,49 @@ async def test_a_broken_key_is_refused_without_showing_it(server, monkeypatch):
     with pytest.raises(ValueError, match=r"OPENAI_API_KEY.*set it again") as caught:
         await make_engine(server.url).search(request())
     assert "sk-very" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_proxy_does_not_stand_before_servers_of_this_machine(server, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert (await make_engine(server.url, max_retries=0).search(request())).documents
+
+
+def test_a_cache_key_holds_what_determines_the_documents(echo_template):
+    engine = make_engine("http://a", prompt_template=echo_template)
+    assert isinstance(engine, Cacheable) and isinstance(engine, Checkable)
+    key = engine.cache_key(request(seed=3))
+    assert (
+        json.loads(json.dumps(key))
+        == key
+        == {
+            "kind": "simulated",
+            "model": "simulator-7b",
+            "prompt": [{"role": "user", "content": "capital of Peru|Which city?|Lima|False"}],
+            "temperature": 0.8,
+            "max_tokens": 600,
+            "top_k": 1,
+            "noisy": False,
+            "seed": 3,
+        }
+    )
+    other = {"attempt_timeout_s": 1.0, "max_retries": 0, "max_concurrency": 2, "api_key_env": "X"}
+    same = make_engine("http://b", "http://c", prompt_template=echo_template, **other)
+    assert same.cache_key(request(seed=3, timeout_s=1.0)) == key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 4}, {"query": "x"}, {"top_k": 2}, {"noise_probability": 1.0}, {"question": "x"}],
+    ids=str,
+)
+def test_whatever_changes_the_documents_changes_the_cache_key(changes):
+    engine = make_engine("http://a")
+    assert engine.cache_key(request(**changes)) != engine.cache_key(request())
+    for other in ({"temperature": 0.1}, {"max_tokens": 5}, {"words_per_document": 31}):
+        assert make_engine("http://a", **other).cache_key(request()) != engine.cache_key(request())
 
 
 async def test_check_is_silent_when_all_is_well(server):
@@ -377,10 +417,10 @@ async def test_check_lists_the_served_names_when_the_model_is_unknown(server):
     [
         ([], r"simulator\.endpoints is empty: start .*`vllm serve"),
         ("http://127.0.0.1:8000/v1", r"simulator\.endpoints='http.*give a list"),
-        (["localhost:8000"], r"simulator\.endpoints: 'localhost:8000' is no URL"),
+        (["localhost:8000"], r"simulator\.endpoints='localhost:8000' is no URL"),
         (["http://"], "is no URL"),
-        ([f"http://user:{KEY}@host/v1"], r"simulator\.endpoints: a URL holds .*api_key_env"),
-        ([f"http://host/v1?key={KEY}"], r"simulator\.endpoints: a URL holds .*api_key_env"),
+        ([f"http://user:{KEY}@host/v1"], r"simulator\.endpoints: the URL holds .*environment"),
+        ([f"http://host/v1?key={KEY}"], r"simulator\.endpoints: the URL holds .*environment"),
     ],
 )
 def test_bad_endpoints(endpoints, message):
@@ -408,6 +448,10 @@ def test_endpoints_are_brought_into_one_form():
         ("words_per_document", 0),
         ("max_concurrency", 0),
         ("max_retries", -1),
+        ("max_reply_retries", -1),
+        ("usd_per_million_tokens", -1.0),
+        ("max_outage_s", -1.0),
+        ("probe_interval_s", 0.0),
         ("attempt_timeout_s", 0.0),
         ("backoff_s", -1.0),
     ],

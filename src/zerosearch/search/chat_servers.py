@@ -1,6 +1,8 @@
 """Connections to OpenAI-compatible servers: pooled, limited, with every failure put in words.
 
-One call is one attempt: retries and deadlines belong to the caller.
+One call is one attempt: retries and deadlines belong to the caller. The client library sends
+through aiohttp: the pool of its usual transport walks all connections at every request, which with
+320 searches in progress costs three times the processor time (`benchmarks/bench_search.py`).
 """
 
 from __future__ import annotations
@@ -8,41 +10,69 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
+import aiohttp
+import httpx
 import openai
 
-CONNECT_TIMEOUT_S = 5.0  # a dead host is known by then; a busy one accepts and lets wait
+from zerosearch.search.endpoints import CallFailure, FailureKind
+from zerosearch.search.http_failures import checked_url, key_from_env, one_line, retry_after_s
+from zerosearch.search.http_pool import CONNECT_TIMEOUT_S, KEEPALIVE_S
+from zerosearch.search.per_loop import PerLoop
+
+PROBE_TIMEOUT_S = 5.0
 _NO_KEY = "EMPTY"  # what the client sends to servers that ask for none, such as vLLM
-_MAX_REASON_CHARS = 300
+# The client describes the machine it runs on in every request: nobody's business, and not free.
+_UNSENT = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+# A proxy of the environment cannot reach the servers of this machine.
+_NOT_THROUGH_PROXY = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 
 # The HTTP libraries under openai log a line per request: hundreds per policy step.
 for _name in ("httpx", "httpx2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
-class ServerFailure(Exception):
-    """One call that failed; `transient` where another attempt may succeed."""
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ChatReply:
+    """One chat completion."""
 
-    def __init__(self, endpoint: str, reason: str, *, transient: bool) -> None:
-        super().__init__(f"{endpoint}: {reason}")
-        self.endpoint = endpoint
-        self.reason = reason
-        self.transient = transient
+    text: str
+    finish_reason: str | None  # "stop", "length" or what else the server says
+    tokens: int  # read and written; 0 where the server does not count
 
 
-@dataclass(kw_only=True, slots=True)
 class _Connections:
     """What belongs to one event loop; neither sockets nor semaphores survive theirs."""
 
-    clients: dict[str, openai.AsyncOpenAI]
-    slots: asyncio.Semaphore
-    closer: AsyncGenerator[None]
+    def __init__(self, endpoints: Sequence[str], max_concurrency: int, key: str) -> None:
+        limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
+            max_connections=max_concurrency + len(endpoints),  # probes need no place of a search
+            keepalive_expiry=KEEPALIVE_S,
+        )
+        self._http = openai.DefaultAioHttpClient(
+            limits=limits,
+            timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            mounts=dict.fromkeys(_NOT_THROUGH_PROXY),
+        )
+        unsent: dict[str, Any] = {f"X-Stainless-{name}": openai.Omit() for name in _UNSENT}
+        self.client = openai.AsyncOpenAI(
+            base_url=endpoints[0],  # never used: calls give whole URLs, which costs less
+            api_key=key,
+            max_retries=0,  # the caller retries, with its own bound
+            timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            http_client=self._http,
+            default_headers=unsent,
+        )
+        self.slots = asyncio.Semaphore(max_concurrency)
+
+    async def close(self) -> None:
+        await self.client.close()
 
 
 class ChatServers:
@@ -65,20 +95,22 @@ class ChatServers:
                 "simulator.endpoints is empty: start a server with `vllm serve MODEL` and set "
                 "simulator.endpoints=[http://HOST:8000/v1]"
             )
-        self.endpoints = tuple(_base_url(endpoint) for endpoint in endpoints)
+        self.endpoints = tuple(dict.fromkeys(_base_url(endpoint) for endpoint in endpoints))
         self.max_concurrency = max_concurrency
         self.api_key_env = api_key_env
-        self._connections: dict[asyncio.AbstractEventLoop, _Connections] = {}
+        self._connections = PerLoop(
+            lambda: _Connections(self.endpoints, self.max_concurrency, self._key() or _NO_KEY),
+            _Connections.close,
+        )
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """Wait for one of the `max_concurrency` places."""
-        connections = await self._connect()
-        async with connections.slots:
+        async with (await self._connections.get()).slots:
             yield
 
-    async def complete(self, endpoint: str, *, timeout_s: float, **body: Any) -> str:
-        """The text of one chat completion.
+    async def complete(self, endpoint: str, *, timeout_s: float, **body: Any) -> ChatReply:
+        """One chat completion.
 
         Args:
             endpoint: one of `endpoints`.
@@ -86,135 +118,150 @@ class ChatServers:
             **body: arguments of the API.
 
         Raises:
-            ServerFailure: no reply, an error, or a reply that is no chat completion.
+            CallFailure: no reply, an error, or a reply that is no chat completion.
         """
+        url = f"{endpoint}/chat/completions"
         reply = await self._call(
             endpoint,
             timeout_s,
-            lambda client: client.chat.completions.with_raw_response.create(**body),
+            lambda client: client.post(url, cast_to=httpx.Response, body=body),
         )
         try:
-            text = json.loads(reply)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            reason = "the reply is not a chat completion"
-            raise ServerFailure(endpoint, reason, transient=True) from error
-        return text if isinstance(text, str) else ""  # null: a model that only "reasoned"
+            values = json.loads(reply)
+            choice = values["choices"][0]
+            text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
+            usage = values.get("usage")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            shown = self.redact(reply.decode(errors="replace"))[:100]
+            failure = CallFailure(
+                endpoint, f"the reply is not a chat completion, it begins {shown!r}", kind="faulty"
+            )
+        else:
+            return ChatReply(
+                text=text if isinstance(text, str) else "",  # null: a model that only "reasoned"
+                finish_reason=finish_reason,
+                tokens=_total_tokens(usage),
+            )
+        raise failure
 
     async def model_names(self, endpoint: str, *, timeout_s: float) -> list[str]:
         """Names of the models that an endpoint serves.
 
         Raises:
-            ServerFailure: no reply, an error, or a reply that is no list of models.
+            CallFailure: no reply, an error, or a reply that is no list of models.
         """
         reply = await self._call(
-            endpoint, timeout_s, lambda client: client.models.with_raw_response.list()
+            endpoint,
+            timeout_s,
+            lambda client: client.get(f"{endpoint}/models", cast_to=httpx.Response),
         )
         try:
             return [str(model["id"]) for model in json.loads(reply)["data"]]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             reason = "its reply to /models is not a list of models"
-            raise ServerFailure(endpoint, reason, transient=False) from error
+            raise CallFailure(endpoint, reason, kind="rejected") from error
+
+    async def probe(self, endpoint: str) -> None:
+        """Ask a server for a sign of life.
+
+        Raises:
+            CallFailure: none came, or one that shows a server that runs but says no.
+        """
+        await self.model_names(endpoint, timeout_s=PROBE_TIMEOUT_S)
 
     def redact(self, text: str) -> str:
         """Text from a server, on one line of bounded length and without the key."""
-        key = self._api_key()
-        shown = text if key == _NO_KEY else text.replace(key, "***")
-        shown = " ".join(shown.split())
-        return shown if len(shown) <= _MAX_REASON_CHARS else shown[:_MAX_REASON_CHARS] + " ..."
+        return one_line(text, [self._key()])
 
     async def _call(
         self,
         endpoint: str,
         timeout_s: float,
-        ask: Callable[[openai.AsyncOpenAI], Awaitable[Any]],
-    ) -> str:
-        client = (await self._connect()).clients[endpoint]
+        ask: Callable[[openai.AsyncOpenAI], Awaitable[httpx.Response]],
+    ) -> bytes:
+        client = (await self._connections.get()).client
         try:
             async with asyncio.timeout(timeout_s):
-                response = await ask(client)
+                return (await ask(client)).content
         except TimeoutError:
-            reason, transient = f"no reply within {timeout_s:.3g} s", True
-        except openai.APIError as error:
-            reason, transient = self._explain(error)
-        else:
-            return response.http_response.text
+            failure = CallFailure(endpoint, f"no reply within {timeout_s:.3g} s", kind="stalled")
+        except openai.APIStatusError as error:
+            failure = self._status_failure(endpoint, error)
+        except (openai.APIError, aiohttp.ClientError) as error:
+            kind, reason = _explain(error)
+            failure = CallFailure(endpoint, self.redact(reason), kind=kind)
         # Raised outside the handlers: a chained error would show the server's words unredacted.
-        raise ServerFailure(endpoint, self.redact(reason), transient=transient)
+        raise failure
 
-    def _explain(self, error: openai.APIError) -> tuple[str, bool]:
-        """What happened, and whether another attempt may help."""
-        if isinstance(error, openai.APITimeoutError):
-            return f"no connection within {CONNECT_TIMEOUT_S:g} s", True
-        if isinstance(error, openai.APIConnectionError):
-            return f"connection failed ({error.__cause__ or error.message})", True
-        if not isinstance(error, openai.APIStatusError):
-            return error.message, False
+    def _status_failure(self, endpoint: str, error: openai.APIStatusError) -> CallFailure:
         status = error.status_code
-        hint = ""
-        if status in (401, 403):
-            hint = f"; put the server's key into the environment variable {self.api_key_env}"
         said = error.message.removeprefix(f"Error code: {status}").removeprefix(" - ")
-        reason = f"HTTP {status}{f' ({said})' if said else ''}{hint}"
-        return reason, status == 429 or status >= 500
-
-    async def _connect(self) -> _Connections:
-        """The running loop's connections, made on its first call."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._connections:
-            for stale in [known for known in list(self._connections) if known.is_closed()]:
-                del self._connections[stale]
-            closer = self._close_with_loop(loop)
-            self._connections[loop] = _Connections(
-                clients={endpoint: self._client(endpoint) for endpoint in self.endpoints},
-                slots=asyncio.Semaphore(self.max_concurrency),
-                closer=closer,
-            )
-            await anext(closer)
-        return self._connections[loop]
-
-    async def _close_with_loop(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
-        """Close the loop's clients when it ends.
-
-        `asyncio.run` finalises started asynchronous generators before it closes its loop, the one
-        hook it offers: whoever runs episodes need not know that an engine has connections.
-        """
-        try:
-            yield
-        finally:
-            connections = self._connections.pop(loop)
-            for client in connections.clients.values():
-                await client.close()
-
-    def _client(self, endpoint: str) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            base_url=endpoint,
-            api_key=self._api_key(),
-            max_retries=0,  # the caller retries, with its own bound
-            timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        reason = f"HTTP {status}" + (f" ({self.redact(said)})" if said else "")
+        kind: FailureKind = "rejected"
+        if status in (502, 503, 504):
+            kind = "unreachable"  # the words of a gateway whose server is gone, or still starts
+        elif status in (408, 429) or status >= 500:
+            kind = "faulty"
+        return CallFailure(
+            endpoint,
+            reason + self._mend(status),
+            kind=kind,
+            retry_after_s=retry_after_s(error.response.headers),
         )
 
-    def _api_key(self) -> str:
-        key = os.environ.get(self.api_key_env, "").strip() or _NO_KEY
-        if not (key.isascii() and key.isprintable()):
-            # Checked here: the HTTP library would quote the whole header in its error.
-            raise ValueError(
-                f"environment variable {self.api_key_env}: the key holds characters that no HTTP "
-                "header may have; set it again"
-            )
-        return key
+    def _mend(self, status: int) -> str:
+        if status in (401, 403) and self._key():
+            return f"; renew the key in the environment variable {self.api_key_env}"
+        if status in (401, 403):
+            return f"; put the server's key into the environment variable {self.api_key_env}"
+        if status == 404:
+            return "; set simulator.model to a name that the server serves"
+        if status in (400, 413, 422):
+            return "; bring simulator.max_tokens and the prompt within the server's limits"
+        return ""
+
+    def _key(self) -> str:
+        return key_from_env(self.api_key_env)
 
 
 def _base_url(endpoint: str) -> str:
-    parts = urlsplit(str(endpoint).strip())
-    if parts.username or parts.password or parts.query or parts.fragment:
-        # Not shown: it may hold a key.
-        raise ValueError(
-            "simulator.endpoints: a URL holds a user name, a password, a query or a fragment; "
-            "give http://HOST:PORT/v1, and put a key into the environment variable of "
-            "simulator.api_key_env"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            f"simulator.endpoints: {endpoint!r} is no URL; give one such as http://HOST:8000/v1"
-        )
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+    url = checked_url("simulator.endpoints", endpoint)
+    return url if url.count("/") > 2 else f"{url}/v1"
+
+
+def _total_tokens(usage: Any) -> int:
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if isinstance(total, int) and total > 0 else 0
+
+
+def _explain(error: BaseException) -> tuple[FailureKind, str]:
+    """What ended a call that brought no HTTP status, from the cause under the libraries' layers."""
+    causes = list(_chain(error))
+    for cause in reversed(causes):
+        if isinstance(cause, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
+            return "unreachable", "the connection broke before the reply was complete"
+        if isinstance(cause, aiohttp.ClientResponseError):
+            return "unreachable", "what it sends is not HTTP; correct the port"
+        if isinstance(cause, aiohttp.ClientError):
+            continue  # wraps what follows here
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "certificate", (
+                f"its certificate is not trusted ({cause.verify_message}); set SSL_CERT_FILE to "
+                "the file of the authority that signed it, or correct the URL"
+            )
+        if isinstance(cause, ConnectionRefusedError):
+            return "unreachable", "connection failed: refused; is the server running?"
+        if isinstance(cause, socket.gaierror):
+            return "unreachable", f"connection failed: the host is not known ({cause.strerror})"
+        if isinstance(cause, TimeoutError):
+            return "unreachable", f"no connection within {CONNECT_TIMEOUT_S:g} s"
+        if isinstance(cause, ConnectionError):
+            return "unreachable", "the connection broke before the reply was complete"
+    return "unreachable", f"connection failed ({causes[-1]})"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__

@@ -7,8 +7,10 @@ asks for is the one the episode wants.
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import jinja2.meta
@@ -17,12 +19,20 @@ from zerosearch.types import SearchRequest
 
 SHIPPED = Path(str(resources.files("zerosearch.search") / "prompts"))
 VARIABLES = ("query", "question", "golden_answers", "top_k", "words_per_document", "noisy")
+_OF_A_SEARCH = ("query", "question", "golden_answers")
 # A tuned simulator may know nothing of the rest, but without these two it cannot do its work.
 REQUIRED = ("query", "noisy")
+# Looked for in the template, never in what was rendered: a query cannot pose as a message.
+_MESSAGE = re.compile(r"^\{#-? message: (system|user|assistant) -?#\}\n", re.MULTILINE)
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
 class SimulatorPrompt:
     """Renders the prompt of one search.
+
+    A template is one user message, to the byte, unless lines `{# message: system #}`,
+    `{# message: user #}` and `{# message: assistant #}` divide it: then each part is a message of
+    that role, for a system message or for demonstrations. Each part is a template of its own.
 
     Args:
         template: name of a shipped template, or path of a jinja2 file. It may use `query`,
@@ -31,44 +41,91 @@ class SimulatorPrompt:
         words_per_document: length the documents should have.
 
     Raises:
-        ValueError: no such template, bad syntax, or an unknown or missing variable.
+        ValueError: no such template, bad syntax, an unknown or missing variable, or messages in
+            an order that no chat has.
     """
 
     def __init__(self, template: str, words_per_document: int) -> None:
         self.words_per_document = words_per_document
-        environment = jinja2.Environment(
+        self._field = f"simulator.prompt_template={template!r}"
+        self._environment = jinja2.Environment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
         )
         text = _read(template)
+        self._check_variables(text)
+        self._parts = [
+            (role, self._environment.from_string(part), bool(self._used(part) & set(_OF_A_SEARCH)))
+            for role, part in self._divide(text)
+        ]
+        self._same: dict[tuple[int, int, bool], str] = {}  # messages that all searches share
+
+    def messages(self, request: SearchRequest, *, noisy: bool) -> list[dict[str, str]]:
+        """The chat that asks for documents of one quality, as `role` and `content`."""
+        values: dict[str, Any] = {
+            "query": request.query,
+            "question": request.question,
+            "golden_answers": list(request.golden_answers),
+            "top_k": request.top_k,
+            "words_per_document": self.words_per_document,
+            "noisy": noisy,
+        }
+        messages = []
+        for number, (role, part, is_own) in enumerate(self._parts):
+            place = (number, request.top_k, noisy)
+            content = part.render(values) if is_own else self._same.get(place)
+            if content is None:
+                content = self._same[place] = part.render(values)
+            messages.append({"role": role, "content": content})
+        return messages
+
+    def render(self, request: SearchRequest, *, noisy: bool) -> str:
+        """The text of all messages; of a template without divisions, the one user message."""
+        return "\n".join(each["content"] for each in self.messages(request, noisy=noisy))
+
+    def _used(self, text: str) -> set[str]:
+        tree = self._environment.parse(text)
+        return jinja2.meta.find_undeclared_variables(tree) - set(self._environment.globals)
+
+    def _check_variables(self, text: str) -> None:
         try:
-            tree = environment.parse(text)
+            used = self._used(text)
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError(
-                f"simulator.prompt_template={template!r}, line {error.lineno}: {error.message}"
-            ) from error
-        used = jinja2.meta.find_undeclared_variables(tree) - set(environment.globals)
+            raise ValueError(f"{self._field}, line {error.lineno}: {error.message}") from error
         if unknown := sorted(used - set(VARIABLES)):
             raise ValueError(
-                f"simulator.prompt_template={template!r} uses {unknown}, which nothing defines: "
-                f"use {list(VARIABLES)}"
+                f"{self._field} uses {unknown}, which nothing defines: use {list(VARIABLES)}"
             )
         if missing := [name for name in REQUIRED if name not in used]:
             raise ValueError(
-                f"simulator.prompt_template={template!r} does not use {missing}: a simulator has "
-                "to be told the query and whether to be noisy; add them"
+                f"{self._field} does not use {missing}: a simulator has to be told the query and "
+                "whether to be noisy; add them"
             )
-        self._template = environment.from_string(text)
 
-    def render(self, request: SearchRequest, *, noisy: bool) -> str:
-        """The prompt that asks for documents of one quality."""
-        return self._template.render(
-            query=request.query,
-            question=request.question,
-            golden_answers=list(request.golden_answers),
-            top_k=request.top_k,
-            words_per_document=self.words_per_document,
-            noisy=noisy,
-        )
+    def _divide(self, text: str) -> list[tuple[str, str]]:
+        """Roles and templates of the messages."""
+        before, *rest = _MESSAGE.split(text)
+        if not rest:
+            return [("user", text)]
+        roles, parts = rest[::2], rest[1::2]
+        if _COMMENT.sub("", before).strip():
+            raise ValueError(f"{self._field} has text before its first message: move it below")
+        talk = roles[1:] if roles[0] == "system" else roles
+        if talk != ["user", "assistant"] * (len(talk) // 2) + ["user"]:
+            raise ValueError(
+                f"{self._field} has the messages {roles}: give a system message or none, then "
+                "user and assistant in turn, with a user message at the end"
+            )
+        # The line break before a division belongs to it.
+        parts = [*(part.removesuffix("\n") for part in parts[:-1]), parts[-1]]
+        for role, part in zip(roles, parts, strict=True):
+            try:
+                self._environment.parse(part)
+            except jinja2.TemplateSyntaxError as error:
+                raise ValueError(
+                    f"{self._field}, {role} message: {error.message}; each message has to be a "
+                    "whole template"
+                ) from error
+        return list(zip(roles, parts, strict=True))
 
 
 def _read(template: str) -> str:

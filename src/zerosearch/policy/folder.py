@@ -1,0 +1,28 @@
+"""Models that other programs are to read: a server wants a plain folder, not a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zerosearch.policy.export import save_policy
+from zerosearch.policy.source import PolicySource
+from zerosearch.policy.weights import CONFIG_FILE
+
+
+def plain_folder(source: PolicySource, folder: str) -> str:
+    """A model as `save_pretrained` writes it, made at the first call and kept.
+
+    Args:
+        source: the model.
+        folder: where it is kept; to make it anew, remove it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the model cannot be had.
+        OSError: the folder cannot be written.
+    """
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        save_policy(source.load_model(), source.load_tokenizer(), folder, extra={})
+    return folder

@@ -1,0 +1,115 @@
+"""A run's own simulators: started before it needs them, stopped when it ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from zerosearch.simulator.process import POLL_S, ServerProcess, answers
+from zerosearch.simulator.serving import ServerSettings
+
+# Hands the endpoints to the processes that Lightning starts for further GPUs: they run the same
+# script again.
+ENDPOINTS_VARIABLE = "ZEROSEARCH_SIMULATOR_ENDPOINTS"
+
+
+def server_settings(simulator: DictConfig) -> ServerSettings:
+    """The node `simulator.server`.
+
+    Raises:
+        ValueError: this simulator needs no server.
+    """
+    if "server" not in simulator:
+        raise ValueError(
+            "simulator: this one has no server (no node simulator.server); choose one of "
+            "configs/simulator/ that has, such as simulator=prompted_7b or simulator=tiny"
+        )
+    settings = hydra.utils.instantiate(simulator.server, _convert_="all")
+    assert isinstance(settings, ServerSettings)
+    return settings
+
+
+@contextmanager
+def running(settings: ServerSettings, folder: Path | None) -> Iterator[list[ServerProcess]]:
+    """Start every server of a simulator, wait until all answer, stop them at the end.
+
+    Args:
+        settings: what to run.
+        folder: takes `simulator-<n>.log`; None: the output goes where this process's goes.
+
+    Raises:
+        ValueError: a server cannot be started or does not come up; the others are stopped.
+    """
+    servers = [
+        ServerProcess(command, settings.served_name, folder and folder / f"simulator-{number}.log")
+        for number, command in enumerate(settings.commands())
+    ]
+    try:
+        for server in servers:
+            server.start()
+        for server in servers:
+            server.wait_until_ready(settings.ready_timeout_s)
+        yield servers
+    finally:
+        for server in servers:
+            server.begin_stop()
+        for server in servers:
+            server.stop()
+
+
+@contextmanager
+def launched(simulator: DictConfig, folder: Path) -> Iterator[list[str]]:
+    """With `simulator.launch`, serve the simulator inside and set `simulator.endpoints` to it.
+
+    Of several processes on a machine the first launches; the others take over its endpoints.
+
+    Args:
+        simulator: the node; one without `launch` (a scripted simulator) needs no server.
+        folder: takes the servers' output.
+
+    Yields:
+        The endpoints, also where nothing is launched.
+
+    Raises:
+        ValueError: vLLM is missing, a port is taken, or a server does not come up.
+    """
+    if not simulator.get("launch", False):
+        yield list(simulator.get("endpoints", []))
+        return
+    settings = server_settings(simulator)
+    if _local_rank() > 0:
+        shared = os.environ.get(ENDPOINTS_VARIABLE)
+        simulator.endpoints = shared.split(",") if shared else settings.endpoints()
+        _await_others_servers(list(simulator.endpoints), settings.ready_timeout_s)
+        yield list(simulator.endpoints)
+        return
+    with running(settings, folder) as servers:
+        simulator.endpoints = [server.command.endpoint for server in servers]
+        os.environ[ENDPOINTS_VARIABLE] = ",".join(simulator.endpoints)
+        try:
+            yield list(simulator.endpoints)
+        finally:
+            del os.environ[ENDPOINTS_VARIABLE]
+
+
+def _local_rank() -> int:
+    """This process's number on this machine, as torchrun, Lightning or SLURM count."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def _await_others_servers(endpoints: list[str], timeout_s: float) -> None:
+    started = time.monotonic()
+    for endpoint in endpoints:
+        while not answers(endpoint):
+            if time.monotonic() - started > timeout_s:
+                raise ValueError(
+                    f"the simulator at {endpoint}, which the first process of this machine "
+                    f"launches, did not answer within {timeout_s:.3g} s: see the log of that one"
+                )
+            time.sleep(POLL_S)

@@ -1,0 +1,65 @@
+"""Serve a simulator until Ctrl-C: `python -m zerosearch.simulator.serve simulator=tuned_7b`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import hydra
+
+from zerosearch.runs import PROJECT_ROOT, report_error
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from zerosearch.simulator.process import ServerProcess
+
+log = logging.getLogger(__name__)
+os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+
+
+def serve(cfg: DictConfig) -> None:
+    """Run the simulator's servers until one of them ends or this process is told to."""
+    from zerosearch.simulator.launch import running, server_settings
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has set Ctrl-C aside
+        signal.signal(number, _exit)
+    with running(server_settings(cfg.simulator), folder=None) as servers:
+        endpoints = ",".join(server.command.endpoint for server in servers)
+        log.info("train with: search=simulated simulator.endpoints=[%s]", endpoints)
+        ended = _first_to_end(servers)
+        raise ValueError(
+            f"the server at {ended.command.endpoint} ended with exit code {ended.exit_code}; "
+            "its output is above"
+        )
+
+
+def _first_to_end(servers: list[ServerProcess]) -> ServerProcess:
+    while True:
+        for server in servers:
+            if server.exit_code is not None:
+                return server
+        time.sleep(0.5)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="serve")
+def main(cfg: DictConfig) -> None:
+    """Serve one simulator."""
+    try:
+        serve(cfg)
+    except Exception as error:
+        report_error(error)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Rows of a simulation-tuning data set -> the prompt of each, as the tuned model saw it.
+
+Accepted are the two forms in which such sets are published: alpaca (`instruction`, `input`,
+`output`) and chat (`messages` or `conversations`, with `role`/`content` or `from`/`value`), and
+any other set whose prompt is one text, by naming the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from zerosearch.data.readers import hub_file, local_files
+
+CHAT_KEYS = ("messages", "conversations")
+TEXT_KEYS = ("instruction", "prompt")
+_USER_ROLES = ("user", "human")
+# Fields that rows may carry beside the prompt, by the template's name for them.
+FIELD_KEYS = {
+    "query": ("query", "search_query"),
+    "question": ("question", "problem"),
+    "golden_answers": ("golden_answers", "golden_answer", "ground_truth", "answer", "answers"),
+}
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TuningRow:
+    """One example, without its reply."""
+
+    location: str
+    prompt: str
+    system: str  # "" where there is none
+    fields: dict[str, str | list[str]] = field(default_factory=dict)  # of FIELD_KEYS, where given
+
+
+def read_rows(path: str, *, prompt_key: str | None, joiner: str) -> list[TuningRow]:
+    """Read a data set.
+
+    Args:
+        path: .json, .jsonl or .parquet file, or hub name.
+        prompt_key: field that holds the prompt, as text or as a list of messages; None: the first
+            of `messages`, `conversations`, `instruction`, `prompt` that a row has.
+        joiner: stands between `instruction` and a non-empty `input`.
+
+    Raises:
+        ValueError: no such file, no row, or a row without a prompt.
+    """
+    files = local_files(path) or [hub_file(path, None, "train", streaming=False)]
+    rows = [
+        _read_row(row, location, prompt_key, joiner)
+        for file in files
+        for _, location, row in file.read_all()
+    ]
+    if not rows:
+        raise ValueError(f"{path} holds no rows; check the file")
+    return rows
+
+
+def _read_row(
+    row: Mapping[str, Any], location: str, prompt_key: str | None, joiner: str
+) -> TuningRow:
+    keys = [prompt_key] if prompt_key else [key for key in (*CHAT_KEYS, *TEXT_KEYS) if row.get(key)]
+    if not keys or not row.get(keys[0]):
+        raise ValueError(
+            f"{location}: no prompt in {keys or [*CHAT_KEYS, *TEXT_KEYS]}; it has the fields "
+            f"{sorted(row)}; name the right one with --prompt-key"
+        )
+    key, value = keys[0], row[keys[0]]
+    system = str(row.get("system") or "")
+    if not isinstance(value, str):
+        prompt, system = _from_chat(value, location, key)
+    elif key == "instruction" and row.get("input"):
+        prompt = f"{value}{joiner}{row['input']}"
+    else:
+        prompt = value
+    return TuningRow(
+        location=location, prompt=prompt, system=system, fields=_fields(row, prompt_key)
+    )
+
+
+def _from_chat(messages: Any, location: str, key: str) -> tuple[str, str]:
+    """The one user message, and the system message or ""."""
+    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+        raise ValueError(f"{location}: field '{key}' is neither a text nor a list of messages")
+    texts: dict[str, list[str]] = {}
+    for message in messages:
+        role = str(message.get("role") or message.get("from"))
+        texts.setdefault(role, []).append(str(message.get("content") or message.get("value") or ""))
+    users = [text for role in _USER_ROLES for text in texts.get(role, [])]
+    if len(users) != 1:
+        raise ValueError(
+            f"{location}: field '{key}' holds {len(users)} user messages (roles "
+            f"{sorted(texts)}); a simulator is asked once, give rows with one"
+        )
+    return users[0], "".join(texts.get("system", []))
+
+
+def _fields(row: Mapping[str, Any], prompt_key: str | None) -> dict[str, str | list[str]]:
+    found: dict[str, str | list[str]] = {}
+    for name, keys in FIELD_KEYS.items():
+        for key in keys:
+            value = row.get(key)
+            if key == prompt_key or name in found or value is None:
+                continue
+            if isinstance(value, str):
+                found[name] = value
+            elif isinstance(value, Sequence):
+                found[name] = [str(item) for item in value]
+    return found
