@@ -9,9 +9,10 @@ import pytest
 
 from tests.helpers.generators import ScriptedGenerator
 from tests.helpers.models import make_tokenizer
-from tests.helpers.training import EPISODE, make_questions
+from tests.helpers.training import make_questions
 from zerosearch.rollout.lockstep import Lockstep
 from zerosearch.rollout.rollouter import Decoding, Rollouter
+from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.seeding import derive_random
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
@@ -40,9 +41,15 @@ def write(prompt: str) -> str:
 async def prompts_in_order(engine_seed: int, *, lockstep: bool) -> list[list[int]]:
     tokenizer = make_tokenizer()
     generator = ScriptedGenerator(tokenizer, write)
-    fields = {"max_turns": 4, "max_prompt_tokens": 300, "max_turn_tokens": 64}
-    fields |= {"max_observation_tokens": 200, "max_context_tokens": 2000}
-    settings = type(EPISODE)(prompt_template="plain", top_k=1, **fields)
+    settings = EpisodeSettings(
+        prompt_template="plain",
+        max_turns=4,
+        top_k=1,
+        max_prompt_tokens=300,
+        max_turn_tokens=64,
+        max_observation_tokens=200,
+        max_context_tokens=2000,
+    )
     rollouter = Rollouter(generator, tokenizer, settings, lockstep=lockstep)
     await rollouter.rollout(
         make_questions(12),
@@ -90,7 +97,7 @@ async def test_an_error_in_one_episode_ends_the_rollout_of_all() -> None:
     rollouter = Rollouter(
         ScriptedGenerator(tokenizer, broken),
         tokenizer,
-        type(EPISODE)(prompt_template="plain", max_prompt_tokens=300, max_context_tokens=2000),
+        EpisodeSettings(prompt_template="plain", max_prompt_tokens=300, max_context_tokens=2000),
         lockstep=True,
     )
     with pytest.raises(RuntimeError, match="the sampler broke"):

@@ -30,8 +30,9 @@ def test_a_shipped_prompt_shows_everything_the_simulator_needs(template, noisy):
     assert "about 30 words" in render(noisy=noisy, template=template)
     last = chat(noisy=noisy, template=template)[-1]
     assert last["role"] == "user"
-    for part in (QUERY, QUESTION, " | ".join(ANSWERS), f"4 {'noisy' if noisy else 'useful'} doc"):
-        assert part in last["content"]
+    quality = "noisy" if noisy else "useful"
+    for part in (QUERY, QUESTION, " | ".join(ANSWERS), f"Write 4 {quality} documents"):
+        assert part.lower() in last["content"].lower()
 
 
 def test_useful_and_noisy_prompts_ask_for_opposite_things():
@@ -48,7 +49,7 @@ def test_the_number_of_documents_is_that_of_the_request(top_k):
     prompt = render(noisy=False, top_k=top_k)
     noun = "document that" if top_k == 1 else "documents that"
     assert f"you write the {top_k} {noun}" in prompt
-    assert prompt.count(f"Write {top_k} useful document") == 3
+    assert prompt.count(f"Write {top_k} USEFUL document") == 3
     assert f"Doc {top_k}: ..." in render(noisy=False, top_k=top_k, template="tuned")
 
 
