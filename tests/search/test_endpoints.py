@@ -245,7 +245,7 @@ async def test_the_wait_is_bounded_and_the_error_names_every_endpoint() -> None:
 
 
 async def test_after_that_calls_fail_after_one_probe_until_one_gets_through() -> None:
-    servers = Servers("a", max_outage_s=0.05)
+    servers = Servers("a", max_outage_s=1.0)
     servers.kill("a")
     await servers.notice("a")
     for _ in range(2):
@@ -257,7 +257,7 @@ async def test_after_that_calls_fail_after_one_probe_until_one_gets_through() ->
         *(servers.pool.recovered() for _ in range(20)), return_exceptions=True
     )
     assert all(isinstance(result, SearchError) for result in results)
-    assert time.perf_counter() - started < 0.05
+    assert time.perf_counter() - started < 0.9
     assert servers.probes == ["a"]
     servers.revive("a")
     await servers.pool.recovered()
@@ -301,14 +301,14 @@ async def test_a_defect_of_the_probe_is_not_waited_for() -> None:
 
 
 def test_what_is_known_of_an_outage_outlives_the_event_loop() -> None:
-    servers = Servers("a", max_outage_s=0.1)
+    servers = Servers("a", max_outage_s=1.0)
     servers.kill("a")
     asyncio.run(servers.notice("a"))
-    time.sleep(0.12)
+    time.sleep(1.02)
 
     started = time.perf_counter()
     asyncio.run(_fails(servers))
-    assert time.perf_counter() - started < 0.08, "the outage had lasted long enough before"
+    assert time.perf_counter() - started < 0.9, "the outage had lasted long enough before"
     servers.revive("a")
 
     async def returns() -> str:

@@ -331,10 +331,10 @@ async def test_one_of_three_endpoints_that_dies_in_the_middle_fails_no_search(
     three_servers: list[OpenAIServer],
 ) -> None:
     for server in three_servers:
-        server.answer = lambda _: completion("Doc 1: a", delay_s=0.1)
+        server.answer = lambda _: completion("Doc 1: a", delay_s=0.3)
     engine = make_engine(*(server.url for server in three_servers))
     searches = asyncio.create_task(search_all(engine, 30))
-    while three_servers[2].most_at_once < 10:
+    while three_servers[2].most_at_once < 10 and not searches.done():
         await asyncio.sleep(0.01)
     await asyncio.to_thread(three_servers[2].stop)
     results = await searches
@@ -357,37 +357,37 @@ async def test_all_endpoints_dead_fail_within_the_bound_then_at_once(
 ) -> None:
     for server in three_servers:
         server.stop()
-    engine = make_engine(*(server.url for server in three_servers))
+    engine = make_engine(*(server.url for server in three_servers), max_outage_s=1.5)
     started = time.perf_counter()
     errors = await asyncio.gather(*(failed(engine, seed=seed) for seed in range(20)))
-    assert 0.3 <= time.perf_counter() - started < 3
+    assert 1.5 <= time.perf_counter() - started < 6
     for server in three_servers:
         assert all(server.url in error.endpoint for error in errors)
     started = time.perf_counter()
     await asyncio.gather(*(failed(engine, seed=seed) for seed in range(20)))
-    assert time.perf_counter() - started < 0.3
+    assert time.perf_counter() - started < 1.2
 
 
 async def test_a_server_that_is_killed_and_restarted_costs_nothing(server: OpenAIServer) -> None:
-    server.answer = lambda _: completion(documents(2), delay_s=0.15)
+    server.answer = lambda _: completion(documents(2), delay_s=0.3)
     engine = make_engine(server.url, max_outage_s=20)
-    searches = asyncio.create_task(search_all(engine, 30, top_k=2, timeout_s=1.0))
-    while server.most_at_once < 30:
+    searches = asyncio.create_task(search_all(engine, 10, top_k=2, timeout_s=2.0))
+    while server.most_at_once < 10 and not searches.done():
         await asyncio.sleep(0.01)
     await asyncio.to_thread(server.stop)
     server.answer = lambda _: completion(documents(2))
-    await asyncio.sleep(1.2)  # longer than the searches may take: the wait does not count
+    await asyncio.sleep(2.2)  # longer than the searches may take: the wait does not count
     assert not searches.done()
     await asyncio.to_thread(server.start)
     results = await asyncio.wait_for(searches, 10)
     assert all(len(result.documents) == 2 for result in results)
     assert {result.attempts for result in results} == {2}
-    assert min(result.latency_s for result in results) > 1.0
+    assert min(result.latency_s for result in results) > 2.0
 
 
 def test_steps_of_a_run_whose_server_dies_and_returns(server: OpenAIServer) -> None:
     """A training step is one `asyncio.run`."""
-    engine = make_engine(server.url, max_outage_s=0.2)
+    engine = make_engine(server.url, max_outage_s=2.0)
 
     async def step() -> list[SearchResult | BaseException]:
         searches = (engine.search(request(seed=seed)) for seed in range(10))
@@ -399,7 +399,7 @@ def test_steps_of_a_run_whose_server_dies_and_returns(server: OpenAIServer) -> N
     for _ in range(3):
         started = time.perf_counter()
         assert all(isinstance(result, SearchError) for result in asyncio.run(step()))
-        assert time.perf_counter() - started < 0.2, "the bound was waited out once, not each step"
+        assert time.perf_counter() - started < 1.5, "the bound was waited out once, not each step"
     server.start()
     assert all(isinstance(result, SearchResult) for result in asyncio.run(step()))
 
