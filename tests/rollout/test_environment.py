@@ -185,6 +185,12 @@ def test_no_documents_give_an_empty_block() -> None:
     assert show_documents(result(), settings()).render() == "\n<information>\n</information>\n"
 
 
+def test_a_page_of_a_megabyte_is_cut_to_what_could_fit() -> None:
+    short = settings(max_observation_tokens=50)
+    (shown,) = show_documents(result("word " * 200_000), short).documents
+    assert "word word" in shown and len(shown) < 50 * 33
+
+
 def test_an_observation_is_cut_between_documents() -> None:
     observation = Observation(head="[", documents=("one", "two", "three"), tail="]")
     assert [observation.render(count) for count in (None, 3, 2, 1, 0)] == [

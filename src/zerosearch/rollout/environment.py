@@ -16,6 +16,7 @@ from zerosearch.search.formatters import get_formatter
 from zerosearch.search.sanitize import neutralize_document
 from zerosearch.seeding import derive_seed
 from zerosearch.types import (
+    Document,
     Question,
     SearchError,
     SearchRequest,
@@ -23,6 +24,8 @@ from zerosearch.types import (
     StopReason,
     Turn,
 )
+
+_MAX_CHARS_PER_TOKEN = 32  # far above any tokenizer's mean, which is about 4
 
 # Why an episode ends with a turn without an action, by what ended the sampling of that turn.
 _WITHOUT_ACTION: dict[CompletionStop, StopReason] = {
@@ -73,12 +76,18 @@ def show_documents(
 ) -> Observation:
     """Format a search result as the policy reads it, with markup inside documents made harmless.
 
-    At most `top_k` documents, whatever an engine returned.
+    At most `top_k` documents, whatever an engine returned, and of each no more than could ever fit
+    the observation: tokenizing a page of a megabyte would take seconds.
     """
     form = get_formatter(settings.formatter)
+    longest = settings.max_observation_tokens * _MAX_CHARS_PER_TOKEN
+    cut = (
+        Document(title=document.title[:longest], text=document.text[:longest])
+        for document in result.documents[: settings.top_k]
+    )
     documents = tuple(
         form(number, neutralize_document(document, special_tokens=special_tokens))
-        for number, document in enumerate(result.documents[: settings.top_k], start=1)
+        for number, document in enumerate(cut, start=1)
     )
     return Observation(
         head=f"\n{INFORMATION[0]}\n", documents=documents, tail=f"{INFORMATION[1]}\n"
