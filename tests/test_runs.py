@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from omegaconf import OmegaConf
 
 from zerosearch import runs
-from zerosearch.runs import Summary, expand_resume, find_checkpoint, git_commit, link_latest
+from zerosearch.runs import (
+    Summary,
+    expand_resume,
+    find_checkpoint,
+    git_commit,
+    link_latest,
+    report_error,
+    run_job,
+)
 
 
 def make_run(folder: Path, *overrides: str) -> Path:
@@ -58,7 +70,7 @@ def test_the_link_to_the_latest_run_is_resumed_under_its_own_name(tmp_path: Path
 
 def test_a_run_without_overrides_can_be_resumed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    (run / ".hydra" / "overrides.yaml").write_text("")
+    (run / ".hydra" / "overrides.yaml").write_text("[]\n")
     assert expand_resume([f"resume={run}"])[-1] == f"hydra.run.dir='{run}'"
 
 
@@ -75,24 +87,126 @@ def test_nothing_to_resume(tmp_path: Path, name: str) -> None:
         expand_resume([f"resume={tmp_path / name}"])
 
 
+def test_overrides_that_were_lost_are_not_taken_for_none(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / ".hydra" / "overrides.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"overrides\.yaml is empty; give a \.ckpt"):
+        expand_resume([f"resume={run}"])
+
+
 # -- checkpoints ----------------------------------------------------------------------------------
 
 
-def test_the_last_checkpoint_of_a_run_is_found(tmp_path: Path) -> None:
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    """The folder of a run that starts."""
+    folder = tmp_path / "new"
+    folder.mkdir()
+    return folder
+
+
+def test_the_last_checkpoint_of_a_run_is_found(tmp_path: Path, new: Path) -> None:
     run = make_run(tmp_path / "run")
     last = run / "checkpoints" / "last.ckpt"
-    assert find_checkpoint(None) is None
-    assert find_checkpoint(str(run)) == last
+    assert find_checkpoint(None, new) is None
+    assert find_checkpoint(str(run), new) == last
     other = run / "checkpoints" / "step_000004.ckpt"
     other.touch()
-    assert find_checkpoint(str(other)) == other
+    assert find_checkpoint(str(other), new) == other
 
 
-def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_is_a_folder(tmp_path: Path, new: Path) -> None:
+    run = make_run(tmp_path / "run", "seed=3")
+    last = run / "checkpoints" / "last.ckpt"
+    last.unlink()
+    (run / "checkpoints" / "step_000004.ckpt").mkdir()
+    (run / "checkpoints" / "step_000004.ckpt" / "meta.pt").touch()
+    last.symlink_to("step_000004.ckpt")
+    assert find_checkpoint(str(run), new) == last
+    assert find_checkpoint(str(last), new) == last
+    assert find_checkpoint(None, run) == last
+    assert expand_resume([f"resume={last}"]) == [f"resume={last}"]
+
+
+def test_a_run_that_is_started_again_in_its_folder_goes_on_there(tmp_path: Path) -> None:
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
+    last = run / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(None, run) == last
+    assert find_checkpoint(str(other), run) == last, "what it was started from at first"
+
+
+def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path: Path, new: Path) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint .*last\.ckpt; start without resume="):
-        find_checkpoint(str(tmp_path))
+        find_checkpoint(str(tmp_path), new)
     with pytest.raises(ValueError, match=r"no checkpoint .*gone\.ckpt"):
-        find_checkpoint(str(tmp_path / "gone.ckpt"))
+        find_checkpoint(str(tmp_path / "gone.ckpt"), new)
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+CUDA_SAYS = (
+    "CUDA out of memory. Tried to allocate 11.60 GiB. GPU 0 has a total capacity of 79.11 GiB of "
+    "which 3.05 GiB is free. If reserved but unallocated memory is large try setting ..."
+)
+
+
+def test_out_of_memory_is_one_sentence_about_the_settings(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="zerosearch.runs"):
+        said = report_error(torch.OutOfMemoryError(CUDA_SAYS))
+    first, second = caplog.records
+    assert first.levelname == "ERROR" and first.exc_info is None
+    assert first.getMessage() in said and "\n" not in said and "total capacity" not in said
+    for part in (
+        "Tried to allocate 11.60 GiB",
+        "module.tokens_per_micro_batch",
+        "module.logprob_chunk_tokens",
+        "model.gradient_checkpointing=true",
+        "generator.gpu_memory_utilization",
+        "zerosearch.policy.memory",
+    ):
+        assert part in said
+    assert second.levelname == "DEBUG" and second.exc_info is not None, "the traceback is kept"
+
+
+def test_another_rank_says_which_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert report_error(ValueError("seed=x: a number")) == "ValueError: seed=x: a number"
+    monkeypatch.setattr(rank_zero_only, "rank", 3)
+    assert report_error(ValueError("no file")) == "ValueError: [rank: 3] no file"
+
+
+# -- signals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "passed_on"), [("SIGUSR2", [signal.SIGUSR2]), ("SIGTERM", []), ("SIGINT", [])]
+)
+def test_what_launched_the_run_gets_its_requeue_signal_when_all_is_saved(
+    name: str, passed_on: list[int], tmp_path: Path
+) -> None:
+    received: list[int] = []
+
+    def stopped(cfg: object, summary: Summary) -> dict[str, float]:
+        summary.facts["status"] = f"interrupted by {name}"
+        return {}
+
+    def requeue(number: int, frame: object) -> None:
+        assert (tmp_path / "run" / "summary.json").is_file()
+        received.append(number)
+
+    (tmp_path / "run").mkdir()
+    paths = {"output_dir": str(tmp_path / "run"), "log_dir": str(tmp_path)}
+    cfg = OmegaConf.create({"paths": paths, "task_name": "train", "seed": 0, "tags": []})
+    number = signal.Signals[name]
+    earlier = signal.signal(number, requeue)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_job(cfg, stopped)
+    finally:
+        signal.signal(number, earlier)
+    assert received == passed_on and ended.value.code == 128 + number
 
 
 # -- latest ---------------------------------------------------------------------------------------

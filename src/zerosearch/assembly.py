@@ -46,8 +46,11 @@ class Run:
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint where one is given."""
-        with suppress(SIGTERMException):
-            self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
+        try:
+            with suppress(SIGTERMException):
+                self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
+        finally:
+            self.module.rollouts.stop()
 
     def evaluate(self, phase: str) -> None:
         """Answer the test questions and log the result as `<phase>/<engine>/...`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from zerosearch import run_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in a run folder
+REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM and submitit, before time is up
+
+run_names.register()  # before Hydra composes anything
 
 
 def expand_resume(arguments: list[str]) -> list[str]:
@@ -43,7 +50,7 @@ def expand_resume(arguments: list[str]) -> list[str]:
     if not given or given[-1] in ("null", ""):
         return arguments
     folder = Path(given[-1])
-    if folder.is_file():
+    if is_checkpoint(folder):
         return arguments
     saved_file = folder / ".hydra" / "overrides.yaml"
     if not saved_file.is_file():
@@ -51,9 +58,11 @@ def expand_resume(arguments: list[str]) -> list[str]:
             f"resume={given[-1]} is neither a checkpoint file nor a run folder (it has no "
             ".hydra/overrides.yaml): give logs/train/latest, a folder of logs/train/runs or a .ckpt"
         )
+    saved = yaml.safe_load(saved_file.read_text())
+    if saved is None:
+        raise ValueError(f"resume={given[-1]}: {saved_file} is empty; give a .ckpt of that run")
     folder = folder.resolve()
     taken = {_key(item) for item in arguments}
-    saved = [item for item in yaml.safe_load(saved_file.read_text()) or []]
     kept = [item for item in saved if _key(item) not in taken]
     return [*kept, *arguments, f"hydra.run.dir='{folder}'"]
 
@@ -62,18 +71,34 @@ def _key(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~")
 
 
-def find_checkpoint(resume: str | None) -> Path | None:
-    """The checkpoint that `resume` names: the file itself, or the last one of a run folder.
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint: a file, or the folder of a sharded one."""
+    return path.is_file() or (path / "meta.pt").is_file()
+
+
+def find_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
+    """The checkpoint that a run starts from, if any.
+
+    A new run has a new folder. One whose folder holds a checkpoint was started before, by SLURM,
+    torchrun or the user, and goes on from there whatever it was started from at first.
+
+    Args:
+        resume: a checkpoint, or a run folder whose last one is meant, or None.
+        run_folder: of this run.
 
     Raises:
-        ValueError: the run folder has no checkpoint.
+        ValueError: there is none where `resume` says.
     """
+    own = run_folder / LAST_CHECKPOINT
+    if is_checkpoint(own):
+        log.info("Continuing from %s", own)
+        return own
     if resume is None:
         return None
     path = Path(resume)
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
-    if not path.is_file():
+    if path.is_dir() and not is_checkpoint(path):
+        path = path / LAST_CHECKPOINT
+    if not is_checkpoint(path):
         raise ValueError(f"resume={resume}: there is no checkpoint {path}; start without resume=")
     return path
 
@@ -101,7 +126,9 @@ def git_commit() -> str | None:
 def report_error(error: Exception) -> str:
     """Log an error as one sentence where it was written for the user; returns the sentence."""
     from hydra.errors import InstantiationException
+    from lightning.fabric.utilities.rank_zero import rank_prefixed_message, rank_zero_only
     from omegaconf.errors import OmegaConfBaseException
+    from torch import OutOfMemoryError
 
     # Written for the user; anything else is a defect and shows its traceback.
     for_users = (ValueError, OSError, FloatingPointError, RuntimeError, OmegaConfBaseException)
@@ -110,14 +137,30 @@ def report_error(error: Exception) -> str:
         key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else None
         error = error.__cause__
     message = f"{key}: {error}" if key else str(error)
+    if isinstance(error, OutOfMemoryError):
+        message = _out_of_memory(message)
     if isinstance(error, OmegaConfBaseException):
         message = message.partition("\n")[0]  # the rest is about OmegaConf's own types
+    if rank_zero_only.rank:
+        message = rank_prefixed_message(message, rank_zero_only.rank)
     if isinstance(error, for_users):
         log.error(message)
         log.debug("traceback of the error above", exc_info=error)
     else:
         log.error(message, exc_info=error)
     return f"{type(error).__name__}: {message}"
+
+
+def _out_of_memory(said: str) -> str:
+    """What to change, in place of how torch's allocator stands."""
+    tried = re.search(r"Tried to allocate [\d.]+ \w+", said)
+    return (
+        f"the GPU's memory is used up ({tried[0] if tried else said.splitlines()[0]}): lower "
+        "module.tokens_per_micro_batch, then module.logprob_chunk_tokens; set "
+        "model.gradient_checkpointing=true; with generator=vllm lower "
+        "generator.gpu_memory_utilization. `python -m zerosearch.policy.memory` with the same "
+        "overrides shows what takes how much"
+    )
 
 
 class Summary:
@@ -167,8 +210,13 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], Metrics]) -> 
     Raises:
         SystemExit: the job failed, or a signal interrupted it.
     """
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
     folder = Path(cfg.paths.output_dir)
-    link_latest(folder, Path(cfg.paths.log_dir) / cfg.task_name)
+    if rank_zero_only.rank == 0:
+        link_latest(folder, Path(cfg.paths.log_dir) / cfg.task_name)
+    else:
+        logging.getLogger().setLevel(logging.WARNING)  # the first process says what goes well
     summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags))
     try:
         metrics = work(cfg, summary)
@@ -180,8 +228,15 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], Metrics]) -> 
     finally:
         summary.write()
     if code := exit_code(summary.facts["status"]):
+        _pass_on(code - 128)
         raise SystemExit(code)
     return metrics
+
+
+def _pass_on(number: int) -> None:
+    """Let whoever launched the run act on its signal too: submitit then requeues the job."""
+    if number in REQUEUE_SIGNALS and callable(signal.getsignal(number)):
+        signal.raise_signal(number)
 
 
 def exit_code(status: str) -> int:

@@ -21,14 +21,18 @@ def train(cfg: DictConfig, summary: Summary) -> dict[str, float]:
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble
+    from zerosearch.data.loaders import check_shared
+    from zerosearch.policy.memory import check_memory
     from zerosearch.simulator.launch import launched
     from zerosearch.training.preflight import check_accelerator, check_run
 
     check_accelerator(cfg.trainer.accelerator)
+    check_memory(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    checkpoint = find_checkpoint(cfg.resume)
+    checkpoint = find_checkpoint(cfg.resume, summary.path.parent)
     with launched(cfg.simulator, summary.path.parent):
         run = assemble(cfg)
+        check_shared(cfg.questions_per_step, run.trainer.num_devices * run.trainer.num_nodes)
         check_run(run.module)
         run.data.setup("fit")  # a bad row shows before anything is evaluated
         if cfg.test and checkpoint is None:

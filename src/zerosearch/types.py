@@ -118,6 +118,7 @@ class Trajectory:
     sampled: list[bool] = field(default_factory=list)  # False: inserted
     logprobs: list[float] = field(default_factory=list)  # behaviour log-probs; 0 where inserted
     turns: list[Turn] = field(default_factory=list)
+    weight_versions: list[int] = field(default_factory=list)  # of the sampler, one per turn
     stop_reason: StopReason = "answer"
     error: str | None = None
 

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from zerosearch.algorithms.advantages import grpo, rloo
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.algorithms.losses import policy_loss
 from zerosearch.types import PolicyBatch
 
@@ -166,11 +167,24 @@ def test_several_updates_need_old_log_probs(updates: dict[str, Any]) -> None:
         algorithm.token_loss(LOGPROBS, ENTROPY, make_batch(old_logprobs=None), 4.0)
 
 
-def test_importance_cap_switches_the_correction_on() -> None:
-    algorithm = Algorithm(group_size=2, kl_coefficient=0.0, importance_cap=1.05)
+def test_the_importance_correction_weighs_the_policy_term() -> None:
+    correction = ImportanceCorrection(high=1.05)
+    algorithm = Algorithm(group_size=2, kl_coefficient=0.0, importance_correction=correction)
     loss, metrics = algorithm.token_loss(LOGPROBS, ENTROPY, make_batch(), 4.0)
     assert loss.item() == pytest.approx(POLICY_LOSS * 1.05)  # exp(-1.0 + 1.1) = 1.105 > 1.05
     assert metrics["importance_sum"].item() == pytest.approx(4 * 1.05)
+    assert metrics["importance_cut_sum"].item() == 4
+    plain = Algorithm(group_size=2, kl_coefficient=0.0)
+    assert "importance_sum" not in plain.token_loss(LOGPROBS, ENTROPY, make_batch(), 4.0)[1]
+
+
+def test_kl_and_entropy_are_not_weighted() -> None:
+    terms: dict[str, Any] = {"group_size": 2, "kl_coefficient": 0.5, "entropy_coefficient": 0.1}
+    nothing = ImportanceCorrection(kind="mask", high=1.05)  # masks every token
+    loss, _ = Algorithm(**terms, importance_correction=nothing).token_loss(
+        LOGPROBS, ENTROPY, make_batch(), 4.0
+    )
+    assert loss.item() == pytest.approx(0.5 * K3 - 0.1 * MEAN_ENTROPY)
 
 
 @pytest.mark.parametrize(("kind", "kl"), [("k2", 0.5**2 / 2), ("k3", K3)])
@@ -219,7 +233,6 @@ def test_empty_micro_batch_has_a_gradient_path_and_the_same_metrics() -> None:
         ({"aggregation": "mean"}, "aggregation='mean'"),
         ({"aggregation": "constant"}, "constant_length=None"),
         ({"constant_length": 500}, r"constant_length=500 has no effect"),
-        ({"importance_cap": -1.0}, r"importance_cap=-1\.0"),
         ({"advantage": partial(grpo, scale="max")}, "scale='max'"),  # pyright: ignore
         ({"loss": partial(policy_loss, clip_low=2.0)}, r"clip_low=2\.0"),
         ({"loss": partial(policy_loss, aggregation="constant")}, r"loss\.aggregation would be"),

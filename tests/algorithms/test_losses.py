@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.algorithms.losses import aggregate, loss_normalizer, masked_sum, policy_loss
 
 AGGREGATIONS = ["token-mean", "sequence-mean", "constant"]
@@ -161,24 +162,34 @@ def test_advantages_per_token_weigh_their_own_token() -> None:
     torch.testing.assert_close(gradient, torch.where(MASK, -VALUES, 0.0))
 
 
-def test_importance_weights_are_capped_constants() -> None:
+@pytest.mark.parametrize(
+    ("correction", "weights"),
+    [
+        (ImportanceCorrection(high=2.0), [0.5, 2.0]),
+        (ImportanceCorrection(kind="mask", low=0.5, high=2.0), [0.5, 0.0]),
+        (ImportanceCorrection(level="sequence", high=9.0), [2.5, 2.5]),  # 0.5 * 5
+    ],
+)
+def test_importance_weights_are_bounded_constants(
+    correction: ImportanceCorrection, weights: list[float]
+) -> None:
     logprobs, old = ratios([1.0, 1.0])
-    behaviour = old - torch.tensor([[0.5, 5.0]]).log()  # weights 0.5 and 5
+    behaviour = old - torch.tensor([[0.5, 5.0]]).log()  # ratios 0.5 and 5
     mask, advantage = torch.ones(1, 2, dtype=torch.bool), torch.tensor([2.0])
-    for cap, weights in ((None, [0.5, 5.0]), (2.0, [0.5, 2.0])):
-        loss, metrics = policy_loss(
-            logprobs,
-            old,
-            advantage,
-            mask,
-            normalizer=1.0,
-            behaviour_logprobs=behaviour,
-            importance_cap=cap,
-        )
-        (gradient,) = torch.autograd.grad(loss, logprobs)
-        assert loss.item() == pytest.approx(-2.0 * sum(weights))
-        torch.testing.assert_close(gradient, -2.0 * torch.tensor([weights]))
-        assert metrics["importance_sum"].item() == pytest.approx(sum(weights))
+    loss, metrics = policy_loss(
+        logprobs,
+        old,
+        advantage,
+        mask,
+        normalizer=1.0,
+        behaviour_logprobs=behaviour,
+        importance_correction=correction,
+    )
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert loss.item() == pytest.approx(-2.0 * sum(weights))
+    torch.testing.assert_close(gradient, -2.0 * torch.tensor([weights]))
+    assert metrics["importance_sum"].item() == pytest.approx(sum(weights))
+    assert metrics["importance_cut_sum"].item() == float(correction.level == "token")
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -200,7 +211,7 @@ def test_defect_10_loss_and_gradient_do_not_depend_on_the_split(
             normalizer=normalizer,
             aggregation=aggregation,
             ratio_level=ratio_level,
-            importance_cap=2.0,
+            importance_correction=ImportanceCorrection(level=ratio_level, high=2.0),
         )[0]
 
     whole = batch["logprobs"].clone().requires_grad_()
@@ -301,8 +312,7 @@ def test_old_logprobs_and_advantages_are_constants() -> None:
         ({"clip_low": -0.1}, "clip_low=-0.1"),
         ({"clip_high": -0.1}, "clip_high=-0.1"),
         ({"dual_clip": 1.0}, r"dual_clip=1.0.*above 1"),
-        ({"importance_cap": 2.0}, "needs behaviour_logprobs"),
-        ({"importance_cap": 0.0}, "importance_cap=0.0"),
+        ({"importance_correction": ImportanceCorrection()}, "needs behaviour_logprobs"),
         ({"ratio_level": "turn"}, "ratio_level='turn'"),
         ({"aggregation": "mean"}, "aggregation='mean'"),
         ({"behaviour_logprobs": torch.zeros(2, 3)}, r"behaviour_logprobs has shape \(2, 3\)"),

@@ -102,8 +102,8 @@ def test_refused_objects_are_not_called_corruption(saved):
     assert AtomicCheckpointIO().load_checkpoint(saved, weights_only=False) == {"path": Path("x")}
 
 
-def test_folder_of_a_sharded_run_is_explained(tmp_path):
-    with pytest.raises(ValueError, match="consolidate_checkpoint"):
+def test_a_folder_that_is_no_sharded_checkpoint_is_explained(tmp_path):
+    with pytest.raises(ValueError, match=r"folder without meta\.pt.*earlier checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path)
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from tests.helpers.policy_stub import PolicyStub, make_trainer
 from zerosearch.callbacks.export import PolicyExport
-from zerosearch.callbacks.graceful_stop import GracefulStop, stopped_by_signal
+from zerosearch.callbacks.graceful_stop import SIGNALS, GracefulStop, stopped_by_signal
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
+from zerosearch.runs import REQUEUE_SIGNALS
 
 STEPS = 6
 ROOT = Path(__file__).parents[2]
@@ -54,7 +56,7 @@ def test_without_a_signal_nothing_stops(whole):
     assert (whole.policy_step, whole.validated) == (STEPS, [3, 6])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_finishes_the_step_saves_and_resumes_exactly(tmp_path, whole, number):
     trainer, first, stop = run(tmp_path, on_step=send(number, 3))
     assert [step for step, *_ in first.trained] == [0, 1, 2, 3]
@@ -130,6 +132,34 @@ def test_second_ctrl_c_stops_at_once(tmp_path):
         run(tmp_path, on_step=twice)
     assert after == []
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("warning", REQUEUE_SIGNALS)
+def test_slurm_that_reminds_of_its_warning_ends_nothing_sooner(tmp_path, warning):
+    def warn_and_remind(step: int) -> None:
+        if step == 3:
+            for number in (warning, signal.SIGTERM, warning):
+                os.kill(os.getpid(), number)
+
+    _, module, stop = run(tmp_path, on_step=warn_and_remind)
+    assert module.policy_step == 4
+    assert stop.signal_name in ("SIGTERM", warning.name)
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_under_slurm_lightning_neither_saves_nor_requeues_itself(tmp_path, monkeypatch):
+    """Its own handler would save in the middle of a step and call scontrol."""
+    job = {"JOB_ID": 1, "NTASKS": 1, "NTASKS_PER_NODE": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    trainer, module, stop = run(tmp_path, on_step=send(signal.SIGUSR1, 3))
+    environment = trainer._accelerator_connector.cluster_environment
+    assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+    assert (module.policy_step, stop.exit_code) == (4, 128 + signal.SIGUSR1)
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+    with pytest.raises(SystemExit) as left:  # outside of training
+        signal.raise_signal(signal.SIGUSR1)
+    assert left.value.code == 128 + signal.SIGUSR1
 
 
 def test_a_signal_to_another_process_stops_this_one(tmp_path):

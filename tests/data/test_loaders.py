@@ -144,10 +144,13 @@ def test_steps_are_the_same_for_any_number_of_ranks(streamed: bool) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("done", [0, 1, 7])
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_position_is_that_of_the_trained_step(streamed: bool, done: int, ahead: int) -> None:
+@pytest.mark.parametrize("look_ahead", [False, True])
+def test_position_is_that_of_the_trained_step(
+    streamed: bool, done: int, ahead: int, look_ahead: bool
+) -> None:
     expected = uids(loader(streamed=streamed), 12)
     steps = [0]
-    first = loader(streamed=streamed, steps_done=lambda: steps[0])
+    first = loader(streamed=streamed, steps_done=lambda: steps[0], look_ahead=look_ahead)
     iterator = iter(first)
     for _ in range(done + ahead):
         next(iterator)
@@ -159,6 +162,19 @@ def test_position_is_that_of_the_trained_step(streamed: bool, done: int, ahead: 
     assert uids(second, 12 - done) == expected[done:]
     # Lightning makes a new iterator for every epoch: it goes on, too
     assert uids(first, 12 - done) == expected[done:]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_each_step_comes_with_the_questions_of_the_next(streamed: bool) -> None:
+    expected = uids(loader(streamed=streamed, rank=1, world_size=2), 5)
+    batches = list(
+        itertools.islice(
+            loader(streamed=streamed, rank=1, world_size=2, look_ahead=True), len(expected) - 1
+        )
+    )
+    assert uids(batches, 4) == expected[:-1]
+    assert uids((batch.following for batch in batches), 4) == expected[1:]
+    assert next(iter(loader())).following is None
 
 
 def test_resume_does_not_replay_the_steps_before() -> None:

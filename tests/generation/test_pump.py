@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -22,7 +21,6 @@ from tests.helpers.policies import (
     spy_batches,
     three_turns,
 )
-from zerosearch.generation import bound_policy
 from zerosearch.generation.attention import GROUPED_SDPA, generating
 from zerosearch.generation.generator import Sampling
 from zerosearch.generation.kv import RowCache
@@ -296,15 +294,4 @@ def test_layers_without_keys_and_values_are_refused():
     model = make_model()
     model.config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(ValueError, match="has layers of type linear_attention"):
-        make_generator(model)
-
-
-def test_sharded_weights_are_refused(monkeypatch):
-    class Sharded(torch.nn.Parameter):
-        device_mesh = SimpleNamespace(size=lambda: 2)
-
-    model = make_model()
-    model.lm_head.weight = Sharded(model.lm_head.weight.data)
-    monkeypatch.setattr(bound_policy, "DTensor", Sharded)
-    with pytest.raises(ValueError, match="sharded over processes"):
         make_generator(model)

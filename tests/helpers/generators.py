@@ -24,6 +24,8 @@ class ScriptedGenerator:
         logprob: log-prob of every token.
     """
 
+    own_weights = True  # none at all
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,

@@ -173,7 +173,7 @@ def fit(
     records = Records()
     make_trainer(
         module.policy_steps, callbacks=[records, *callbacks], val_every=None, **trainer
-    ).fit(module, make_data(questions))
+    ).fit(module, make_data(questions, lag=module.lag))
     return records.steps
 
 

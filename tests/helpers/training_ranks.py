@@ -19,6 +19,7 @@ from tests.helpers.policy_stub import make_trainer
 from tests.helpers.training import make_data, make_training, weights
 from tests.helpers.words import COLOURS, make_word_model
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.generation.copying_generator import CopyingGenerator
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.types import Question, SearchRequest
 
@@ -43,8 +44,8 @@ class CountingModule(SearchPolicyModule):
         super().manual_backward(loss, *args, **kwargs)
 
 
-def train_rank(world_size: int, **trainer: Any) -> dict[str, Any]:
-    """Weights, metrics and number of backward passes of one step with all questions."""
+def train_rank(world_size: int, *, lag: int = 0, steps: int = 1, **trainer: Any) -> dict[str, Any]:
+    """Weights, metrics and number of backward passes of some steps with all questions."""
 
     def documents(request: SearchRequest) -> list[str]:
         long = request.question.startswith("long")
@@ -59,9 +60,12 @@ def train_rank(world_size: int, **trainer: Any) -> dict[str, Any]:
         tokens_per_micro_batch=BUDGET,
         gradient_clip=1e9,
         max_failed_share=0.9,
+        generator=CopyingGenerator(),
+        lag=lag,
+        policy_steps=steps,
     )
-    learner = make_trainer(1, callbacks=[], val_every=None, devices=world_size, **trainer)
-    learner.fit(module, make_data(QUESTIONS, seed=IN_ORDER))
+    learner = make_trainer(steps, callbacks=[], val_every=None, devices=world_size, **trainer)
+    learner.fit(module, make_data(QUESTIONS, seed=IN_ORDER, lag=lag))
     assert module.latest is not None
     lengths = [len(t.prompt_ids + t.response_ids) for t in module.latest.trajectories]
     return {
@@ -82,6 +86,10 @@ def run_rank(rank: int, port: int, folder: str) -> None:
         "MASTER_PORT": str(port),
         "NODE_RANK": "0",
     }
-    result = train_rank(RANKS, strategy="ddp", plugins=[LightningEnvironment()])
-    torch.save(result, Path(folder) / f"{rank}.pt")
+    ddp = {"strategy": "ddp", "plugins": [LightningEnvironment()]}
+    results = {
+        "one step": train_rank(RANKS, **ddp),
+        "lagging": train_rank(RANKS, lag=1, steps=3, **ddp),
+    }
+    torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()

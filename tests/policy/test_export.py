@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.helpers.models import make_model, make_tokenizer
-from zerosearch.policy.export import load_settings, merged_state_dict, save_policy
+from zerosearch.policy.export import load_settings, save_policy
 
 IDS = torch.arange(3, 12)[None]
 EXTRA = {"max_turns": 4, "top_k": 3, "formatter": "plain", "prompt": "Antwort für {question}"}
@@ -75,11 +75,6 @@ def test_lora_is_merged_and_the_policy_untouched(tmp_path: Path, settings: dict)
     after = policy.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert torch.equal(logits(policy), expected)
-
-
-def test_merged_state_dict_has_the_names_of_the_plain_model() -> None:
-    state = merged_state_dict(lora_policy(target_modules="all-linear"))
-    assert state.keys() == make_model(3).state_dict().keys()
 
 
 def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tests.helpers.models import make_model
-from zerosearch.policy.logprobs import token_logprobs, verify_logprobs
+from zerosearch.policy.logprobs import packs_sequences, token_logprobs, verify_logprobs
 
 FAMILIES = {
     "llama": {},
@@ -70,14 +70,15 @@ def gradients(model: nn.Module, logprobs: Tensor, entropy: Tensor) -> dict[str, 
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_full_forward_with_gradients(family: str, padding: str) -> None:
+def test_equals_full_forward_with_gradients(family: str, padding: str, packed: bool) -> None:
     model = make_model(3, scale=4.0, **FAMILIES[family])
     ids, attention, select = make_batch(padding)
     expected = full_forward(model, ids, attention, select)
     expected_gradients = gradients(model, *expected)
-    stats = token_logprobs(model, ids, attention, select, chunk_tokens=4)
+    stats = token_logprobs(model, ids, attention, select, chunk_tokens=4, packed=packed)
     torch.testing.assert_close(stats.logprobs, expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(stats.entropy, expected[1], rtol=1e-5, atol=1e-5)
     actual_gradients = gradients(model, stats.logprobs, stats.entropy)
@@ -87,6 +88,40 @@ def test_equals_full_forward_with_gradients(family: str, padding: str) -> None:
         torch.testing.assert_close(
             gradient / scale, expected_gradients[name] / scale, rtol=0, atol=1e-5, msg=name
         )
+
+
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+def test_packed_rows_do_not_see_each_other(attention: str) -> None:
+    model = make_model(3, scale=4.0)
+    ids, attended, select = make_batch("right")
+    expected = token_logprobs(model, ids, attended, select)
+    model.set_attn_implementation(attention)
+    model.requires_grad_(False)  # flex attention has no gradient on a CPU
+    stats = token_logprobs(model, ids, attended, select, packed=True)
+    torch.testing.assert_close(stats.logprobs, expected.logprobs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stats.entropy, expected.entropy, rtol=1e-5, atol=1e-5)
+
+
+def test_a_packed_row_has_no_padding() -> None:
+    model = make_model(3)
+    ids, attended, select = make_batch("right")
+    shapes: list[tuple[int, ...]] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    token_logprobs(model, ids, attended, select, packed=True)
+    token_logprobs(model, ids, attended, select)
+    assert shapes == [(1, 12 + 9 + 4), (3, 12)]
+
+
+def test_attention_that_skips_what_is_between_sequences_packs_them() -> None:
+    model = make_model(3)
+    packs = {}
+    for name in ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"):
+        model.config._attn_implementation = name  # without the kernels, which are not here
+        packs[name] = packs_sequences(model)
+    assert list(packs.values()) == [False, False, True, True, True]
 
 
 def test_padding_side_and_content_do_not_matter() -> None:
@@ -223,10 +258,11 @@ def refuse_logits(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def test_empty_selection_gives_zero_gradients_to_all_parameters() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_empty_selection_gives_zero_gradients_to_all_parameters(packed: bool) -> None:
     model = make_model(3)
     ids, attention, select = make_batch("left")
-    stats = token_logprobs(model, ids, attention, torch.zeros_like(select))
+    stats = token_logprobs(model, ids, attention, torch.zeros_like(select), packed=packed)
     assert not stats.logprobs.any() and not stats.entropy.any()
     (stats.logprobs.sum() + stats.entropy.sum()).backward()
     for name, parameter in model.named_parameters():

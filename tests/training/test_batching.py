@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.helpers.models import make_tokenizer
 from zerosearch.training.batching import (
     collate,
+    pack_micro_batches,
     select,
     split_micro_batches,
     split_mini_batches,
@@ -170,6 +171,26 @@ def test_micro_batches_hold_each_row_once_within_the_budget(
     for group in groups:
         widest = max(lengths[index] for index in group)
         assert len(group) * widest <= budget or len(group) == 1
+
+
+@hypothesis.given(lengths=st.lists(st.integers(1, 50), max_size=30), budget=st.integers(1, 200))
+def test_packed_micro_batches_hold_each_row_once_within_the_budget(
+    lengths: list[int], budget: int
+) -> None:
+    groups = pack_micro_batches(lengths, budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    tokens = [sum(lengths[index] for index in group) for group in groups]
+    assert all(
+        count <= budget or len(group) == 1 for count, group in zip(tokens, groups, strict=True)
+    )
+    # two groups that fit one budget together would have been one
+    assert sum(2 * count <= budget for count in tokens) <= 1
+
+
+def test_packing_fills_the_gaps_that_long_rows_leave() -> None:
+    assert pack_micro_batches([3, 10, 4, 9, 3], 14) == [[1, 2], [3, 0], [4]]
+    assert pack_micro_batches([30, 1], 20) == [[0], [1]], "a row too long goes alone"
+    assert pack_micro_batches([], 20) == []
 
 
 def test_rows_of_similar_length_share_a_micro_batch_the_longest_first() -> None:

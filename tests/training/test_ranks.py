@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,16 +15,15 @@ from zerosearch.training.batching import split_micro_batches
 MEASURED = ("time/", "throughput/", "memory/", "search/latency_s")
 
 
-def test_invariant_06_and_09_two_ranks_make_the_step_of_one(tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(free_port(), str(tmp_path)), nprocs=RANKS)  # pyright: ignore
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
-    alone = train_rank(1)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes made of the same runs."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(free_port(), str(folder)), nprocs=RANKS)  # pyright: ignore
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
-    own = [len(split_micro_batches(rank["lengths"], BUDGET)) for rank in ranks]
-    assert own[0] > own[1] >= 2, "the ranks have unequal work"
-    assert [rank["backward_passes"] for rank in ranks] == [own[0]] * 2
-    assert ranks[0]["failed"] == 0 and ranks[1]["failed"] > 0
 
+def assert_same(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     for name, tensor in alone["weights"].items():
         assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name]), name
         torch.testing.assert_close(ranks[0]["weights"][name], tensor, rtol=0, atol=1e-6)
@@ -33,4 +32,23 @@ def test_invariant_06_and_09_two_ranks_make_the_step_of_one(tmp_path: Path) -> N
         if not name.startswith(MEASURED):
             for rank in ranks:
                 assert rank["metrics"][name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_invariant_06_and_09_two_ranks_make_the_step_of_one(ranks: list[dict[str, Any]]) -> None:
+    steps = [rank["one step"] for rank in ranks]
+    own = [len(split_micro_batches(step["lengths"], BUDGET)) for step in steps]
+    passes = [step["backward_passes"] for step in steps]
+    assert own[0] > own[1] >= 2, "the ranks sampled unequal work"
+    assert passes[0] == passes[1] < own[0], "and trained on equal shares of it"
+    assert steps[0]["failed"] == 0 and steps[1]["failed"] > 0
+    alone = train_rank(1)
+    assert_same(steps, alone)
     assert alone["metrics"]["optimizer/gradient_norm"] > 1e-2
+
+
+def test_invariant_06_two_ranks_that_sample_ahead_train_as_one(
+    ranks: list[dict[str, Any]],
+) -> None:
+    alone = train_rank(1, lag=1, steps=3)
+    assert alone["metrics"]["rollout/lag"] == 1.0
+    assert_same([rank["lagging"] for rank in ranks], alone)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.helpers.models import make_model
 from tests.helpers.training import make_turns_trajectory
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.training.batching import collate, select
 from zerosearch.training.update import PolicyUpdater
@@ -39,13 +40,14 @@ def make_batch() -> PolicyBatch:
     return dataclasses.replace(batch, ref_logprobs=-5.0 + noise)
 
 
-def make_updater(budget: int = 10_000, **settings: Any) -> PolicyUpdater:
+def make_updater(budget: int = 10_000, *, packed: bool = False, **settings: Any) -> PolicyUpdater:
     return PolicyUpdater(
         Algorithm(group_size=4, **{**EVERY_TERM, **settings}),
         tokens_per_micro_batch=budget,
         chunk_tokens=16,
         temperature=1.0,
         device=torch.device("cpu"),
+        packed=packed,
     )
 
 
@@ -101,6 +103,16 @@ def test_invariant_06_the_gradient_does_not_depend_on_micro_batches(
         assert_same(accumulate(updater, batch), whole)
 
 
+@pytest.mark.parametrize("aggregation", ["token-mean", "sequence-mean"])
+def test_invariant_06_the_gradient_does_not_depend_on_packing(aggregation: str) -> None:
+    batch = make_batch()
+    padded = accumulate(make_updater(aggregation=aggregation), batch)
+    for budget, count in ((10_000, 1), (60, 2), (27, 4)):
+        packed = make_updater(budget, packed=True, aggregation=aggregation)
+        assert len(list(packed.micro_batches(batch))) == count
+        assert_same(accumulate(packed, batch), padded)
+
+
 def test_defect_10_every_token_weighs_the_same_wherever_it_is() -> None:
     batch = make_batch()
     # with a ratio of 1 the loss is minus the mean advantage of the sampled tokens
@@ -138,7 +150,7 @@ def test_invariant_02_values_of_inserted_tokens_are_never_read(garbage: float) -
     changed = dataclasses.replace(
         batch, **{name: getattr(batch, name).masked_fill(outside, garbage) for name in fields}
     )
-    updater = make_updater(40, importance_cap=2.0)
+    updater = make_updater(40, importance_correction=ImportanceCorrection())
     assert_same(accumulate(updater, changed), accumulate(updater, batch), tolerance=0.0)
 
 

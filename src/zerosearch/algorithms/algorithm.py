@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from zerosearch.algorithms.advantages import grpo
+from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.algorithms.kl import KLKind, kl_estimate
 from zerosearch.algorithms.losses import (
     Aggregation,
@@ -26,7 +27,7 @@ from zerosearch.algorithms.losses import (
 )
 from zerosearch.types import PolicyBatch
 
-_SET_BY_ALGORITHM = ("normalizer", "aggregation", "behaviour_logprobs", "importance_cap")
+_SET_BY_ALGORITHM = ("normalizer", "aggregation", "behaviour_logprobs", "importance_correction")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -45,7 +46,7 @@ class Algorithm:
     kl_coefficient: float = 0.001  # authors' scripts of arXiv 2505.04588
     kl_kind: KLKind = "k3"  # authors' scripts
     entropy_coefficient: float = 0.0
-    importance_cap: float | None = None  # corrects sampled vs trained distribution; None: off
+    importance_correction: ImportanceCorrection | None = None  # sampler vs policy; None: off
     inner_epochs: int = 1  # passes over the trajectories of one policy step
     mini_batches: int = 1  # optimizer updates per pass
 
@@ -73,7 +74,7 @@ class Algorithm:
 
         With a single update per step the policy of the loss is the old policy.
         """
-        return self.inner_epochs * self.mini_batches > 1 or self.importance_cap is not None
+        return self.inner_epochs * self.mini_batches > 1
 
     def local_normalizer(self, mask: Tensor) -> Tensor:
         """Local part of the global count (see `loss_normalizer`). Mask [B, T]; 0-dim tensor."""
@@ -96,17 +97,13 @@ class Algorithm:
             `policy_loss` (already divided by the normalizer) and, as sums over sampled tokens,
             `tokens`, `ratio_sum`, `clipped_sum`, `entropy_sum`, `logprob_gap_sum` (|log-prob in
             training - log-prob when sampled|), `kl_sum` where reference log-probs are given, and
-            `importance_sum` where `importance_cap` is set.
+            `importance_sum` and `importance_cut_sum` with an importance correction.
 
         Raises:
             ValueError: `batch` lacks the old or reference log-probs that the settings need.
         """
         mask = batch.sampled_mask
         old_logprobs = self._old_logprobs(logprobs, batch)
-        correction = {}
-        if self.importance_cap is not None:
-            correction["behaviour_logprobs"] = batch.behaviour_logprobs
-            correction["importance_cap"] = self.importance_cap
         loss, metrics = self.loss(
             logprobs,
             old_logprobs,
@@ -114,7 +111,7 @@ class Algorithm:
             mask,
             normalizer=normalizer,
             aggregation=self.aggregation,
-            **correction,
+            **self._correction(batch.behaviour_logprobs),
         )
         metrics["policy_loss"] = loss.detach()
         metrics["entropy_sum"] = masked_sum(entropy, mask)
@@ -135,6 +132,15 @@ class Algorithm:
                 "the reference policy, or set kl_coefficient to 0"
             )
         return loss, metrics
+
+    def _correction(self, behaviour_logprobs: Tensor) -> dict[str, Any]:
+        """What the loss is told of the sampler; nothing without a correction."""
+        if self.importance_correction is None:
+            return {}
+        return {
+            "behaviour_logprobs": behaviour_logprobs,
+            "importance_correction": self.importance_correction,
+        }
 
     def _old_logprobs(self, logprobs: Tensor, batch: PolicyBatch) -> Tensor:
         if batch.old_logprobs is not None:
@@ -177,7 +183,6 @@ class Algorithm:
             raise ValueError(f"loss.{given[0]} would be ignored: set algorithm.{given[0]} instead")
         two, one = torch.ones(2), torch.ones(1, 1)
         self.advantage(two, two.long(), two.bool())
-        correction = {"behaviour_logprobs": one, "importance_cap": self.importance_cap}
         self.loss(
             one,
             one,
@@ -185,5 +190,5 @@ class Algorithm:
             one,
             normalizer=1.0,
             aggregation=self.aggregation,
-            **(correction if self.importance_cap is not None else {}),
+            **self._correction(one),
         )

@@ -14,12 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zerosearch.algorithms.importance import ImportanceCorrection, bounded_exp
+
 Aggregation = Literal["token-mean", "sequence-mean", "constant"]
 RatioLevel = Literal["token", "sequence"]
-
-# exp(20) = 4.9e8 leaves room for products and sums in float32; a ratio that far out is noise and
-# gets no gradient.
-MAX_LOG_RATIO = 20.0
 
 
 def policy_loss(
@@ -35,7 +33,7 @@ def policy_loss(
     ratio_level: RatioLevel = "token",
     aggregation: Aggregation = "token-mean",
     behaviour_logprobs: Tensor | None = None,
-    importance_cap: float | None = None,
+    importance_correction: ImportanceCorrection | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative clipped surrogate objective (PPO, arXiv 1707.06347, eq. 7) over sampled tokens.
 
@@ -52,19 +50,20 @@ def policy_loss(
         ratio_level: "token", or "sequence" for the length-normalised ratio of a whole sequence
             (GSPO, arXiv 2507.18071; gradient in its GSPO-token form, section 4.3).
         aggregation: see `aggregate`.
-        behaviour_logprobs: log-probs under the distribution that was sampled from. Given, each
-            token is weighted by exp(old - behaviour), a constant.
-        importance_cap: upper bound on that weight (truncated importance sampling, Ionides 2008).
+        behaviour_logprobs: log-probs under the distribution that was sampled from; read by the
+            correction alone.
+        importance_correction: weighs each token by a bounded exp(old - behaviour), a constant.
 
     Returns:
         The loss (0-dim; 0 with a gradient path where the mask is empty), and detached sums over
         sampled tokens: `tokens`, `ratio_sum`, `clipped_sum` (tokens whose gradient the clips
-        removed), and with `behaviour_logprobs` also `importance_sum`.
+        removed), and with a correction `importance_sum` (of the weights) and `importance_cut_sum`
+        (tokens whose ratio was truncated or masked).
 
     Raises:
         ValueError: shapes differ or an option is out of its range.
     """
-    _check_options(clip_low, clip_high, dual_clip, importance_cap, behaviour_logprobs)
+    _check_options(clip_low, clip_high, dual_clip)
     _check_shapes(
         mask, logprobs=logprobs, old_logprobs=old_logprobs, behaviour_logprobs=behaviour_logprobs
     )
@@ -85,11 +84,15 @@ def policy_loss(
         "ratio_sum": masked_sum(ratio, mask),
         "clipped_sum": masked_sum(clipped, mask),
     }
-    if behaviour_logprobs is not None:
-        weight = _bounded_exp(old - _only_sampled(behaviour_logprobs, mask).detach())
-        weight = weight.clamp(max=importance_cap) if importance_cap is not None else weight
-        surrogate = surrogate * weight
-        metrics["importance_sum"] = masked_sum(weight, mask)
+    if importance_correction is not None:
+        if behaviour_logprobs is None:
+            raise ValueError(
+                "importance_correction needs behaviour_logprobs: pass them, or set it to null"
+            )
+        weights, cut = importance_correction.weights(old, behaviour_logprobs, mask)
+        surrogate = surrogate * weights
+        metrics["importance_sum"] = masked_sum(weights, mask)
+        metrics["importance_cut_sum"] = masked_sum(cut, mask)
     return aggregate(-surrogate, mask, aggregation, normalizer), metrics
 
 
@@ -175,18 +178,14 @@ def _probability_ratio(
     log_ratio = logprobs - old_logprobs
     match ratio_level:
         case "token":
-            return _bounded_exp(log_ratio)
+            return bounded_exp(log_ratio)
         case "sequence":
             length = mask.sum(dim=1, keepdim=True).clamp(min=1)
             mean_log_ratio = log_ratio.sum(dim=1, keepdim=True) / length
             # The value is the sequence's ratio; the gradient of each token is its own, so that
             # advantages may differ between the tokens of a sequence.
-            return _bounded_exp(logprobs - logprobs.detach() + mean_log_ratio.detach())
+            return bounded_exp(logprobs - logprobs.detach() + mean_log_ratio.detach())
     raise ValueError(f"ratio_level={ratio_level!r} is unknown: use 'token' or 'sequence'")
-
-
-def _bounded_exp(log_ratio: Tensor) -> Tensor:
-    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def _only_sampled(values: Tensor, mask: Tensor) -> Tensor:
@@ -212,26 +211,13 @@ def _check_shapes(mask: Tensor, **tensors: Tensor | None) -> None:
             )
 
 
-def _check_options(
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
-    importance_cap: float | None,
-    behaviour_logprobs: Tensor | None,
-) -> None:
+def _check_options(clip_low: float, clip_high: float, dual_clip: float | None) -> None:
     if not 0.0 <= clip_low <= 1.0:
         raise ValueError(f"clip_low={clip_low}: must be between 0 and 1, 0.2 is usual")
     if clip_high < 0.0:
         raise ValueError(f"clip_high={clip_high}: must not be negative, 0.2 is usual")
     if dual_clip is not None and dual_clip <= 1.0:
         raise ValueError(f"dual_clip={dual_clip}: must be above 1 (3 is usual), or null for none")
-    if importance_cap is not None and importance_cap <= 0.0:
-        raise ValueError(f"importance_cap={importance_cap}: must be positive, 2 is usual")
-    if importance_cap is not None and behaviour_logprobs is None:
-        raise ValueError(
-            f"importance_cap={importance_cap} bounds a weight that needs behaviour_logprobs: pass "
-            "them, or set importance_cap to null"
-        )
 
 
 def _unknown_aggregation(aggregation: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from zerosearch.callbacks.files import replacing
+from zerosearch.policy.checkpoints import is_sharded_checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own plugin serialises into memory first and does not flush to the disk; this one
     writes straight to a hidden file beside the target, flushes and renames it.
 
-    Sharded checkpoints (a folder per checkpoint) do not pass through a checkpoint plugin;
-    `PolicyCheckpoint` makes those atomic.
+    Sharded checkpoints (a folder per checkpoint) are not written through a checkpoint plugin;
+    `PolicyCheckpoint` makes those atomic. They are read here when a run that is not sharded goes
+    on from one.
     """
 
     def save_checkpoint(
@@ -56,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint after checking every byte of it.
 
         Args:
-            path: file to read.
+            path: file to read, or the folder of a sharded checkpoint.
             map_location: as in `torch.load`.
             weights_only: None and True accept tensors and plain containers alone.
 
@@ -66,6 +68,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 `weights_only` refuses.
         """
         path = Path(path)
+        if is_sharded_checkpoint(path):
+            return read_checkpoint(path)
         if path.exists():
             _check_whole(path)
         try:
@@ -83,9 +87,8 @@ def _check_whole(path: Path) -> None:
     mend = "resume from an earlier checkpoint of the same folder, or copy the file again"
     if path.is_dir():
         raise ValueError(
-            f"checkpoint {path} is a folder, written by a sharded run: resume it with "
-            "trainer=fsdp, or turn it into a file with `python -m "
-            f"lightning.fabric.utilities.consolidate_checkpoint {path}`"
+            f"checkpoint {path} is a folder without meta.pt, so not a whole sharded checkpoint: "
+            f"{mend}"
         )
     try:
         with zipfile.ZipFile(path) as archive:

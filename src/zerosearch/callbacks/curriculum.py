@@ -55,7 +55,7 @@ def noise_probability(
 
 
 class NoiseCurriculum(Callback):
-    """Sets `pl_module.noise_probability` before each policy step.
+    """Sets the noise probabilities of each policy step and the one after, before the step.
 
     Args:
         start: noise probability of the first policy step, in [0, 1].
@@ -104,7 +104,9 @@ class NoiseCurriculum(Callback):
         self._saved = state_dict
 
     def _set(self, pl_module: PolicyModule) -> None:
-        pl_module.noise_probability = self.value(pl_module.policy_step, pl_module.policy_steps)
+        step, steps = pl_module.policy_step, pl_module.policy_steps
+        pl_module.noise_probability = self.value(step, steps)
+        pl_module.next_noise_probability = self.value(step + 1, steps)
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -47,6 +47,14 @@ def replacing(path: Path, intact: str = "what was there before is intact") -> It
             temporary.unlink()
 
 
+def flush_tree(folder: Path) -> None:
+    """Bring every file of `folder`, and the folder, to the disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    flush_folder(folder)
+
+
 def flush_folder(folder: Path) -> None:
     """Bring renames inside `folder` to the disk, where its file system can do that."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end training after the running policy step, with a checkpoint."""
+"""Ctrl-C, SIGTERM and SLURM's warnings end training after the policy step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from zerosearch.callbacks.policy_checkpoint import validation_follows
+from zerosearch.runs import REQUEUE_SIGNALS
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *REQUEUE_SIGNALS)
 
 
 class GracefulStop(Callback):
-    """Stops the fit cleanly at the first SIGINT or SIGTERM; a second one ends the process at once.
+    """Stops the fit cleanly at the first signal; a second one ends the process at once.
 
     The running policy step is finished, and so is a validation that runs or is due right after
     it; then `PolicyCheckpoint` saves, because `trainer.should_stop` is set, and `trainer.fit`
@@ -33,9 +34,14 @@ class GracefulStop(Callback):
     SIGTERM, without a checkpoint in either case. Its handlers are therefore replaced while the
     training loop runs, that is from `on_train_start`, which comes after it installs them.
 
+    SIGUSR1 (`sbatch --signal=USR1@300`) and SIGUSR2 (submitit) say that a job's time is nearly up.
+    Under SLURM, Lightning would save in the middle of the step and requeue the job; here the run
+    ends like at SIGTERM, and its exit code asks for the requeue (scripts/train.sbatch). The
+    SIGTERM that SLURM sends when time is up ends nothing sooner.
+
     Attributes:
-        signal_name: "SIGINT" or "SIGTERM" when that ended the training, otherwise None; the same
-            in all processes.
+        signal_name: "SIGINT", "SIGTERM", "SIGUSR1" or "SIGUSR2" when that ended the training,
+            otherwise None; the same in all processes.
     """
 
     def __init__(self) -> None:
@@ -49,6 +55,14 @@ class GracefulStop(Callback):
     def exit_code(self) -> int:
         """What a shell expects of a process that ended by this signal (128 + n); 0 without one."""
         return 128 + signal.Signals[self.signal_name] if self.signal_name else 0
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        # Where SIGUSR1 has a handler, Lightning sets none of its own.
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+        ):
+            signal.signal(signal.SIGUSR1, _leave)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.signal_name, self._received = None, 0
@@ -92,7 +106,9 @@ class GracefulStop(Callback):
 
     def _receive(self, trainer: Trainer, pl_module: Any, number: int) -> None:
         if self._received:
-            self._give_up(trainer, number)
+            is_from_slurm = {self._received, number} & {*REQUEUE_SIGNALS}
+            if number == signal.SIGINT or not is_from_slurm:
+                self._give_up(trainer, number)
             return
         self._received = number
         name = signal.Signals(number).name
@@ -134,6 +150,11 @@ class GracefulStop(Callback):
             if signal.getsignal(number) is self._handler:
                 signal.signal(number, handler)
         self._earlier = {}
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Outside of training there is nothing to finish."""
+    raise SystemExit(128 + number)
 
 
 def stopped_by_signal(trainer: Trainer) -> GracefulStop | None:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from zerosearch.callbacks.files import flush_folder, replacing
+from zerosearch.callbacks.files import flush_folder, flush_tree, replacing
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.training.failures import SearchOutage
 
@@ -122,6 +122,7 @@ def _save_whole(trainer: Trainer, path: Path) -> None:
     trainer.strategy.barrier("checkpoint folder cleared")
     trainer.save_checkpoint(part, weights_only=False)
     if trainer.is_global_zero:
+        flush_tree(part)
         _remove(path)
         os.replace(part, path)
         flush_folder(path.parent)

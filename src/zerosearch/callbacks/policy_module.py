@@ -18,6 +18,7 @@ class PolicyModule(Protocol):
     policy_step: int  # policy steps completed; raised at the end of a training step
     policy_steps: int  # policy steps of the whole run
     noise_probability: float  # of the simulated searches of the next policy step
+    next_noise_probability: float  # of the step after that one, which may be sampled with it
     latest: StepRecord | None  # the last policy step of this process
     evaluation_records: list[StepRecord]  # of the last validation or test, one per evaluation
 

@@ -41,6 +41,8 @@ class QADataModule(LightningDataModule):
         test_limit: the same for each test source.
         seed: seed of the training order; evaluation does not depend on it.
         shuffle_block: questions per shuffled block of a streaming source.
+        lag: steps that sampling is ahead of training, 0 or 1: with 1 each batch also holds the
+            questions of the next step (`QuestionBatch.following`).
 
     Raises:
         ValueError: no training source, two sources of one label, a weight that is not positive.
@@ -59,6 +61,7 @@ class QADataModule(LightningDataModule):
         test_limit: int | None = None,
         seed: int = 0,
         shuffle_block: int = 1024,
+        lag: int = 0,
     ) -> None:
         super().__init__()
         chosen = train if files is None else file_sources(files)
@@ -76,6 +79,7 @@ class QADataModule(LightningDataModule):
         self._limits = {"validation": validation_limit, "test": test_limit}
         self._seed = seed
         self._shuffle_block = shuffle_block
+        self._lag = lag
         self._evaluation: dict[str, list[Question]] = {}
         self._loaded: dict[str, Any] | None = None
         self._train_loader: TrainLoader | None = None
@@ -103,6 +107,7 @@ class QADataModule(LightningDataModule):
                 rank=rank,
                 world_size=world_size,
                 steps_done=self._steps_done if self.trainer is not None else None,
+                look_ahead=self._lag > 0,
             )
             if self._resume is not None:
                 self._check_same_data(self._resume["data"])

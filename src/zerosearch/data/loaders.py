@@ -6,6 +6,7 @@ Both cut the same global batches for any number of ranks; a rank takes its conti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, overload
 
 from zerosearch.data.mixing import Draws, SourceMix
@@ -19,12 +20,19 @@ class QuestionBatch:
 
     Deliberately not a `Sequence`: Lightning walks into sequences and data classes to move and cast
     tensors, and refuses frozen data classes such as `Question` on the way.
+
+    Args:
+        questions: of this rank in one step.
+        following: those of the next step, where the loader looks ahead.
     """
 
-    __slots__ = ("_questions",)
+    __slots__ = ("_questions", "following")
 
-    def __init__(self, questions: Sequence[Question]) -> None:
+    def __init__(
+        self, questions: Sequence[Question], following: Sequence[Question] | None = None
+    ) -> None:
         self._questions = tuple(questions)
+        self.following = None if following is None else tuple(following)
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -50,6 +58,21 @@ def rank_slice(count: int, rank: int, world_size: int) -> slice:
     return slice(rank * count // world_size, (rank + 1) * count // world_size)
 
 
+def check_shared(questions_per_step: int, world_size: int) -> None:
+    """Raise where the questions of a step cannot be shared evenly by the processes.
+
+    Raises:
+        ValueError: names the numbers that would do.
+    """
+    if questions_per_step < 1 or questions_per_step % world_size:
+        lower = questions_per_step // world_size * world_size
+        wanted = f"{lower} or {lower + world_size}" if lower > 0 else f"{world_size}"
+        raise ValueError(
+            f"questions_per_step={questions_per_step} is not a positive multiple of the "
+            f"{world_size} processes (devices x nodes) that share each step: use {wanted}"
+        )
+
+
 class TrainLoader:
     """Endless training batches, one per policy step, with an exact position.
 
@@ -64,6 +87,7 @@ class TrainLoader:
         rank: this process.
         world_size: number of processes; must divide `questions_per_step`.
         steps_done: steps trained so far, from any starting point; None counts batches handed out.
+        look_ahead: hand out the questions of the next step beside those of each step.
 
     Raises:
         ValueError: `questions_per_step` is not a positive multiple of `world_size`.
@@ -78,20 +102,16 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         steps_done: Callable[[], int] | None = None,
+        look_ahead: bool = False,
     ) -> None:
-        if questions_per_step < 1 or questions_per_step % world_size:
-            lower = questions_per_step // world_size * world_size
-            wanted = f"{lower} or {lower + world_size}" if lower > 0 else f"{world_size}"
-            raise ValueError(
-                f"questions_per_step={questions_per_step} is not a positive multiple of the "
-                f"{world_size} processes (devices x nodes) that share each step: use {wanted}"
-            )
+        check_shared(questions_per_step, world_size)
         self._draws = dict(draws)
         self._sources = list(self._draws.values())
         self._mix = mix
         self._questions_per_step = questions_per_step
         self._share = rank_slice(questions_per_step, rank, world_size)
         self._steps_done = steps_done or self._count_handed_out
+        self._look_ahead = look_ahead
         self._handed_out = 0
         self._states: dict[int, dict[str, Any]] = {}
         self.load_state_dict({"step": 0, "sources": {}})
@@ -102,16 +122,11 @@ class TrainLoader:
         return self._first_step + self._steps_done() - self._done_at_first
 
     def __iter__(self) -> Iterator[QuestionBatch]:
-        step = self.step
-        if step in self._states:
-            self._load_sources(self._states[step])
-        while True:
-            self._states[step] = self._source_states()
-            self._states.pop(step - KEPT_STATES, None)
-            questions = self._global_batch(step)
+        steps = self._draw_from(self.step)
+        batches = pairwise(steps) if self._look_ahead else ((step, None) for step in steps)
+        for questions, following in batches:
             self._handed_out += 1
-            yield QuestionBatch(questions[self._share])
-            step += 1
+            yield QuestionBatch(questions, following)
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the next step to train; the same on every rank."""
@@ -128,6 +143,16 @@ class TrainLoader:
 
     def _count_handed_out(self) -> int:
         return self._handed_out
+
+    def _draw_from(self, step: int) -> Iterator[list[Question]]:
+        """This rank's questions of a step and of those after it."""
+        if step in self._states:
+            self._load_sources(self._states[step])
+        while True:
+            self._states[step] = self._source_states()
+            self._states.pop(step - KEPT_STATES - self._look_ahead, None)
+            yield self._global_batch(step)[self._share]
+            step += 1
 
     def _global_batch(self, step: int) -> list[Question]:
         first = step * self._questions_per_step

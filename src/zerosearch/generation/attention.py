@@ -9,7 +9,7 @@ a CPU at 400 tokens, and no batch-sized copy in GPU memory).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -89,6 +89,9 @@ AttentionMaskInterface.register(GROUPED_SDPA, decoding_mask)
 def generating(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Put the model in eval mode with the decoding attention; undo both, module by module, after.
 
+    Compiled layers run as they were written: every token makes the keys one longer, for which they
+    would be compiled anew.
+
     Args:
         model: a causal LM; other attention implementations than "sdpa" are left as they are.
     """
@@ -98,13 +101,20 @@ def generating(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         model.eval()
         if swapped:
             model.set_attn_implementation(GROUPED_SDPA)
-        yield
+        with _uncompiled(model):
+            yield
     finally:
         if swapped:
             model.set_attn_implementation("sdpa")
         for module in training:
             module.training = True
         torch.clear_autocast_cache()  # it would outlive the next update of the weights
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    if all(module._compiled_call_impl is None for module in model.modules()):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

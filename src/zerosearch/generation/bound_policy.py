@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from zerosearch.generation.stops import StopMatcher, decode
+from zerosearch.generation.policy_tokens import PolicyTokens
+from zerosearch.generation.stops import StopMatcher
+from zerosearch.policy.sharding import base_model, compute_buffers, compute_dtype, is_sharded
+from zerosearch.policy.weight_stream import stream_weights
 
 # Layers whose state per token is keys and values; a sliding window is a matter of the mask.
 _KV_LAYERS = {"full_attention", "sliding_attention"}
@@ -18,52 +22,42 @@ _KV_LAYERS = {"full_attention", "sliding_attention"}
 class BoundPolicy:
     """A causal LM with its tokenizer: context, ends of text, stops, decoding.
 
+    A sharded policy is sampled from a whole copy on every rank, in the dtype that the policy
+    computes in: forward passes of sharded weights are collectives, and ranks decode for different
+    lengths.
+
     Args:
-        model: causal LM (a PEFT wrapper too); shared with training, never copied.
+        model: causal LM (a PEFT wrapper too); shared with training unless it is sharded.
         tokenizer: the one that made the prompts.
 
     Raises:
-        ValueError: the model's layers keep another state than keys and values, or its weights are
-            sharded over processes.
+        ValueError: the model's layers keep another state than keys and values.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         model = cast(PreTrainedModel, model)  # PEFT wrappers forward what they lack to theirs
         config = model.config.get_text_config()
         _check_layers(model, getattr(config, "layer_types", None))
-        _check_not_sharded(model)
-        self.model = model
-        self.device: torch.device = next(model.parameters()).device
+        self.policy: nn.Module = model  # the one that is trained
+        self.model = _whole_copy(model) if is_sharded(model) else model  # the one that samples
+        self.device: torch.device = next(self.model.parameters()).device
         self.context: int | None = getattr(config, "max_position_embeddings", None)
-        self.eos_ids = _ends_of_text(model, tokenizer)
-        self._tokenizer = tokenizer
-        self._control_ids = self.eos_ids | {
-            token
-            for token in (tokenizer.bos_token_id, tokenizer.pad_token_id)
-            if isinstance(token, int)
-        }
+        self.tokens = PolicyTokens(model, tokenizer)
         self._matchers: dict[tuple[str, ...], StopMatcher] = {}
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring the policy's present weights into a copy; a collective where it is sharded."""
+        if self.model is not self.policy:
+            own = self.model.state_dict()
+            for name, tensor in stream_weights(self.policy):
+                own[name].copy_(tensor)
 
     def matcher(self, stops: tuple[str, ...]) -> StopMatcher:
         """The matcher of these stop strings, made once."""
         if stops not in self._matchers:
-            self._matchers[stops] = StopMatcher(self._tokenizer, stops)
+            self._matchers[stops] = StopMatcher(self.tokens.tokenizer, stops)
         return self._matchers[stops]
-
-    def text(self, token_ids: list[int]) -> str:
-        """Text of the ids without EOS, BOS and padding; other special tokens may be tags."""
-        return decode(self._tokenizer, [i for i in token_ids if i not in self._control_ids])
-
-
-def _ends_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Union over the places that may name an EOS: chat models often have several."""
-    found: set[int] = set()
-    generation = model.generation_config
-    named = [tokenizer.eos_token_id, generation.eos_token_id if generation else None]
-    for ids in named:
-        if ids is not None:
-            found.update([ids] if isinstance(ids, int) else ids)
-    return frozenset(found)
 
 
 def _check_layers(model: PreTrainedModel, layer_types: list[str] | None) -> None:
@@ -77,10 +71,18 @@ def _check_layers(model: PreTrainedModel, layer_types: list[str] | None) -> None
         )
 
 
-def _check_not_sharded(model: PreTrainedModel) -> None:
-    """Every forward of sharded weights is a collective, and ranks decode for different lengths."""
-    if any(isinstance(p, DTensor) and p.device_mesh.size() > 1 for p in model.parameters()):
-        raise ValueError(
-            "generator=transformers: the policy's weights are sharded over processes, which would "
-            "wait for each other for ever; give every process a whole copy (trainer=gpu)"
+def _whole_copy(model: nn.Module) -> PreTrainedModel:
+    """A plain model like the sharded one, on this rank's device; its weights are still to come."""
+    config = copy.deepcopy(base_model(model).config)
+    sharded = next(model.parameters())
+    assert isinstance(sharded, DTensor)
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(
+            config,
+            dtype=compute_dtype(model),
+            attn_implementation=config._attn_implementation,
         )
+    whole.to_empty(device=sharded.device_mesh.device_type)
+    whole.tie_weights()
+    compute_buffers(whole)
+    return whole.requires_grad_(False).eval()

@@ -57,6 +57,9 @@ class Completion:
 class Generator(Protocol):
     """Samples completions; safe to call concurrently, which is how requests get batched."""
 
+    own_weights: bool  # samples from a copy, so it may go on while the policy is trained
+    weight_version: int  # number of weight syncs so far
+
     def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         """Say which policy samples; called before the first request."""
         ...

@@ -54,6 +54,8 @@ class TransformersGenerator:
         prefill_tokens: tokens that one prefill forward reads at most (at least one prompt).
     """
 
+    own_weights = False
+
     def __init__(
         self,
         *,
@@ -103,20 +105,21 @@ class TransformersGenerator:
         return await request.future
 
     async def sync_weights(self, policy: nn.Module) -> None:
-        """Count a new version of the shared module's weights and drop all KV of the old one.
+        """Count a new version of the policy's weights and drop all KV of the old one.
 
-        Call it after every change of the weights. Rows that are decoding go on with the new
-        weights: their KV is computed anew.
+        Call it after every change of the weights, on every rank where they are sharded. Rows that
+        are decoding go on with the new weights: their KV is computed anew.
 
         Raises:
             ValueError: `policy` is not the bound module.
         """
         bound, decoder = self._binding()
-        if policy is not bound.model:
+        if policy is not bound.policy:
             raise ValueError(
                 f"sync_weights got a {type(policy).__name__} that is not the bound model: this "
-                "generator samples from the module it shares with training; call bind() with it"
+                "generator samples from the module that it was bound to; call bind() with it"
             )
+        bound.refresh()
         self.weight_version += 1
         torch.clear_autocast_cache()  # casts of the old weights
         decoder.forget()
@@ -200,7 +203,7 @@ class TransformersGenerator:
         slots: list[int] = []
         completions: list[tuple[_Request, Completion]] = []
         for slot, row in enumerate(decoder.rows):
-            reason = _stop_reason(row, policy.eos_ids)
+            reason = _stop_reason(row, policy.tokens.eos_ids)
             if reason is not None:
                 slots.append(slot)
                 completions.append((row, _completion(row, reason, policy)))
@@ -237,7 +240,7 @@ def _completion(request: _Request, reason: CompletionStop, policy: BoundPolicy) 
     return Completion(
         token_ids=request.sampled,
         logprobs=request.logprobs,
-        text=policy.text(request.sampled),
+        text=policy.tokens.text(request.sampled),
         stop_reason=reason,
         weight_version=request.weight_version,
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from zerosearch.policy.sharding import base_model, is_sharded
+from zerosearch.policy.weight_stream import stream_weights
 
 SETTINGS_FILE = "zerosearch.json"
 
@@ -25,8 +25,13 @@ def save_policy(
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     extra: dict[str, Any],
+    *,
+    write: bool = True,
 ) -> Path:
     """Export model, tokenizer and settings; `folder` is whole or untouched, never half-written.
+
+    A collective where the model is sharded: every rank calls it, one of them writes, and its host
+    memory holds the whole model.
 
     The files are written to a folder beside it, flushed to disk and then renamed; an earlier
     export under the same name is replaced. LoRA adapters are merged into copies of the weights:
@@ -39,6 +44,7 @@ def save_policy(
         folder: target; its parents are made.
         extra: JSON values that inference must share with training (max turns, top-k, formatter,
             prompt template), written to `zerosearch.json`.
+        write: whether this process writes, or only takes part in gathering.
 
     Returns:
         The folder.
@@ -49,10 +55,16 @@ def save_policy(
     """
     folder = Path(folder)
     settings = _to_json(extra)
+    sharded = is_sharded(model)
+    if not write:
+        for _ in stream_weights(model) if sharded else ():
+            continue
+        return folder
+    weights = {name: t.cpu() if sharded else t for name, t in stream_weights(model)}
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _plain_model(model).save_pretrained(temporary)
+        _plain_model(base_model(model), weights).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / SETTINGS_FILE).write_text(settings, encoding="utf-8")
         _flush(temporary)
@@ -82,49 +94,13 @@ def load_settings(folder: str | Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of a causal LM under their Hugging Face names, adapters merged in.
-
-    Returns:
-        Name -> tensor; merged ones are new, the others are the model's own (detached).
-    """
-    if not isinstance(model, PeftModel):
-        return {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    base = model.get_base_model()
-    adapted = {
-        f"{prefix}.": module
-        for prefix, module in base.named_modules()
-        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)
-    }
-    state = {
-        name: tensor.detach()
-        for name, tensor in base.state_dict().items()
-        if not name.startswith(tuple(adapted))
-    }
-    for prefix, module in adapted.items():
-        for name, tensor in _merged_layer(module).state_dict().items():
-            state[prefix + name] = tensor.detach()
-    return state
-
-
-@torch.no_grad()
-def _merged_layer(module: BaseTunerLayer | ModulesToSaveWrapper) -> nn.Module:
-    """The plain layer with what its adapter has learned; `module` itself is left as it is."""
-    if isinstance(module, ModulesToSaveWrapper):
-        return module.modules_to_save[module.active_adapters[0]]
-    merged = copy.deepcopy(module)
-    merged.merge()
-    return merged.get_base_layer()
-
-
-def _plain_model(model: nn.Module) -> PreTrainedModel:
-    """A plain causal LM that shares the model's weights, built without memory of its own."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
+def _plain_model(base: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """A plain causal LM around given weights, built without memory of its own."""
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(copy.deepcopy(base.config), dtype=base.dtype)
-    plain.load_state_dict(merged_state_dict(model), assign=True)
+    plain.load_state_dict(weights, strict=False, assign=True)  # a tied head comes once
     plain.tie_weights()
+    assert not any(tensor.is_meta for tensor in plain.state_dict().values())
     plain.generation_config = copy.deepcopy(base.generation_config)
     return plain
 

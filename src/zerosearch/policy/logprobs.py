@@ -21,6 +21,9 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
+
+from zerosearch.policy.sharding import base_model, compute_dtype
 
 _FSDP_METHOD = "selected_token_stats"
 
@@ -42,6 +45,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = True,
+    packed: bool = False,
 ) -> TokenStats:
     """Log-probs and entropy of the selected tokens under the model, differentiable.
 
@@ -57,6 +61,8 @@ def token_logprobs(
         temperature: logits are divided by it, as in sampling.
         chunk_tokens: most rows of logits that exist at one time.
         with_entropy: False leaves the entropy at 0 and saves its share of time.
+        packed: read the real tokens as one row without padding, see `packs_sequences`. Rows are
+            told apart by their positions, which start at 0.
 
     Returns:
         `TokenStats`, zeros outside `select_mask`.
@@ -77,12 +83,26 @@ def token_logprobs(
             "only tokens that the model predicts can be selected"
         )
     run = _runner(model)
-    logprobs, entropy = run(input_ids, attended, selected, temperature, chunk_tokens, with_entropy)
+    read = _read_packed if packed else _read_padded
+    logprobs, entropy = run(
+        input_ids, attended, selected, temperature, chunk_tokens, with_entropy, read
+    )
     return TokenStats(logprobs=logprobs, entropy=entropy)
 
 
-def verify_logprobs(model: PreTrainedModel) -> None:
-    """Compare with the model's own forward pass on a few tokens.
+def packs_sequences(model: nn.Module) -> bool:
+    """Whether the model's attention reads packed sequences at the price of each by itself.
+
+    Flash attention takes their bounds, flex attention skips blocks between them; the other
+    implementations would compute, and mask, attention over the whole row.
+    """
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = cast(PreTrainedModel, causal).config.get_text_config()
+    return config._attn_implementation == "flex_attention" or is_flash_attention_requested(config)
+
+
+def verify_logprobs(model: nn.Module) -> None:
+    """Compare with the model's own forward pass on a few tokens; a collective where sharded.
 
     Families differ in what they do to the logits after the head (scaling, soft caps); one that is
     not known here would be trained on wrong log-probs without any other sign.
@@ -90,8 +110,9 @@ def verify_logprobs(model: PreTrainedModel) -> None:
     Raises:
         ValueError: the two differ.
     """
-    size = min(64, model.config.get_text_config().vocab_size)
-    ids = torch.arange(8, device=model.device).remainder(size)[None]
+    causal = base_model(model)
+    size = min(64, causal.config.get_text_config().vocab_size)
+    ids = torch.arange(8, device=causal.device).remainder(size)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)
     select = mask.clone()
     select[:, 0] = False
@@ -100,9 +121,9 @@ def verify_logprobs(model: PreTrainedModel) -> None:
         logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.float()
     full = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     gap = (chunked - full).abs().max().item()
-    if not gap <= (1e-3 if model.dtype == torch.float32 else 0.1):
+    if not gap <= (1e-3 if compute_dtype(model) == torch.float32 else 0.1):
         raise ValueError(
-            f"log-probs of model_type={model.config.model_type} differ by {gap:.3g} from its own "
+            f"log-probs of model_type={causal.config.model_type} differ by {gap:.3g} from its own "
             "forward pass: its logits are not those of its head; teach "
             "zerosearch.policy.logprobs.logit_transform this family, or use another model"
         )
@@ -142,19 +163,13 @@ def _selected_stats(
     temperature: float,
     chunk_tokens: int,
     with_entropy: bool,
+    read: Callable[[PreTrainedModel, Tensor, Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy, [B, T] each; a tuple, because FSDP2 looks for tensors in it."""
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     causal = cast(PreTrainedModel, causal)
-    positions = (attended.long().cumsum(-1) - 1).clamp(min=0)
-    hidden = causal.get_decoder()(
-        input_ids=input_ids,
-        attention_mask=attended.long(),
-        position_ids=positions,
-        use_cache=False,
-    ).last_hidden_state  # [B, T, H]
-    rows = hidden[:, :-1][selected[:, 1:]]  # [N, H]
-    targets = input_ids[:, 1:][selected[:, 1:]]  # [N]
+    rows = read(causal, input_ids, attended, selected)  # [N, H]
+    targets = input_ids[selected]  # [N]
     transform = logit_transform(causal.config.get_text_config())
     head = causal.get_output_embeddings()
     assert head is not None, "a causal LM has a head"
@@ -175,5 +190,34 @@ def _selected_stats(
         )
     ]
     logprobs_n, entropy_n = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    zeros = torch.zeros(selected.shape, device=hidden.device)
+    zeros = torch.zeros(selected.shape, device=rows.device)
     return zeros.masked_scatter(selected, logprobs_n), zeros.masked_scatter(selected, entropy_n)
+
+
+def _read_padded(
+    causal: PreTrainedModel, input_ids: Tensor, attended: Tensor, selected: Tensor
+) -> Tensor:
+    """Hidden states [N, H] that predict the selected tokens."""
+    hidden = causal.get_decoder()(
+        input_ids=input_ids,
+        attention_mask=attended.long(),
+        position_ids=_positions(attended),
+        use_cache=False,
+    ).last_hidden_state  # [B, T, H]
+    return hidden[:, :-1][selected[:, 1:]]
+
+
+def _read_packed(
+    causal: PreTrainedModel, input_ids: Tensor, attended: Tensor, selected: Tensor
+) -> Tensor:
+    """The same, from one row that holds the real tokens of all of them."""
+    hidden = causal.get_decoder()(
+        input_ids=input_ids[attended][None],
+        position_ids=_positions(attended)[attended][None],
+        use_cache=False,
+    ).last_hidden_state[0]  # [real tokens, H]
+    return hidden[selected[attended].nonzero()[:, 0] - 1]
+
+
+def _positions(attended: Tensor) -> Tensor:
+    return (attended.long().cumsum(-1) - 1).clamp(min=0)

@@ -52,6 +52,7 @@ class ReferencePolicy(nn.Module):
         *,
         temperature: float = 1.0,
         chunk_tokens: int = 1024,
+        packed: bool = False,
     ) -> TokenStats:
         """Log-probs under the reference, without gradient; entropy is left at 0.
 
@@ -70,4 +71,5 @@ class ReferencePolicy(nn.Module):
                 temperature=temperature,
                 chunk_tokens=chunk_tokens,
                 with_entropy=False,
+                packed=packed,
             )

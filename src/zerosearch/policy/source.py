@@ -7,29 +7,34 @@ and `load_tokenizer` do the work. Any Hugging Face causal LM, full or LoRA.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
-from torch import nn
+from peft import LoraConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import is_gguf_available
 
+from zerosearch.policy.adaptation import (
+    add_lora,
+    check_lora,
+    decoder_layers,
+    seeded,
+    start_adapters,
+    switch_off_dropout,
+)
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
-from zerosearch.policy.weights import check_files, resolve_path
+from zerosearch.policy.weights import check_files, resolve_path, safetensors_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # fields that decide the size of a model, compared when `architecture` and weights are both given
@@ -54,6 +59,7 @@ class PolicySource:
     chat: bool = False  # prompts go through the chat template
     lora: LoraConfig | None = None  # None: full training
     gradient_checkpointing: bool = False
+    compile: bool = False  # each decoder layer by torch.compile, for training alone
     gguf_file: str | None = None  # de-quantised when loaded
     package: str | None = None  # installed package that ships the weights
     tokenizer_path: str | None = None  # where it is not beside the weights
@@ -76,7 +82,7 @@ class PolicySource:
                 f"model.gguf_file={self.gguf_file} needs the gguf package: `pip install gguf`"
             )
         if self.lora is not None:
-            _check_lora(self.lora)
+            check_lora(self.lora)
         self._check_place()
         if self.tokenizer_path is not None:
             check_files(self.tokenizer_path, "tokenizer", field="model.tokenizer_path")
@@ -91,7 +97,7 @@ class PolicySource:
             ValueError: see `check`; or the weights are not of `architecture`.
         """
         self.check()
-        with _seeded(self.init_seed):
+        with seeded(self.init_seed):
             if self.random_init:
                 model = self._from_config(self.load_config())
             elif self.gguf_file is not None:
@@ -102,11 +108,12 @@ class PolicySource:
                     attn_implementation=self.attn_implementation,
                     **self._arguments("weights"),
                 )
-        if self.architecture is not None:
-            _check_architecture(self.architecture, model.config)
-        switch_off_dropout(model)
-        verify_logprobs(model)
-        return self._adapt(model).train()
+        self.check_architecture(model.config)
+        verify_logprobs(switch_off_dropout(model))
+        adapted = self.adapt(model)
+        if self.lora is not None:
+            start_adapters(adapted, self.lora, self.init_seed)
+        return adapted.train()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer with pad token and BOS rule set (see `prepare_tokenizer`).
@@ -137,10 +144,65 @@ class PolicySource:
             return AutoConfig.for_model(**self.architecture)
         return AutoConfig.from_pretrained(**self._arguments("config"))
 
-    def build_on_meta(self) -> nn.Module:
-        """The model without memory: shapes, parameter counts and module names (meta device)."""
-        with _seeded(self.init_seed), torch.device("meta"):
-            return self._adapt(self._from_config(self.load_config()))
+    def safetensors_files(self) -> dict[str, Path] | None:
+        """The file of every tensor by name; None where the weights are no safetensors files."""
+        if self.random_init or self.gguf_file is not None:
+            return None
+        arguments = self._arguments("weights")
+        return safetensors_files(
+            arguments["pretrained_model_name_or_path"],
+            revision=self.revision,
+            local_files_only=arguments["local_files_only"],
+        )
+
+    def load_file_configs(self) -> tuple[PretrainedConfig, GenerationConfig | None]:
+        """Configuration and, where there is one, generation settings that lie with the weights."""
+        arguments = self._arguments("weights")
+        config = AutoConfig.from_pretrained(**arguments)
+        del arguments["trust_remote_code"]
+        try:
+            return config, GenerationConfig.from_pretrained(
+                arguments.pop("pretrained_model_name_or_path"), **arguments
+            )
+        except OSError:
+            return config, None  # transformers then derives them from the configuration
+
+    def build_on_meta(self, config: PretrainedConfig | None = None) -> PreTrainedModel | PeftModel:
+        """The model without memory: shapes, parameter counts and module names (meta device).
+
+        Args:
+            config: of the model; None is `load_config`.
+        """
+        with seeded(self.init_seed), torch.device("meta"):
+            return self.adapt(self._from_config(config or self.load_config()))
+
+    def adapt(self, model: PreTrainedModel) -> PreTrainedModel | PeftModel:
+        """Add to a plain model what this description asks for."""
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        adapted = model if self.lora is None else add_lora(model, self.lora, self.init_seed)
+        if self.compile:
+            for layer in decoder_layers(adapted):
+                layer.compile()
+        return adapted
+
+    def check_architecture(self, config: PretrainedConfig) -> None:
+        """Raise where the weights are not of the size that `architecture` gives.
+
+        Args:
+            config: of the weights.
+
+        Raises:
+            ValueError: names the field that differs.
+        """
+        architecture = self.architecture or {}
+        for name in SIZE_FIELDS:
+            loaded = getattr(config, name, None)
+            if name in architecture and architecture[name] != loaded:
+                raise ValueError(
+                    f"model.architecture.{name}={architecture[name]}, but the weights of "
+                    f"model.path have {loaded}: correct it, or set model.architecture=null"
+                )
 
     def _from_config(self, config: PretrainedConfig) -> PreTrainedModel:
         dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
@@ -166,24 +228,6 @@ class PolicySource:
         model.load_state_dict(loaded.state_dict())
         model.generation_config = loaded.generation_config
         return model
-
-    def _adapt(self, model: PreTrainedModel) -> PreTrainedModel | PeftModel:
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        if self.lora is None:
-            return model
-        with _seeded(self.init_seed):
-            adapted = get_peft_model(model, copy.deepcopy(self.lora))
-        if model.config.get_text_config().tie_word_embeddings and any(
-            isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper)
-            for layer in (model.get_input_embeddings(), model.get_output_embeddings())
-        ):
-            raise ValueError(
-                f"model.lora adapts the embeddings or the head, which are one tied matrix in "
-                f"model.path={self.path} and could not be exported: leave them out of "
-                "target_modules and modules_to_save"
-            )
-        return cast(PeftModel, adapted)
 
     def _check_place(self) -> None:
         """Raise when weights (or with random weights, the config) cannot be had."""
@@ -220,49 +264,3 @@ class PolicySource:
                 resolved, part, gguf_file=self.gguf_file, revision=self.revision
             ),
         }
-
-
-def switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout to zero: with it, the trained distribution is not the sampled one."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-
-
-def _check_lora(lora: LoraConfig) -> None:
-    """Refuse LoRA settings under which sampling, training and reference differ silently."""
-    if lora.lora_dropout:
-        raise ValueError(
-            f"model.lora.lora_dropout={lora.lora_dropout} makes importance ratios noise: set it "
-            "to 0"
-        )
-    if lora.bias != "none":
-        raise ValueError(
-            f"model.lora.bias={lora.bias} changes the reference policy, which is the model with "
-            "adapters off: set it to none"
-        )
-    if lora.init_lora_weights not in (True, "gaussian", "orthogonal"):
-        raise ValueError(
-            f"model.lora.init_lora_weights={lora.init_lora_weights} does not start from the base "
-            "model, so that adapters off would not be the initial policy: use true or gaussian"
-        )
-
-
-def _check_architecture(architecture: dict[str, Any], config: PretrainedConfig) -> None:
-    for name in SIZE_FIELDS:
-        loaded = getattr(config, name, None)
-        if name in architecture and architecture[name] != loaded:
-            raise ValueError(
-                f"model.architecture.{name}={architecture[name]}, but the weights of model.path "
-                f"have {loaded}: correct it, or set model.architecture=null"
-            )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU generator inside, and leave the caller's generator untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

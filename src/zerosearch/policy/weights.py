@@ -18,6 +18,8 @@ from typing import Literal
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
+from safetensors import safe_open
+from transformers.utils import cached_file
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = (
@@ -108,6 +110,38 @@ def check_files(
         return True
     _reach_hub(resolved, gguf_file or CONFIG_FILE, revision, field)
     return False
+
+
+def safetensors_files(
+    resolved: str, *, revision: str | None, local_files_only: bool
+) -> dict[str, Path] | None:
+    """Which file holds which tensor, or None where the weights are of another format.
+
+    Args:
+        resolved: what `resolve_path` returned, found complete by `check_files`; files of the hub
+            that are not on this machine are downloaded.
+        revision: hub revision; ignored for folders.
+        local_files_only: whether the hub must not be asked.
+    """
+
+    def find(name: str) -> Path | None:
+        found = cached_file(
+            resolved,
+            name,
+            revision=revision,
+            local_files_only=local_files_only,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        return None if found is None else Path(found)
+
+    if (single := find(WEIGHT_FILES[0])) is not None:
+        with safe_open(single, framework="pt") as opened:
+            return dict.fromkeys(opened.keys(), single)
+    if (index := find(WEIGHT_FILES[1])) is None:
+        return None
+    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    files = {name: find(name) for name in set(places.values())}
+    return {name: file for name, place in places.items() if (file := files[place]) is not None}
 
 
 def _existing(file: Path) -> Path | None:

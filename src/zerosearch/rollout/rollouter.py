@@ -187,6 +187,7 @@ class Rollouter:
             ),
         )
         _append(trajectory, completion.token_ids, completion.logprobs)
+        trajectory.weight_versions.append(completion.weight_version)
         step = await environment.step(completion.text, ending=completion.stop_reason)
         step.turn.sampled_tokens = len(completion.token_ids)
         trajectory.turns.append(step.turn)

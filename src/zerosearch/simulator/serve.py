@@ -18,20 +18,29 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from zerosearch.simulator.process import ServerProcess
+    from zerosearch.simulator.serving import ServerSettings
 
 log = logging.getLogger(__name__)
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 
-def serve(cfg: DictConfig) -> None:
-    """Run the simulator's servers until one of them ends or this process is told to."""
-    from zerosearch.simulator.launch import running, server_settings
+def serve_until_told(settings: ServerSettings, override: str) -> None:
+    """Run servers until one of them ends or this process is told to.
+
+    Args:
+        settings: what to run.
+        override: what a training run is given to use them, up to the list of endpoints.
+
+    Raises:
+        ValueError: a server cannot be started, or has ended.
+    """
+    from zerosearch.simulator.launch import running
 
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has set Ctrl-C aside
         signal.signal(number, _exit)
-    with running(server_settings(cfg.simulator), folder=None) as servers:
+    with running(settings, folder=None) as servers:
         endpoints = ",".join(server.command.endpoint for server in servers)
-        log.info("train with: search=simulated simulator.endpoints=[%s]", endpoints)
+        log.info("train with: %s=[%s]", override, endpoints)
         ended = _first_to_end(servers)
         raise ValueError(
             f"the server at {ended.command.endpoint} ended with exit code {ended.exit_code}; "
@@ -54,8 +63,10 @@ def _exit(number: int, frame: FrameType | None) -> None:
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="serve")
 def main(cfg: DictConfig) -> None:
     """Serve one simulator."""
+    from zerosearch.simulator.launch import server_settings
+
     try:
-        serve(cfg)
+        serve_until_told(server_settings(cfg.simulator), "search=simulated simulator.endpoints")
     except Exception as error:
         report_error(error)
         raise SystemExit(1) from error

@@ -1,4 +1,4 @@
-"""What to run to serve a simulator: from a YAML node to command lines of `vllm serve`."""
+"""What to run to serve a model: from a YAML node to command lines of `vllm serve`."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ class ServerCommand:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class ServerSettings:
-    """How a simulator is served; the node `simulator.server`.
+    """How a model is served; the node `simulator.server`, or that of a generator's servers.
 
     With `gpus`, one server is started for each `tensor_parallel` of them.
     """
 
     model: str  # folder or hub name
     served_name: str  # what clients ask for: simulator.model
+    node: str = "simulator.server"  # of the configuration, for messages
     host: str = "127.0.0.1"
     port: int | None = 8000  # of the first server, the others follow; None: any free ones
     gpus: list[int] | None = None  # counted as trainer.devices does; None: what vLLM finds
@@ -69,15 +70,15 @@ class ServerSettings:
             ("max_model_len", self.max_model_len),
         ):
             if value < 1:
-                raise ValueError(f"simulator.server.{name}={value}: give 1 or more")
+                raise ValueError(f"{self.node}.{name}={value}: give 1 or more")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(
-                f"simulator.server.gpu_memory_utilization={self.gpu_memory_utilization}: give a "
+                f"{self.node}.gpu_memory_utilization={self.gpu_memory_utilization}: give a "
                 "share of the GPU's memory, above 0 and at most 1"
             )
         if not self.ready_timeout_s > 0:
             raise ValueError(
-                f"simulator.server.ready_timeout_s={self.ready_timeout_s}: give seconds above 0"
+                f"{self.node}.ready_timeout_s={self.ready_timeout_s}: give seconds above 0"
             )
         if self.gpus is not None and (
             not self.gpus
@@ -85,8 +86,8 @@ class ServerSettings:
             or len(set(self.gpus)) < len(self.gpus)
         ):
             raise ValueError(
-                f"simulator.server.gpus={self.gpus}: name each GPU once, a multiple of "
-                f"simulator.server.tensor_parallel={self.tensor_parallel} of them, or null"
+                f"{self.node}.gpus={self.gpus}: name each GPU once, a multiple of "
+                f"{self.node}.tensor_parallel={self.tensor_parallel} of them, or null"
             )
 
     def commands(self) -> list[ServerCommand]:
@@ -131,7 +132,7 @@ class ServerSettings:
             every = [name.strip() for name in visible.split(",")]
             if max(self.gpus) >= len(every):
                 raise ValueError(
-                    f"simulator.server.gpus={self.gpus}: CUDA_VISIBLE_DEVICES={visible} shows "
+                    f"{self.node}.gpus={self.gpus}: CUDA_VISIBLE_DEVICES={visible} shows "
                     f"{len(every)} GPUs, counted from 0"
                 )
             names = [every[index] for index in self.gpus]
@@ -145,7 +146,7 @@ class ServerSettings:
         for port in ports:
             if not _is_free(self.host, port):
                 raise ValueError(
-                    f"simulator.server.port={port}: something listens at {self.host}:{port} "
+                    f"{self.node}.port={port}: something listens at {self.host}:{port} "
                     "already; stop it, give another port, or null for any free one"
                 )
         return ports

@@ -86,6 +86,33 @@ def split_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[
     return groups
 
 
+def pack_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Group indices so that the tokens of each group, without padding, fit the budget.
+
+    First-fit decreasing: each row, the longest first, joins the first group with room for it; at
+    most 11/9 of the fewest groups there could be, and one more (Johnson 1973).
+
+    Args:
+        lengths: [B] tokens of each trajectory.
+        token_budget: tokens of a group, at most; a longer single row is its own group.
+
+    Returns:
+        Groups of indices.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        fitting = next((group for group, left in enumerate(room) if length <= left), None)
+        if fitting is None:
+            groups.append([index])
+            room.append(token_budget - length)
+        else:
+            groups[fitting].append(index)
+            room[fitting] -= length
+    return groups
+
+
 def select(batch: PolicyBatch, rows: Sequence[int]) -> PolicyBatch:
     """Some rows of a batch, without the columns that are padding in all of them.
 

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.policy.logprobs import TokenStats
 from zerosearch.policy.reference import ReferencePolicy
+from zerosearch.policy.weight_stream import gather
 from zerosearch.training.batching import select, split_mini_batches
 from zerosearch.training.metrics import Means
 from zerosearch.training.update import Backward, PolicyUpdater
@@ -22,6 +23,7 @@ _TOKEN_MEANS = {
     "ratio/mean": "ratio_sum",
     "ratio/clipped": "clipped_sum",
     "ratio/importance": "importance_sum",
+    "ratio/importance_cut": "importance_cut_sum",
     "rollout/logprob_gap": "logprob_gap_sum",
 }
 
@@ -73,6 +75,7 @@ class Learner:
             micro.sampled_mask,
             temperature=self.updater.temperature,
             chunk_tokens=self.updater.chunk_tokens,
+            packed=self.updater.packed,
         )
 
     def _update(self, batch: PolicyBatch, means: Means) -> None:
@@ -80,7 +83,7 @@ class Learner:
         self.optimizer.zero_grad()
         sums = self.updater.accumulate(self.model, batch, self.backward)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip))
+        norm = float(gather(torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip)))
         _check_finite({**sums, "gradient_norm": norm})
         means.add("optimizer/gradient_norm", norm)
         means.add("optimizer/learning_rate", self.optimizer.param_groups[0]["lr"])

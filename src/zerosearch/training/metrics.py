@@ -12,6 +12,7 @@ import torch
 from zerosearch.reward.rubric import RewardScore
 from zerosearch.search.fidelity import fidelity_of, observe
 from zerosearch.training.distributed import gather_objects, world_size
+from zerosearch.training.sampled import SampledBatch
 from zerosearch.types import StopReason, Trajectory
 
 _TRUNCATED = ("turn_budget", "context")
@@ -104,6 +105,32 @@ class Costs:
             for name, value in part.items():
                 self.totals[name] += value
         return dict(self.totals)
+
+
+def step_metrics(
+    sampled: SampledBatch,
+    scores: Sequence[RewardScore | None],
+    costs: Costs,
+    seconds: float,
+) -> dict[str, float]:
+    """What a policy step's trajectories were like, over all ranks; a collective.
+
+    Args:
+        sampled: this rank's trajectories.
+        scores: aligned with them; None where a search failed.
+        costs: of the run so far; this step's are added.
+        seconds: of the whole step.
+    """
+    lags = Means()
+    for lag in sampled.lags:
+        lags.add("rollout/lag", lag)
+    return {
+        **rollout_metrics(sampled.trajectories, scores),
+        **lags.reduced(),
+        **costs.add(sampled.trajectories),
+        **throughput(sampled.trajectories, seconds),
+        "curriculum/noise_probability": sampled.noise_probability,
+    }
 
 
 def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:

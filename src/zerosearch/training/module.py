@@ -7,41 +7,47 @@ normalised by global counts, and a trajectory hit by a failed search is left out
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.data.loaders import QuestionBatch
 from zerosearch.generation.generator import Generator
+from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
+from zerosearch.policy.loading import load_policy, make_reference
+from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.policy.source import PolicySource
-from zerosearch.reward.rubric import RewardScore, Rubric
+from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
+from zerosearch.training.balance import balance
 from zerosearch.training.batching import collate
-from zerosearch.training.evaluation import Evaluation, EvaluationRun
+from zerosearch.training.evaluating_module import EvaluatingModule
+from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import check_failures
 from zerosearch.training.groups import global_advantages
 from zerosearch.training.learner import Learner
-from zerosearch.training.metrics import Costs, peak_memory_gib, rollout_metrics, throughput
+from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
+from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.record import StepRecord
+from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
+from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.training.update import PolicyUpdater
-from zerosearch.types import Question, Trajectory
+from zerosearch.types import Trajectory
 
 
-class SearchPolicyModule(LightningModule):
+class SearchPolicyModule(EvaluatingModule):
     """Trains a policy to search.
 
     Args:
@@ -64,6 +70,7 @@ class SearchPolicyModule(LightningModule):
             stops.
         lockstep: every turn waits for the slowest search of the step, so that a run repeated from
             a search cache is the same bit for bit.
+        lag: 1 samples the next batch while this one is trained, see `RolloutPipeline`.
         seed: of rollouts, together with step, question, sibling and turn.
     """
 
@@ -86,16 +93,16 @@ class SearchPolicyModule(LightningModule):
         gradient_clip: float = 1.0,
         max_failed_share: float = 0.1,
         lockstep: bool = False,
+        lag: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(evaluations=evaluations, rubric=rubric or Rubric(), seed=seed)
         if policy_steps < 1:
             raise ValueError(f"policy_steps={policy_steps}: give 1 or more")
         decoding = decoding or Decoding()
         if decoding.temperature == 0:
             raise ValueError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
-        if not evaluations:
-            raise ValueError("evaluations={}: name at least one way to answer held-out questions")
+        check_lag(lag, generator)
         self.automatic_optimization = False
         self.policy_source = policy
         self.algorithm = algorithm
@@ -104,30 +111,22 @@ class SearchPolicyModule(LightningModule):
         self.episode = episode
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
-        self.evaluations = dict(evaluations)
         self.policy_steps = policy_steps
-        self.rubric = rubric or Rubric()
         self.decoding = decoding
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.logprob_chunk_tokens = logprob_chunk_tokens
         self.gradient_clip = gradient_clip
         self.max_failed_share = max_failed_share
         self.lockstep = lockstep
-        self.seed = seed
-        self.policy_step = 0  # completed policy steps
-        self.noise_probability = 0.0  # set by the curriculum before each step
-        self.phase = "val"  # or "start", "test": under which name evaluations are logged
+        self.lag = lag
+        self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
         self.latest: StepRecord | None = None  # the last policy step
-        self.evaluation_records: list[StepRecord] = []  # the last evaluation, one per engine
         self.train_metrics: dict[str, float] = {}  # of the last policy step
         self.costs = Costs()
-        self.start_metrics: dict[str, float] = {}  # evaluation before training, kept for resume
-        self.evaluation_metrics: dict[str, float] = {}  # of the last evaluation
-        self.model: nn.Module | None = None
+        self.rollouts = RolloutPipeline(self._sync, self._sample)
         self.reference: ReferencePolicy | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rollouter: Rollouter | None = None
-        self._evaluation_run: EvaluationRun | None = None
 
     # -- set-up ------------------------------------------------------------------------------
 
@@ -136,9 +135,10 @@ class SearchPolicyModule(LightningModule):
         if self.model is not None:
             return
         self.tokenizer = self.policy_source.load_tokenizer()
-        self.model = self.policy_source.load_model()
+        sharding = sharding_of(self)
+        self.model = load_policy(self.policy_source, sharding)
         if self.algorithm.needs_reference:
-            self.reference = ReferencePolicy.from_policy(self.model)
+            self.reference = make_reference(self.policy_source, self.model, sharding)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.model is not None
@@ -166,63 +166,71 @@ class SearchPolicyModule(LightningModule):
 
     # -- training ----------------------------------------------------------------------------
 
-    def training_step(self, batch: list[Question], batch_index: int) -> None:
+    def training_step(self, batch: QuestionBatch, batch_index: int) -> None:
         """One policy step on this rank's questions."""
         started = time.perf_counter()
-        trajectories, sync_s = self._roll_out(batch)
-        rolled_out = time.perf_counter()
-        scores = self._score(trajectories)
-        advantages, zero_groups = global_advantages(
-            self.algorithm, trajectories, scores, self.global_rank
-        )
-        metrics = self._learn(trajectories, advantages)
+        plan = make_plan(batch, self.policy_step, self.noise_probability)
+        sampled = self.rollouts.take(plan)
+        check_failures(sampled.trajectories, self.max_failed_share)
+        have_sampled = time.perf_counter()
+        with self.rollouts.ahead(self._next_plan(batch), self.device):
+            scores = [self.rubric.score(t) if t.valid else None for t in sampled.trajectories]
+            advantages, zero_groups = global_advantages(
+                self.algorithm, sampled.trajectories, scores, self.global_rank
+            )
+            metrics = self._learn(sampled.trajectories, advantages)
         finished = time.perf_counter()
 
-        metrics |= rollout_metrics(trajectories, scores) | self.costs.add(trajectories)
-        metrics |= throughput(trajectories, finished - started)
+        metrics |= step_metrics(sampled, scores, self.costs, finished - started)
         metrics |= {
             "advantage/zero_groups": zero_groups,
-            "curriculum/noise_probability": self.noise_probability,
-            "time/rollout_s": rolled_out - started - sync_s,
-            "time/sync_s": sync_s,
-            "time/train_s": finished - rolled_out,
+            "time/rollout_s": sampled.seconds,
+            "time/wait_s": have_sampled - started - self.rollouts.sync_s,
+            "time/sync_s": self.rollouts.sync_s,
+            "time/train_s": finished - have_sampled,
             "memory/peak_gib": peak_memory_gib(self.device),
         }
-        self.latest = self._record(trajectories, scores, advantages.tolist(), metrics)
+        self.latest = self.record(
+            sampled.trajectories,
+            scores,
+            metrics,
+            phase="train",
+            advantages=advantages.tolist(),
+            noise_probability=sampled.noise_probability,
+        )
         self.train_metrics = metrics
         self.policy_step += 1
 
-    def _roll_out(self, questions: list[Question]) -> tuple[list[Trajectory], float]:
-        """Sample this step's trajectories from the present weights; also seconds of the sync."""
-        rollouter, model = self.rollouter(), self.model
-        assert model is not None
+    def _next_plan(self, batch: QuestionBatch) -> RolloutPlan | None:
+        """What to sample while this step trains; None without a lag and in the last step."""
+        if self.lag == 0 or self.policy_step + 1 >= self.policy_steps:
+            return None
+        return make_next_plan(batch, self.policy_step, self.next_noise_probability)
 
-        async def run() -> tuple[list[Trajectory], float]:
-            started = time.perf_counter()
-            await self.generator.sync_weights(model)
-            sync_s = time.perf_counter() - started
-            trajectories = await rollouter.rollout(
-                questions,
-                self.search,
-                group_size=self.algorithm.group_size,
-                noise_probability=self.noise_probability,
-                seed=self.seed,
-                step=self.policy_step,
-                decoding=self.decoding,
-                first_group=self.global_rank * len(questions),
-            )
-            await self.generator.release()
-            return trajectories, sync_s
+    async def _sync(self) -> int:
+        """Give the generator the present weights; returns their version."""
+        assert self.model is not None
+        self.rollouter()  # binds the generator
+        await self.generator.sync_weights(self.model)
+        return self.generator.weight_version
 
-        trajectories, sync_s = asyncio.run(run())
-        check_failures(trajectories, self.max_failed_share)
-        return trajectories, sync_s
-
-    def _score(self, trajectories: list[Trajectory]) -> list[RewardScore | None]:
-        return [self.rubric.score(t) if t.valid else None for t in trajectories]
+    async def _sample(self, plan: RolloutPlan) -> list[Trajectory]:
+        """Play this rank's episodes of a plan."""
+        trajectories = await self.rollouter().rollout(
+            plan.questions,
+            self.search,
+            group_size=self.algorithm.group_size,
+            noise_probability=plan.noise_probability,
+            seed=self.seed,
+            step=plan.step,
+            decoding=self.decoding,
+            first_group=self.global_rank * len(plan.questions),
+        )
+        await self.generator.release()
+        return trajectories
 
     def _learn(self, trajectories: list[Trajectory], advantages: torch.Tensor) -> dict[str, float]:
-        """All optimizer updates of the step."""
+        """All optimizer updates of the step, on this rank's share of all trajectories."""
         assert self.model is not None and self.tokenizer is not None
         schedule = self.lr_schedulers()
         assert isinstance(schedule, LRScheduler)
@@ -233,6 +241,7 @@ class SearchPolicyModule(LightningModule):
                 chunk_tokens=self.logprob_chunk_tokens,
                 temperature=self.decoding.temperature,
                 device=self.device,
+                packed=packs_sequences(self.model),
             ),
             model=self.model.train(),
             reference=self.reference,
@@ -241,69 +250,16 @@ class SearchPolicyModule(LightningModule):
             schedule=schedule,
             gradient_clip=self.gradient_clip,
         )
+        trajectories, advantages = balance(trajectories, advantages, self.global_rank)
         pad_id = self.tokenizer.pad_token_id
         batch = collate(trajectories, advantages, pad_id=pad_id)  # type: ignore[arg-type]
         return learner.learn(batch, self.seed, self.policy_step, self.global_rank)
 
-    def _record(
-        self,
-        trajectories: list[Trajectory],
-        scores: list[RewardScore | None],
-        advantages: list[float],
-        metrics: dict[str, float],
-        phase: str = "train",
-    ) -> StepRecord:
-        """Send metrics to every logger; returns what callbacks look at."""
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.policy_step)
-        return StepRecord(
-            step=self.policy_step,
-            phase=phase,
-            trajectories=trajectories,
-            scores=scores,
-            advantages=advantages,
-            noise_probability=self.noise_probability,
-            metrics=metrics,
-        )
-
-    # -- evaluation --------------------------------------------------------------------------
+    # -- evaluation: see EvaluatingModule ------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluation_run = EvaluationRun(
-            self.evaluations, self.rubric, seed=self.seed, device=self.device
-        )
-
-    def validation_step(self, batch: list[Question], batch_index: int) -> None:
-        """Answer some questions greedily with every evaluation engine."""
-        assert self._evaluation_run is not None and self.model is not None
-        self._evaluation_run.answer(self.rollouter(), self.model, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        assert self._evaluation_run is not None
-        every: dict[str, float] = {}
-        self.evaluation_records = []
-        for name, (trajectories, scores, metrics) in self._evaluation_run.results().items():
-            named = {f"{self.phase}/{name}/{key}": value for key, value in metrics.items()}
-            every |= named
-            record = self._record(trajectories, scores, [], named, f"{self.phase}/{name}")
-            self.evaluation_records.append(record)
-        headline = next(iter(self.evaluations))
-        f1 = every[f"{self.phase}/{headline}/f1"]
-        self.log("f1", f1, prog_bar=True, logger=False, batch_size=1, sync_dist=True)
-        if self.phase == "start":
-            self.start_metrics = every
-        self.evaluation_metrics = every
-        self._evaluation_run = None
-
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: list[Question], batch_index: int) -> None:
-        """As `validation_step`, on the test questions."""
-        self.validation_step(batch, batch_index)
-
-    def on_test_epoch_end(self) -> None:
-        self.on_validation_epoch_end()
+        self.rollouts.drain()
+        super().on_validation_epoch_start()
 
     # -- checkpoints and export --------------------------------------------------------------
 
@@ -313,16 +269,21 @@ class SearchPolicyModule(LightningModule):
             "episode": self.episode.as_dict(),
             "start_metrics": self.start_metrics,
             "costs": self.costs.totals,
+            "rollouts": self.rollouts.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("zerosearch")
         if saved is None:
             raise ValueError("resume: the checkpoint was not written by this project's training")
+        if "state_dict" in checkpoint:  # else the strategy has checked and restored it
+            check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
         self.episode.check_same(saved["episode"])
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]
         self.costs.totals = dict(saved["costs"])
+        # without a lag every batch comes from the present weights, also the first one
+        self.rollouts.load_state_dict(saved.get("rollouts") if self.lag else None, self.global_rank)
         if "loops" in checkpoint:
             # Lightning would take the end of a finished run for the end, however many steps follow
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -332,5 +293,4 @@ class SearchPolicyModule(LightningModule):
         """Write the policy as a HF folder with the episode's settings beside it; collective."""
         assert self.model is not None and self.tokenizer is not None
         extra = {"episode": self.episode.as_dict(), "chat": self.policy_source.chat}
-        if self.global_rank == 0:
-            save_policy(self.model, self.tokenizer, folder, extra)
+        save_policy(self.model, self.tokenizer, folder, extra, write=self.global_rank == 0)

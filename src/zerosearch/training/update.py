@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.policy.logprobs import TokenStats, token_logprobs
-from zerosearch.training.batching import select, split_micro_batches, to_device
+from zerosearch.training.batching import (
+    pack_micro_batches,
+    select,
+    split_micro_batches,
+    to_device,
+)
 from zerosearch.training.distributed import all_reduce, world_size
 from zerosearch.types import PolicyBatch
 
@@ -27,10 +32,11 @@ class PolicyUpdater:
 
     Args:
         algorithm: turns log-probs into a loss.
-        tokens_per_micro_batch: padded tokens of one forward and backward pass, at most.
+        tokens_per_micro_batch: tokens of one forward and backward pass, at most; padding counts.
         chunk_tokens: rows of logits held at a time.
         temperature: at which the trajectories were sampled.
         device: of the policy.
+        packed: read a micro-batch as one row without padding (see `packs_sequences`).
     """
 
     def __init__(
@@ -41,17 +47,20 @@ class PolicyUpdater:
         chunk_tokens: int,
         temperature: float,
         device: torch.device,
+        packed: bool = False,
     ) -> None:
         self.algorithm = algorithm
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.chunk_tokens = chunk_tokens
         self.temperature = temperature
         self.device = device
+        self.packed = packed
 
     def micro_batches(self, batch: PolicyBatch) -> Iterator[tuple[list[int], PolicyBatch]]:
         """Rows and tensors of each micro-batch; every rank yields equally many (invariant 9)."""
         lengths = batch.attention_mask.sum(dim=1).tolist()
-        groups = split_micro_batches(lengths, self.tokens_per_micro_batch)
+        split = pack_micro_batches if self.packed else split_micro_batches
+        groups = split(lengths, self.tokens_per_micro_batch)
         most = all_reduce(torch.tensor(len(groups), device=self.device), dist.ReduceOp.MAX)
         for rows in groups:
             yield rows, to_device(select(batch, rows), self.device)
@@ -67,6 +76,7 @@ class PolicyUpdater:
             batch.sampled_mask,
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
+            packed=self.packed,
         )
 
     @torch.no_grad()

@@ -1,0 +1,30 @@
+"""Serve a policy to `generator=vllm_server`: `python -m zerosearch.generation.serve model=NAME`."""
+
+from __future__ import annotations
+
+import os
+
+import hydra
+from omegaconf import DictConfig
+
+from zerosearch.runs import PROJECT_ROOT, report_error
+from zerosearch.simulator.serve import serve_until_told
+
+os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+
+
+@hydra.main(
+    version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="serve_generator"
+)
+def main(cfg: DictConfig) -> None:
+    """Serve one policy; its weights come with the first sync of the run that trains it."""
+    try:
+        settings = hydra.utils.instantiate(cfg.server, _convert_="all")
+        serve_until_told(settings, "generator=vllm_server generator.endpoints")
+    except Exception as error:
+        report_error(error)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""One vLLM server that samples: its calls, and the link over which it gets weights."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from transformers import PreTrainedTokenizerBase
+
+from zerosearch.generation.vllm_adapter import VERSIONS, Sampled
+from zerosearch.generation.vllm_policy import VLLMPolicy
+from zerosearch.generation.weight_link import WeightLink, hosted_store, own_address
+from zerosearch.search.attempts import ServerFailure
+from zerosearch.search.endpoints import CallFailure
+from zerosearch.search.http_failures import call, checked_url, json_body
+from zerosearch.search.http_pool import open_client
+from zerosearch.search.per_loop import PerLoop
+
+QUICK_TIMEOUT_S = 30.0  # of calls that cost the server nothing, asked while it is busy
+START = "start it with `make generator model=...`, which sets the flags it needs"
+
+
+class VLLMServer:
+    """A server, by its endpoint.
+
+    Args:
+        endpoint: base URL; `/v1` is optional.
+        sync_timeout_s: longest wait for the other ends of the link.
+
+    Raises:
+        ValueError: the endpoint is no plain http(s) URL.
+    """
+
+    def __init__(self, endpoint: str, *, sync_timeout_s: float) -> None:
+        self.url = checked_url("generator.endpoints", endpoint).removesuffix("/v1")
+        self.sync_timeout_s = sync_timeout_s
+        self.link: WeightLink | None = None
+        self._link_name = ""
+        self._clients = PerLoop(lambda: open_client(self.url), httpx.AsyncClient.aclose)
+
+    # -- requests ----------------------------------------------------------------------------
+
+    async def complete(
+        self, model: str, prompt_ids: Sequence[int], parameters: dict[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
+        """One completion, as `sampled_of` reads it.
+
+        Raises:
+            CallFailure: no reply, or an error.
+        """
+        body = {"model": model, "prompt": [list(prompt_ids)], "return_token_ids": True}
+        return await self.post("/v1/completions", body | parameters, timeout_s=timeout_s)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What it serves: `id` and `max_model_len` of each."""
+        return (await self._call("GET", "/v1/models", None, QUICK_TIMEOUT_S))["data"]
+
+    async def tokenize(self, model: str, text: str) -> list[int]:
+        """Token ids of a text without special tokens around it."""
+        body = {"model": model, "prompt": text, "add_special_tokens": False}
+        return (await self.post("/tokenize", body))["tokens"]
+
+    async def weight_version(self) -> str:
+        """What the last sync has set; a server that was started anew says "default"."""
+        reply = await self._call("GET", "/weight_info", None, QUICK_TIMEOUT_S)
+        return reply["weight_version"]
+
+    async def workers(self, fields: Sequence[str]) -> list[dict[str, Any]]:
+        """Each worker's `describe_policy`."""
+        return await self.rpc("describe_policy", [list(fields)], QUICK_TIMEOUT_S)
+
+    async def rpc(self, method: str, arguments: list[Any], timeout_s: float) -> list[Any]:
+        """Call a method of `PolicyWeights` in every worker; returns their results."""
+        body = {"method": method, "args": arguments}
+        return (await self.post("/collective_rpc", body, timeout_s=timeout_s))["results"]
+
+    async def post(
+        self, path: str, body: dict[str, Any] | None = None, timeout_s: float = QUICK_TIMEOUT_S
+    ) -> Any:
+        """One call; its JSON reply.
+
+        Raises:
+            CallFailure: no reply, or an error.
+        """
+        return await self._call("POST", path, body, timeout_s)
+
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+    ) -> Any:
+        client = await self._clients.get()
+        request = client.build_request(method, f"{self.url}{path}", json=body)
+        try:
+            reply = await call(client, request, endpoint=self.url, timeout_s=timeout_s)
+            return json_body(reply, endpoint=self.url)
+        except ServerFailure as failure:
+            kind = "unreachable" if failure.transient else "rejected"
+            raise CallFailure(self.url, failure.reason, kind=kind) from None
+
+    # -- weights -----------------------------------------------------------------------------
+
+    async def connect(self, workers: list[dict[str, Any]], backend: str) -> None:
+        """Make the link, unless the workers still hold the present one.
+
+        Raises:
+            CallFailure: the server is lost, or the other ends do not come.
+        """
+        names = {worker["link"] for worker in workers}
+        if self.link is not None and names == {self._link_name}:
+            return
+        parts = urlsplit(self.url)
+        address = own_address(parts.hostname or "", parts.port or 80)
+        store, port = hosted_store(address, self.sync_timeout_s)
+        self._link_name, size = secrets.token_hex(8), 1 + len(workers)
+        joining = asyncio.create_task(
+            self.rpc(
+                "join_policy",
+                [self._link_name, address, port, size, backend, self.sync_timeout_s],
+                self.sync_timeout_s,
+            )
+        )
+
+        def own_end() -> WeightLink:
+            return WeightLink(
+                store,
+                rank=0,
+                size=size,
+                backend=backend,
+                address=address,
+                timeout_s=self.sync_timeout_s,
+            )
+
+        try:
+            self.link = await asyncio.to_thread(own_end)
+        except RuntimeError as error:
+            joining.cancel()
+            reason = f"its workers do not connect to {address}:{port} ({error})"
+            raise CallFailure(self.url, reason, kind="unreachable") from error
+        await joining
+
+
+def sampled_of(reply: dict[str, Any], weight_version: int) -> Sampled:
+    """A completion of the API.
+
+    Raises:
+        ValueError: the server lacks a flag, or has aborted the request.
+    """
+    choice = reply["choices"][0]
+    ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    if not ids or not logprobs or choice["finish_reason"] not in ("stop", "length"):
+        raise ValueError(
+            f"its reply has {len(ids or [])} token ids, {len(logprobs or [])} log-probs and the "
+            f"finish reason {choice.get('finish_reason')}; {START}"
+        )
+    usage = reply["usage"]
+    return Sampled(
+        request_id=reply["id"],
+        token_ids=ids,
+        logprobs=logprobs,
+        stopped=choice["finish_reason"] == "stop",
+        weight_version=weight_version,
+        prompt_tokens=usage["prompt_tokens"],
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+    )
+
+
+def check_workers(url: str, workers: list[dict[str, Any]], policy: VLLMPolicy) -> None:
+    """Raise where a server's workers cannot take the policy's weights.
+
+    Args:
+        url: of the server.
+        workers: see `VLLMServer.workers`.
+        policy: whose weights are to be sent.
+    """
+    if sorted(worker["rank"] for worker in workers) != list(range(len(workers))):
+        raise ValueError(
+            f"{url}: it runs with data parallelism; start one server for each part and name them "
+            "all in generator.endpoints"
+        )
+    for worker in workers:
+        if worker["vllm"] not in VERSIONS:
+            raise ValueError(f"{url}: it runs vLLM {worker['vllm']}, but {VERSIONS} is needed")
+        config = policy.base.config.get_text_config()
+        for name, served in worker["sizes"].items():
+            if (own := getattr(config, name, None)) != served:
+                raise ValueError(
+                    f"{url}: it serves a model with {name}={served}, the policy has {own}; {START}"
+                )
+
+
+def probe_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A text that tokenizers with different vocabularies or special tokens read differently."""
+    pieces = tokenizer.convert_ids_to_tokens(list(range(0, len(tokenizer), 97)))
+    words = tokenizer.convert_tokens_to_string([piece for piece in pieces if piece is not None])
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    return " ".join([words.replace("\ufffd", ""), *added])

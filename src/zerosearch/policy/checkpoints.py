@@ -1,0 +1,142 @@
+"""Checkpoints of training across numbers of ranks: a folder of shards, or one file.
+
+A sharded run saves a folder (torch's distributed checkpoint beside `meta.pt`), any other run a
+file. Here a folder becomes what the file would hold, and the reverse for the optimizer; tensors of
+the folder are re-cut for another number of ranks by torch itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
+from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_OPTIMIZER = "optimizer_0"  # every run has one
+
+
+def is_sharded_checkpoint(path: Path) -> bool:
+    """Whether `path` is the folder of a sharded checkpoint."""
+    return (path / _METADATA_FILENAME).is_file()
+
+
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint, folder or file, as a single process saves it.
+
+    Args:
+        path: of the checkpoint; a folder is read whole into memory.
+        mmap: leave the tensors of a file on the disk until they are used.
+
+    Raises:
+        ValueError: the folder lacks files.
+    """
+    if not is_sharded_checkpoint(path):
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    with naming_damage(path):
+        FileSystemReader(path).read_metadata()  # where it is missing, torch looks further, noisily
+        checkpoint = _load_distributed_checkpoint(path)
+    checkpoint["optimizer_states"] = [_by_position(checkpoint.pop(_OPTIMIZER))]
+    return checkpoint
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Turn what torch raises over a folder with missing or broken files into one sentence."""
+    try:
+        yield
+    except (OSError, EOFError, UnpicklingError, CheckpointException) as error:
+        first = next(iter(getattr(error, "failures", {}).values()), (error,))[0]
+        raise ValueError(
+            f"checkpoint {path} is not whole ({first}): resume from an earlier checkpoint of the "
+            "same folder, or copy it again"
+        ) from error
+
+
+def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the module's tensors in the folder of a sharded checkpoint, by name.
+
+    Raises:
+        ValueError: the folder lacks files.
+    """
+    with naming_damage(path):
+        entries = FileSystemReader(path).read_metadata().state_dict_metadata
+    prefix = "state_dict."
+    return {
+        name.removeprefix(prefix): tuple(entry.size)
+        for name, entry in entries.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_same_model(saved: Shapes, present: Shapes) -> None:
+    """Refuse a checkpoint of another model, in one sentence.
+
+    Args:
+        saved: shapes of the tensors in the checkpoint, by name.
+        present: of those of the module.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    reshaped = [name for name in present if name in saved and saved[name] != present[name]]
+    if reshaped:
+        name = reshaped[0]
+        difference = f"{name} has shape {list(saved[name])} there and {list(present[name])} here"
+    elif saved.keys() != present.keys():
+        there = [name for name in saved if name not in present]
+        here = [name for name in present if name not in saved]
+        difference = (
+            f"{len(there)} tensors are only there ({', '.join(there[:2]) or 'none'}), "
+            f"{len(here)} only here ({', '.join(here[:2]) or 'none'})"
+        )
+    else:
+        return
+    raise ValueError(
+        f"the checkpoint of resume= is of another model: {difference}; resume with the model and "
+        "algorithm settings of its run, or start a new run from that run's exported policy"
+    )
+
+
+def optimizer_by_name(state: dict[str, Any], module: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """An optimizer's saved state with the module's parameter names in the place of positions.
+
+    Args:
+        state: as `Optimizer.state_dict` returns it.
+        module: whose parameters are optimised.
+        optimizer: over the same parameters in the same order.
+    """
+    name_of = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    return {
+        "state": {names[position]: values for position, values in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [names[position] for position in group["params"]]}
+            for group in state["param_groups"]
+        ],
+    }
+
+
+def _by_position(state: dict[str, Any]) -> dict[str, Any]:
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    position_of = {name: position for position, name in enumerate(names)}
+    return {
+        "state": {position_of[name]: values for name, values in state.get("state", {}).items()},
+        "param_groups": [
+            {**group, "params": [position_of[name] for name in group["params"]]}
+            for group in state["param_groups"]
+        ],
+    }

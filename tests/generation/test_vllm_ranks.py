@@ -1,0 +1,72 @@
+"""An engine beside every rank of a policy that FSDP2 shards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from tests.helpers.models import make_tokenizer
+from tests.helpers.openai_server import free_port
+from tests.helpers.policies import forward_logprobs, generate_greedily, greedy, run
+from tests.helpers.vllm import CONTEXT, PROMPTS, make_policy
+from zerosearch.generation.vllm_engine import VLLMGenerator
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+RANKS = 2
+
+
+def shard(model: Any) -> nn.Module:
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def sample_as_rank(rank: int, port: int, folder: str, tensor_parallel_size: int) -> None:
+    """Sync twice, the weights changed between, and answer this rank's own prompts each time."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    model = shard(make_policy())
+    generator = VLLMGenerator(max_model_len=CONTEXT, tensor_parallel_size=tensor_parallel_size)
+    generator.bind(model, make_tokenizer())
+    sampled = []
+    for _ in range(2):
+        run(generator.sync_weights(model))
+        completions = run(*(generator.generate(p, greedy(12)) for p in PROMPTS[rank::RANKS]))
+        run(generator.release())
+        sampled.append([(c.token_ids, c.logprobs, c.weight_version) for c in completions])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+    torch.save(sampled, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # vLLM's threads outlive the process group
+
+
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+def test_sharded_weights_reach_the_engine_of_every_rank(
+    tmp_path: Path, tensor_parallel_size: int
+) -> None:
+    mp.spawn(  # pyright: ignore
+        sample_as_rank, args=(free_port(), str(tmp_path), tensor_parallel_size), nprocs=RANKS
+    )
+    model: Any = make_policy()
+    for step in range(2):
+        for rank in range(RANKS):
+            sampled = torch.load(tmp_path / f"{rank}.pt")[step]
+            for prompt, (ids, logprobs, version) in zip(PROMPTS[rank::RANKS], sampled, strict=True):
+                assert ids == generate_greedily(model, prompt, 12)
+                assert logprobs == pytest.approx(forward_logprobs(model, prompt, ids), abs=1e-3)
+                assert version == step + 1
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)

@@ -1,0 +1,128 @@
+"""Training runs of a policy of a few words on any number of ranks, and what they leave behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from peft import LoraConfig
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW, Optimizer
+
+from tests.helpers.engines import ScriptedEngine
+from tests.helpers.policy_stub import make_trainer
+from tests.helpers.training import make_data, make_training
+from tests.helpers.words import COLOURS
+from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
+from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
+from zerosearch.policy.source import PolicySource
+from zerosearch.policy.weight_stream import gather
+from zerosearch.training.module import SearchPolicyModule
+from zerosearch.training.sharded_strategy import FullyShardedStrategy
+from zerosearch.types import Question
+
+STEPS = 5
+QUESTIONS = [
+    Question(uid=f"q:{n}", text="colour " * (1 + n) + str(n), golden_answers=(COLOURS[n % 4],))
+    for n in range(8)
+]
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """One training run."""
+
+    policy: Path  # folder of the weights
+    out: Path  # where its result goes
+    lora: bool = False
+    gradient_checkpointing: bool = False
+    steps: int = STEPS
+    checkpoints: Path | None = None  # save after each step there
+    resume: Path | None = None
+    sharded: bool = True
+    strategy: dict[str, Any] | None = None  # settings of FullyShardedStrategy
+
+
+class Watched(SearchPolicyModule):
+    """Keeps the whole gradient of every update, and this rank's bytes at the last one."""
+
+    gradients: list[dict[str, Tensor]]
+    bytes_held: dict[str, int]
+
+    def configure_optimizers(self) -> Any:
+        configured: Any = super().configure_optimizers()
+        self.gradients = []
+        configured["optimizer"].register_step_pre_hook(self._look)
+        return configured
+
+    def _look(self, optimizer: Optimizer, *_: Any) -> None:
+        assert self.model is not None
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.gradients.append(
+            {n: gather(p.grad).clone() for n, p in trained.items() if p.grad is not None}
+        )
+        states = [v for state in optimizer.state.values() for v in state.values() if v.ndim]
+        self.bytes_held = {
+            "parameters": local_bytes(self.model.parameters()),
+            "gradients": local_bytes(p.grad for p in trained.values()),
+            "optimizer": local_bytes(states),
+        }
+
+
+def local_bytes(tensors: Any) -> int:
+    """Bytes of this rank's shards."""
+    local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
+    return sum(t.numel() * t.element_size() for t in local)
+
+
+def make_job_module(job: Job) -> Watched:
+    lora = LoraConfig(r=4, target_modules="all-linear") if job.lora else None
+    source = PolicySource(
+        path=str(job.policy), lora=lora, gradient_checkpointing=job.gradient_checkpointing
+    )
+    return make_training(  # type: ignore[return-value]
+        module=Watched,
+        policy=source,
+        search=ScriptedEngine(["red or blue"]),
+        algorithm=Algorithm(group_size=4, kl_coefficient=0.1, entropy_coefficient=0.01),
+        optimizer=partial(AdamW, lr=0.003),
+        gradient_clip=0.1,
+        tokens_per_micro_batch=120,
+        policy_steps=job.steps,
+    )
+
+
+def train(rank: int, world_size: int, job: Job) -> None:
+    """Do a job as one of `world_size` ranks."""
+    module = make_job_module(job)
+    callbacks = [] if job.checkpoints is None else [PolicyCheckpoint(job.checkpoints, 1, keep=None)]
+    settings: dict[str, Any] = {"plugins": [AtomicCheckpointIO()]}
+    if job.sharded:
+        strategy = FullyShardedStrategy(**{"param_dtype": "float32", **(job.strategy or {})})
+        settings["strategy"] = strategy
+        settings["plugins"].append(LightningEnvironment())
+    trainer = make_trainer(
+        job.steps, callbacks=callbacks, val_every=None, devices=world_size, **settings
+    )
+    trainer.fit(module, make_data(QUESTIONS), ckpt_path=job.resume)
+    assert module.model is not None
+    result = {
+        "weights": {n: gather(p.detach()).clone() for n, p in module.model.named_parameters()},
+        "gradients": module.gradients,
+        "metrics": module.train_metrics,
+        "bytes": module.bytes_held,
+        "policy_step": module.policy_step,
+    }
+    torch.save(result, job.out.with_name(f"{job.out.name}.{rank}"))
+
+
+def train_all(rank: int, world_size: int, jobs: list[Job]) -> None:
+    """Do several jobs one after the other in the same processes."""
+    for job in jobs:
+        train(rank, world_size, job)

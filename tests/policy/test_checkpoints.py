@@ -1,0 +1,67 @@
+"""Checkpoints of another model are refused; optimizer states change between names and positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from zerosearch.policy.checkpoints import (
+    check_same_model,
+    optimizer_by_name,
+    read_checkpoint,
+    shapes_of,
+)
+from zerosearch.policy.convert import convert
+
+SHAPES = {"model.a": (2, 3), "model.b": (4,)}
+
+
+def test_the_same_model_passes() -> None:
+    check_same_model(SHAPES, dict(reversed(SHAPES.items())))
+    assert shapes_of({"w": torch.zeros(2, 3)}) == {"w": (2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({**SHAPES, "model.a": (2, 4)}, r"model.a has shape \[2, 4\] there and \[2, 3\] here"),
+        ({**SHAPES, "model.lora": (1,)}, r"1 tensors are only there \(model.lora\), 0 only here"),
+        ({"model.a": (2, 3)}, r"0 tensors are only there \(none\), 1 only here \(model.b\)"),
+    ],
+)
+def test_another_model_is_one_sentence(saved: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        check_same_model(saved, SHAPES)
+    assert "\n" not in str(raised.value)
+
+
+def test_positions_of_an_optimizer_become_names_of_what_it_trains() -> None:
+    trained = nn.Linear(2, 1)
+    module = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), trained)
+    optimizer = torch.optim.AdamW(p for p in module.parameters() if p.requires_grad)
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    named = optimizer_by_name(optimizer.state_dict(), module, optimizer)
+    assert named["state"].keys() == {"1.weight", "1.bias"}
+    assert named["param_groups"][0]["params"] == ["1.weight", "1.bias"]
+    expected = optimizer.state[trained.weight]["exp_avg"]
+    assert torch.equal(named["state"]["1.weight"]["exp_avg"], expected)
+
+
+def test_a_folder_that_is_not_whole(tmp_path: Path) -> None:
+    (tmp_path / "meta.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is not whole.*earlier checkpoint"):
+        read_checkpoint(tmp_path)
+
+
+def test_what_cannot_be_converted_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no checkpoint: give a file or folder"):
+        convert(tmp_path, tmp_path / "out")
+    (tmp_path / "checkpoints").mkdir()
+    lost = tmp_path / "checkpoints" / "last.ckpt"
+    torch.save({}, lost)
+    with pytest.raises(ValueError, match=r"\.hydra/config\.yaml, which says whose"):
+        convert(lost, tmp_path / "out")

@@ -1,0 +1,131 @@
+"""The plan that is read from a configuration, the table, and the check before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.helpers.configs import compose_config
+from zerosearch.policy.memory import check_memory, main, plan_of
+from zerosearch.policy.memory_plan import GIB, Plan, memory_rows, total
+
+LARGE = ["experiment=zerosearch_7b", "simulator.endpoints=[http://a:1/v1]", "trainer.devices=8"]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Eight GPUs of one kind; their memory can be changed."""
+    found = SimpleNamespace(total_memory=80 * GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
+    return found
+
+
+def plan(folder: Path, *overrides: str) -> Plan:
+    return plan_of(compose_config(folder, *overrides))
+
+
+def test_training_is_refused_before_it_loads_anything(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, *LARGE)
+    check_memory(cfg)
+    gpu.total_memory = 48 * GIB
+    with pytest.raises(ValueError, match=r"sampling needs .* GiB per GPU, which has 48\.0"):
+        check_memory(compose_config(tmp_path, *LARGE, "generator.gpu_memory_utilization=0.9"))
+    cfg.trainer.accelerator = "cpu"
+    gpu.total_memory = GIB
+    check_memory(cfg)
+
+
+def test_without_a_gpu_nothing_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_memory(compose_config(tmp_path, *LARGE, "module.tokens_per_micro_batch=100000000"))
+
+
+def test_all_visible_gpus_are_counted(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    auto = [*LARGE[:2], "trainer.devices=auto", "trainer.num_nodes=2"]
+    assert plan(tmp_path, *auto).gpus == 16
+    assert plan(tmp_path, "trainer.devices=[0,2,3]").gpus == 3
+
+
+def test_where_no_gpu_is_visible_their_number_must_be_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"trainer\.devices=auto.*such as trainer\.devices=8"):
+        plan(tmp_path, *LARGE[:2])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept", "computed"),
+    [
+        (["trainer=cpu"], None, torch.float32),
+        (["trainer=gpu"], None, torch.bfloat16),
+        (["trainer=gpu", "trainer.precision=bf16-true"], torch.bfloat16, torch.bfloat16),
+        (["trainer=gpu", "trainer.precision=16-mixed"], None, torch.float16),
+        (["trainer=fsdp", "trainer.devices=2"], None, torch.bfloat16),
+    ],
+)
+def test_precision_is_that_of_the_trainer(
+    overrides: list[str], kept: torch.dtype | None, computed: torch.dtype, tmp_path: Path
+) -> None:
+    found = plan(tmp_path, *overrides)
+    assert (found.kept_dtype, found.compute_dtype) == (kept, computed)
+    assert found.sharded == ("trainer=fsdp" in overrides)
+
+
+def test_settings_of_the_run_reach_the_plan(tmp_path: Path) -> None:
+    found = plan(
+        tmp_path,
+        "trainer=fsdp",
+        "trainer.devices=4",
+        "trainer.strategy.cpu_offload=true",
+        "module.tokens_per_micro_batch=1000",
+        "module.logprob_chunk_tokens=100",
+        "episode.max_context_tokens=700",
+        "optimizer._target_=torch.optim.SGD",
+        "algorithm.kl_coefficient=0",
+    )
+    assert found.cpu_offload and found.optimizer_states == 0 and not found.with_reference
+    assert (found.tokens_per_micro_batch, found.logprob_chunk_tokens, found.longest) == (
+        1000,
+        100,
+        700,
+    )
+    # 16 questions x 8 siblings on 4 GPUs, each as long as an episode may be
+    assert found.sampler.kv_tokens == 32 * 700 and found.sampler.uses_policy
+
+
+@pytest.mark.parametrize(
+    ("generator", "share", "copy"),
+    [("vllm", 0.4, False), ("vllm_server", 0.0, False), ("transformers_copy", 0.0, True)],
+)
+def test_who_samples_decides_what_sampling_takes(
+    generator: str, share: float, copy: bool, tmp_path: Path
+) -> None:
+    sampler = plan(tmp_path, f"generator={generator}").sampler
+    assert (sampler.engine_share, sampler.holds_copy) == (share, copy)
+    assert not sampler.uses_policy
+
+
+def test_the_quickstart_fits_anywhere(tmp_path: Path) -> None:
+    rows = memory_rows(plan(tmp_path), 8 * GIB)
+    assert all(total(rows, phase) < 4 * GIB for phase in ("sync", "sampling", "training"))
+
+
+def test_the_command_prints_the_table_and_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["memory", *LARGE, "gpu_gib=80"])
+    main()
+    printed = capsys.readouterr().out
+    assert "7,615,616,512 parameters" in printed
+    for name in ("weights", "gradients", "optimizer states", "reference policy", "activations"):
+        assert name in printed
+    monkeypatch.setattr("sys.argv", ["memory", *LARGE, "gpu_gib=24"])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 1

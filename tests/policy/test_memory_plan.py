@@ -1,0 +1,324 @@
+"""What a run is said to need is what it takes, and follows the settings that are named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.checkpoint import checkpoint
+
+from tests.helpers.models import LLAMA
+from zerosearch.policy.activation_memory import (
+    Shape,
+    kept_bytes,
+    kv_bytes_per_token,
+    layer_bytes,
+    logits_bytes,
+)
+from zerosearch.policy.memory_plan import (
+    GIB,
+    PHASES,
+    Plan,
+    Row,
+    Sampler,
+    check_fits,
+    memory_rows,
+    shard_bytes,
+    states_per_parameter,
+    total,
+)
+from zerosearch.policy.sharding import Sharding, shard_model
+from zerosearch.policy.source import PolicySource
+
+QWEN = {**LLAMA, "model_type": "qwen2", "num_hidden_layers": 3, "vocab_size": 333}
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+BF16, FP32 = torch.bfloat16, torch.float32
+RANKS = 8
+
+
+def source(**fields: Any) -> PolicySource:
+    return PolicySource(**{"path": "x", "architecture": QWEN, "random_init": True, **fields})
+
+
+def plan(described: PolicySource | None = None, **fields: Any) -> Plan:
+    described = described or source()
+    model = described.build_on_meta()
+    settings: dict[str, Any] = {
+        "model": model,
+        "shape": Shape(model.config),
+        "sampler": Sampler(engine_share=0.4, engine_sleeps=True),
+        "gpus": RANKS,
+        "sharded": True,
+        "kept_dtype": None,
+        "compute_dtype": BF16,
+        "reduce_dtype": FP32,
+        "optimizer_states": 2.0,
+        "with_reference": described.lora is None,
+        "cpu_offload": False,
+        "reshard_after_forward": True,
+        "gradient_checkpointing": True,
+        "tokens_per_micro_batch": 512,
+        "longest": 128,
+        "logprob_chunk_tokens": 64,
+    }
+    return Plan(**{**settings, **fields})
+
+
+def rows(given: Plan, gpu_bytes: int = GIB) -> dict[str, Row]:
+    return {row.name: row for row in memory_rows(given, gpu_bytes)}
+
+
+def tensor_bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+# -- weights, gradients, states -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "lora": LORA}],
+    ids=["full", "bf16", "lora"],
+)
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
+def test_states_are_those_of_a_real_step(fields: dict[str, Any], make: Any) -> None:
+    described = source(**fields)
+    model = described.load_model()
+    optimizer = make([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(input_ids=torch.arange(8)[None]).logits.float().sum().backward()
+    optimizer.step()
+    states = [
+        each
+        for state in optimizer.state.values()
+        for each in state.values()
+        if isinstance(each, Tensor) and each.dim()
+    ]
+    made = rows(
+        plan(
+            described,
+            gpus=1,
+            sharded=False,
+            optimizer_states=states_per_parameter(lambda p: make(p, lr=0.1)),
+        )
+    )
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert made["weights"].training == tensor_bytes(model.parameters())
+    assert made["gradients"].training == tensor_bytes(gradients) > 0
+    assert made["optimizer states"].training == tensor_bytes(states)
+    assert ("reference policy" in made) == (described.lora is None)
+
+
+@pytest.fixture
+def ranks() -> Iterator[None]:
+    """A process group of eight ranks of which this is the first, and the others do not exist."""
+    dist.init_process_group("fake", rank=0, world_size=RANKS, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("ranks")
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_shards_are_those_of_fsdp(lora: LoraConfig | None) -> None:
+    """Also where rows do not divide evenly: 333 words over 8 ranks."""
+    model = source(lora=lora).build_on_meta()
+    whole = list(model.parameters())
+    expected = shard_bytes(whole, RANKS)
+    mesh = init_device_mesh("cpu", (RANKS,))
+    shard_model(model, Sharding(mesh=mesh, device=torch.device("meta")))
+    local = [p.to_local() for p in model.parameters() if isinstance(p, DTensor)]
+    assert len(local) == len(whole)
+    assert tensor_bytes(local) == expected
+
+
+# -- activations ----------------------------------------------------------------------------------
+
+
+def saved_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
+    """What autograd saves in a forward pass, beside weights."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    assert result.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def forward_bytes(layers: int, dtype: str, checkpointing: bool, model_type: str) -> int:
+    shape = {**QWEN, "num_hidden_layers": layers, "model_type": model_type}
+    model = source(
+        architecture=shape, dtype=dtype, gradient_checkpointing=checkpointing
+    ).load_model()
+    ids = torch.zeros(2, 96, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[1, 64:] = 0
+    decoder = model.get_decoder()
+
+    def run() -> Tensor:
+        embedded = model.get_input_embeddings()(ids)
+        return decoder(inputs_embeds=embedded, attention_mask=mask, use_cache=False)[0]
+
+    return saved_bytes(model, run)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_layer_keeps_what_autograd_saves(dtype: str, model_type: str) -> None:
+    two, three = (forward_bytes(n, dtype, False, model_type) for n in (2, 3))
+    expected = layer_bytes(Shape(source().load_config()), 2 * 96, 96, getattr(torch, dtype))
+    assert three - two == pytest.approx(expected, rel=0.01)
+
+
+def test_with_checkpointing_a_layer_keeps_its_input() -> None:
+    one, three = (forward_bytes(n, "bfloat16", True, "qwen2") for n in (1, 3))
+    assert three - one == 2 * (2 * 96) * 64 * 2
+    expected = kept_bytes(Shape(source().load_config()), 192, 96, BF16, checkpointing=True)
+    assert three == pytest.approx(expected, rel=0.05)
+
+
+def test_a_chunk_of_logits_takes_what_is_measured() -> None:
+    hidden, words, chunk = 16, 4096, 256
+    head = nn.Parameter(torch.zeros(words, hidden))
+    head.grad = torch.zeros_like(head)
+    rows_n = torch.zeros(2 * chunk, hidden, requires_grad=True)
+
+    def stats(part: Tensor) -> Tensor:  # as in `token_logprobs`
+        logits = F.linear(part, head).float() / 1.0
+        log_z = logits.logsumexp(-1)
+        return logits[:, 0] - log_z + log_z - (logits.softmax(-1) * logits).sum(-1)
+
+    tracker = MemTracker()
+    tracker.track_external(head)
+    with tracker:
+        parts = [checkpoint(stats, part, use_reentrant=False) for part in rows_n.split(chunk)]
+        torch.cat(parts).sum().backward()  # type: ignore[arg-type]
+    taken = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    shape = Shape(source(architecture={**QWEN, "vocab_size": words}).load_config())
+    assert taken == pytest.approx(logits_bytes(shape, chunk), rel=0.1)
+
+
+def test_the_kv_cache_is_counted_by_hand() -> None:
+    shape = Shape(source().load_config())
+    assert kv_bytes_per_token(shape, BF16) == 2 * 3 * 2 * 16 * 2  # keys, values; layers; heads
+
+
+# -- the knobs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({"gpus": 8}, {"gpus": 4}),
+        ({"gpus": 8}, {"gpus": 8, "sharded": False}),
+        ({"cpu_offload": True}, {}),
+        ({"gradient_checkpointing": True}, {"gradient_checkpointing": False}),
+        ({"tokens_per_micro_batch": 256}, {"tokens_per_micro_batch": 512}),
+        ({"logprob_chunk_tokens": 256}, {"logprob_chunk_tokens": 512}),
+        ({"reshard_after_forward": True}, {"reshard_after_forward": False}),
+        ({"compute_dtype": BF16}, {"compute_dtype": FP32}),
+        ({"with_reference": False}, {"with_reference": True}),
+        ({"optimizer_states": 1.0}, {"optimizer_states": 2.0}),
+        ({}, {"sampler": Sampler(engine_share=0.4, engine_sleeps=False)}),
+    ],
+    ids=lambda part: next(iter(part), "default"),
+)
+def test_every_knob_lowers_what_training_needs(
+    better: dict[str, Any], worse: dict[str, Any]
+) -> None:
+    small, large = (memory_rows(plan(**fields), GIB) for fields in (better, worse))
+    assert total(small, "training") < total(large, "training")
+
+
+def test_more_share_of_the_gpu_is_more_kv_cache() -> None:
+    found = [
+        rows(plan(sampler=Sampler(engine_share=share)))["vLLM: KV cache, work space"].sampling
+        for share in (0.3, 0.6)
+    ]
+    assert found[1] - found[0] == pytest.approx(0.3 * GIB, rel=1e-6)
+
+
+def test_an_engine_that_sleeps_is_not_there_while_the_policy_is_trained() -> None:
+    asleep = rows(plan(sampler=Sampler(engine_share=0.4, engine_sleeps=True)))
+    awake = rows(plan(sampler=Sampler(engine_share=0.4)))
+    for name in ("vLLM: weights", "vLLM: KV cache, work space"):
+        assert asleep[name].training == 0 < awake[name].training == asleep[name].sampling
+
+
+def test_a_copy_and_the_policy_itself_as_samplers() -> None:
+    own = rows(plan(sampler=Sampler(uses_policy=True, kv_tokens=100)))
+    copied = rows(plan(sampler=Sampler(holds_copy=True, kv_tokens=100)))
+    assert own["KV cache"].sampling == 100 * kv_bytes_per_token(plan().shape, BF16)
+    assert own["gathered weights, gradients"].sampling > 0
+    assert copied["gathered weights, gradients"].sampling == 0
+    assert copied["the sampler's copy"].training == 2 * sum(
+        p.numel() for p in plan().model.parameters()
+    )
+
+
+def test_adapters_cost_no_gradients_of_the_base() -> None:
+    described = source(lora=LORA, dtype="bfloat16")
+    made = rows(plan(described, gpus=1))
+    adapters = sum(p.numel() for p in described.build_on_meta().parameters() if p.requires_grad)
+    assert made["gradients"].training == 4 * adapters
+    assert made["weights"].training == 4 * adapters + 2 * sum(
+        p.numel() for p in source().build_on_meta().parameters()
+    )
+
+
+# -- refusal --------------------------------------------------------------------------------------
+
+
+def test_what_fits_is_accepted_and_what_does_not_says_what_to_change() -> None:
+    tight = plan(logprob_chunk_tokens=512)
+    every = memory_rows(tight, GIB)
+    needed = total(every, "training")
+    others = max(total(every, phase) for phase in PHASES)
+    check_fits(every, others)
+    short = [dataclasses.replace(row, sync=0, sampling=0) for row in every]
+    check_fits(short, needed)
+    with pytest.raises(ValueError, match=r"training needs .* GiB per GPU.*logprob_chunk_tokens"):
+        check_fits(short, needed - 1)
+
+
+@pytest.mark.parametrize(
+    ("largest", "knob"),
+    [
+        ("weights", r"trainer\.num_nodes.*trainer\.strategy\.cpu_offload=true"),
+        ("vLLM: weights", r"generator\.gpu_memory_utilization.*sleep_while_training=true"),
+        ("a chunk of logits", r"module\.logprob_chunk_tokens"),
+        ("activations", r"module\.tokens_per_micro_batch"),
+    ],
+)
+def test_the_largest_part_decides_what_is_advised(largest: str, knob: str) -> None:
+    given = plan(logprob_chunk_tokens=512, sampler=Sampler(engine_share=0.4))
+    row = dataclasses.replace(rows(given)[largest], training=10 * GIB)
+    with pytest.raises(ValueError, match=rf"{largest} 10\.0.*{knob}"):
+        check_fits([row], GIB)
+
+
+def test_a_share_too_small_for_the_engine() -> None:
+    sampler = Sampler(engine_share=1e-5, engine_sleeps=True)
+    with pytest.raises(ValueError, match=r"gpu_memory_utilization=1e-05 .*one episode: raise it"):
+        memory_rows(plan(sampler=sampler), GIB)
+
+
+def test_a_phase_is_the_sum_of_its_rows() -> None:
+    every = [Row(name="a", sync=1, sampling=2, training=3), Row(name="b", training=4)]
+    assert [total(every, phase) for phase in PHASES] == [1, 2, 7]

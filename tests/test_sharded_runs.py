@@ -1,0 +1,108 @@
+"""Whole runs of `trainer=fsdp` by the command line: end to end, and with a rank that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers.configs import ROOT
+from tests.helpers.runs import read_metrics, small_run
+from zerosearch.policy.convert import convert
+
+FSDP = [
+    "trainer=fsdp",
+    "trainer.accelerator=cpu",
+    "trainer.devices=2",
+    "trainer.strategy.param_dtype=float32",
+]
+TIMEOUT_S = 600  # a guard against hanging, on a busy machine too
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * TIMEOUT_S)]
+
+
+@contextmanager
+def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+    """A sharded run in `folder/run`, with its output in `folder/output`; gone afterwards."""
+    with (folder / "output").open("w") as output:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "zerosearch.train",
+                *[each for each in small_run(folder) if each != "trainer=cpu"],
+                *FSDP,
+                f"hydra.run.dir={folder / 'run'}",
+                f"paths.log_dir={folder / 'logs'}",
+                *overrides,
+            ],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:  # the test has failed; the other ranks follow rank 0
+            process.kill()
+            process.wait()
+
+
+def test_a_sharded_run_trains_exports_and_is_converted(tmp_path: Path) -> None:
+    with started(tmp_path, "policy_steps=2") as process:
+        assert process.wait(TIMEOUT_S) == 0, (tmp_path / "output").read_text()
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "completed" and "start/f1" in summary and "test/f1" in summary
+    rows = read_metrics(run)
+    assert len(rows) == 2
+    assert all(float(row["rollout/logprob_gap"]) < 1e-4 for row in rows)
+    assert (run / "checkpoints" / "last.ckpt" / "meta.pt").is_file()
+
+    converted = convert(run / "checkpoints" / "last.ckpt", tmp_path / "converted")
+    exported, again = (
+        load_file(folder / "model.safetensors") for folder in (run / "policy", converted)
+    )
+    assert exported.keys() == again.keys()
+    assert all(torch.equal(exported[name], again[name]) for name in exported)
+    assert (converted / "zerosearch.json").read_text() == (
+        run / "policy" / "zerosearch.json"
+    ).read_text()
+    before = load_file(tmp_path / "tiny" / "model.safetensors")
+    assert not all(torch.equal(before[name], exported[name]) for name in exported)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_run_with_the_reason(tmp_path: Path, victim: int) -> None:
+    with started(tmp_path, "policy_steps=100000", "test=false") as process:
+        launcher = psutil.Process(process.pid)
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (tmp_path / "run" / "metrics.csv").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        (other,) = (p for p in launcher.children() if "zerosearch.train" in p.cmdline())
+        os.kill((process.pid, other.pid)[victim], signal.SIGKILL)
+        code = process.wait(TIMEOUT_S)
+        psutil.wait_procs([other], timeout=TIMEOUT_S)
+        assert not other.is_running() or other.status() == psutil.STATUS_ZOMBIE
+    output = (tmp_path / "output").read_text()
+    if victim == 0:
+        assert f"rank 0 (process {process.pid}) has ended" in output
+        return
+    assert code == 1
+    assert f"rank 1 (process {other.pid}) was killed by SIGKILL" in output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "was killed by SIGKILL" in summary["error"]

@@ -1,0 +1,100 @@
+"""A batch sampled ahead, in a checkpoint of any number of ranks; whole runs are in test_lag.py."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from tests.helpers.policy_stub import make_trajectory
+from tests.helpers.training import make_questions
+from zerosearch.training import pipeline
+from zerosearch.training.pipeline import RolloutPipeline
+from zerosearch.training.sampled import RolloutPlan
+from zerosearch.types import Trajectory
+
+CPU = torch.device("cpu")
+SIBLINGS = 2
+
+
+def make_plan(step: int, count: int = 3) -> RolloutPlan:
+    return RolloutPlan(step=step, questions=make_questions(count), noise_probability=0.25)
+
+
+class Made:
+    """A pipeline over a sampler that numbers its trajectories."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.pipeline = RolloutPipeline(self.sync, self.sample)
+
+    async def sync(self) -> int:
+        self.version += 1
+        return self.version
+
+    async def sample(self, plan: RolloutPlan) -> list[Trajectory]:
+        await asyncio.sleep(0)
+        made = []
+        for number in range(len(plan.questions) * SIBLINGS):
+            trajectory = make_trajectory(sibling=number)
+            trajectory.weight_versions = [self.version] * len(trajectory.turns)
+            made.append(trajectory)
+        return made
+
+
+def siblings(pipe: RolloutPipeline, step: int) -> list[int]:
+    return [t.sibling for t in pipe.take(make_plan(step)).trajectories]
+
+
+def test_a_batch_sampled_ahead_is_the_next_one_taken() -> None:
+    made = Made()
+    first = made.pipeline.take(make_plan(0))
+    with made.pipeline.ahead(make_plan(1), CPU):
+        pass
+    second = made.pipeline.take(make_plan(1))
+    third = made.pipeline.take(make_plan(2))
+    assert [set(batch.lags) for batch in (first, second, third)] == [{0}, {1}, {0}]
+    assert [batch.step for batch in (first, second, third)] == [0, 1, 2]
+    assert made.version == 3, "one sync a step"
+
+
+def test_nothing_ahead_leaves_nothing_to_save() -> None:
+    made = Made()
+    made.pipeline.take(make_plan(0))
+    with made.pipeline.ahead(None, CPU):
+        pass
+    assert made.pipeline.state_dict() is None
+    made.pipeline.load_state_dict(None, 0)
+    assert set(made.pipeline.take(make_plan(1)).lags) == {0}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_saved_batch_is_shared_by_the_ranks_that_resume(
+    ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made()
+    made.pipeline.take(make_plan(0))
+    with made.pipeline.ahead(make_plan(1), CPU):
+        pass
+    state = made.pipeline.state_dict()
+    assert state is not None
+    monkeypatch.setattr(pipeline, "world_size", lambda: ranks)
+    shares = []
+    for rank in range(ranks):
+        resumed = Made()
+        resumed.pipeline.load_state_dict(state, rank)
+        batch = resumed.pipeline.take(make_plan(1, 3 // ranks))
+        assert (batch.step, batch.noise_probability, set(batch.lags)) == (1, 0.25, {1})
+        shares.append([t.sibling for t in batch.trajectories])
+    assert [sibling for share in shares for sibling in share] == [0, 1, 2, 3, 4, 5]
+    assert {len(share) for share in shares} == {6 // ranks}, "whole groups each"
+
+
+def test_what_is_saved_is_trained_on_all_the_same() -> None:
+    made = Made()
+    made.pipeline.take(make_plan(0))
+    with made.pipeline.ahead(make_plan(1), CPU):
+        pass
+    made.pipeline.state_dict()
+    assert siblings(made.pipeline, 1) == [0, 1, 2, 3, 4, 5]
