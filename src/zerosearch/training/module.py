@@ -32,13 +32,15 @@ from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.batching import collate
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
-from zerosearch.training.failures import check_failures
+from zerosearch.training.failures import SearchOutage, find_outage
 from zerosearch.training.groups import global_advantages
 from zerosearch.training.learner import Learner
 from zerosearch.training.metrics import Costs, peak_memory_gib, rollout_metrics, throughput
 from zerosearch.training.record import StepRecord
 from zerosearch.training.update import PolicyUpdater
 from zerosearch.types import Question, Trajectory
+
+_RESUME = "go on with resume=<run folder>"
 
 
 class SearchPolicyModule(LightningModule):
@@ -60,8 +62,8 @@ class SearchPolicyModule(LightningModule):
         tokens_per_micro_batch: padded tokens of one forward and backward pass.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
-        max_failed_share: share of trajectories that may fail by a search error before the run
-            stops.
+        max_failed_share: share of trajectories, of a step or of one evaluation engine, that may
+            fail by a search error before the run stops.
         lockstep: every turn waits for the slowest search of the step, so that a run repeated from
             a search cache is the same bit for bit.
         seed: of rollouts, together with step, question, sibling and turn.
@@ -123,6 +125,7 @@ class SearchPolicyModule(LightningModule):
         self.costs = Costs()
         self.start_metrics: dict[str, float] = {}  # evaluation before training, kept for resume
         self.evaluation_metrics: dict[str, float] = {}  # of the last evaluation
+        self.evaluation_outage: SearchOutage | None = None  # of the last evaluation
         self.model: nn.Module | None = None
         self.reference: ReferencePolicy | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
@@ -215,7 +218,9 @@ class SearchPolicyModule(LightningModule):
             return trajectories, sync_s
 
         trajectories, sync_s = asyncio.run(run())
-        check_failures(trajectories, self.max_failed_share)
+        outage = find_outage(trajectories, self.max_failed_share, whose="this step", mend=_RESUME)
+        if outage is not None:
+            raise outage
         return trajectories, sync_s
 
     def _score(self, trajectories: list[Trajectory]) -> list[RewardScore | None]:
@@ -293,7 +298,14 @@ class SearchPolicyModule(LightningModule):
         if self.phase == "start":
             self.start_metrics = every
         self.evaluation_metrics = every
+        mend = _RESUME if self.phase == "val" else "evaluate again"
+        self.evaluation_outage = self._evaluation_run.outage(self.max_failed_share, mend)
         self._evaluation_run = None
+
+    def on_validation_end(self) -> None:
+        """Stop training where an engine is lost, after callbacks have kept what there is."""
+        if self.evaluation_outage is not None:
+            raise self.evaluation_outage
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
