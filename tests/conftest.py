@@ -3,11 +3,21 @@
 import os
 from importlib import metadata
 
+import hypothesis
 import pytest
 
 # The policies of the tests are so small that threads cost more than they bring; set before torch is
 # imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples everywhere, and no limit on their time: a slow or busy machine is no failure.
+hypothesis.settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

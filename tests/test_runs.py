@@ -188,9 +188,8 @@ def test_what_launched_the_run_gets_its_requeue_signal_when_all_is_saved(
 ) -> None:
     received: list[int] = []
 
-    def stopped(cfg: object, summary: Summary) -> dict[str, float]:
+    def stopped(cfg: object, summary: Summary) -> None:
         summary.facts["status"] = f"interrupted by {name}"
-        return {}
 
     def requeue(number: int, frame: object) -> None:
         assert (tmp_path / "run" / "summary.json").is_file()

@@ -59,6 +59,17 @@ class Run:
             self.trainer.test(self.module, self.data, verbose=False)
         self.module.phase = "val"
 
+    def check_searches(self) -> None:
+        """Raise where the last evaluation lost too many answers to failed searches.
+
+        It counts them as wrong, so its numbers say more about the engine than about the policy.
+
+        Raises:
+            SearchOutage: names the engine, the share, an endpoint and its reason.
+        """
+        if self.module.evaluation_outage is not None:
+            raise self.module.evaluation_outage
+
     def final_metrics(self) -> dict[str, float]:
         """Last training metrics, start and test metrics, and the headline as start/f1, test/f1.
 

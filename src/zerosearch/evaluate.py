@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 
-def evaluate(cfg: DictConfig, summary: Summary) -> dict[str, float]:
-    """Let the policy answer with every engine of `evaluation`; returns the metrics."""
+def evaluate(cfg: DictConfig, summary: Summary) -> None:
+    """Let the policy answer with every engine of `evaluation`; notes the metrics and the status."""
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble
@@ -26,14 +26,15 @@ def evaluate(cfg: DictConfig, summary: Summary) -> dict[str, float]:
 
     check_accelerator(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    with launched(cfg.simulator, summary.path.parent):
+    with launched(cfg, summary.path.parent):
         run = assemble(cfg)
         check_episode(run.module)
         check_run(run.module)
         run.evaluate("test")
-    summary.facts["status"] = run.status
     print_engines(list(run.module.evaluations), run.module.evaluation_metrics)
-    return run.final_metrics()
+    summary.facts |= run.final_metrics()
+    run.check_searches()
+    summary.facts["status"] = run.status
 
 
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="evaluate")

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    Metrics = dict[str, float]
-
 log = logging.getLogger(__name__)
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -197,15 +195,15 @@ class Summary:
         os.replace(temporary, self.path)
 
 
-def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], Metrics]) -> Metrics:
+def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dict[str, Any]:
     """Run a job of Hydra in its folder, with a summary however it ends.
 
     Args:
         cfg: the composed configuration.
-        work: does the job and notes its status in `Summary.facts`.
+        work: does the job and notes its metrics and its status in `Summary.facts`.
 
     Returns:
-        What `work` returned.
+        These facts.
 
     Raises:
         SystemExit: the job failed, or a signal interrupted it.
@@ -219,8 +217,7 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], Metrics]) -> 
         logging.getLogger().setLevel(logging.WARNING)  # the first process says what goes well
     summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags))
     try:
-        metrics = work(cfg, summary)
-        summary.facts |= metrics
+        work(cfg, summary)
         log.info(summary.headline())
     except Exception as error:
         summary.facts["error"] = report_error(error)
@@ -230,7 +227,7 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], Metrics]) -> 
     if code := exit_code(summary.facts["status"]):
         _pass_on(code - 128)
         raise SystemExit(code)
-    return metrics
+    return summary.facts
 
 
 def _pass_on(number: int) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 
-def train(cfg: DictConfig, summary: Summary) -> dict[str, float]:
-    """Evaluate, train, evaluate again; returns the final metrics."""
+def train(cfg: DictConfig, summary: Summary) -> None:
+    """Evaluate, train, evaluate again; notes the final metrics and the status."""
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble
@@ -30,19 +30,21 @@ def train(cfg: DictConfig, summary: Summary) -> dict[str, float]:
     check_memory(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     checkpoint = find_checkpoint(cfg.resume, summary.path.parent)
-    with launched(cfg.simulator, summary.path.parent):
+    with launched(cfg, summary.path.parent):
         run = assemble(cfg)
         check_shared(cfg.questions_per_step, run.trainer.num_devices * run.trainer.num_nodes)
         check_run(run.module)
         run.data.setup("fit")  # a bad row shows before anything is evaluated
         if cfg.test and checkpoint is None:
             run.evaluate("start")
+            run.check_searches()
         if run.status == "completed":
             run.fit(checkpoint)
         if cfg.test and run.status == "completed":
             run.evaluate("test")
+    summary.facts |= run.final_metrics()
+    run.check_searches()
     summary.facts["status"] = run.status
-    return run.final_metrics()
 
 
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="train")

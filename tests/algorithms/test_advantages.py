@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zerosearch.algorithms.advantages import (
@@ -94,7 +94,6 @@ def test_equal_rewards_give_exactly_zero(advantage, reward: float) -> None:
         assert result.tolist() == [0.0] * count
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 8), st.integers(-3, 3), st.booleans()), min_size=1, max_size=24

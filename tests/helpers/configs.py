@@ -12,17 +12,20 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 
 
-def compose_config(output_dir: Path, *overrides: str, whole: bool = False) -> DictConfig:
-    """The configuration of `python -m zerosearch.train <overrides>`.
+def compose_config(
+    output_dir: Path, *overrides: str, whole: bool = False, name: str = "train"
+) -> DictConfig:
+    """The configuration of `python -m zerosearch.<name> <overrides>`.
 
     Args:
         output_dir: the run's folder.
         overrides: as on the command line.
         whole: with Hydra's own node.
+        name: of the program.
     """
     os.environ.setdefault("PROJECT_ROOT", str(ROOT))
     paths = [f"paths.output_dir='{output_dir}'", f"paths.log_dir='{output_dir}'"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", overrides=[*paths, *overrides], return_hydra_config=whole)
+        cfg = compose(name, overrides=[*paths, *overrides], return_hydra_config=whole)
     OmegaConf.set_struct(cfg, True)
     return cfg

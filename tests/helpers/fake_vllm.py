@@ -15,7 +15,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-WORKER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(120)"
+WORKER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     if known.fail_after is not None:
         threading.Timer(known.fail_after, fail).start()
     if known.never_ready:
-        time.sleep(120)
+        time.sleep(3600)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -103,6 +103,7 @@ class PolicyStub(LightningModule):
         self.policy_step = 0
         self.policy_steps = policy_steps
         self.noise_probability = 0.0
+        self.next_noise_probability = 0.0
         self.latest: StepRecord | None = None
         self.evaluation_records: list[StepRecord] = []
         self.phase = "val"

@@ -1,7 +1,6 @@
-import time
-
 import pytest
 
+from tests.helpers.waiting import guarded
 from zerosearch.reward.answer import extract_answer
 
 
@@ -36,6 +35,5 @@ def test_extracts_the_last_complete_pair(text: str, expected: str | None) -> Non
 
 @pytest.mark.parametrize("tag", ["<answer>", "</answer>", "<answer>x</answer>", "<answer"])
 def test_time_grows_linearly_with_repeated_tags(tag: str) -> None:
-    start = time.perf_counter()
-    extract_answer(tag * 500_000)
-    assert time.perf_counter() - start < 2.0  # about 10 ms; hours if it were quadratic
+    with guarded():  # about 10 ms; hours if it were quadratic
+        extract_answer(tag * 500_000)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.answer_metrics_ranks import QUESTIONS, compute_on_rank
@@ -89,7 +89,6 @@ def test_one_string_of_golden_answers_is_refused(metric) -> None:
         metric("o", "Oslo")
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(prediction=st.text(), golden=st.lists(st.text(), max_size=4))
 def test_metrics_are_shares_and_exact_implies_the_others(prediction, golden) -> None:
     em, cover, f1 = (metric(prediction, golden) for metric in METRICS)
@@ -100,7 +99,6 @@ def test_metrics_are_shares_and_exact_implies_the_others(prediction, golden) -> 
     assert em <= f1
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.text())
 def test_every_text_matches_itself_unless_nothing_is_left_of_it(text: str) -> None:
     expected = 1.0 if normalize_answer(text) else 0.0

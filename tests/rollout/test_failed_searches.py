@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch
 from tests.helpers.generators import ScriptedGenerator
 from tests.helpers.models import make_tokenizer
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure, free_port
+from tests.helpers.waiting import guarded
 from zerosearch.algorithms.advantages import grpo
 from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Decoding, Rollouter
@@ -29,7 +29,6 @@ SETTINGS = EpisodeSettings(
     max_turn_tokens=64,
     max_observation_tokens=300,
     max_context_tokens=1200,
-    search_timeout_s=5.0,
 )
 
 
@@ -101,9 +100,8 @@ async def test_defect_13_a_failed_search_is_neither_rewarded_nor_trained_on() ->
 
 async def test_a_simulator_that_is_gone_loses_every_episode_and_is_named() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    started = time.perf_counter()
-    trajectories = await play(url)
-    assert time.perf_counter() - started < 5
+    with guarded():
+        trajectories = await play(url)
     assert len(trajectories) == 6
     for trajectory in trajectories:
         assert not trajectory.valid and url in (trajectory.error or "")
@@ -135,21 +133,19 @@ async def test_a_megabyte_of_hostile_text_keeps_to_its_budget(top_k: int) -> Non
         tokenizer = make_tokenizer()
         generator = ScriptedGenerator(tokenizer, search_then_answer)
         engine = SimulatedSearch([server.url], "m")
-        started = time.process_time()
-        (trajectory,) = await Rollouter(generator, tokenizer, settings).rollout(
-            questions()[:1],
-            engine,
-            group_size=1,
-            noise_probability=0.0,
-            seed=0,
-            step=0,
-            decoding=Decoding(),
-        )
-        seconds = time.process_time() - started
+        with guarded():
+            (trajectory,) = await Rollouter(generator, tokenizer, settings).rollout(
+                questions()[:1],
+                engine,
+                group_size=1,
+                noise_probability=0.0,
+                seed=0,
+                step=0,
+                decoding=Decoding(),
+            )
     turn = trajectory.turns[0]
     assert turn.observation is not None
     assert turn.inserted_tokens <= 300
     assert turn.observation.count("</information>") == 1
     assert turn.observation.endswith("</information>\n")
     assert trajectory.final_text == "<answer>Rome</answer>", "sampled, not read from a document"
-    assert seconds < 5

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers.generators import ScriptedGenerator
 from tests.helpers.models import make_tokenizer
 from tests.helpers.training import make_questions
+from tests.helpers.waiting import GUARD_S
 from zerosearch.rollout.lockstep import Lockstep
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
@@ -111,5 +112,5 @@ async def test_an_error_in_one_episode_ends_the_rollout_of_all() -> None:
                 step=0,
                 decoding=Decoding(),
             ),
-            timeout=10,
+            timeout=GUARD_S,
         )

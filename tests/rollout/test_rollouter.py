@@ -15,6 +15,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenize
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.generators import ScriptedGenerator
 from tests.helpers.models import EOS, make_tokenizer
+from tests.helpers.waiting import GUARD_S
 from zerosearch.generation.generator import Completion, CompletionStop, Sampling
 from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.rubric import Rubric
@@ -399,7 +400,7 @@ async def test_a_tag_around_nothing_is_not_a_lack_of_tokens() -> None:
     assert trajectory.stop_reason == "invalid"
 
 
-@hypothesis.settings(max_examples=80, deadline=None)
+@hypothesis.settings(max_examples=80)
 @hypothesis.given(
     texts=st.lists(
         st.sampled_from([SEARCH, f"<think>{'hm ' * 9}</think>{SEARCH}", "hm", "é" * 40]),
@@ -591,7 +592,7 @@ async def test_defect_16_no_trajectory_waits_for_the_searches_of_others() -> Non
         return ANSWER
 
     engine = WaitingEngine(fast_is_done)
-    async with asyncio.timeout(20):  # with a barrier the slow search would never be let go
+    async with asyncio.timeout(GUARD_S):  # with a barrier the slow search would never be let go
         generator = ScriptedGenerator(make_tokenizer(), write)
         trajectories = await play(generator, engine, [places()[2], places()[0]])
     assert [each.stop_reason for each in trajectories] == ["answer", "answer"]
@@ -621,7 +622,7 @@ class FailingGenerator(ScriptedGenerator):
 
 async def test_an_error_surfaces_as_it_is_and_cancels_the_rest() -> None:
     generator = FailingGenerator(FloatingPointError("the policy's logits are not finite"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         with pytest.raises(FloatingPointError, match="logits are not finite"):
             await play(generator, ScriptedEngine([]), places())
     assert sorted(generator.cancelled) == ["Cuba", "Fiji", "Peru"]

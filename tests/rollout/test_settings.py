@@ -94,9 +94,12 @@ def test_invariant_16_settings_and_the_words_of_the_prompt_are_kept_as_plain_val
     assert "{question}" in kept["prompt_text"] and "up to 2 documents" in kept["prompt_text"]
 
 
-def test_settings_that_show_another_prompt_are_told_apart(tmp_path: Path) -> None:
-    template = tmp_path / "mine.j2"
+def test_only_what_shapes_an_episode_must_stay_the_same(tmp_path: Path) -> None:
+    template, moved = tmp_path / "mine.j2", tmp_path / "moved.j2"
     template.write_text("A {{ question }}")
-    before = settings(prompt_template=str(template)).as_dict()
-    template.write_text("B {{ question }}")
-    assert settings(prompt_template=str(template)).as_dict() != before
+    moved.write_text("A {{ question }}")
+    saved = settings(prompt_template=str(template)).as_dict()
+    settings(prompt_template=str(moved), search_timeout_s=600.0).check_same(saved)
+    moved.write_text("B {{ question }}")
+    with pytest.raises(ValueError, match=r"episode\.prompt_template is 'B .* trained with 'A "):
+        settings(prompt_template=str(moved)).check_same(saved)

@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from tests.helpers.waiting import GUARD_S, until
 from zerosearch.search.batching import Batcher, QueueFull
 
 
@@ -11,12 +12,14 @@ class Doubler:
 
     def __init__(self, *, closed=False):
         self.gate = threading.Event()
+        self.running = []
         self.batches = []
         if not closed:
             self.gate.set()
 
     def __call__(self, numbers):
-        self.gate.wait(5)
+        self.running = numbers
+        self.gate.wait(GUARD_S)
         self.batches.append(list(numbers))
         if 13 in numbers:
             raise RuntimeError("unlucky")
@@ -25,11 +28,6 @@ class Doubler:
 
 def make(run, *, max_batch=4, max_wait_s=0.0, max_queued=100):
     return Batcher(run, max_batch=max_batch, max_wait_s=max_wait_s, max_queued=max_queued)
-
-
-async def settle():
-    for _ in range(5):
-        await asyncio.sleep(0.01)
 
 
 async def test_each_gets_the_answers_to_its_own_items_in_order():
@@ -44,10 +42,9 @@ async def test_what_arrives_while_a_batch_runs_is_the_next_batch():
     run = Doubler(closed=True)
     batcher = make(run)
     first = asyncio.create_task(batcher.submit([0]))
-    await settle()
+    await until(lambda: run.running == [0])
     others = [asyncio.create_task(batcher.submit([i])) for i in range(1, 7)]
-    await settle()
-    assert batcher.queued == 6
+    await until(lambda: batcher.queued == 6)
     run.gate.set()
     assert await asyncio.gather(first, *others) == [[2 * i] for i in range(7)]
     assert run.batches == [[0], [1, 2, 3, 4], [5, 6]]
@@ -57,7 +54,7 @@ async def test_what_arrives_while_a_batch_runs_is_the_next_batch():
 
 async def test_a_batch_waits_for_others_as_long_as_it_may():
     run = Doubler()
-    batcher = make(run, max_wait_s=5.0)
+    batcher = make(run, max_wait_s=GUARD_S)
     tasks = []
     for i in range(4):
         tasks.append(asyncio.create_task(batcher.submit([i])))
@@ -71,13 +68,13 @@ async def test_a_full_queue_takes_nothing_of_a_request_that_does_not_fit():
     run = Doubler(closed=True)
     batcher = make(run, max_batch=1, max_queued=3)
     first = asyncio.create_task(batcher.submit([0]))
-    await settle()  # it is in the thread, and no longer in the queue
+    await until(lambda: run.running == [0])
     second = asyncio.create_task(batcher.submit([1, 2]))
-    await settle()
+    await until(lambda: batcher.queued == 2)
     with pytest.raises(QueueFull, match="2 queries wait, at most 3 may"):
         await batcher.submit([3, 4])
     third = asyncio.create_task(batcher.submit([5]))
-    await settle()
+    await until(lambda: batcher.queued == 3)
     run.gate.set()
     assert await asyncio.gather(first, second, third) == [[0], [2, 4], [10]]
     await batcher.close()
@@ -87,9 +84,9 @@ async def test_a_batch_that_fails_fails_for_those_in_it_only():
     run = Doubler(closed=True)
     batcher = make(run)
     tasks = [asyncio.create_task(batcher.submit([i])) for i in (13, 1)]
-    await settle()
+    await until(lambda: run.running == [13, 1])
     later = asyncio.create_task(batcher.submit([2]))
-    await settle()
+    await until(lambda: batcher.queued == 1)
     run.gate.set()
     failed = await asyncio.gather(*tasks, return_exceptions=True)
     assert [str(error) for error in failed] == ["unlucky", "unlucky"]
@@ -101,12 +98,12 @@ async def test_who_gives_up_is_not_answered_and_nobody_else_is_lost():
     run = Doubler(closed=True)
     batcher = make(run)
     tasks = [asyncio.create_task(batcher.submit([i])) for i in range(3)]
-    await settle()
+    await until(lambda: run.running == [0, 1, 2])
     late = [asyncio.create_task(batcher.submit([i])) for i in (7, 8)]
-    await settle()
+    await until(lambda: batcher.queued == 2)
     tasks[1].cancel()
     late[0].cancel()
-    await settle()
+    await asyncio.wait([tasks[1], late[0]])
     run.gate.set()
     assert await asyncio.gather(tasks[0], tasks[2], late[1]) == [[0], [4], [16]]
     assert run.batches[1:] == [[8]]
@@ -116,16 +113,17 @@ async def test_who_gives_up_is_not_answered_and_nobody_else_is_lost():
 async def test_a_batch_that_all_have_given_up_is_not_run():
     run = Doubler(closed=True)
     batcher = make(run)
-    tasks = [asyncio.create_task(batcher.submit([0]))]
-    await settle()
-    tasks.append(asyncio.create_task(batcher.submit([1])))
-    await settle()
-    tasks[1].cancel()
-    await settle()
+    first = asyncio.create_task(batcher.submit([0]))
+    await until(lambda: run.running == [0])
+    second = asyncio.create_task(batcher.submit([1]))
+    await until(lambda: batcher.queued == 1)
+    second.cancel()
+    await asyncio.wait([second])
     run.gate.set()
-    await settle()
-    assert run.batches == [[0]]
+    await first
+    await until(lambda: batcher.queued == 0)
     assert await batcher.submit([2]) == [4]
+    assert run.batches == [[0], [2]]
     await batcher.close()
 
 
@@ -133,7 +131,7 @@ async def test_closing_lets_nobody_wait_for_ever():
     run = Doubler(closed=True)
     batcher = make(run, max_batch=1)
     tasks = [asyncio.create_task(batcher.submit([i])) for i in range(3)]
-    await settle()
+    await until(lambda: run.running == [0])
     threads = {thread for thread in threading.enumerate() if thread.name.startswith("search")}
     run.gate.set()
     await batcher.close()

@@ -10,6 +10,7 @@ import bm25s
 import numpy as np
 import pytest
 
+from tests.helpers.waiting import GUARD_S
 from zerosearch.search import bm25
 from zerosearch.search.bm25 import BM25Search, best_positions, fold_text
 from zerosearch.search.corpus import Passage, read_corpus, write_corpus
@@ -43,7 +44,7 @@ async def test_search_returns_documents_with_the_shape_of_a_result():
     result = await BM25Search(CITIES).search(request("capital of Peru"))
     assert result.documents == (Document(title="Lima", text="The capital of Peru."),)
     assert (result.requested, result.noisy, result.cached) == (3, None, False)
-    assert 0 < result.latency_s < 1
+    assert 0 < result.latency_s < GUARD_S
 
 
 def test_search_finishes_without_leaving_the_event_loop():
@@ -384,7 +385,7 @@ async def test_real_searches_find_the_documents_that_were_recorded(real_engine):
     """Measured on these 544 searches: recall@5 0.673, first document a recorded one 0.925."""
     with gzip.open(REAL_DATA / "search_logs.jsonl.gz") as file:
         searches = [json.loads(line) for line in file][::4]
-    recalls, first_hits, latencies_s = [], [], []
+    recalls, first_hits = [], []
     for search in searches:
         recorded = {(d["title"].strip(), d["text"].strip()) for d in search["documents"]}
         result = await real_engine.search(request(search["query"], top_k=5))
@@ -392,9 +393,6 @@ async def test_real_searches_find_the_documents_that_were_recorded(real_engine):
         assert 1 <= len(returned) <= 5
         recalls.append(len(recorded & set(returned)) / len(recorded))
         first_hits.append(returned[0] in recorded)
-        latencies_s.append(result.latency_s)
     assert len(searches) == 544
     assert np.mean(recalls) > 0.65
     assert np.mean(first_hits) > 0.91
-    # About 0.3 ms on one idle core; the bound leaves room for a busy machine.
-    assert np.median(latencies_s) < 5e-3

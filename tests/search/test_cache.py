@@ -54,7 +54,7 @@ class CountingEngine:
             documents=tuple(Document(text=text, title=f"t{call}") for text in self._texts(call)),
             requested=request.top_k,
             noisy=True,
-            latency_s=2.0,
+            latency_s=3600.0,
             attempts=3,
             problems=("short",),
             tokens=70,
@@ -89,7 +89,7 @@ async def test_a_hit_is_the_first_result_at_no_cost(tmp_path: Path) -> None:
     assert (again.cached, again.attempts, again.tokens, again.cost_usd) == (True, 0, 0, 0.0)
     same = ("documents", "requested", "noisy", "problems")
     assert all(getattr(again, name) == getattr(first, name) for name in same)
-    assert 0 < again.latency_s < first.latency_s == 2.0
+    assert 0 < again.latency_s < first.latency_s == 3600.0
 
 
 async def test_another_request_is_asked(tmp_path: Path) -> None:
@@ -411,11 +411,12 @@ async def test_of_two_processes_the_first_answer_counts_for_both(tmp_path: Path)
     for engine in engines:
         engine.gate = asyncio.Event()
     tasks = [(await start(cache, make_request()))[0] for cache in caches]
-    for engine in reversed(engines):  # both have been asked; the second answers first
+    assert all(engine.asked for engine in engines)
+    for engine, task in zip(reversed(engines), reversed(tasks), strict=True):
         assert engine.gate is not None
         engine.gate.set()
-        await asyncio.sleep(0.01)
-    results = await asyncio.gather(*tasks)
+        await task
+    results = [task.result() for task in tasks]
     assert [result.documents[0].text for result in results] == ["two", "two"]
     assert [result.tokens for result in results] == [70, 70], "both have paid"
     replay = make_cache(CountingEngine(), tmp_path, replay=True)
@@ -461,6 +462,7 @@ REQUEST = make_request("Lyon", top_k=2, seed=5, noise_probability=0.25)
         ("simulated", {"model": "other"}),
         ("simulated", {"temperature": 0.1}),
         ("simulated", {"max_tokens": 9}),
+        ("simulated", {"max_reply_retries": 0}),
         ("simulated", {"words_per_document": 9}),
         ("web", {"provider": "serpapi"}),
         ("web", {"language": "fr"}),
@@ -480,6 +482,7 @@ def test_a_setting_that_matters_changes_the_key(kind: str, change: dict[str, Any
     [
         ("scripted", {"latency_s": 0.5}),
         ("simulated", {"endpoints": ["http://127.0.0.1:10"]}),
+        ("simulated", {"endpoints": []}),
         ("simulated", {"attempt_timeout_s": 1.0}),
         ("simulated", {"max_retries": 9}),
         ("simulated", {"usd_per_million_tokens": 9.0}),
@@ -539,10 +542,14 @@ async def test_keys_hold_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert secret not in describe(engine, REQUEST)
 
 
-async def test_a_hit_takes_less_than_a_millisecond(tmp_path: Path) -> None:
-    cache = make_cache(CountingEngine(texts=lambda _: ["word " * 30] * 5), tmp_path)
-    requests = [make_request(f"query {number}") for number in range(200)]
-    for request in requests:
-        await cache.search(request)
-    seconds = sorted([(await cache.search(request)).latency_s for request in requests])
-    assert seconds[len(seconds) // 2] < 0.001
+async def test_a_hit_is_a_few_statements_about_one_row(tmp_path: Path) -> None:
+    """How long they take is measured by `benchmarks/bench_search.py`."""
+    cache = make_cache(CountingEngine(), tmp_path)
+    await cache.search(make_request())
+    statements: list[str] = []
+    assert cache._store is not None
+    cache._store._cache._con.set_trace_callback(statements.append)
+    assert (await cache.search(make_request())).cached
+    about_rows = [each for each in statements if each.split()[0] not in ("BEGIN", "COMMIT")]
+    assert 1 <= len(about_rows) <= 4
+    assert all("WHERE key = " in each or "WHERE rowid = " in each for each in about_rows)

@@ -1,4 +1,3 @@
-import asyncio
 import shutil
 import ssl
 import subprocess
@@ -9,6 +8,7 @@ import pytest
 
 from tests.helpers.http_server import HttpServer, Sent
 from tests.helpers.openai_server import free_port
+from tests.helpers.waiting import GUARD_S, HANG_S, guarded
 from zerosearch.search.attempts import ServerFailure
 from zerosearch.search.http_failures import (
     call,
@@ -23,7 +23,7 @@ from zerosearch.search.http_pool import open_client
 SECRET = "sk-123"
 
 
-async def fetch(url, *, timeout_s=5.0):
+async def fetch(url, *, timeout_s=GUARD_S):
     async with open_client(url) as client:
         request = client.build_request("POST", url, json={"q": 1})
         return await call(client, request, endpoint="the server", timeout_s=timeout_s)
@@ -62,10 +62,9 @@ async def test_a_connection_that_breaks_in_the_body_is_worth_another_attempt():
 
 
 async def test_a_server_that_hangs_is_left_in_time():
-    started = asyncio.get_running_loop().time()
-    failure = await failure_of(Sent(delay_s=30.0), timeout_s=0.1)
+    with guarded():
+        failure = await failure_of(Sent(delay_s=HANG_S), timeout_s=0.1)
     assert (failure.reason, failure.transient) == ("no reply within 0.1 s", True)
-    assert asyncio.get_running_loop().time() - started < 5.0
 
 
 async def test_a_damaged_encoding_is_worth_another_attempt():
@@ -154,7 +153,7 @@ async def test_secrets_are_not_shown_also_where_the_server_repeats_them():
         async with open_client(server.url) as client:
             request = client.build_request("GET", server.url, params={"key": SECRET})
             with pytest.raises(ServerFailure) as failed:
-                await call(client, request, endpoint="e", timeout_s=5, secrets=[SECRET, ""])
+                await call(client, request, endpoint="e", timeout_s=GUARD_S, secrets=[SECRET, ""])
     assert SECRET not in str(failed.value)
     assert "bad key ***" in failed.value.reason
 
@@ -172,9 +171,9 @@ def test_retry_after_in_seconds(value, seconds):
 
 
 def test_retry_after_as_a_date():
-    soon = datetime.now(UTC) + timedelta(seconds=30)
+    soon = datetime.now(UTC) + timedelta(hours=1)
     for date in (format_datetime(soon, usegmt=True), format_datetime(soon.replace(tzinfo=None))):
-        assert 25 < retry_after_s({"Retry-After": date}) <= 30
+        assert 3600 - GUARD_S < retry_after_s({"Retry-After": date}) <= 3600
     assert retry_after_s({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
     assert retry_after_s({}) == 0.0
 

@@ -1,7 +1,6 @@
-import time
-
 import pytest
 
+from tests.helpers.waiting import guarded
 from zerosearch.search.replies import MAX_DOCUMENT_CHARS, parse_reply
 
 
@@ -158,9 +157,8 @@ PIECES = ["x", "-", "x\n", "#", " ", "\n", "Doc 1: ", "Doc 1: a\n", "a. "]
 
 
 @pytest.mark.parametrize("piece", PIECES, ids=repr)
-def test_a_megabyte_is_read_in_no_time(piece):
+def test_a_megabyte_is_read_in_linear_time(piece):
     for head in ("", "Doc 1: "):
-        started = time.process_time()
-        documents = parse_reply(head + piece * (10**6 // len(piece)), 3, "length").documents
-        assert time.process_time() - started < 1
+        with guarded():
+            documents = parse_reply(head + piece * (10**6 // len(piece)), 3, "length").documents
         assert sum(len(document.text) for document in documents) <= 3 * MAX_DOCUMENT_CHARS

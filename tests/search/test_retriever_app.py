@@ -1,11 +1,11 @@
 import asyncio
 import threading
-import time
 from contextlib import contextmanager
 
 import httpx
 import pytest
 
+from tests.helpers.waiting import GUARD_S, until, wait_until
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.corpus import Passage
 from zerosearch.search.retrieval import Hit, Retriever
@@ -33,13 +33,15 @@ class Echo:
     def __init__(self):
         self.gate = threading.Event()
         self.gate.set()
+        self.running = []
         self.batches = []
 
     def prepare(self):
         return None
 
     def retrieve_batch(self, queries, top_k):
-        self.gate.wait(10)
+        self.running = queries
+        self.gate.wait(GUARD_S)
         self.batches.append((list(queries), top_k))
         if "boom" in queries:
             raise RuntimeError("the index is gone")
@@ -52,14 +54,13 @@ class Echo:
 @contextmanager
 def served(engine, **limits):
     app = make_app(engine, ServerLimits(**limits))
-    config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=60)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
+        wait_until(lambda: server.started or not thread.is_alive())
+        assert thread.is_alive()
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -76,11 +77,11 @@ def bm25_url():
 
 
 def post(url, **body):
-    return httpx.post(f"{url}/retrieve", json=body, timeout=10, trust_env=False)
+    return httpx.post(f"{url}/retrieve", json=body, timeout=GUARD_S, trust_env=False)
 
 
 def asking(query, top_k=3):
-    return SearchRequest(query=query, question="q", golden_answers=(), top_k=top_k, timeout_s=10)
+    return SearchRequest(query=query, question="q", golden_answers=(), top_k=top_k)
 
 
 # --- the wire format ---
@@ -147,15 +148,17 @@ def test_a_bad_request_is_refused_in_a_sentence(bm25_url, body, words):
 )
 def test_a_body_that_is_no_request_is_refused_in_a_sentence(bm25_url, content, words):
     headers = {"Content-Type": "application/json"}
-    reply = httpx.post(f"{bm25_url}/retrieve", content=content, headers=headers, trust_env=False)
+    reply = httpx.post(
+        f"{bm25_url}/retrieve", content=content, headers=headers, timeout=GUARD_S, trust_env=False
+    )
     assert reply.status_code == 422
     assert reply.json()["detail"].startswith(words)
 
 
 def test_health_says_who_answers_from_how_much(bm25_url):
-    health = httpx.get(f"{bm25_url}/health", trust_env=False).json()
-    assert health.pop("uptime_s") >= 0
-    assert health == {
+    reply = health(bm25_url)
+    assert reply.pop("uptime_s") >= 0
+    assert reply == {
         "status": "ok",
         "engine": "bm25",
         "passages": 3,
@@ -188,14 +191,14 @@ async def test_concurrent_requests_are_answered_in_batches_each_with_its_own_top
     with served(engine, max_batch=16) as url:
         client = RetrieverSearch(url)
         tasks = [asyncio.create_task(client.search(asking("first")))]
-        await until(lambda: health(url)["queued"] == 0)
+        await until(lambda: engine.running == ["first"])
         tasks += [
             asyncio.create_task(client.search(asking(f"q{i}", top_k=1 + i % 3))) for i in range(16)
         ]
-        await until(lambda: health(url)["queued"] >= 15)
+        await until_queued(16, url)
         engine.gate.set()
         results = await asyncio.gather(*tasks)
-    assert max(len(queries) for queries, _ in engine.batches) >= 15
+    assert [len(queries) for queries, _ in engine.batches] == [1, 16]
     for i, result in enumerate(results[1:]):
         assert [document.text for document in result.documents] == [f"q{i}"] * (1 + i % 3)
 
@@ -204,23 +207,22 @@ async def test_a_full_queue_says_so_at_once_and_empties_again():
     engine = Echo()
     engine.gate.clear()
     with served(engine, max_batch=1, max_queued=4, max_queries=4) as url:
-        async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=GUARD_S, trust_env=False) as client:
 
             async def ask(*queries):
                 return await client.post(f"{url}/retrieve", json={"queries": queries})
 
             first = asyncio.create_task(ask("running"))
-            await until(lambda: engine.gate.is_set() or health(url)["queued"] == 0)
-            await asyncio.sleep(0.1)
+            await until(lambda: engine.running == ["running"])
             waiting = asyncio.create_task(ask("a", "b", "c"))
-            await until(lambda: health(url)["queued"] == 3)
+            await until_queued(3, url)
             refused = await ask("d", "e")
             assert refused.status_code == 503
             assert refused.headers["Retry-After"] == "1"
             assert refused.json()["detail"].startswith("3 queries wait, at most 4 may")
             with pytest.raises(SearchError, match=r"HTTP 503 .*queries wait"):
                 full = asyncio.create_task(ask("fourth"))
-                await until(lambda: health(url)["queued"] == 4)
+                await until_queued(4, url)
                 await RetrieverSearch(url, max_retries=0).search(asking("d"))
             engine.gate.set()
             replies = await asyncio.gather(first, waiting, full)
@@ -236,14 +238,12 @@ async def test_an_engine_that_fails_is_a_500_and_the_server_lives_on():
         assert len((await client.search(asking("x"))).documents) == 3
 
 
-async def until(condition):
-    async with asyncio.timeout(10):
-        while not await asyncio.to_thread(condition):
-            await asyncio.sleep(0.02)
+async def until_queued(count, url):
+    await asyncio.to_thread(wait_until, lambda: health(url)["queued"] == count)
 
 
 def health(url):
-    return httpx.get(f"{url}/health", trust_env=False).json()
+    return httpx.get(f"{url}/health", timeout=GUARD_S, trust_env=False).json()
 
 
 # --- settings ---

@@ -24,8 +24,10 @@ from tests.helpers.openai_server import (
     in_turn,
     self_signed_certificate,
 )
+from tests.helpers.waiting import GUARD_S, HANG_S, guarded, until
 from zerosearch.rollout.environment import Observation, Position, SearchEnvironment
 from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.search.chat_servers import ChatServers
 from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
 
@@ -54,7 +56,7 @@ def make_engine(*endpoints: str, **changes: Any) -> SimulatedSearch:
 
 def request(**changes: Any) -> SearchRequest:
     fields = {"query": "capital of Peru", "question": "Which city?", "golden_answers": ("Lima",)}
-    return SearchRequest(**({**fields, "top_k": 1, "timeout_s": 5.0} | changes))
+    return SearchRequest(**({**fields, "top_k": 1, "timeout_s": GUARD_S} | changes))
 
 
 async def failed(engine: SimulatedSearch, **changes: Any) -> SearchError:
@@ -66,6 +68,20 @@ async def failed(engine: SimulatedSearch, **changes: Any) -> SearchError:
 async def search_all(engine: SimulatedSearch, count: int, **changes: Any) -> list[SearchResult]:
     searches = (engine.search(request(seed=seed, **changes)) for seed in range(count))
     return await asyncio.gather(*searches)
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Endpoints that are probed, in order; a dead one could not count."""
+    probed: list[str] = []
+    probe = ChatServers.probe
+
+    async def noted(servers: ChatServers, endpoint: str) -> None:
+        probed.append(endpoint)
+        await probe(servers, endpoint)
+
+    monkeypatch.setattr(ChatServers, "probe", noted)
+    return probed
 
 
 def dead_url() -> str:
@@ -158,27 +174,32 @@ async def test_replies_without_documents_end_in_an_error(
 async def test_too_many_requests_are_repeated_when_the_server_says(
     server: OpenAIServer, form: str
 ) -> None:
-    wait = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
-    server.answer = in_turn(
-        failure(429, headers={"Retry-After": wait}), completion("Doc 1: at last")
-    )
+    arrived: list[float] = []
+
+    def answer(_: Any) -> Reply:
+        arrived.append(time.time())
+        date = email.utils.formatdate(arrived[0] + 2, usegmt=True)  # cut to whole seconds
+        wait = {"Retry-After": "1" if form == "seconds" else date}
+        return failure(429, headers=wait) if len(arrived) == 1 else completion("Doc 1: at last")
+
+    server.answer = answer
     result = await make_engine(server.url).search(request())
     assert result.attempts == 2
-    assert 0.9 <= result.latency_s < 4
+    assert arrived[1] - arrived[0] >= 0.9
 
 
 async def test_a_stall_is_given_up_and_asked_again(server: OpenAIServer) -> None:
-    server.answer = in_turn(completion("Doc 1: late", delay_s=60), completion("Doc 1: quick"))
-    result = await make_engine(server.url, attempt_timeout_s=0.2).search(request())
+    server.answer = in_turn(completion("Doc 1: late", delay_s=HANG_S), completion("Doc 1: quick"))
+    result = await make_engine(server.url, attempt_timeout_s=2.0).search(request())
     assert result.documents[0].text == "quick"
-    assert 0.2 <= result.latency_s < 3
+    assert 2.0 <= result.latency_s < GUARD_S
 
 
 async def test_an_endless_stall_ends_with_the_request(server: OpenAIServer) -> None:
-    server.answer = lambda _: completion("Doc 1: late", delay_s=60)
+    server.answer = lambda _: completion("Doc 1: late", delay_s=HANG_S)
     started = time.perf_counter()
-    error = await failed(make_engine(server.url), timeout_s=0.2)
-    assert 0.2 <= time.perf_counter() - started < 3
+    error = await failed(make_engine(server.url, attempt_timeout_s=HANG_S), timeout_s=0.2)
+    assert 0.2 <= time.perf_counter() - started < GUARD_S
     assert error.reason == "no usable reply within 0.2 s"
     assert error.endpoint == server.url
 
@@ -186,9 +207,9 @@ async def test_an_endless_stall_ends_with_the_request(server: OpenAIServer) -> N
 async def test_the_request_bounds_retries_too(server: OpenAIServer) -> None:
     server.answer = lambda _: failure(500, "broken")
     started = time.perf_counter()
-    error = await failed(make_engine(server.url, max_retries=1000, backoff_s=0.05), timeout_s=0.3)
-    assert 0.3 <= time.perf_counter() - started < 3
-    assert re.search(r"within 0\.3 s \(failed attempts: \d+, the last: .*broken", error.reason)
+    error = await failed(make_engine(server.url, max_retries=1000, backoff_s=0.05), timeout_s=2.0)
+    assert 2.0 <= time.perf_counter() - started < GUARD_S
+    assert re.search(r"within 2 s \(failed attempts: \d+, the last: .*broken", error.reason)
 
 
 # -- failures that do not pass --------------------------------------------------------------------
@@ -245,9 +266,8 @@ async def test_a_certificate_nobody_signed_is_refused_at_once(
     certificate: tuple[Path, Path],
 ) -> None:
     with OpenAIServer(certificate=certificate) as server:
-        started = time.perf_counter()
-        error = await failed(make_engine(server.url, max_outage_s=60))
-        assert time.perf_counter() - started < 3
+        with guarded():
+            error = await failed(make_engine(server.url, max_outage_s=HANG_S))
         assert server.received == []
         assert error.endpoint == server.url
         assert "certificate is not trusted (self-signed certificate)" in error.reason
@@ -280,7 +300,7 @@ async def test_a_refused_endpoint_fails_within_its_bound() -> None:
     url = dead_url()
     started = time.perf_counter()
     error = await failed(make_engine(url))
-    assert 0.3 <= time.perf_counter() - started < 3
+    assert 0.3 <= time.perf_counter() - started < GUARD_S
     assert error.endpoint == url
     assert f"{url}: connection failed: refused; is the server running?" in error.reason
 
@@ -319,24 +339,30 @@ async def test_one_of_three_endpoints_dead_fails_no_search(
     assert [result.attempts for result in later] == [1] * 30, "the dead one gets only probes"
 
     dead.start()
-    while dead.model_requests == 0:
-        await search_all(engine, 3)
-        await asyncio.sleep(0.02)
-    await asyncio.sleep(0.02)
+    async with asyncio.timeout(GUARD_S):
+        while not dead.received:
+            await search_all(engine, 3)
+    calls = len(dead.received)
     await search_all(engine, 30)
-    assert len(dead.received) == 10, "and is one of three again"
+    assert len(dead.received) == calls + 10, "and is one of three again"
 
 
 async def test_one_of_three_endpoints_that_dies_in_the_middle_fails_no_search(
     three_servers: list[OpenAIServer],
 ) -> None:
+    may_answer = threading.Event()
+
+    def answer(_: Any) -> Reply:
+        may_answer.wait(GUARD_S)
+        return completion("Doc 1: a")
+
     for server in three_servers:
-        server.answer = lambda _: completion("Doc 1: a", delay_s=0.3)
+        server.answer = answer
     engine = make_engine(*(server.url for server in three_servers))
     searches = asyncio.create_task(search_all(engine, 30))
-    while three_servers[2].most_at_once < 10 and not searches.done():
-        await asyncio.sleep(0.01)
+    await until(lambda: three_servers[2].most_at_once == 10)
     await asyncio.to_thread(three_servers[2].stop)
+    may_answer.set()
     results = await searches
     assert all(result.documents for result in results)
     assert sorted(result.attempts for result in results) == [1] * 20 + [2] * 10
@@ -346,48 +372,51 @@ async def test_one_of_three_endpoints_that_only_fails_is_left_alone(
     three_servers: list[OpenAIServer],
 ) -> None:
     three_servers[0].answer = lambda _: failure(500)
-    engine = make_engine(*(server.url for server in three_servers), probe_interval_s=5)
+    engine = make_engine(*(server.url for server in three_servers), probe_interval_s=30)
     for _ in range(10):
         assert all(result.documents for result in await search_all(engine, 6))
     assert len(three_servers[0].received) < 10
 
 
-async def test_all_endpoints_dead_fail_within_the_bound_then_at_once(
-    three_servers: list[OpenAIServer],
+async def test_all_endpoints_dead_fail_within_the_bound_then_after_one_probe(
+    three_servers: list[OpenAIServer], probes: list[str]
 ) -> None:
     for server in three_servers:
         server.stop()
-    engine = make_engine(*(server.url for server in three_servers), max_outage_s=1.5)
+    urls = [server.url for server in three_servers]
+    engine = make_engine(*urls, probe_interval_s=0.5, max_outage_s=1.5)
     started = time.perf_counter()
     errors = await asyncio.gather(*(failed(engine, seed=seed) for seed in range(20)))
-    assert 1.5 <= time.perf_counter() - started < 6
-    for server in three_servers:
-        assert all(server.url in error.endpoint for error in errors)
-    started = time.perf_counter()
+    assert 1.5 <= time.perf_counter() - started < GUARD_S
+    for url in urls:
+        assert all(url in error.endpoint for error in errors)
+        assert probes.count(url) > 2
+    probes.clear()
     await asyncio.gather(*(failed(engine, seed=seed) for seed in range(20)))
-    assert time.perf_counter() - started < 1.2
+    assert sorted(probes) == sorted(urls)
 
 
 async def test_a_server_that_is_killed_and_restarted_costs_nothing(server: OpenAIServer) -> None:
-    server.answer = lambda _: completion(documents(2), delay_s=0.3)
-    engine = make_engine(server.url, max_outage_s=20)
-    searches = asyncio.create_task(search_all(engine, 10, top_k=2, timeout_s=2.0))
-    while server.most_at_once < 10 and not searches.done():
-        await asyncio.sleep(0.01)
+    server.answer = lambda _: completion(documents(2), delay_s=HANG_S)
+    engine = make_engine(server.url, max_outage_s=HANG_S)
+    searches = asyncio.create_task(search_all(engine, 10, top_k=2, timeout_s=4.0))
+    await until(lambda: server.most_at_once == 10)
     await asyncio.to_thread(server.stop)
     server.answer = lambda _: completion(documents(2))
-    await asyncio.sleep(2.2)  # longer than the searches may take: the wait does not count
+    await asyncio.sleep(4.2)  # longer than the searches may take: the wait does not count
     assert not searches.done()
     await asyncio.to_thread(server.start)
-    results = await asyncio.wait_for(searches, 10)
+    results = await asyncio.wait_for(searches, GUARD_S)
     assert all(len(result.documents) == 2 for result in results)
     assert {result.attempts for result in results} == {2}
-    assert min(result.latency_s for result in results) > 2.0
+    assert min(result.latency_s for result in results) > 4.0
 
 
-def test_steps_of_a_run_whose_server_dies_and_returns(server: OpenAIServer) -> None:
+def test_steps_of_a_run_whose_server_dies_and_returns(
+    server: OpenAIServer, probes: list[str]
+) -> None:
     """A training step is one `asyncio.run`."""
-    engine = make_engine(server.url, max_outage_s=2.0)
+    engine = make_engine(server.url, probe_interval_s=0.3, max_outage_s=1.0)
 
     async def step() -> list[SearchResult | BaseException]:
         searches = (engine.search(request(seed=seed)) for seed in range(10))
@@ -396,16 +425,17 @@ def test_steps_of_a_run_whose_server_dies_and_returns(server: OpenAIServer) -> N
     assert all(isinstance(result, SearchResult) for result in asyncio.run(step()))
     server.stop()
     assert all(isinstance(result, SearchError) for result in asyncio.run(step()))
+    assert len(probes) > 2
     for _ in range(3):
-        started = time.perf_counter()
+        probes.clear()
         assert all(isinstance(result, SearchError) for result in asyncio.run(step()))
-        assert time.perf_counter() - started < 1.5, "the bound was waited out once, not each step"
+        assert len(probes) == 1, "the bound was waited out once, not each step"
     server.start()
     assert all(isinstance(result, SearchResult) for result in asyncio.run(step()))
 
 
 def test_a_server_may_return_between_two_steps_or_within_one(server: OpenAIServer) -> None:
-    engine = make_engine(server.url, max_outage_s=20)
+    engine = make_engine(server.url, max_outage_s=GUARD_S)
 
     async def step() -> list[SearchResult]:
         return await search_all(engine, 10)
@@ -422,14 +452,15 @@ def test_a_server_may_return_between_two_steps_or_within_one(server: OpenAIServe
 
 
 async def test_an_idle_connection_that_the_server_closed_is_no_outage(
-    server: OpenAIServer, caplog: pytest.LogCaptureFixture
+    server: OpenAIServer, probes: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = make_engine(server.url)
     await search_all(engine, 5)
     server.stop()
     server.start()
     results = await search_all(engine, 5)
-    assert max(result.latency_s for result in results) < 2
+    assert max(result.attempts for result in results) <= 2
+    assert len(probes) <= 1, "the first that gets through ends the wait"
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
@@ -472,11 +503,10 @@ async def test_markup_in_documents_is_harmless_text(server: OpenAIServer) -> Non
 
 
 async def test_a_megabyte_is_no_burden(server: OpenAIServer) -> None:
-    started = time.process_time()
-    text = (await observe(server, f"Doc 1: {HOSTILE * 6000}\nDoc 2: b")).render()
+    with guarded():
+        text = (await observe(server, f"Doc 1: {HOSTILE * 6000}\nDoc 2: b")).render()
     assert 10_000 < len(text) < 50_000
     assert text.count("</information>") == 1 and "\nDoc 2: b\n" in text
-    assert time.process_time() - started < 2
 
 
 async def test_a_document_that_poses_as_others_gives_no_more_than_top_k(

@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,6 +17,8 @@ import pytest
 
 from tests.helpers.http_server import Asked, HttpServer, Sent
 from tests.helpers.openai_server import free_port
+from tests.helpers.waiting import HANG_S, guarded
+from zerosearch.search import web
 from zerosearch.search.web import WebSearch
 from zerosearch.types import Document, SearchError, SearchRequest
 
@@ -61,6 +64,12 @@ NOTHING: dict[str, dict[str, Any]] = {
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in KEYS.values():
         monkeypatch.setenv(variable, KEY)
+
+
+@pytest.fixture(autouse=True)
+def nothing_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may get the port, and so the quota, of one of an earlier test."""
+    monkeypatch.setattr(web, "_SENT", Counter())
 
 
 @pytest.fixture(autouse=True)
@@ -190,10 +199,10 @@ async def test_requests_are_spaced() -> None:
 
 async def test_waiting_for_the_rate_is_not_in_the_time_of_a_search() -> None:
     with HttpServer(in_turn(Sent(body=NOTHING["serper"]))) as server:
-        engine = make_engine(server.url, queries_per_second=20)
-        searches = [engine.search(make_request(timeout_s=0.15)) for _ in range(8)]
+        engine = make_engine(server.url, queries_per_second=2)
+        searches = [engine.search(make_request(timeout_s=1.5)) for _ in range(5)]
         results = await asyncio.gather(*searches)
-    assert max(result.latency_s for result in results) > 0.3
+    assert max(result.latency_s for result in results) > 1.5
 
 
 async def test_the_quota_is_of_the_process_and_bounds_the_cost() -> None:
@@ -318,13 +327,11 @@ async def test_odd_rows_are_left_out(row: Any) -> None:
 
 @BOTH
 async def test_a_service_that_stalls(provider: str) -> None:
-    with HttpServer(in_turn(Sent(delay_s=60))) as server:
+    with HttpServer(in_turn(Sent(delay_s=HANG_S))) as server, guarded():
         engine = make_engine(server.url, provider, attempt_timeout_s=0.1, max_retries=1)
         assert "no reply within 0.1 s" in await refused(engine)
-        started = time.perf_counter()
-        engine = make_engine(server.url, provider)
+        engine = make_engine(server.url, provider, attempt_timeout_s=HANG_S)
         assert "no usable reply within 0.1 s" in await refused(engine, timeout_s=0.1)
-        assert time.perf_counter() - started < 2
 
 
 @BOTH

@@ -42,7 +42,7 @@ QUESTIONS = [
 
 
 async def ask(engine: Any, questions: Any = QUESTIONS, **changes: Any) -> list[Asked]:
-    settings = {"top_k": 2, "timeout_s": 5.0, "concurrency": 4, "seed": 0, **changes}
+    settings = {"top_k": 2, "timeout_s": 60.0, "concurrency": 4, "seed": 0, **changes}
     return await ask_all(engine, questions, **settings)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Iterable
 
 import pytest
 
+from tests.helpers.clock import Clock
 from zerosearch.data.geography.facts import BRIDGE_SPLIT, Entity, FactStore, load_facts, name_key
 from zerosearch.data.geography.source import GeographySource
 from zerosearch.data.geography.wording import word_query
 from zerosearch.reward.metrics import normalize_answer
+from zerosearch.simulator import scripted
 from zerosearch.simulator.scripted import ScriptedSimulator, mentions
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
 
@@ -236,13 +237,20 @@ async def test_failures_are_errors_that_name_the_simulator(world: FactStore) -> 
     assert within(failed / 800, 0.2, 800)
 
 
-async def test_latency_is_waited_for_without_blocking_others(world: FactStore) -> None:
-    simulator = ScriptedSimulator(world, latency_s=0.1, latency_spread=0.5)
-    start = time.perf_counter()
-    results = await asyncio.gather(*(simulator.search(request(seed=s)) for s in range(20)))
-    assert time.perf_counter() - start < 1.0, "20 searches one after the other take 2 seconds"
-    latencies = [result.latency_s for result in results]
-    assert min(latencies) >= 0.05 and len(set(latencies)) == 20
+def test_latency_is_waited_for_without_blocking_others(
+    world: FactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator = ScriptedSimulator(world, latency_s=10.0, latency_spread=0.5)
+    clock = Clock()
+    monkeypatch.setattr(scripted, "time", clock)
+
+    async def search_at_once() -> list[SearchResult]:
+        return await asyncio.gather(*(simulator.search(request(seed=s)) for s in range(20)))
+
+    started = clock.now
+    latencies = [result.latency_s for result in clock.run(search_at_once())]
+    assert clock.now - started == pytest.approx(max(latencies), abs=0.01)
+    assert 5.0 <= min(latencies) < max(latencies) <= 15.01 and len(set(latencies)) == 20
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tests.helpers.configs import CONFIGS, ROOT
 from tests.helpers.openai_server import free_port
+from tests.helpers.waiting import GUARD_S, wait_until
 from zerosearch.simulator import process, serving
 from zerosearch.simulator.launch import ENDPOINTS_VARIABLE, launched, running, server_settings
 from zerosearch.simulator.serving import ServerSettings
@@ -38,7 +40,7 @@ def facts(tmp_path: Path) -> Iterator[Callable[[], dict]]:
     record = tmp_path / "record.json"
 
     def read() -> dict:
-        wait_for(record.exists)
+        wait_until(record.exists)
         return json.loads(record.read_text())
 
     yield read
@@ -46,13 +48,6 @@ def facts(tmp_path: Path) -> Iterator[Callable[[], dict]]:
         for pid in read()["pids"]:
             if psutil.pid_exists(pid):
                 os.kill(pid, signal.SIGKILL)
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def gone(pids: list[int]) -> bool:
@@ -65,15 +60,19 @@ def gone(pids: list[int]) -> bool:
 def make(tmp_path: Path, *extra: str, **changes: object) -> ServerSettings:
     record = ["--record", str(tmp_path / "record.json")]
     fields = {"model": "m", "served_name": "sim", "port": None, "command": FAKE}
-    fields |= {"extra_args": [*record, *extra], "ready_timeout_s": 20.0}
+    fields |= {"extra_args": [*record, *extra], "ready_timeout_s": GUARD_S}
     return ServerSettings(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def node(settings: dict) -> object:
+def configuration(simulator: dict[str, Any], **nodes: Any) -> DictConfig:
+    asking = {"engine": {"endpoints": "${simulator.endpoints}"}, "cache": "none"}
+    return OmegaConf.create({"simulator": simulator, "search": asking, **nodes})
+
+
+def launching(settings: dict[str, Any], **nodes: Any) -> DictConfig:
     target = "zerosearch.simulator.serving.ServerSettings"
-    return OmegaConf.create(
-        {"launch": True, "endpoints": [], "server": {"_target_": target, **settings}}
-    )
+    server = {"_target_": target, **settings}
+    return configuration({"launch": True, "endpoints": [], "server": server}, **nodes)
 
 
 # -- command lines --------------------------------------------------------------------------------
@@ -224,7 +223,7 @@ def test_a_server_is_awaited_logged_and_stopped_with_its_workers(
         assert server.exit_code is None
         pids = facts()["pids"]
         assert not gone(pids[:1]) and not gone(pids[1:])
-    assert gone(pids), "a worker that ignores SIGTERM is killed too"
+    wait_until(lambda: gone(pids))  # the worker, too, though it ignores SIGTERM
     assert not process.answers(server.command.endpoint)
     assert "loading m" in (tmp_path / "simulator-0.log").read_text()
 
@@ -237,7 +236,7 @@ def test_a_server_that_ignores_sigterm_is_killed(
     monkeypatch.setattr(process, "GUARD", [sys.executable, "-c", guard])
     with running(make(tmp_path, "--ignore-sigterm"), tmp_path):
         pids = facts()["pids"]
-    assert gone(pids)
+    wait_until(lambda: gone(pids))
 
 
 def test_a_server_that_dies_early_shows_the_end_of_its_log(
@@ -249,17 +248,20 @@ def test_a_server_that_dies_early_shows_the_end_of_its_log(
         running(settings, tmp_path),
     ):
         pytest.fail("it never answered")
-    assert gone(facts()["pids"])
+    wait_until(lambda: gone(facts()["pids"]))
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path: Path, facts: Callable[[], dict]) -> None:
+def test_a_server_that_never_answers_is_given_up(
+    tmp_path: Path, facts: Callable[[], dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "answers", lambda _: not facts())  # but it has started
     settings = make(tmp_path, "--never-ready", ready_timeout_s=0.5)
     with (
         pytest.raises(ValueError, match=r"within 0\.5 s; raise simulator\.server\.ready_timeout_s"),
         running(settings, tmp_path),
     ):
         pytest.fail("it never answered")
-    assert gone(facts()["pids"])
+    wait_until(lambda: gone(facts()["pids"]))
 
 
 def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -282,41 +284,80 @@ from zerosearch.simulator.serving import ServerSettings
 settings = ServerSettings(model="m", served_name="m", port=None, command=sys.argv[2:],
                           extra_args=["--record", sys.argv[1] + "/record.json"])
 with running(settings, Path(sys.argv[1])):
-    time.sleep(60)
+    time.sleep(3600)
 """
     run = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), *FAKE])
     pids = facts()["pids"]
     run.send_signal(number)
     run.wait()
-    wait_for(lambda: gone(pids))
+    wait_until(lambda: gone(pids))
 
 
 # -- launched by a run ----------------------------------------------------------------------------
 
 
 def test_nothing_is_launched_unless_asked(tmp_path: Path) -> None:
-    with launched(OmegaConf.create({"reliability": 1.0}), tmp_path) as endpoints:
+    with launched(configuration({"reliability": 1.0}), tmp_path) as endpoints:
         assert endpoints == []
-    given = OmegaConf.create({"launch": False, "endpoints": ["http://h:1/v1"], "server": {}})
-    with launched(given, tmp_path) as endpoints:
+    given = {"launch": False, "endpoints": ["http://h:1/v1"], "server": {}}
+    with launched(configuration(given), tmp_path) as endpoints:
         assert endpoints == ["http://h:1/v1"]
+
+
+ASKING = {"engine": {"endpoints": "${simulator.endpoints}"}}
+REPLAY = {"cache": "replay", **ASKING}
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"search": REPLAY},
+        {"search": REPLAY, "evaluation": {"same": {"search": "${search}"}}},
+        {"search": REPLAY, "evaluation": {"bm25": {"search": {"corpus": "x"}}}},
+        {"search": {"cache": "replay", "engine": {}}},
+    ],
+)
+def test_nothing_is_launched_for_a_replay(
+    nodes: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = launching({"model": "m", "served_name": "m", "command": ["/none"]}, **nodes)
+    with caplog.at_level(logging.INFO), launched(cfg, tmp_path) as endpoints:
+        assert endpoints == []
+    assert "search.cache=replay asks nobody" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"search": {"cache": "use", **ASKING}},
+        {"search": {"engine": {}}},
+        {"search": REPLAY, "evaluation": {"own": {"search": {"cache": "none", **ASKING}}}},
+    ],
+)
+def test_a_simulator_that_anybody_may_ask_is_launched(
+    nodes: dict[str, Any], tmp_path: Path
+) -> None:
+    cfg = launching({"model": "m", "served_name": "m", "command": ["/none"]}, **nodes)
+    with pytest.raises(ValueError, match="/none cannot be run"), launched(cfg, tmp_path):
+        pytest.fail("there is no such command")
 
 
 def test_a_launched_simulator_becomes_the_endpoints_of_all_processes(
     tmp_path: Path, facts: Callable[[], dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    simulator = node({"model": "m", "served_name": "m", "port": None, "command": FAKE})
-    simulator.server.extra_args = ["--record", str(tmp_path / "record.json")]  # type: ignore[attr-defined]
-    with launched(simulator, tmp_path) as endpoints:  # type: ignore[arg-type]
-        assert simulator.endpoints == endpoints and len(endpoints) == 1  # type: ignore[attr-defined]
+    cfg = launching({"model": "m", "served_name": "m", "port": None, "command": FAKE})
+    cfg.simulator.server.extra_args = ["--record", str(tmp_path / "record.json")]
+    with launched(cfg, tmp_path) as endpoints:
+        assert cfg.simulator.endpoints == endpoints and len(endpoints) == 1
         assert process.answers(endpoints[0])
-        further = node({"model": "m", "served_name": "m", "port": None, "command": ["/none"]})
+        further = launching({"model": "m", "served_name": "m", "port": None, "command": ["/none"]})
         with monkeypatch.context() as rank_one:
             rank_one.setenv("LOCAL_RANK", "1")
-            with launched(further, tmp_path) as shared:  # type: ignore[arg-type]
+            with launched(further, tmp_path) as shared:
                 assert shared == endpoints
         pids = facts()["pids"]
-    assert gone(pids) and ENDPOINTS_VARIABLE not in os.environ
+    assert ENDPOINTS_VARIABLE not in os.environ
+    wait_until(lambda: gone(pids))
 
 
 def test_a_further_process_of_torchrun_needs_a_known_port(
@@ -326,13 +367,13 @@ def test_a_further_process_of_torchrun_needs_a_known_port(
     settings = {"model": "m", "served_name": "m", "command": FAKE, "ready_timeout_s": 0.1}
     with (
         pytest.raises(ValueError, match="port=null"),
-        launched(node({**settings, "port": None}), tmp_path),  # type: ignore[arg-type]
+        launched(launching({**settings, "port": None}), tmp_path),
     ):
         pytest.fail("nothing tells the port")
     port = free_port()
     with (
         pytest.raises(ValueError, match=f"127.0.0.1:{port}/v1.*the first process"),
-        launched(node({**settings, "port": port}), tmp_path),  # type: ignore[arg-type]
+        launched(launching({**settings, "port": port}), tmp_path),
     ):
         pytest.fail("nobody serves")
 
@@ -360,6 +401,6 @@ def test_serve_ends_its_servers_at_ctrl_c(tmp_path: Path, facts: Callable[[], di
     else:
         pytest.fail(f"no endpoint shown: {shown}")
     run.send_signal(signal.SIGINT)
-    assert run.wait(20) == 130
-    wait_for(lambda: gone(pids))
+    assert run.wait(GUARD_S) == 130
+    wait_until(lambda: gone(pids))
     run.stdout.close()

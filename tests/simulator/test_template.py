@@ -40,15 +40,20 @@ def derive(
     return SimulatorPrompt(str(output), words_per_document=30)
 
 
-def ask(template: SimulatorPrompt, example: Example) -> str:
-    """The prompt a search would send."""
+def chat(template: SimulatorPrompt, example: Example) -> list[dict[str, str]]:
+    """The messages a search would send."""
     request = SearchRequest(
         query=example["query"],
         question=example["question"],
         golden_answers=tuple(example["answers"]),
         top_k=TOP_K[example["count"]],
     )
-    return template.render(request, noisy=example["noisy"])
+    return template.messages(request, noisy=example["noisy"])
+
+
+def ask(template: SimulatorPrompt, example: Example) -> str:
+    """The user message a search would send."""
+    return chat(template, example)[-1]["content"]
 
 
 def reproduces(template: SimulatorPrompt, prompt: Callable[[Example], str]) -> None:
@@ -366,9 +371,93 @@ def test_what_the_rows_do_not_tell_is_noted(
     assert "note:" not in capsys.readouterr().out
 
 
-def test_a_system_message_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    derive(tmp_path, conversations(plain_prompt, EXAMPLES))
+# -- system messages ------------------------------------------------------------------------------
+
+
+def with_system(rows: list[dict[str, Any]], system: Callable[[Example], str]) -> list[Any]:
+    """Rows with a column for it."""
+    return [{**row, "system": system(example)} for row, example in zip(rows, EXAMPLES, strict=True)]
+
+
+def fixed(_: Example) -> str:
+    return "Be a search engine. {% raw %} {{ x }}\n"
+
+
+def by_quality(example: Example) -> str:
+    return f"You write {WANTED[example['noisy']]} pages."
+
+
+def about_the_question(example: Example) -> str:
+    wanted = WANTED[example["noisy"]]
+    return f'The user wonders about the question: "{example["question"]}"\nBe {wanted}. '
+
+
+def bare_query(example: Example) -> str:
+    return example["query"]
+
+
+@pytest.mark.parametrize(
+    ("system", "prompt"),
+    [
+        (fixed, plain_prompt),
+        (fixed, other_noisy_text),
+        (by_quality, plain_prompt),
+        (by_quality, quality_at_the_end),
+        (about_the_question, counted_in_digits),
+    ],
+)
+@pytest.mark.parametrize("form", [alpaca, messages])
+def test_a_system_message_becomes_the_templates_byte_for_byte(
+    form: Callable[..., list[dict[str, Any]]],
+    system: Callable[[Example], str],
+    prompt: Callable[[Example], str],
+    tmp_path: Path,
+) -> None:
+    template = derive(tmp_path, with_system(form(prompt, EXAMPLES), system))
+    for example in [*EXAMPLES, *make_examples(60, seed=1)]:
+        assert chat(template, example) == [
+            {"role": "system", "content": system(example)},
+            {"role": "user", "content": prompt(example)},
+        ]
+
+
+def test_the_prompt_may_be_the_query_alone(tmp_path: Path) -> None:
+    rows = with_system(alpaca(bare_query, EXAMPLES), by_quality)
+    template = derive(tmp_path, rows, "--slot", "1=query")
+    reproduces(template, bare_query)
+    assert chat(template, EXAMPLES[0])[0]["content"] == by_quality(EXAMPLES[0])
+
+
+def test_a_system_message_among_the_messages_is_shown_and_goes_over_the_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = with_system(conversations(plain_prompt, EXAMPLES), by_quality)
+    template = derive(tmp_path, rows)
+    for example in EXAMPLES:
+        first, _ = chat(template, example)
+        assert first == {"role": "system", "content": "Be a search engine."}
     assert "'Be a search engine.'" in capsys.readouterr().out
+
+
+def test_without_a_system_message_none_is_sent(tmp_path: Path) -> None:
+    template = derive(tmp_path, with_system(alpaca(plain_prompt, EXAMPLES), lambda _: ""))
+    assert chat(template, EXAMPLES[0]) == [{"role": "user", "content": plain_prompt(EXAMPLES[0])}]
+
+
+def test_a_system_message_that_some_rows_lack_is_refused(tmp_path: Path) -> None:
+    rows = with_system(alpaca(plain_prompt, EXAMPLES), fixed)
+    del rows[3]["system"]
+    with pytest.raises(SystemExit, match=r"1 of 80 rows have no system message, such as .*row 3 "):
+        derive(tmp_path, rows)
+
+
+def test_a_row_with_another_system_message_is_not_reproduced(tmp_path: Path) -> None:
+    rows = with_system(alpaca(plain_prompt, EXAMPLES), fixed)
+    rows[3]["system"] = "Be a poet.\n"
+    with pytest.raises(SystemExit, match=r"1 of 80 rows are not reproduced(.|\n)*\+Be a poet\."):
+        derive(tmp_path, rows)
+    template = derive(tmp_path, rows, "--min-share", "0.98")
+    assert chat(template, EXAMPLES[3])[0]["content"] == fixed(EXAMPLES[3])
 
 
 # -- real questions and queries -------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from tests.helpers.generators import ScriptedGenerator
 from tests.helpers.policy_stub import make_trainer
 from tests.helpers.training import Records, make_data, make_questions, make_training, weights
 from tests.helpers.words import COLOURS, make_word_model, make_word_tokenizer
+from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.rollout.rollouter import Decoding
 from zerosearch.training.evaluation import Evaluation
+from zerosearch.training.failures import SearchOutage
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.record import StepRecord
 from zerosearch.types import Question
@@ -119,6 +122,68 @@ def test_invariant_15_a_failed_search_is_a_wrong_answer_and_is_counted() -> None
     assert metrics["val/same/f1"] == pytest.approx(1 / 5), "only t:4 of the three that were right"
     assert metrics["val/same/answered"] == pytest.approx(3 / 5)
     assert metrics["val/same/rollout/searches"] == 1.0, "of the episodes that were whole"
+
+
+def test_invariant_15_an_engine_that_is_lost_is_named_and_its_share_reported() -> None:
+    engines = {
+        "whole": ScriptedEngine(["red"]),
+        "lost": ScriptedEngine(["red"], failing=("colour 0", "colour 1")),
+    }
+    evaluations = {name: Evaluation(search=engine) for name, engine in engines.items()}
+
+    def evaluated(max_failed_share: float) -> SearchPolicyModule:
+        module = make_training(
+            make_word_model(ask=1.0), evaluations=evaluations, max_failed_share=max_failed_share
+        )
+        metrics = evaluate(module, mixed_questions(), phase="test")
+        assert metrics["test/lost/failed"] == pytest.approx(2 / 5)
+        assert metrics["test/whole/failed"] == 0 and metrics["test/lost/count"] == 5
+        return module
+
+    assert evaluated(0.4).evaluation_outage is None
+    said = str(evaluated(0.39).evaluation_outage)
+    assert said.startswith("2 of 5 trajectories of the evaluation engine 'lost' (40.0%)")
+    assert "module.max_failed_share=0.39" in said and said.endswith(
+        "Mend that, then evaluate again"
+    )
+    assert "http://search.test/retrieve: no answer after 3 attempts" in said
+
+
+def test_invariant_04_an_engine_lost_in_a_validation_ends_training_with_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    def train(
+        folder: Path, engine: ScriptedEngine, checkpoint: Path | None = None
+    ) -> tuple[SearchPolicyModule, Records, Present]:
+        module = make_training(
+            make_word_model(ask=1.0),
+            policy_steps=4,
+            evaluations={"own": Evaluation(search=engine)},
+        )
+        records, present = Records(), Present()
+        saving = PolicyCheckpoint(folder, every_n_steps=3)
+        trainer = make_trainer(4, callbacks=[records, present, saving], val_every=2)
+        data = make_data(make_questions(4), make_questions(1, "gold"), questions_per_step=2)
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+        finally:
+            seen.append(present)
+        return module, records, present
+
+    seen: list[Present] = []
+    whole, _, _ = train(tmp_path / "whole", ScriptedEngine(["red"]))
+    dead = ScriptedEngine(["red"], failing=("colour 0",))
+    with pytest.raises(SearchOutage, match=r"engine 'own' \(100\.0%\).*resume=<run folder>"):
+        train(tmp_path, dead)
+    [record] = seen[-1].records
+    assert (record.step, record.metrics["val/own/failed"]) == (2, 1.0), "kept before it ended"
+    assert (tmp_path / "step_000002.ckpt").is_file(), "though only every third step is saved"
+
+    resumed, records, present = train(tmp_path, ScriptedEngine(["red"]), tmp_path / "last.ckpt")
+    assert [step.step for step in records.steps] == [2, 3]
+    assert [record.step for record in present.records] == [4]
+    for name, tensor in weights(resumed).items():
+        assert torch.equal(tensor, weights(whole)[name]), name
 
 
 def test_every_engine_answers_with_its_own_noise() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tests.helpers.engines import ScriptedEngine
 from tests.helpers.models import save_policy_folder
 from tests.helpers.openai_server import OpenAIServer, free_port
 from tests.helpers.training import EPISODE, make_training
+from tests.helpers.waiting import guarded
 from zerosearch.policy.source import PolicySource
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.simulated import SimulatedSearch
@@ -88,10 +88,8 @@ def test_an_episode_longer_than_the_context_of_the_policy(tmp_path: Path) -> Non
 def test_a_simulator_that_does_not_run_fails_fast_with_its_address() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     module = make_training(search=SimulatedSearch([url], "simulator-7b"))
-    started = time.perf_counter()
-    with pytest.raises(ValueError, match=rf"no simulator answers at {url}.*vllm serve"):
+    with guarded(), pytest.raises(ValueError, match=rf"no simulator answers at {url}.*vllm serve"):
         check_run(module)
-    assert time.perf_counter() - started < 10
 
 
 def test_a_simulator_that_runs_is_accepted() -> None:

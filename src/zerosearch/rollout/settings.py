@@ -16,6 +16,10 @@ from zerosearch.types import Question
 
 _SHIPPED = Path(str(resources.files("zerosearch.rollout") / "prompts"))
 
+# May differ between training and use: patience is no part of an episode's shape, and of a template
+# the text counts, not where it lies.
+_FREE = ("search_timeout_s", "prompt_template")
+
 
 @dataclass(kw_only=True, frozen=True)
 class EpisodeSettings:
@@ -35,7 +39,7 @@ class EpisodeSettings:
     invalid_hint: str | None = (
         None  # inserted after a turn without an action; None ends the episode
     )
-    search_timeout_s: float = 60.0
+    search_timeout_s: float = 60.0  # all attempts of one search together
 
     def __post_init__(self) -> None:
         get_formatter(self.formatter)
@@ -120,11 +124,11 @@ class EpisodeSettings:
         Raises:
             ValueError: one differs; says which, and the mend.
         """
-        present = self.as_dict()
-        for key, value in present.items():
-            if saved.get(key) != value:
+        for key, value in self.as_dict().items():
+            if key not in _FREE and saved.get(key) != value:
+                field = "prompt_template" if key == "prompt_text" else key
                 raise ValueError(
-                    f"episode.{key} is {value!r} but the policy was trained with "
+                    f"episode.{field} is {value!r} but the policy was trained with "
                     f"{saved.get(key)!r}: set it back, or train it anew on such episodes in a "
                     "run with model.path=<run folder>/policy"
                 )

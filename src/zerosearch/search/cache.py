@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
 from zerosearch.search.store import StoreError, TextStore, holds_store
@@ -204,7 +205,11 @@ def describe(engine: Cacheable, request: SearchRequest) -> str:
 
 def _write_result(described: str, result: SearchResult) -> str:
     """An entry: the request as described, for people who look, and the result."""
-    return json.dumps({"key": json.loads(described), "result": dataclasses.asdict(result)})
+    return f'{{"key": {described}, "result": {json.dumps(result, default=_fields)}}}'
+
+
+def _fields(value: SearchResult | Document) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _read_result(text: str) -> SearchResult:

@@ -79,33 +79,37 @@ class ChatServers:
     """Servers that answer chat completions.
 
     Args:
-        endpoints: base URLs; `/v1` is added to a URL without a path.
+        endpoints: base URLs; `/v1` is added to a URL without a path. A replay needs none.
         max_concurrency: most slots held at a time, over all endpoints.
         api_key_env: environment variable with the key; it may be unset.
 
     Raises:
-        ValueError: no endpoint is given, or one is no plain http(s) URL.
+        ValueError: an endpoint is no plain http(s) URL.
     """
 
     def __init__(self, endpoints: Sequence[str], *, max_concurrency: int, api_key_env: str) -> None:
         if isinstance(endpoints, str):
             raise ValueError(f"simulator.endpoints={endpoints!r}: give a list, such as [URL,URL]")
-        if not endpoints:
-            raise ValueError(
-                "simulator.endpoints is empty: start a server with `vllm serve MODEL` and set "
-                "simulator.endpoints=[http://HOST:8000/v1]"
-            )
         self.endpoints = tuple(dict.fromkeys(_base_url(endpoint) for endpoint in endpoints))
         self.max_concurrency = max_concurrency
         self.api_key_env = api_key_env
-        self._connections = PerLoop(
-            lambda: _Connections(self.endpoints, self.max_concurrency, self._key() or _NO_KEY),
-            _Connections.close,
-        )
+        self._connections = PerLoop(self._connect, _Connections.close)
+
+    async def connect(self) -> None:
+        """Make sure that there is what connections need; no server is asked.
+
+        Raises:
+            ValueError: no endpoint is given, or no HTTP header may hold the key.
+        """
+        await self._connections.get()
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for one of the `max_concurrency` places."""
+        """Wait for one of the `max_concurrency` places.
+
+        Raises:
+            ValueError: as `connect`.
+        """
         async with (await self._connections.get()).slots:
             yield
 
@@ -219,6 +223,14 @@ class ChatServers:
         if status in (400, 413, 422):
             return "; bring simulator.max_tokens and the prompt within the server's limits"
         return ""
+
+    def _connect(self) -> _Connections:
+        if not self.endpoints:
+            raise ValueError(
+                "simulator.endpoints is empty: start a server with `vllm serve MODEL` and set "
+                "simulator.endpoints=[http://HOST:8000/v1]"
+            )
+        return _Connections(self.endpoints, self.max_concurrency, self._key() or _NO_KEY)
 
     def _key(self) -> str:
         return key_from_env(self.api_key_env)

@@ -24,6 +24,7 @@ from zerosearch.types import Document, SearchRequest, SearchResult
 @dataclass(kw_only=True, slots=True, frozen=True)
 class _Connections:
     client: httpx.AsyncClient
+    key: str  # "" where none is sent
     slots: asyncio.Semaphore
 
 
@@ -41,7 +42,7 @@ class RetrieverSearch:
         api_key_env: environment variable with a key, sent as bearer token; None sends none.
 
     Raises:
-        ValueError: an argument is out of range, or the variable holds no key.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -67,12 +68,7 @@ class RetrieverSearch:
         self.attempts = Attempts(max_retries=max_retries, backoff_s=backoff_s)
         self.attempt_timeout_s = attempt_timeout_s
         self._max_concurrency = max_concurrency
-        self._key = key_from_env(api_key_env) if api_key_env else ""
-        if api_key_env and not self._key:
-            raise ValueError(
-                f"api_key_env={api_key_env}: the environment variable is not set; put the "
-                "server's key into it, or set api_key_env=null"
-            )
+        self._api_key_env = api_key_env
         self._connections = PerLoop(self._connect, lambda held: held.client.aclose())
 
     async def search(self, request: SearchRequest) -> SearchResult:
@@ -83,7 +79,7 @@ class RetrieverSearch:
 
         Raises:
             SearchError: no usable reply within the attempts and the time allowed.
-            ValueError: `top_k` is below 1.
+            ValueError: `top_k` is below 1, or the variable holds no key.
         """
         if request.top_k < 1:
             raise ValueError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
@@ -93,9 +89,7 @@ class RetrieverSearch:
         async def attempt(failures: int) -> list[Document]:
             nonlocal failed
             failed = failures
-            return await self._ask(
-                held.client, request.query, request.top_k, self.attempt_timeout_s
-            )
+            return await self._ask(held, request.query, request.top_k, self.attempt_timeout_s)
 
         held = await self._connections.get()
         async with held.slots:
@@ -113,11 +107,12 @@ class RetrieverSearch:
         """Ask one small query before any costly work.
 
         Raises:
-            ValueError: one sentence that says why no answer came, and what to do.
+            ValueError: one sentence that says why no answer came or that there is no key, and what
+                to do.
         """
         held = await self._connections.get()
         try:
-            await self._ask(held.client, "test", 1, min(timeout_s, self.attempt_timeout_s))
+            await self._ask(held, "test", 1, min(timeout_s, self.attempt_timeout_s))
         except ServerFailure as failure:
             reason = f"url={self.url}, dialect={self.dialect_name}: {failure.reason}"
         else:
@@ -138,17 +133,17 @@ class RetrieverSearch:
         }
 
     async def _ask(
-        self, client: httpx.AsyncClient, query: str, top_k: int, timeout_s: float
+        self, held: _Connections, query: str, top_k: int, timeout_s: float
     ) -> list[Document]:
         """One attempt.
 
         Raises:
             ServerFailure: no reply, an error, or a reply in another form.
         """
-        request = client.build_request("POST", self.url, json=self.dialect.body(query, top_k))
-        secrets = [self._key]
+        request = held.client.build_request("POST", self.url, json=self.dialect.body(query, top_k))
+        secrets = [held.key]
         response = await call(
-            client, request, endpoint=self.url, timeout_s=timeout_s, secrets=secrets
+            held.client, request, endpoint=self.url, timeout_s=timeout_s, secrets=secrets
         )
         reply = json_body(response, endpoint=self.url, secrets=secrets)
         try:
@@ -158,7 +153,20 @@ class RetrieverSearch:
         raise ServerFailure(self.url, reason, transient=True)
 
     def _connect(self) -> _Connections:
+        key = self._key()
         client = open_client(self.url)
-        if self._key:
-            client.headers["Authorization"] = f"Bearer {self._key}"
-        return _Connections(client=client, slots=asyncio.Semaphore(self._max_concurrency))
+        if key:
+            client.headers["Authorization"] = f"Bearer {key}"
+        slots = asyncio.Semaphore(self._max_concurrency)
+        return _Connections(client=client, key=key, slots=slots)
+
+    def _key(self) -> str:
+        if not self._api_key_env:
+            return ""
+        key = key_from_env(self._api_key_env)
+        if not key:
+            raise ValueError(
+                f"search.engine.api_key_env={self._api_key_env}: the environment variable is not "
+                "set; put the server's key into it, or set search.engine.api_key_env=null"
+            )
+        return key

@@ -48,7 +48,7 @@ class SimulatedSearch:
     of successive `asyncio.run` calls; what is known of the endpoints' health outlives them.
 
     Args:
-        endpoints: base URLs of servers of the model, see `EndpointPool`.
+        endpoints: base URLs of servers of the model, see `EndpointPool`; only a replay needs none.
         model: name under which the servers know the simulator.
         prompt_template: shipped template or path of the user's own, see `SimulatorPrompt`.
         temperature: of the simulator; the default is the authors' scripts'.
@@ -135,7 +135,7 @@ class SimulatedSearch:
 
         Raises:
             SearchError: no document within the attempts and the time allowed.
-            ValueError: `top_k` is below 1.
+            ValueError: `top_k` is below 1, or there is no endpoint.
         """
         started = time.perf_counter()
         noisy = draw_noisy(request)
@@ -164,6 +164,7 @@ class SimulatedSearch:
             "prompt": body["messages"],
             "temperature": body["temperature"],
             "max_tokens": body["max_tokens"],
+            "max_reply_retries": self.max_reply_retries,
             "top_k": request.top_k,
             "noisy": noisy,
             "seed": request.seed,
@@ -178,6 +179,7 @@ class SimulatedSearch:
         Raises:
             ValueError: one sentence that says which endpoints fail, why, and what to do.
         """
+        await self.servers.connect()
         endpoints = self.servers.endpoints
         asked = await asyncio.gather(*(self._models(url, timeout_s) for url in endpoints))
         replies = dict(zip(endpoints, asked, strict=True))

@@ -11,7 +11,10 @@ from zerosearch.seeding import derive_random
 
 SAMPLE = 150  # prompts that are aligned; all others only have to fit
 _ROUNDS = 6
-_TOKEN = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
+# Stands between the system message and the prompt where both are aligned as one text. For private
+# use in Unicode, so that neither holds it.
+SYSTEM_END = "\ue000"
+_TOKEN = re.compile(rf"{SYSTEM_END}|\s*\w+|\s*[^\w\s{SYSTEM_END}]|\s+")
 _WORD = re.compile(r"\w")
 _GAP = object()  # equals nothing in a prompt
 # What may stand around a filled-in value, but is not part of it.

@@ -43,7 +43,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
             "search=scripted"
         )
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")
-    with launched(cfg.simulator, folder):
+    with launched(cfg, folder):
         searching = ask_all(
             hydra.utils.instantiate(cfg.search, _convert_="all"),
             questions,

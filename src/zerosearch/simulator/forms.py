@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from zerosearch.simulator.alignment import Skeleton, align_all
+from zerosearch.simulator.alignment import SYSTEM_END, Skeleton, align_all
 
 _MAX_FILLS = 200  # ways to read one prompt that are tried
 
@@ -25,6 +25,11 @@ class Slot:
     def present(self) -> list[str]:
         """Values of the prompts that have this slot."""
         return [value for value in self.values if value is not None]
+
+    @property
+    def place(self) -> str:
+        """The constant text right before it, for people."""
+        return repr(self.before.replace(SYSTEM_END, "\n")[-40:])
 
 
 @dataclass(kw_only=True, slots=True)

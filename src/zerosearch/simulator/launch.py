@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from zerosearch.simulator.serving import ServerSettings
 # Hands the endpoints to the processes that Lightning starts for further GPUs: they run the same
 # script again.
 ENDPOINTS_VARIABLE = "ZEROSEARCH_SIMULATOR_ENDPOINTS"
+
+log = logging.getLogger(__name__)
 
 
 def server_settings(simulator: DictConfig) -> ServerSettings:
@@ -64,13 +67,15 @@ def running(settings: ServerSettings, folder: Path | None) -> Iterator[list[Serv
 
 
 @contextmanager
-def launched(simulator: DictConfig, folder: Path) -> Iterator[list[str]]:
+def launched(cfg: DictConfig, folder: Path) -> Iterator[list[str]]:
     """With `simulator.launch`, serve the simulator inside and set `simulator.endpoints` to it.
 
-    Of several processes on a machine the first launches; the others take over its endpoints.
+    Of several processes on a machine the first launches; the others take over its endpoints. A
+    replay asks no simulator, so none is launched for it.
 
     Args:
-        simulator: the node; one without `launch` (a scripted simulator) needs no server.
+        cfg: the whole configuration. A node `simulator` without `launch` (a scripted one) needs
+            no server.
         folder: takes the servers' output.
 
     Yields:
@@ -79,7 +84,12 @@ def launched(simulator: DictConfig, folder: Path) -> Iterator[list[str]]:
     Raises:
         ValueError: vLLM is missing, a port is taken, or a server does not come up.
     """
-    if not simulator.get("launch", False):
+    simulator = cfg.simulator
+    launch = simulator.get("launch", False)
+    if launch and _only_replays(cfg):
+        log.info("simulator.launch=true: nothing is launched, search.cache=replay asks nobody")
+        launch = False
+    if not launch:
         yield list(simulator.get("endpoints", []))
         return
     settings = server_settings(simulator)
@@ -96,6 +106,13 @@ def launched(simulator: DictConfig, folder: Path) -> Iterator[list[str]]:
             yield list(simulator.endpoints)
         finally:
             del os.environ[ENDPOINTS_VARIABLE]
+
+
+def _only_replays(cfg: DictConfig) -> bool:
+    """Whether training, and every evaluation that could ask the simulator, is a replay."""
+    evaluations = [entry.search for entry in cfg.get("evaluation", {}).values()]
+    asking = [search for search in evaluations if "endpoints" in search.get("engine", {})]
+    return all(search.get("cache") == "replay" for search in (cfg.search, *asking))
 
 
 def _local_rank() -> int:

@@ -109,7 +109,7 @@ def _report(derived: Derived, rows: list[TuningRow]) -> None:
                 found.quality,
                 str(slot.number),
                 filling.name + detail,
-                repr(slot.before[-40:]),
+                slot.place,
                 repr(slot.present[0][:60]),
             )
     console = Console()
@@ -117,10 +117,8 @@ def _report(derived: Derived, rows: list[TuningRow]) -> None:
     for note in _notes(derived):
         console.print(f"note: {note}", markup=False)
     if systems := {row.system for row in rows} - {""}:
-        console.print(
-            f"note: rows have a system message, {sorted(systems)[0][:200]!r}, which a template "
-            "cannot send: serve the model with a chat template that adds it"
-        )
+        shown = f"{sorted(systems)[0][:200]!r}"
+        console.print(f"note: the template has the rows' system message, {shown}", markup=False)
     agree = derived.rows - len(derived.misfits)
     console.print(f"{agree} of {derived.rows} rows are reproduced byte for byte")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zerosearch.search.simulator_prompt import SimulatorPrompt
-from zerosearch.simulator.alignment import Skeleton
+from zerosearch.simulator.alignment import SYSTEM_END, Skeleton
 from zerosearch.simulator.forms import Form, Slot, make_form, slots_of
 from zerosearch.simulator.quality import split_by_quality
 from zerosearch.simulator.slot_names import NAMES, conflicts, name_slots
@@ -79,7 +79,7 @@ def derive_template(
     Raises:
         ValueError: no two qualities, or a slot whose variable cannot be told; says what to give.
     """
-    qualities = split_by_quality([row.prompt for row in rows], noisy_text)
+    qualities = split_by_quality([row.text for row in rows], noisy_text)
     found: list[Derived] = []
     errors: list[ValueError] = []
     for rare in (0.0, RARE):  # first every prompt counts, then a few may be odd ones out
@@ -120,9 +120,9 @@ def _quality_form(
     separator: str | None,
     rare: float,
 ) -> QualityForm:
-    prompts = [row.prompt for row in rows]
+    prompts = [row.text for row in rows]
     form = make_form(prompts, rare)
-    fields = [row.fields for row in rows if form.fill(row.prompt) is not None]
+    fields = [row.fields for row in rows if form.fill(row.text) is not None]
     slots = slots_of(form, prompts)
     if unknown := sorted(set(given) - {slot.number for slot in slots}):
         raise ValueError(
@@ -152,7 +152,7 @@ def _check_names(quality: str, slots: Sequence[Slot], names: Mapping[int, str]) 
         wrong = ["no slot is the query"]
     if wrong:
         shown = "\n".join(
-            f"  {slot.number} ({names.get(slot.number, '?')}): after {slot.before[-40:]!r}: "
+            f"  {slot.number} ({names.get(slot.number, '?')}): after {slot.place}: "
             f"{', '.join(repr(value[:40]) for value in slot.present[:3])}"
             for slot in slots
         )
@@ -201,10 +201,11 @@ def _verify(
                 misfits.append(f"{row.location}: asks neither for useful nor for noisy documents")
                 continue
             found = forms[noisy]
-            rendered = _render(str(path), prompts, found, row.prompt, noisy)
-            if rendered != row.prompt:
-                wanted = found.shown() if rendered is None else rendered
-                misfits.append(f"{row.location}:\n{_difference(wanted, row.prompt)}")
+            rendered = _render(str(path), prompts, found, row.text, noisy)
+            if rendered != row.messages:
+                contents = [message["content"] for message in rendered or ()]
+                wanted = SYSTEM_END.join(contents) if rendered else found.shown()
+                misfits.append(f"{row.location}:\n{_difference(wanted, row.text)}")
     return misfits
 
 
@@ -214,8 +215,8 @@ def _render(
     found: QualityForm,
     prompt: str,
     noisy: bool,
-) -> str | None:
-    """The prompt from its own values; None where it does not have the form."""
+) -> list[dict[str, str]] | None:
+    """The messages from a prompt's own values; None where it does not have the form."""
     texts = found.form.fill(prompt)
     if texts is None:
         return None
@@ -227,13 +228,12 @@ def _render(
     words = values.pop("words_per_document")
     if words not in prompts:
         prompts[words] = SimulatorPrompt(path, words)
-    return prompts[words].render(SearchRequest(**values), noisy=noisy)
+    return prompts[words].messages(SearchRequest(**values), noisy=noisy)
 
 
 def _difference(expected: str, prompt: str) -> str:
-    lines = difflib.unified_diff(
-        expected.splitlines(), prompt.splitlines(), "template", "row", lineterm="", n=1
-    )
+    first, second = (text.replace(SYSTEM_END, "\n").splitlines() for text in (expected, prompt))
+    lines = difflib.unified_diff(first, second, "template", "row", lineterm="", n=1)
     shown = [line[:160] for line in lines][:14]
     return "\n".join(shown) or f"  template {expected!r:.300}\n  row      {prompt!r:.300}"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from zerosearch.simulator.alignment import tokens_of
+from zerosearch.simulator.alignment import SYSTEM_END, tokens_of
 from zerosearch.simulator.forms import Form, Slot
 from zerosearch.simulator.slot_names import (
     NUMBER_WORDS,
@@ -88,7 +88,32 @@ def _answers_filling(slot: Slot, fields: Sequence[Fields], separator: str | None
 
 
 def write_template(useful: Sequence[str], noisy: Sequence[str]) -> str:
-    """One template from the parts of both qualities (see `parts_of`)."""
+    """One template from the parts of both qualities (see `parts_of`).
+
+    Raises:
+        ValueError: a system message was found in prompts of one quality alone.
+    """
+    both = [_split_messages(parts) for parts in (useful, noisy)]
+    if len(both[0]) != len(both[1]):
+        raise ValueError(
+            "where the system message ends is not clear in the prompts of one quality: give rows "
+            "whose system messages are more alike"
+        )
+    texts = [_merge(*parts) for parts in zip(*both, strict=True)]
+    if len(texts) == 1:
+        return texts[0]
+    return "{{# message: system #}}\n{}\n{{# message: user #}}\n{}".format(*texts)
+
+
+def _split_messages(parts: Sequence[str]) -> list[Sequence[str]]:
+    """The parts of the system message, where there is one, and of the prompt."""
+    if SYSTEM_END not in parts:
+        return [parts]
+    end = parts.index(SYSTEM_END)
+    return [parts[:end], parts[end + 1 :]]
+
+
+def _merge(useful: Sequence[str], noisy: Sequence[str]) -> str:
     matcher = SequenceMatcher(None, useful, noisy, autojunk=False)
     changes = matcher.get_opcodes()
     if sum(kind != "equal" for kind, *_ in changes) > _SWITCHES:

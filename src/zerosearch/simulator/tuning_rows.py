@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zerosearch.data.readers import hub_file, local_files
+from zerosearch.simulator.alignment import SYSTEM_END
 
 CHAT_KEYS = ("messages", "conversations")
 TEXT_KEYS = ("instruction", "prompt")
@@ -33,6 +34,17 @@ class TuningRow:
     system: str  # "" where there is none
     fields: dict[str, str | list[str]] = field(default_factory=dict)  # of FIELD_KEYS, where given
 
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What the tuned model was asked, as `role` and `content`."""
+        user = {"role": "user", "content": self.prompt}
+        return [{"role": "system", "content": self.system}, user] if self.system else [user]
+
+    @property
+    def text(self) -> str:
+        """The messages as one text."""
+        return SYSTEM_END.join(message["content"] for message in self.messages)
+
 
 def read_rows(path: str, *, prompt_key: str | None, joiner: str) -> list[TuningRow]:
     """Read a data set.
@@ -44,7 +56,8 @@ def read_rows(path: str, *, prompt_key: str | None, joiner: str) -> list[TuningR
         joiner: stands between `instruction` and a non-empty `input`.
 
     Raises:
-        ValueError: no such file, no row, or a row without a prompt.
+        ValueError: no such file, no row, a row without a prompt, or a system message that only
+            some of the rows have.
     """
     files = local_files(path) or [hub_file(path, None, "train", streaming=False)]
     rows = [
@@ -54,6 +67,12 @@ def read_rows(path: str, *, prompt_key: str | None, joiner: str) -> list[TuningR
     ]
     if not rows:
         raise ValueError(f"{path} holds no rows; check the file")
+    lacking = [row.location for row in rows if not row.system]
+    if 0 < len(lacking) < len(rows):
+        raise ValueError(
+            f"{len(lacking)} of {len(rows)} rows have no system message, such as {lacking[0]}: "
+            "a template sends one with every prompt or with none, give rows of one kind"
+        )
     return rows
 
 
@@ -69,7 +88,8 @@ def _read_row(
     key, value = keys[0], row[keys[0]]
     system = str(row.get("system") or "")
     if not isinstance(value, str):
-        prompt, system = _from_chat(value, location, key)
+        prompt, own_system = _from_chat(value, location, key)
+        system = own_system or system
     elif key == "instruction" and row.get("input"):
         prompt = f"{value}{joiner}{row['input']}"
     else:

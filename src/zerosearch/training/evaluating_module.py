@@ -11,6 +11,7 @@ from torch import nn
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
+from zerosearch.training.failures import RESUME, SearchOutage
 from zerosearch.training.record import StepRecord
 from zerosearch.types import Question, Trajectory
 
@@ -22,21 +23,31 @@ class EvaluatingModule(LightningModule, ABC):
         evaluations: by name; the first one is the headline.
         rubric: scores trajectories.
         seed: of the rollouts.
+        max_failed_share: share of one engine's trajectories that may fail by a search error.
     """
 
-    def __init__(self, *, evaluations: Mapping[str, Evaluation], rubric: Rubric, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        evaluations: Mapping[str, Evaluation],
+        rubric: Rubric,
+        seed: int,
+        max_failed_share: float,
+    ) -> None:
         super().__init__()
         if not evaluations:
             raise ValueError("evaluations={}: name at least one way to answer held-out questions")
         self.evaluations = dict(evaluations)
         self.rubric = rubric
         self.seed = seed
+        self.max_failed_share = max_failed_share
         self.policy_step = 0  # completed policy steps
         self.noise_probability = 0.0  # set by the curriculum before each step
         self.model: nn.Module | None = None
         self.phase = "val"  # or "start", "test": under which name evaluations are logged
         self.evaluation_records: list[StepRecord] = []  # the last evaluation, one per engine
         self.evaluation_metrics: dict[str, float] = {}  # of the last evaluation
+        self.evaluation_outage: SearchOutage | None = None  # of the last evaluation
         self.start_metrics: dict[str, float] = {}  # evaluation before training, kept for resume
         self._evaluation_run: EvaluationRun | None = None
 
@@ -100,7 +111,14 @@ class EvaluatingModule(LightningModule, ABC):
         if self.phase == "start":
             self.start_metrics = every
         self.evaluation_metrics = every
+        mend = RESUME if self.phase == "val" else "evaluate again"
+        self.evaluation_outage = self._evaluation_run.outage(self.max_failed_share, mend)
         self._evaluation_run = None
+
+    def on_validation_end(self) -> None:
+        """Stop training where an engine is lost, after callbacks have kept what there is."""
+        if self.evaluation_outage is not None:
+            raise self.evaluation_outage
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()

@@ -15,6 +15,7 @@ from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import GREEDY, Decoding, Rollouter
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.distributed import gather_objects
+from zerosearch.training.failures import SearchOutage, find_outage
 from zerosearch.training.metrics import rollout_metrics
 from zerosearch.types import Question, Trajectory
 
@@ -72,6 +73,16 @@ class EvaluationRun:
     def results(self) -> dict[str, Result]:
         """Trajectories, scores and global metrics of each evaluation; a collective."""
         return {name: self._result(name) for name in self.evaluations}
+
+    def outage(self, max_failed_share: float, mend: str) -> SearchOutage | None:
+        """The error of the first engine that failed too often; a collective (see `find_outage`)."""
+        found = [
+            find_outage(
+                trajectories, max_failed_share, whose=f"the evaluation engine '{name}'", mend=mend
+            )
+            for name, trajectories in self.trajectories.items()
+        ]
+        return next((outage for outage in found if outage is not None), None)
 
     def _result(self, name: str) -> Result:
         trajectories = self.trajectories[name]

@@ -7,34 +7,41 @@ from collections.abc import Sequence
 from zerosearch.training.distributed import gather_objects
 from zerosearch.types import Trajectory
 
+RESUME = "go on with resume=<run folder>"
+
 
 class SearchOutage(RuntimeError):
     """Too many trajectories were lost to failed searches.
 
-    Raised on all ranks alike, before the step has changed anything: what was there after the step
-    before can be saved.
+    Raised on all ranks alike, before a step has changed anything or when an evaluation has reported
+    its numbers: what was there after the last whole step can be saved.
     """
 
 
-def check_failures(trajectories: Sequence[Trajectory], max_failed_share: float) -> None:
-    """Stop the run when searches fail too often on all ranks together (invariant 4).
+def find_outage(
+    trajectories: Sequence[Trajectory], max_failed_share: float, *, whose: str, mend: str
+) -> SearchOutage | None:
+    """The error to raise where searches failed too often on all ranks together (invariant 4).
 
     Args:
         trajectories: of this rank; a collective.
         max_failed_share: of all ranks' trajectories.
+        whose: names the trajectories in the error, which also shows the endpoint and the reason of
+            one failure, of whichever rank has one.
+        mend: what to do when the engine answers again.
 
-    Raises:
-        SearchOutage: with the endpoint and the reason of one failure, of whichever rank has one.
+    Returns:
+        The same on all ranks; None where no more than the share failed.
     """
     errors = [t.error for t in trajectories if t.error is not None]
     ranks = gather_objects((len(trajectories), len(errors), errors[:1]))
     total = sum(count for count, _, _ in ranks)
     failed = sum(count for _, count, _ in ranks)
     if failed <= max_failed_share * total:
-        return
+        return None
     example = next(shown[0] for _, _, shown in ranks if shown)
-    raise SearchOutage(
-        f"{failed} of this step's {total} trajectories were lost to failed searches, more than "
-        f"module.max_failed_share={max_failed_share}; one of them: {example}. Mend "
-        "that, then go on with resume=<run folder>"
+    return SearchOutage(
+        f"{failed} of {total} trajectories of {whose} ({failed / total:.1%}) were lost to failed "
+        f"searches, more than module.max_failed_share={max_failed_share}; one of them: {example}. "
+        f"Mend that, then {mend}"
     )

@@ -35,7 +35,7 @@ from zerosearch.training.balance import balance
 from zerosearch.training.batching import collate
 from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
-from zerosearch.training.failures import check_failures
+from zerosearch.training.failures import RESUME, find_outage
 from zerosearch.training.groups import global_advantages
 from zerosearch.training.learner import Learner
 from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
@@ -66,8 +66,8 @@ class SearchPolicyModule(EvaluatingModule):
         tokens_per_micro_batch: padded tokens of one forward and backward pass.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
-        max_failed_share: share of trajectories that may fail by a search error before the run
-            stops.
+        max_failed_share: share of trajectories, of a step or of one evaluation engine, that may
+            fail by a search error before the run stops.
         lockstep: every turn waits for the slowest search of the step, so that a run repeated from
             a search cache is the same bit for bit.
         lag: 1 samples the next batch while this one is trained, see `RolloutPipeline`.
@@ -96,7 +96,12 @@ class SearchPolicyModule(EvaluatingModule):
         lag: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(evaluations=evaluations, rubric=rubric or Rubric(), seed=seed)
+        super().__init__(
+            evaluations=evaluations,
+            rubric=rubric or Rubric(),
+            seed=seed,
+            max_failed_share=max_failed_share,
+        )
         if policy_steps < 1:
             raise ValueError(f"policy_steps={policy_steps}: give 1 or more")
         decoding = decoding or Decoding()
@@ -116,7 +121,6 @@ class SearchPolicyModule(EvaluatingModule):
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.logprob_chunk_tokens = logprob_chunk_tokens
         self.gradient_clip = gradient_clip
-        self.max_failed_share = max_failed_share
         self.lockstep = lockstep
         self.lag = lag
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
@@ -171,7 +175,7 @@ class SearchPolicyModule(EvaluatingModule):
         started = time.perf_counter()
         plan = make_plan(batch, self.policy_step, self.noise_probability)
         sampled = self.rollouts.take(plan)
-        check_failures(sampled.trajectories, self.max_failed_share)
+        self._check_searches(sampled.trajectories)
         have_sampled = time.perf_counter()
         with self.rollouts.ahead(self._next_plan(batch), self.device):
             scores = [self.rubric.score(t) if t.valid else None for t in sampled.trajectories]
@@ -200,6 +204,11 @@ class SearchPolicyModule(EvaluatingModule):
         )
         self.train_metrics = metrics
         self.policy_step += 1
+
+    def _check_searches(self, trajectories: list[Trajectory]) -> None:
+        outage = find_outage(trajectories, self.max_failed_share, whose="this step", mend=RESUME)
+        if outage is not None:
+            raise outage
 
     def _next_plan(self, batch: QuestionBatch) -> RolloutPlan | None:
         """What to sample while this step trains; None without a lag and in the last step."""
