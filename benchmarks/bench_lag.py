@@ -1,6 +1,6 @@
 """What sampling one batch ahead hides: the quickstart's steps with rollout.lag=0 and 1.
 
-Run:  python benchmarks/bench_lag.py [--steps 6] [--latency 0.0 0.5] [--help]
+Run:  python benchmarks/bench_lag.py [--steps 5] [--latency 0.0 0.5] [--help]
 
 Both runs sample with a second copy of the policy, one thread each for sampling and training. With
 the lag a step should take the longer of rollout and training in place of their sum; on two cores
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, lag: int, latency_s: float, folder: Path) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--latency", type=float, nargs="+", default=[0.0, 0.5])
     args = parser.parse_args()
     torch.set_num_threads(1)
