@@ -4,6 +4,9 @@ Another release of vLLM is tried by widening `VERSIONS` and running `pytest -m v
 vLLM is imported before it is needed.
 """
 
+# vLLM is optional: types are also checked where it is not installed.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
