@@ -193,7 +193,8 @@ def test_the_default_is_quickstart(tmp_path: Path) -> None:
 
 
 def test_command_line_values_go_over_those_of_the_experiment(tmp_path: Path) -> None:
-    given = ["experiment=zerosearch_7b", "policy_steps=2", "algorithm=reinforce", *ON_CPU, ENDPOINT]
+    given = ["experiment=zerosearch_7b", "policy_steps=2", "algorithm=reinforce"]
+    given += ["generator=transformers", *ON_CPU, ENDPOINT]
     run = make_run(tmp_path, *given)
     assert (run.module.policy_steps, run.module.algorithm.group_size) == (2, 5)
     assert run.module.algorithm.advantage.keywords == {"baseline": "batch"}  # type: ignore[attr-defined]
