@@ -19,7 +19,7 @@ from tests.helpers.policy_stub import make_trainer
 from tests.helpers.training import make_data, make_training, weights
 from tests.helpers.words import COLOURS, make_word_model
 from zerosearch.algorithms.algorithm import Algorithm
-from zerosearch.generation.copying_generator import CopyingGenerator
+from zerosearch.generation.transformers_generator import TransformersGenerator
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.types import Question, SearchRequest
 
@@ -60,7 +60,7 @@ def train_rank(world_size: int, *, lag: int = 0, steps: int = 1, **trainer: Any)
         tokens_per_micro_batch=BUDGET,
         gradient_clip=1e9,
         max_failed_share=0.9,
-        generator=CopyingGenerator(),
+        generator=TransformersGenerator(copy_weights=True),
         lag=lag,
         policy_steps=steps,
     )

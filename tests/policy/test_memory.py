@@ -96,19 +96,25 @@ def test_settings_of_the_run_reach_the_plan(tmp_path: Path) -> None:
         700,
     )
     # 16 questions x 8 siblings on 4 GPUs, each as long as an episode may be
-    assert found.sampler.kv_tokens == 32 * 700 and found.sampler.uses_policy
+    assert found.sampler.kv_tokens == 32 * 700
+    assert found.sampler.holds_copy and not found.sampler.uses_policy, "it cannot use shards"
 
 
 @pytest.mark.parametrize(
     ("generator", "share", "copy"),
-    [("vllm", 0.4, False), ("vllm_server", 0.0, False), ("transformers_copy", 0.0, True)],
+    [
+        ("vllm", 0.4, False),
+        ("vllm_server", 0.0, False),
+        ("transformers", 0.0, False),
+        ("transformers_copy", 0.0, True),
+    ],
 )
 def test_who_samples_decides_what_sampling_takes(
     generator: str, share: float, copy: bool, tmp_path: Path
 ) -> None:
     sampler = plan(tmp_path, f"generator={generator}").sampler
     assert (sampler.engine_share, sampler.holds_copy) == (share, copy)
-    assert not sampler.uses_policy
+    assert sampler.uses_policy == (generator == "transformers")
 
 
 def test_the_quickstart_fits_anywhere(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from tests.helpers.words import make_word_model
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
-from zerosearch.generation.copying_generator import CopyingGenerator
 from zerosearch.generation.transformers_generator import TransformersGenerator
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import SearchOutage
@@ -35,7 +34,7 @@ WAIT_S = 60  # a guard against hanging
 def make_lagging(**fields: Any) -> SearchPolicyModule:
     return make_training(
         **{
-            "generator": CopyingGenerator(),
+            "generator": TransformersGenerator(copy_weights=True),
             "lag": 1,
             "policy_steps": STEPS,
             "optimizer": partial(torch.optim.SGD, lr=0.5),

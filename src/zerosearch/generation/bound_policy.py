@@ -22,24 +22,34 @@ _KV_LAYERS = {"full_attention", "sliding_attention"}
 class BoundPolicy:
     """A causal LM with its tokenizer: context, ends of text, stops, decoding.
 
-    A sharded policy is sampled from a whole copy on every rank, in the dtype that the policy
-    computes in: forward passes of sharded weights are collectives, and ranks decode for different
-    lengths.
+    A sharded policy is always sampled from a whole copy on every rank: forward passes of sharded
+    weights are collectives, and ranks decode for different lengths.
 
     Args:
-        model: causal LM (a PEFT wrapper too); shared with training unless it is sharded.
+        model: causal LM (a PEFT wrapper too) on its final device.
         tokenizer: the one that made the prompts.
+        copied: sample from a whole copy with merged adapters, which `refresh` fills.
+        copy_dtype: of the copy; None is the dtype that the policy computes in.
 
     Raises:
         ValueError: the model's layers keep another state than keys and values.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        copied: bool = False,
+        copy_dtype: torch.dtype | None = None,
+    ) -> None:
         model = cast(PreTrainedModel, model)  # PEFT wrappers forward what they lack to theirs
         config = model.config.get_text_config()
         _check_layers(model, getattr(config, "layer_types", None))
         self.policy: nn.Module = model  # the one that is trained
-        self.model = _whole_copy(model) if is_sharded(model) else model  # the one that samples
+        self.model = model  # the one that samples
+        if copied or is_sharded(model):
+            self.model = _empty_copy(model, copy_dtype or compute_dtype(model))
         self.device: torch.device = next(self.model.parameters()).device
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.tokens = PolicyTokens(model, tokenizer)
@@ -47,7 +57,7 @@ class BoundPolicy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Bring the policy's present weights into a copy; a collective where it is sharded."""
+        """Bring the policy's present weights into the copy; a collective where it is sharded."""
         if self.model is not self.policy:
             own = self.model.state_dict()
             for name, tensor in stream_weights(self.policy):
@@ -71,18 +81,18 @@ def _check_layers(model: PreTrainedModel, layer_types: list[str] | None) -> None
         )
 
 
-def _whole_copy(model: nn.Module) -> PreTrainedModel:
-    """A plain model like the sharded one, on this rank's device; its weights are still to come."""
-    config = copy.deepcopy(base_model(model).config)
-    sharded = next(model.parameters())
-    assert isinstance(sharded, DTensor)
-    with torch.device("meta"):
+def _empty_copy(model: nn.Module, dtype: torch.dtype) -> PreTrainedModel:
+    """A plain model of the same configuration, on this rank's device; its weights are to come."""
+    base, weight = base_model(model), next(model.parameters())
+    config = copy.deepcopy(base.config)
+    with torch.device("meta"):  # draws no random numbers
         whole = AutoModelForCausalLM.from_config(
-            config,
-            dtype=compute_dtype(model),
-            attn_implementation=config._attn_implementation,
+            config, dtype=dtype, attn_implementation=config._attn_implementation
         )
-    whole.to_empty(device=sharded.device_mesh.device_type)
+    whole.to_empty(
+        device=weight.device_mesh.device_type if isinstance(weight, DTensor) else weight.device
+    )
     whole.tie_weights()
     compute_buffers(whole)
+    whole.generation_config = copy.deepcopy(base.generation_config)
     return whole.requires_grad_(False).eval()

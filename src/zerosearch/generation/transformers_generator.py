@@ -1,4 +1,4 @@
-"""Generator on the policy's own transformers module: continuous batching on the event loop.
+"""Generator on the policy's transformers module or a copy: continuous batching on the event loop.
 
 One task, the pump, runs while anything waits or decodes: it lets coroutines submit, admits what
 waits, samples one token for every row, and resolves finished rows at once, so that their searches
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -52,9 +53,12 @@ class TransformersGenerator:
         reuse_kv: keep the KV of finished rows for prompts that continue them.
         kv_budget_tokens: tokens of finished rows to keep KV of; the oldest go first.
         prefill_tokens: tokens that one prefill forward reads at most (at least one prompt).
+        copy_weights: sample from a copy, made at each sync, with adapters merged: for the memory of
+            one more model, rollouts may go on while the policy is trained. A sharded policy is
+            copied in any case.
+        copy_dtype: of the copy; None is the dtype that the policy computes in. Under autocast
+            "bfloat16" halves its memory and samples as the policy computes.
     """
-
-    own_weights = False
 
     def __init__(
         self,
@@ -63,16 +67,22 @@ class TransformersGenerator:
         reuse_kv: bool = True,
         kv_budget_tokens: int = 131_072,
         prefill_tokens: int = 4_096,
+        copy_weights: bool = False,
+        copy_dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         for name, value in (("max_batch", max_batch), ("prefill_tokens", prefill_tokens)):
             if value < 1:
                 raise ValueError(f"generator.{name}={value}: must be at least 1")
         if kv_budget_tokens < 0:
             raise ValueError(f"generator.kv_budget_tokens={kv_budget_tokens}: must be >= 0")
+        if copy_dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(f"generator.copy_dtype={copy_dtype!r}: give float32, bfloat16 or null")
+        self.own_weights = copy_weights
         self.weight_version = 0
         self._max_batch = max_batch
         self._prefill_tokens = prefill_tokens
         self._keep_kv = reuse_kv and kv_budget_tokens > 0
+        self._copy_dtype: torch.dtype | None = getattr(torch, copy_dtype) if copy_dtype else None
         self._kv_budget_tokens = kv_budget_tokens if self._keep_kv else 0
         self._policy: BoundPolicy | None = None
         self._decoder: BatchDecoder[_Request] | None = None
@@ -90,7 +100,9 @@ class TransformersGenerator:
         """
         if self._pump is not None:
             raise ValueError("generator.bind: requests are running; bind before or after a rollout")
-        self._policy = BoundPolicy(model, tokenizer)
+        self._policy = BoundPolicy(
+            model, tokenizer, copied=self.own_weights, copy_dtype=self._copy_dtype
+        )
         self._decoder = BatchDecoder(
             self._policy.model, self._kv_budget_tokens, self._prefill_tokens
         )

@@ -55,7 +55,7 @@ def plan_of(cfg: DictConfig) -> Plan:
     return Plan(
         model=model,
         shape=Shape(model.config),
-        sampler=_sampler(cfg, gpus),
+        sampler=_sampler(cfg, gpus, sharded=bool(settings)),
         gpus=gpus,
         sharded=bool(settings),
         kept_dtype=kept,
@@ -72,7 +72,7 @@ def plan_of(cfg: DictConfig) -> Plan:
     )
 
 
-def _sampler(cfg: DictConfig, gpus: int) -> Sampler:
+def _sampler(cfg: DictConfig, gpus: int, *, sharded: bool) -> Sampler:
     from zerosearch.policy.memory_plan import Sampler
 
     generator, name = cfg.generator, _class_name(cfg.generator)
@@ -82,13 +82,14 @@ def _sampler(cfg: DictConfig, gpus: int) -> Sampler:
             engine_gpus=generator.tensor_parallel_size,
             engine_sleeps=generator.sleep_while_training,
         )
-    if name not in ("TransformersGenerator", "CopyingGenerator"):
+    if name != "TransformersGenerator":
         return Sampler()  # on other GPUs
+    copied = sharded or generator.get("copy_weights", False)
     longest = cfg.episode.max_context_tokens
     episodes = -(-cfg.questions_per_step * cfg.algorithm.group_size // gpus)
     return Sampler(
-        uses_policy=name == "TransformersGenerator",
-        holds_copy=name == "CopyingGenerator",
+        uses_policy=not copied,
+        holds_copy=copied,
         kv_tokens=min(
             episodes * longest, generator.max_batch * longest + generator.kv_budget_tokens
         ),

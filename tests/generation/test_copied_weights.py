@@ -1,19 +1,15 @@
-"""A generator with weights of its own samples what the policy was at the last sync."""
+"""A generator with a copy of the weights samples what the policy was at the last sync."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 
 from tests.helpers.models import make_model, make_tokenizer
-from zerosearch.generation.copying_generator import CopyingGenerator
 from zerosearch.generation.generator import Completion, Generator, Sampling
 from zerosearch.generation.transformers_generator import TransformersGenerator
 
@@ -41,7 +37,7 @@ def disturb(model: nn.Module) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_it_samples_what_the_shared_module_samples(tied: bool) -> None:
     model = make_model(1, scale=3.0, tie_word_embeddings=tied)
-    copying, sharing = CopyingGenerator(), TransformersGenerator()
+    copying, sharing = TransformersGenerator(copy_weights=True), TransformersGenerator()
     copying.bind(model, make_tokenizer())
     sharing.bind(model, make_tokenizer())
     before = complete(copying, model)
@@ -59,35 +55,16 @@ def test_adapters_are_merged() -> None:
     model = get_peft_model(
         make_model(1, scale=3.0), LoraConfig(target_modules="all-linear", init_lora_weights=False)
     )
-    copying, sharing = CopyingGenerator(), TransformersGenerator()
+    copying, sharing = TransformersGenerator(copy_weights=True), TransformersGenerator()
     copying.bind(model, make_tokenizer())
     sharing.bind(model, make_tokenizer())
     assert complete(copying, model).token_ids == complete(sharing, model).token_ids
 
 
-@pytest.fixture
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("one_rank")
-def test_a_sharded_policy_is_copied_whole() -> None:
-    plain, sharded = make_model(1, scale=3.0), make_model(1, scale=3.0)
-    for layer in sharded.model.layers:  # type: ignore[union-attr]
-        fully_shard(layer)
-    fully_shard(sharded)
-    copying, sharing = CopyingGenerator(), TransformersGenerator()
-    copying.bind(sharded, make_tokenizer())
-    sharing.bind(plain, make_tokenizer())
-    assert complete(copying, sharded).token_ids == complete(sharing, plain).token_ids
-
-
 def test_the_policy_stays_as_it_is() -> None:
     model = make_model(1).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    generator = CopyingGenerator(dtype="bfloat16")
+    generator = TransformersGenerator(copy_weights=True, copy_dtype="bfloat16")
     generator.bind(model, make_tokenizer())
     complete(generator, model)
     assert model.training and all(p.requires_grad for p in model.parameters())
@@ -97,7 +74,7 @@ def test_the_policy_stays_as_it_is() -> None:
 
 def test_a_narrower_copy_has_the_weights_it_can_have() -> None:
     model = make_model(1, scale=3.0)
-    generator = CopyingGenerator(dtype="bfloat16")
+    generator = TransformersGenerator(copy_weights=True, copy_dtype="bfloat16")
     generator.bind(model, make_tokenizer())
     narrow = complete(generator, model)
     rounded = TransformersGenerator()
@@ -106,11 +83,11 @@ def test_a_narrower_copy_has_the_weights_it_can_have() -> None:
 
 
 def test_misuse_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"generator\.dtype='int8'"):
-        CopyingGenerator(dtype="int8")  # type: ignore[arg-type]
-    generator = CopyingGenerator()
+    with pytest.raises(ValueError, match=r"generator\.copy_dtype='int8'"):
+        TransformersGenerator(copy_weights=True, copy_dtype="int8")  # type: ignore[arg-type]
+    generator = TransformersGenerator(copy_weights=True)
     with pytest.raises(ValueError, match="no model yet"):
         complete(generator, make_model())
     generator.bind(make_model(), make_tokenizer())
-    with pytest.raises(ValueError, match=r"has no like in the bound model.*bind\(\)"):
-        complete(generator, make_model(hidden_size=32))
+    with pytest.raises(ValueError, match=r"is not the bound model.*bind\(\)"):
+        complete(generator, make_model())
