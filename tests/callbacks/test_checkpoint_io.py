@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,19 @@ def saved(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond 60 kB; writing further fails as on a full disk does."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 60 kB; writing further fails as on a full disk does.
+
+    It holds for every file of the process, the log that pytest may be printing to included, so the
+    block must print nothing.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_saves_and_loads_plain_containers_and_leaves_nothing_else(saved):
@@ -38,9 +46,9 @@ def test_saves_and_loads_plain_containers_and_leaves_nothing_else(saved):
 
 
 @pytest.mark.parametrize("name", ["step_000001.ckpt", "step_000002.ckpt"])
-def test_full_disk_leaves_the_earlier_checkpoint_and_no_part(saved, full_disk, name):
+def test_full_disk_leaves_the_earlier_checkpoint_and_no_part(saved, name):
     before = saved.read_bytes()
-    with pytest.raises(OSError, match="earlier checkpoints are intact") as raised:
+    with pytest.raises(OSError, match="earlier checkpoints are intact") as raised, full_disk():
         AtomicCheckpointIO().save_checkpoint(CHECKPOINT, saved.with_name(name))
     assert raised.value.errno == errno.EFBIG
     assert str(saved.with_name(name)) in str(raised.value)
