@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from zerosearch.algorithms.advantages import grpo, rloo
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.importance import ImportanceCorrection
-from zerosearch.algorithms.losses import policy_loss
+from zerosearch.algorithms.losses import ppo_clip
 from zerosearch.types import PolicyBatch
 
 MASK = torch.tensor([[False, True, True, False], [False, True, False, True]])
@@ -234,8 +234,8 @@ def test_empty_micro_batch_has_a_gradient_path_and_the_same_metrics() -> None:
         ({"aggregation": "constant"}, "constant_length=None"),
         ({"constant_length": 500}, r"constant_length=500 has no effect"),
         ({"advantage": partial(grpo, scale="max")}, "scale='max'"),  # pyright: ignore
-        ({"loss": partial(policy_loss, clip_low=2.0)}, r"clip_low=2\.0"),
-        ({"loss": partial(policy_loss, aggregation="constant")}, r"loss\.aggregation would be"),
+        ({"loss": partial(ppo_clip, clip_low=2.0)}, r"clip_low=2\.0"),
+        ({"loss": partial(ppo_clip, aggregation="constant")}, r"loss\.aggregation would be"),
     ],
 )
 def test_bad_settings_are_refused_before_any_model_is_loaded(settings, message: str) -> None:
@@ -256,7 +256,7 @@ def test_algorithm_is_made_from_yaml() -> None:
         _target_: zerosearch.algorithms.algorithm.Algorithm
         group_size: 5
         advantage: {_target_: zerosearch.algorithms.advantages.reinforce, _partial_: true, baseline: leave_one_out}
-        loss: {_target_: zerosearch.algorithms.losses.policy_loss, _partial_: true, clip_high: 0.28}
+        loss: {_target_: zerosearch.algorithms.losses.ppo_clip, _partial_: true, clip_high: 0.28}
         aggregation: constant
         constant_length: 500
         """  # noqa: E501

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from zerosearch.algorithms.advantages import grpo
-from zerosearch.algorithms.importance import ImportanceCorrection
-from zerosearch.algorithms.kl import KLKind, kl_estimate
-from zerosearch.algorithms.losses import (
+from zerosearch.algorithms.aggregation import (
     Aggregation,
     aggregate,
     loss_normalizer,
     masked_sum,
-    policy_loss,
 )
+from zerosearch.algorithms.importance import ImportanceCorrection
+from zerosearch.algorithms.kl import KLKind, kl_estimate
+from zerosearch.algorithms.losses import TokenLossFunction, gspo, policy_loss, ppo_clip
 from zerosearch.types import PolicyBatch
 
 _SET_BY_ALGORITHM = ("normalizer", "aggregation", "behaviour_logprobs", "importance_correction")
@@ -40,7 +40,7 @@ class Algorithm:
 
     group_size: int  # siblings sampled per question
     advantage: Callable[[Tensor, Tensor, Tensor | None], Tensor] = grpo  # (rewards, group, valid)
-    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]] = policy_loss
+    loss: TokenLossFunction = ppo_clip
     aggregation: Aggregation = "token-mean"
     constant_length: int | None = None  # tokens per sequence that "constant" divides by
     kl_coefficient: float = 0.001  # authors' scripts of arXiv 2505.04588
@@ -61,6 +61,7 @@ class Algorithm:
                 raise ValueError(f"{name}={value}: must be a finite number, 0 to switch it off")
         self._check_kl()
         self._check_aggregation()
+        self._check_importance()
         self._try_functions()
 
     @property
@@ -104,14 +105,16 @@ class Algorithm:
         """
         mask = batch.sampled_mask
         old_logprobs = self._old_logprobs(logprobs, batch)
-        loss, metrics = self.loss(
+        loss, metrics = policy_loss(
+            self.loss,
             logprobs,
             old_logprobs,
             batch.advantages,
             mask,
             normalizer=normalizer,
             aggregation=self.aggregation,
-            **self._correction(batch.behaviour_logprobs),
+            behaviour_logprobs=batch.behaviour_logprobs,
+            importance_correction=self.importance_correction,
         )
         metrics["policy_loss"] = loss.detach()
         metrics["entropy_sum"] = masked_sum(entropy, mask)
@@ -132,15 +135,6 @@ class Algorithm:
                 "the reference policy, or set kl_coefficient to 0"
             )
         return loss, metrics
-
-    def _correction(self, behaviour_logprobs: Tensor) -> dict[str, Any]:
-        """What the loss is told of the sampler; nothing without a correction."""
-        if self.importance_correction is None:
-            return {}
-        return {
-            "behaviour_logprobs": behaviour_logprobs,
-            "importance_correction": self.importance_correction,
-        }
 
     def _old_logprobs(self, logprobs: Tensor, batch: PolicyBatch) -> Tensor:
         if batch.old_logprobs is not None:
@@ -176,6 +170,14 @@ class Algorithm:
             )
         self.local_normalizer(torch.ones(1, 1))
 
+    def _check_importance(self) -> None:
+        level = self.importance_correction and self.importance_correction.level
+        if level == "token" and getattr(self.loss, "func", self.loss) is gspo:
+            raise ValueError(
+                "importance_correction.level='token' would weigh tokens inside the sequences that "
+                "the loss gspo compares as wholes: set importance_correction.level=sequence"
+            )
+
     def _try_functions(self) -> None:
         """Call both functions once, so that a wrong option fails before any model is loaded."""
         given = [name for name in _SET_BY_ALGORITHM if name in getattr(self.loss, "keywords", {})]
@@ -183,12 +185,4 @@ class Algorithm:
             raise ValueError(f"loss.{given[0]} would be ignored: set algorithm.{given[0]} instead")
         two, one = torch.ones(2), torch.ones(1, 1)
         self.advantage(two, two.long(), two.bool())
-        self.loss(
-            one,
-            one,
-            one,
-            one,
-            normalizer=1.0,
-            aggregation=self.aggregation,
-            **self._correction(one),
-        )
+        self.loss(one, one, one, one.bool())
