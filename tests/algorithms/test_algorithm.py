@@ -51,6 +51,7 @@ def test_kl_is_added_and_entropy_subtracted() -> None:
         "tokens": 4.0,
         "ratio_sum": 4.0,
         "clipped_sum": 0.0,
+        "tail_sum": 0.0,
         "kl_sum": 4 * K3,
         "entropy_sum": 4 * MEAN_ENTROPY,
         "logprob_gap_sum": 4 * 0.1,

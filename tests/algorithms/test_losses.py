@@ -79,10 +79,15 @@ def test_without_dual_clip_a_bad_token_is_not_bounded() -> None:
 
 
 def test_metrics_are_sums_over_sampled_tokens() -> None:
-    logprobs, old = ratios([1.0, 1.5, 9.0, 0.5], [9.0, 1.5, 9.0, 9.0])
+    logprobs, old = ratios([1.0, 1.5, 9.0, 0.4], [9.0, 1.5, 9.0, 9.0])
     _, metrics = policy_loss(ppo_clip, logprobs, old, torch.tensor([1.0, -1.0]), MASK, normalizer=4)
     values = {name: value.item() for name, value in metrics.items()}
-    expected = {"tokens": 4.0, "ratio_sum": 1.0 + 1.5 + 0.5 + 1.5, "clipped_sum": 1.0}
+    expected = {
+        "tokens": 4.0,
+        "ratio_sum": 1.0 + 1.5 + 0.4 + 1.5,
+        "clipped_sum": 1.0,
+        "tail_sum": 1.0,  # 0.4 < 1 / 2
+    }
     assert values == pytest.approx(expected)
     assert not any(value.requires_grad for value in metrics.values())
 

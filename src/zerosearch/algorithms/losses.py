@@ -24,6 +24,8 @@ from torch import Tensor
 from zerosearch.algorithms.aggregation import Aggregation, aggregate, masked_sum, only_sampled
 from zerosearch.algorithms.importance import ImportanceCorrection, bounded_exp
 
+RATIO_TAIL = 2.0  # a token that became twice or half as likely within a policy step is an outlier
+
 
 class TokenLoss(NamedTuple):
     """What a loss function gives for each token, [B, T] each."""
@@ -187,8 +189,9 @@ def policy_loss(
 
     Returns:
         The loss (0-dim; 0 with a gradient path where the mask is empty), and detached sums over
-        sampled tokens: `tokens`, `ratio_sum`, `clipped_sum`, and with a correction `importance_sum`
-        (of the weights) and `importance_cut_sum` (tokens whose ratio was truncated or masked).
+        sampled tokens: `tokens`, `ratio_sum`, `clipped_sum`, `tail_sum` (tokens whose probability
+        has changed by more than `RATIO_TAIL`), and with a correction `importance_sum` (of the
+        weights) and `importance_cut_sum` (tokens whose ratio was truncated or masked).
 
     Raises:
         ValueError: shapes differ or an option is out of its range.
@@ -203,6 +206,7 @@ def policy_loss(
         "tokens": mask.sum().float(),
         "ratio_sum": masked_sum(ratio, mask),
         "clipped_sum": masked_sum(clipped, mask),
+        "tail_sum": masked_sum((ratio < 1 / RATIO_TAIL) | (ratio > RATIO_TAIL), mask),
     }
     if importance_correction is not None:
         if behaviour_logprobs is None:

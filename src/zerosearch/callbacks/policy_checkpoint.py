@@ -20,12 +20,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from zerosearch.callbacks.files import flush_folder, flush_tree, replacing
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.training.failures import SearchOutage
+from zerosearch.training.failures import SearchOutage, TrainingCollapse
 
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"step_(\d+)\.ckpt")
 LAST = "last.ckpt"
+HEALTHY = "healthy.ckpt"
 
 
 def validation_follows(trainer: Trainer) -> bool:
@@ -43,6 +44,9 @@ class PolicyCheckpoint(Checkpoint):
     validation follows a step, it saves after the validation: a checkpoint made before it would
     make Lightning skip that validation in the resumed run. Such a checkpoint is missing when the
     process dies during the validation; then the run resumes from the one before and repeats it.
+
+    While `HealthMonitor` finds the policy unhealthy, `healthy.ckpt` is the newest checkpoint from
+    before. When the run collapses, nothing more is saved and `last.ckpt` becomes that one.
 
     Being a `Checkpoint`, it runs after all other callbacks, so that what they wrote for a step is
     there whenever the checkpoint of the step is.
@@ -67,9 +71,11 @@ class PolicyCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self._saved_step: int | None = None
+        self._saved_healthy = True
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._saved_step = pl_module.policy_step  # what a resumed run starts from is on disk
+        self._saved_healthy = pl_module.healthy
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if not validation_follows(trainer):
@@ -82,31 +88,57 @@ class PolicyCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         # other errors may come from one rank alone, or from the middle of an update
         if isinstance(exception, SearchOutage) and pl_module.policy_step != self._saved_step:
-            self._save(trainer, pl_module.policy_step)
+            self._save(trainer, pl_module)
+        if isinstance(exception, TrainingCollapse) and trainer.is_global_zero:
+            self._go_back()
 
     def _save_if_due(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         step = pl_module.policy_step
         last = step >= pl_module.policy_steps or trainer.should_stop
         if step == self._saved_step or (step % self.every_n_steps and not last):
             return
-        self._save(trainer, step)
+        self._save(trainer, pl_module)
 
-    def _save(self, trainer: Trainer, step: int) -> None:
+    def _save(self, trainer: Trainer, pl_module: PolicyModule) -> None:
+        step = pl_module.policy_step
         path = self.dirpath / f"step_{step:06d}.ckpt"
         _save_whole(trainer, path)
         self._saved_step = step
         if trainer.is_global_zero:
-            _point_last(path)
+            self._keep_healthy(pl_module.healthy)
+            _point(LAST, path)
             self._prune(step)
             log.info("Checkpoint of policy step %d: %s", step, path)
+        self._saved_healthy = pl_module.healthy
+
+    def _keep_healthy(self, healthy: bool) -> None:
+        """Before `last.ckpt` moves on to a checkpoint that is healthy or not."""
+        last = self.dirpath / LAST
+        if healthy:
+            _remove(self.dirpath / HEALTHY)
+        elif self._saved_healthy and last.exists():
+            _point(HEALTHY, last)
+
+    def _go_back(self) -> None:
+        last, healthy = self.dirpath / LAST, self.dirpath / HEALTHY
+        if healthy.exists():
+            _point(LAST, healthy)
+        elif not (last.exists() and self._saved_healthy):
+            log.error("No checkpoint of a healthy policy was saved: start a new run")
+            return
+        log.error(
+            "The last checkpoint of a healthy policy is %s: go on from it with other settings", last
+        )
 
     def _prune(self, step: int) -> None:
         if self.keep is None:
             return
         matches = [(NAME.fullmatch(path.name), path) for path in self.dirpath.iterdir()]
         past = sorted((int(m[1]), path) for m, path in matches if m and int(m[1]) <= step)
+        healthy = (self.dirpath / HEALTHY).resolve()
         for _, path in past[: -self.keep]:
-            _remove(path)
+            if path != healthy:  # a folder that only a symbolic link holds
+                _remove(path)
 
 
 def _save_whole(trainer: Trainer, path: Path) -> None:
@@ -129,23 +161,23 @@ def _save_whole(trainer: Trainer, path: Path) -> None:
     trainer.strategy.barrier("checkpoint in place")
 
 
-def _point_last(path: Path) -> None:
-    """Make `last.ckpt` the checkpoint `path`: a hard link, so that it outlives the other name.
+def _point(name: str, path: Path) -> None:
+    """Make `name` the checkpoint `path`: a hard link, so that it outlives the other name.
 
     Folders get a symbolic link, and disks without hard links a copy.
     """
-    last, link = path.with_name(LAST), path.with_name(f".{LAST}.link")
+    target, link = path.with_name(name), path.with_name(f".{name}.link")
     _remove(link)
     if path.is_dir():
-        link.symlink_to(path.name)
+        link.symlink_to(path.resolve().name)
     else:
         try:
             os.link(path, link)
         except OSError:
-            with path.open("rb") as source, replacing(last) as target:
-                shutil.copyfileobj(source, target)
+            with path.open("rb") as source, replacing(target) as copy:
+                shutil.copyfileobj(source, copy)
             return
-    os.replace(link, last)
+    os.replace(link, target)
 
 
 def _remove(path: Path) -> None:

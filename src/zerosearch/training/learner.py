@@ -22,6 +22,7 @@ _TOKEN_MEANS = {
     "loss/kl": "kl_sum",
     "ratio/mean": "ratio_sum",
     "ratio/clipped": "clipped_sum",
+    "ratio/tail": "tail_sum",
     "ratio/importance": "importance_sum",
     "ratio/importance_cut": "importance_cut_sum",
     "rollout/logprob_gap": "logprob_gap_sum",

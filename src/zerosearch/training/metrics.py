@@ -62,11 +62,27 @@ def rollout_metrics(
         means.add("rollout/turns", len(trajectory.turns))
         means.add("rollout/searches", len(trajectory.searches))
         means.add("rollout/tokens", sum(trajectory.sampled))
+        means.add("rollout/repetition", repetition(trajectory))
         means.add("rollout/truncated", trajectory.stop_reason in _TRUNCATED)
         for reason in get_args(StopReason):
             if reason != "search_failed":  # counted as search/failed
                 means.add(f"stop/{reason}", trajectory.stop_reason == reason)
     return means.reduced() | _search_metrics(trajectories)
+
+
+def repetition(trajectory: Trajectory, n: int = 4) -> float:
+    """Share of the sampled n-grams that occurred before in the trajectory, from 0 to 1.
+
+    Source: seq-rep-n of Welleck et al., "Neural Text Generation with Unlikelihood Training",
+    arXiv 1908.04319, on tokens; n-grams with an inserted token in them do not count.
+    """
+    ids, sampled = trajectory.response_ids, trajectory.sampled
+    grams = [
+        tuple(ids[start : start + n])
+        for start in range(len(ids) - n + 1)
+        if all(sampled[start : start + n])
+    ]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _search_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

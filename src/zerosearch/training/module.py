@@ -124,6 +124,7 @@ class SearchPolicyModule(EvaluatingModule):
         self.lockstep = lockstep
         self.lag = lag
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
+        self.healthy = True  # set by the health monitor
         self.latest: StepRecord | None = None  # the last policy step
         self.train_metrics: dict[str, float] = {}  # of the last policy step
         self.costs = Costs()
