@@ -96,16 +96,19 @@ def test_groups_are_those_of_the_design() -> None:
     assert groups == {
         "algorithm",
         "callbacks",
+        "curriculum",
         "data",
         "debug",
         "episode",
         "evaluation",
         "experiment",
         "generator",
+        "health",
         "hparams_search",
         "logger",
         "model",
         "paths",
+        "rubric",
         "search",
         "simulator",
         "trainer",
@@ -126,8 +129,9 @@ def test_every_choice_makes_the_objects_of_a_run(group: str, name: str, tmp_path
     assert isinstance(module.episode, EpisodeSettings)
     assert all(isinstance(entry, Evaluation) for entry in module.evaluations.values())
     callbacks = {type(each).__name__ for each in run.trainer.callbacks}  # type: ignore[attr-defined]
+    assert len(callbacks & {"NoiseCurriculum", "AdaptiveCurriculum"}) == 1
     assert {
-        "NoiseCurriculum",
+        "HealthMonitor",
         "TranscriptWriter",
         "MetricsCsv",
         "PolicyCheckpoint",
