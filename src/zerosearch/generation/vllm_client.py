@@ -9,10 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from transformers import PreTrainedTokenizerBase
 
-from zerosearch.generation.vllm_adapter import VERSIONS, Sampled
-from zerosearch.generation.vllm_policy import VLLMPolicy
+from zerosearch.generation.vllm_adapter import Sampled
 from zerosearch.generation.weight_link import WeightLink, hosted_store, own_address
 from zerosearch.search.attempts import ServerFailure
 from zerosearch.search.endpoints import CallFailure
@@ -165,35 +163,3 @@ def sampled_of(reply: dict[str, Any], weight_version: int) -> Sampled:
         prompt_tokens=usage["prompt_tokens"],
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
     )
-
-
-def check_workers(url: str, workers: list[dict[str, Any]], policy: VLLMPolicy) -> None:
-    """Raise where a server's workers cannot take the policy's weights.
-
-    Args:
-        url: of the server.
-        workers: see `VLLMServer.workers`.
-        policy: whose weights are to be sent.
-    """
-    if sorted(worker["rank"] for worker in workers) != list(range(len(workers))):
-        raise ValueError(
-            f"{url}: it runs with data parallelism; start one server for each part and name them "
-            "all in generator.endpoints"
-        )
-    for worker in workers:
-        if worker["vllm"] not in VERSIONS:
-            raise ValueError(f"{url}: it runs vLLM {worker['vllm']}, but {VERSIONS} is needed")
-        config = policy.base.config.get_text_config()
-        for name, served in worker["sizes"].items():
-            if (own := getattr(config, name, None)) != served:
-                raise ValueError(
-                    f"{url}: it serves a model with {name}={served}, the policy has {own}; {START}"
-                )
-
-
-def probe_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A text that tokenizers with different vocabularies or special tokens read differently."""
-    pieces = tokenizer.convert_ids_to_tokens(list(range(0, len(tokenizer), 97)))
-    words = tokenizer.convert_tokens_to_string([piece for piece in pieces if piece is not None])
-    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    return " ".join([words.replace("\ufffd", ""), *added])

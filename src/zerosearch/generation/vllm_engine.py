@@ -30,7 +30,8 @@ from zerosearch.generation.vllm_adapter import (
 from zerosearch.generation.vllm_completion import completion_of, room_for
 from zerosearch.generation.vllm_errors import build_error, step_error
 from zerosearch.generation.vllm_peers import Peers
-from zerosearch.generation.vllm_policy import DTYPES, LoraSync, VLLMPolicy
+from zerosearch.generation.vllm_policy import DTYPES, LoraSync, VLLMPolicy, adapter_rank
+from zerosearch.policy.source import PolicySource
 
 T = TypeVar("T")
 _IDLE_S = 0.002
@@ -122,6 +123,21 @@ class VLLMGenerator:
         self._running: dict[str, _Request] = {}
         self._numbers = itertools.count()
         self._pump: asyncio.Task[None] | None = None
+
+    async def check_policy(self, source: PolicySource, *, context_tokens: int) -> None:
+        """Compare the settings with a policy before it is loaded.
+
+        Raises:
+            ValueError: an episode may grow longer than the engine's context, or `lora` asks for
+                adapters that vLLM cannot read or that the policy has not.
+        """
+        if self._max_model_len is not None and self._max_model_len < context_tokens:
+            raise ValueError(
+                f"generator.max_model_len={self._max_model_len} is less than "
+                f"episode.max_context_tokens={context_tokens}: raise it, or lower that"
+            )
+        if self._lora == "adapter":
+            adapter_rank(source.lora)
 
     def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         """Say which policy samples; its engine is built at the first sync.
