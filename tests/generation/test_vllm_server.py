@@ -9,10 +9,9 @@ import pytest
 from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.openai_server import free_port
 from tests.helpers.policies import greedy, run
-from zerosearch.generation.vllm_client import VLLMServer, check_workers, sampled_of
-from zerosearch.generation.vllm_policy import VLLMPolicy
+from zerosearch.generation.vllm_client import VLLMServer, sampled_of
 from zerosearch.generation.vllm_server import VLLMServerGenerator
-from zerosearch.policy.source import SIZE_FIELDS
+from zerosearch.generation.vllm_sync import Synced
 from zerosearch.search.endpoints import CallFailure
 
 REPLY = {
@@ -29,7 +28,7 @@ def synced(*urls: str) -> tuple[VLLMServerGenerator, Any]:
     model = make_model(1)
     generator = VLLMServerGenerator(endpoints=urls)
     generator.bind(model, make_tokenizer())
-    generator._held, generator._model, generator._context = "a:1", "policy", 64
+    generator._synced = Synced(model="policy", context=64, held="a:1")
     return generator, model
 
 
@@ -122,7 +121,7 @@ def test_nobody_listens() -> None:
 
 def test_before_the_first_sync() -> None:
     generator, _ = synced(A)
-    generator._held = ""
+    generator._synced = None
     with pytest.raises(ValueError, match="no weights yet; call sync_weights"):
         run(generator.generate([1], greedy(1)))
     run(generator.release())
@@ -135,32 +134,13 @@ def test_before_the_first_sync() -> None:
         ({"endpoints": A}, r"generator.endpoints='http.*: give a list of servers"),
         ({"endpoints": ["here"]}, r"generator.endpoints='here' is no URL"),
         ({"endpoints": [A], "timeout_s": 0}, "generator.timeout_s=0: give seconds above 0"),
+        ({"endpoints": [A], "dtype": "half"}, "generator.dtype=half is unknown: use one of auto"),
         ({"endpoints": [A], "max_retries": -1}, "generator.max_retries=-1: give 0 or more"),
     ],
 )
 def test_settings_out_of_range(settings: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         VLLMServerGenerator(**settings)
-
-
-def worker(**facts: Any) -> dict[str, Any]:
-    config = make_model(1).config
-    sizes = {name: getattr(config, name, None) for name in SIZE_FIELDS}
-    return {"rank": 0, "vllm": "0.32.0", "sizes": sizes} | facts
-
-
-@pytest.mark.parametrize(
-    ("workers", "says"),
-    [
-        ([worker(), worker()], "runs with data parallelism; start one server for each part"),
-        ([worker(vllm="0.40.1")], "it runs vLLM 0.40.1, but .* is needed"),
-        ([worker(sizes={"num_hidden_layers": 9})], "num_hidden_layers=9, the policy has 2"),
-    ],
-)
-def test_workers_that_cannot_take_the_weights(workers: list, says: str) -> None:
-    policy = VLLMPolicy(make_model(1), make_tokenizer(), dtype="auto", lora="merged")
-    with pytest.raises(ValueError, match=rf"{A}: .*{says}"):
-        check_workers(A, workers, policy)
 
 
 @pytest.mark.parametrize(
