@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.openai_server import free_port
 from tests.helpers.policies import greedy, run
+from tests.helpers.waiting import guarded
 from zerosearch.generation.vllm_client import VLLMServer, sampled_of
 from zerosearch.generation.vllm_server import VLLMServerGenerator
 from zerosearch.generation.vllm_sync import Synced
@@ -153,6 +154,24 @@ def test_settings_out_of_range(settings: dict, says: str) -> None:
 def test_a_reply_without_what_training_needs(choice: dict) -> None:
     with pytest.raises(ValueError, match=r"finish reason (stop|abort); start it with `make gen"):
         sampled_of(REPLY | {"choices": [choice]}, 1)
+
+
+def test_workers_that_cannot_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for their end of the link, which will not come."""
+    server = VLLMServer(A, sync_timeout_s=3600)
+
+    async def rpc(method: str, arguments: list[Any], timeout_s: float) -> list[Any]:
+        assert method == "reach_policy"
+        raise CallFailure(A, "HTTP 500 (timed out)", kind="unreachable")
+
+    monkeypatch.setattr(server, "rpc", rpc)
+    with (
+        guarded(),
+        pytest.raises(
+            CallFailure, match=r"cannot reach the policy's process at 127.0.0.1:\d+ \(HTTP 500"
+        ),
+    ):
+        run(server.connect([{"rank": 0, "link": None}], "gloo"))
 
 
 def test_endpoints_may_end_in_v1() -> None:

@@ -112,6 +112,7 @@ class VLLMServer:
         parts = urlsplit(self.url)
         address = own_address(parts.hostname or "", parts.port or 80)
         store, port = hosted_store(address, self.sync_timeout_s)
+        await self._reach(address, port)
         self._link_name, size = secrets.token_hex(8), 1 + len(workers)
         joining = asyncio.create_task(
             self.rpc(
@@ -138,6 +139,17 @@ class VLLMServer:
             reason = f"its workers do not connect to {address}:{port} ({error})"
             raise CallFailure(self.url, reason, kind="unreachable") from error
         await joining
+
+    async def _reach(self, address: str, port: int) -> None:
+        """Raise where the workers see no policy there: its end would wait for theirs in vain."""
+        try:
+            await self.rpc("reach_policy", [address, port], QUICK_TIMEOUT_S)
+        except CallFailure as failure:
+            reason = (
+                f"its workers cannot reach the policy's process at {address}:{port} "
+                f"({failure.reason}): let them through, on every port"
+            )
+            raise CallFailure(self.url, reason, kind=failure.kind) from None
 
 
 def sampled_of(reply: dict[str, Any], weight_version: int) -> Sampled:
