@@ -131,7 +131,8 @@ def test_a_requeued_job_goes_on_in_its_folder(environment: dict[str, str], tmp_p
     """The batch script itself, with a stand-in for srun and one for scontrol."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
-    srun = f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/helpers/srun.py "$@"\n'
+    stand_in = f"{sys.executable} {ROOT}/tests/helpers/srun.py"
+    srun = f'#!/bin/sh\necho "$@" >> {tmp_path}/srun\nexec {stand_in} "$@"\n'
     scripts = {"srun": srun, "scontrol": f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol\n'}
     for name, text in scripts.items():
         (bin_folder / name).write_text(text)
@@ -142,6 +143,7 @@ def test_a_requeued_job_goes_on_in_its_folder(environment: dict[str, str], tmp_p
     environment |= {f"SLURM_{name}": value for name, value in job.items()}
     environment |= {
         "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_CPUS_PER_TASK": "3",
         "SLURM_SUBMIT_DIR": str(ROOT),
         "VIRTUAL_ENV": str(Path(sys.executable).parents[1]),
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
@@ -167,6 +169,7 @@ def test_a_requeued_job_goes_on_in_its_folder(environment: dict[str, str], tmp_p
         (run / pausing.GO_ON).touch()
         assert job_process.wait(TIMEOUT_S) == 138
         assert (tmp_path / "scontrol").read_text() == "requeue 1234\n"
+        assert " --cpus-per-task=3 " in (tmp_path / "srun").read_text(), "of sbatch, for each task"
         assert len(read_metrics(run)) == 3, "the step that ran was finished"
 
         job_process = start()

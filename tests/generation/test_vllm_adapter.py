@@ -7,10 +7,13 @@ import sys
 from importlib import metadata
 
 import pytest
+from peft import LoraConfig
 
 from tests.helpers.configs import ROOT
+from tests.helpers.policies import run
 from zerosearch.generation import vllm_adapter
 from zerosearch.generation.vllm_engine import VLLMGenerator
+from zerosearch.policy.source import PolicySource
 
 
 def fake_versions(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -58,6 +61,25 @@ def test_settings_out_of_range(monkeypatch: pytest.MonkeyPatch, settings: dict, 
     fake_versions(monkeypatch, vllm="0.32.0")
     with pytest.raises(ValueError, match=says):
         VLLMGenerator(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"max_model_len": 63}, r"max_model_len=63 is less than episode.max_context_tokens=64"),
+        ({"lora": "adapter"}, "the policy has no LoRA adapter: set model.lora"),
+    ],
+)
+def test_a_policy_that_is_refused_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, settings: dict, says: str
+) -> None:
+    fake_versions(monkeypatch, vllm="0.32.0")
+    nowhere = PolicySource(path="nowhere")
+    with pytest.raises(ValueError, match=says):
+        run(VLLMGenerator(**settings).check_policy(nowhere, context_tokens=64))
+    adapted = PolicySource(path="nowhere", lora=LoraConfig(r=3))
+    for fits in (VLLMGenerator(max_model_len=64), VLLMGenerator(lora="adapter")):
+        run(fits.check_policy(adapted, context_tokens=64))
 
 
 def test_nothing_of_vllm_is_imported_before_it_is_needed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -99,7 +100,7 @@ def test_an_error_of_the_engine_reaches_every_caller(
 ) -> None:
     broken = VLLMGenerator(max_model_len=CONTEXT)
     broken.bind(model, make_tokenizer())
-    broken._engine = generator._engine
+    broken._engine = copy.copy(generator._engine)  # the failure stays with the copy
 
     def fail(self: Engine) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -116,8 +117,9 @@ def test_an_error_of_the_engine_reaches_every_caller(
         run(broken.generate(PROMPTS[0], greedy(4)))
     monkeypatch.undo()
     assert generator._engine is not None
-    while generator._engine.is_busy:
-        generator._engine.step()
+    engine = generator._engine._engine
+    while engine.is_busy:
+        engine.step()
 
 
 # -- LoRA -----------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pytest
 from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.openai_server import free_port
 from tests.helpers.policies import greedy, run
-from zerosearch.generation.vllm_client import VLLMServer, check_workers, sampled_of
-from zerosearch.generation.vllm_policy import VLLMPolicy
+from tests.helpers.waiting import guarded
+from zerosearch.generation.vllm_client import VLLMServer, sampled_of
 from zerosearch.generation.vllm_server import VLLMServerGenerator
-from zerosearch.policy.source import SIZE_FIELDS
+from zerosearch.generation.vllm_sync import Synced
 from zerosearch.search.endpoints import CallFailure
 
 REPLY = {
@@ -29,7 +29,7 @@ def synced(*urls: str) -> tuple[VLLMServerGenerator, Any]:
     model = make_model(1)
     generator = VLLMServerGenerator(endpoints=urls)
     generator.bind(model, make_tokenizer())
-    generator._held, generator._model, generator._context = "a:1", "policy", 64
+    generator._synced = Synced(model="policy", context=64, held="a:1")
     return generator, model
 
 
@@ -122,7 +122,7 @@ def test_nobody_listens() -> None:
 
 def test_before_the_first_sync() -> None:
     generator, _ = synced(A)
-    generator._held = ""
+    generator._synced = None
     with pytest.raises(ValueError, match="no weights yet; call sync_weights"):
         run(generator.generate([1], greedy(1)))
     run(generator.release())
@@ -135,32 +135,13 @@ def test_before_the_first_sync() -> None:
         ({"endpoints": A}, r"generator.endpoints='http.*: give a list of servers"),
         ({"endpoints": ["here"]}, r"generator.endpoints='here' is no URL"),
         ({"endpoints": [A], "timeout_s": 0}, "generator.timeout_s=0: give seconds above 0"),
+        ({"endpoints": [A], "dtype": "half"}, "generator.dtype=half is unknown: use one of auto"),
         ({"endpoints": [A], "max_retries": -1}, "generator.max_retries=-1: give 0 or more"),
     ],
 )
 def test_settings_out_of_range(settings: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         VLLMServerGenerator(**settings)
-
-
-def worker(**facts: Any) -> dict[str, Any]:
-    config = make_model(1).config
-    sizes = {name: getattr(config, name, None) for name in SIZE_FIELDS}
-    return {"rank": 0, "vllm": "0.32.0", "sizes": sizes} | facts
-
-
-@pytest.mark.parametrize(
-    ("workers", "says"),
-    [
-        ([worker(), worker()], "runs with data parallelism; start one server for each part"),
-        ([worker(vllm="0.40.1")], "it runs vLLM 0.40.1, but .* is needed"),
-        ([worker(sizes={"num_hidden_layers": 9})], "num_hidden_layers=9, the policy has 2"),
-    ],
-)
-def test_workers_that_cannot_take_the_weights(workers: list, says: str) -> None:
-    policy = VLLMPolicy(make_model(1), make_tokenizer(), dtype="auto", lora="merged")
-    with pytest.raises(ValueError, match=rf"{A}: .*{says}"):
-        check_workers(A, workers, policy)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +154,24 @@ def test_workers_that_cannot_take_the_weights(workers: list, says: str) -> None:
 def test_a_reply_without_what_training_needs(choice: dict) -> None:
     with pytest.raises(ValueError, match=r"finish reason (stop|abort); start it with `make gen"):
         sampled_of(REPLY | {"choices": [choice]}, 1)
+
+
+def test_workers_that_cannot_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for their end of the link, which will not come."""
+    server = VLLMServer(A, sync_timeout_s=3600)
+
+    async def rpc(method: str, arguments: list[Any], timeout_s: float) -> list[Any]:
+        assert method == "reach_policy"
+        raise CallFailure(A, "HTTP 500 (timed out)", kind="unreachable")
+
+    monkeypatch.setattr(server, "rpc", rpc)
+    with (
+        guarded(),
+        pytest.raises(
+            CallFailure, match=r"cannot reach the policy's process at 127.0.0.1:\d+ \(HTTP 500"
+        ),
+    ):
+        run(server.connect([{"rank": 0, "link": None}], "gloo"))
 
 
 def test_endpoints_may_end_in_v1() -> None:

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.openai_server import free_port
+from zerosearch.generation import vllm_worker
+from zerosearch.generation.vllm_worker import PolicyWeights
 from zerosearch.generation.weight_link import WeightLink, hosted_store, joined_store, own_address
 
 TIMEOUT_S = 60.0
@@ -62,3 +65,13 @@ def test_the_store_listens_at_one_address_only() -> None:
         pass
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", port), timeout=30)
+
+
+def test_a_worker_that_reaches_the_policy_and_one_that_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _store, port = hosted_store("127.0.0.1", TIMEOUT_S)
+    PolicyWeights().reach_policy("127.0.0.1", port)
+    monkeypatch.setattr(vllm_worker, "_REACH_TIMEOUT_S", 1.0)
+    with pytest.raises(RuntimeError):
+        PolicyWeights().reach_policy("127.0.0.1", free_port())

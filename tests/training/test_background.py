@@ -27,6 +27,17 @@ def test_it_runs_beside_its_caller_on_a_thread_of_its_own() -> None:
     assert "background" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_it_computes_in_the_precision_of_its_caller() -> None:
+    async def work() -> torch.dtype:
+        await asyncio.sleep(0)
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    assert Background(work(), CPU).result() == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        running = Background(work(), CPU)
+    assert running.result() == torch.bfloat16
+
+
 def test_an_error_reaches_who_asks_for_the_result() -> None:
     async def work() -> None:
         raise ValueError("the prompt is too long")

@@ -5,6 +5,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from tests.helpers.models import make_tokenizer
 from zerosearch.training.batching import (
@@ -88,6 +89,13 @@ def test_defect_07_the_ids_of_a_batch_are_those_of_the_trajectories() -> None:
         kept = batch.input_ids[row][batch.attention_mask[row]]
         assert kept.tolist() == each.prompt_ids + each.response_ids
     assert batch.input_ids.dtype == torch.int64
+
+
+def test_log_probs_and_advantages_are_kept_whole_where_weights_are_bfloat16() -> None:
+    with HalfPrecision("bf16-true").train_step_context():
+        batch = collate([trajectory([1], [3], [1])], torch.ones(1), pad_id=PAD)
+    assert batch.advantages.dtype == torch.float32
+    assert batch.behaviour_logprobs.dtype == torch.float32
 
 
 def test_an_empty_response_is_a_row_without_trained_tokens() -> None:

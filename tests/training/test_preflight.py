@@ -14,6 +14,7 @@ from tests.helpers.models import save_policy_folder
 from tests.helpers.openai_server import OpenAIServer, free_port
 from tests.helpers.training import EPISODE, make_training
 from tests.helpers.waiting import guarded
+from zerosearch.generation.transformers_generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.simulated import SimulatedSearch
@@ -83,6 +84,19 @@ def test_an_episode_longer_than_the_context_of_the_policy(tmp_path: Path) -> Non
     long = dataclasses.replace(EPISODE, max_context_tokens=1025)
     with pytest.raises(ValueError, match=r"max_context_tokens=1025.* context of 1024 tokens"):
         check_context(make_training(policy=policy, episode=long))
+
+
+class RefusingGenerator(TransformersGenerator):
+    """Stands in for servers that were made for shorter episodes."""
+
+    async def check_policy(self, source: PolicySource, *, context_tokens: int) -> None:
+        raise ValueError(f"generator.endpoints={source.path}: less than {context_tokens} tokens")
+
+
+def test_a_generator_that_will_not_serve_the_policy_stops_the_run() -> None:
+    module = make_training(generator=RefusingGenerator())
+    with pytest.raises(ValueError, match=r"generator\.endpoints=given: less than 96 tokens"):
+        check_run(module)
 
 
 def test_a_simulator_that_does_not_run_fails_fast_with_its_address() -> None:

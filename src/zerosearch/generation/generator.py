@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+from zerosearch.policy.source import PolicySource
 
 CompletionStop = Literal[
     "stop",  # a stop string was completed
@@ -82,4 +84,18 @@ class Generator(Protocol):
 
     async def release(self) -> None:
         """Give back memory that is only of use while trajectories are being continued."""
+        ...
+
+
+@runtime_checkable
+class PolicyCheckable(Protocol):
+    """A generator that can say whether it will serve a policy before that one is loaded."""
+
+    async def check_policy(self, source: PolicySource, *, context_tokens: int) -> None:
+        """Raise a ValueError with the mend where it will not.
+
+        Args:
+            source: of the policy.
+            context_tokens: that one episode may take.
+        """
         ...

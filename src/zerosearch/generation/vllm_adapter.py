@@ -33,8 +33,8 @@ WORKER_EXTENSION = "zerosearch.generation.vllm_worker.PolicyWeights"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 LORA_ID = 1
 LEAST_TEMPERATURE = 0.01  # vllm.sampling_params: lower ones are raised to it
-_CPU_KV_CACHE_BYTES = 1 << 30
-_CPU_BLOCK_TOKENS = 32  # the kernel's unit; the default of 128 would share few short prompts
+CPU_KV_CACHE_BYTES = 1 << 30
+CPU_BLOCK_TOKENS = 32  # the kernel's unit; the default of 128 would share few short prompts
 
 
 def check_installed() -> str:
@@ -245,24 +245,6 @@ def describe(worker: Any, fields: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def server_flags(*, lora_rank: int | None = None) -> list[str]:
-    """Flags without which a server cannot take part: exact log-probs and our weights."""
-    flags = ["--worker-extension-cls", WORKER_EXTENSION, "--logprobs-mode", "processed_logprobs"]
-    flags += ["--generation-config", "vllm", "--enable-prompt-tokens-details"]
-    if not torch.cuda.is_available():
-        flags += ["--enforce-eager", "--no-enable-chunked-prefill"]
-        flags += ["--block-size", str(_CPU_BLOCK_TOKENS)]
-        flags += ["--kv-cache-memory-bytes", str(_CPU_KV_CACHE_BYTES)]
-    if lora_rank is not None:
-        flags += ["--enable-lora", "--max-lora-rank", str(lora_rank)]
-    return flags
-
-
-def server_environment() -> dict[str, str | float]:
-    """Variables that belong to `server_flags`: the routes that pause and call the workers."""
-    return {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-
-
 def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": settings.folder,
@@ -287,8 +269,8 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             # The CPU build fails on a request that has a seed and whose prompt comes in chunks.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(settings.max_model_len, 4096),
-            "block_size": _CPU_BLOCK_TOKENS,
-            "kv_cache_memory_bytes": _CPU_KV_CACHE_BYTES,
+            "block_size": CPU_BLOCK_TOKENS,
+            "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
         }
     return arguments | dict(settings.extra)
 

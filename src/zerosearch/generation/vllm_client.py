@@ -9,10 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from transformers import PreTrainedTokenizerBase
 
-from zerosearch.generation.vllm_adapter import VERSIONS, Sampled
-from zerosearch.generation.vllm_policy import VLLMPolicy
+from zerosearch.generation.vllm_adapter import Sampled
 from zerosearch.generation.weight_link import WeightLink, hosted_store, own_address
 from zerosearch.search.attempts import ServerFailure
 from zerosearch.search.endpoints import CallFailure
@@ -114,6 +112,7 @@ class VLLMServer:
         parts = urlsplit(self.url)
         address = own_address(parts.hostname or "", parts.port or 80)
         store, port = hosted_store(address, self.sync_timeout_s)
+        await self._reach(address, port)
         self._link_name, size = secrets.token_hex(8), 1 + len(workers)
         joining = asyncio.create_task(
             self.rpc(
@@ -141,6 +140,17 @@ class VLLMServer:
             raise CallFailure(self.url, reason, kind="unreachable") from error
         await joining
 
+    async def _reach(self, address: str, port: int) -> None:
+        """Raise where the workers see no policy there: its end would wait for theirs in vain."""
+        try:
+            await self.rpc("reach_policy", [address, port], QUICK_TIMEOUT_S)
+        except CallFailure as failure:
+            reason = (
+                f"its workers cannot reach the policy's process at {address}:{port} "
+                f"({failure.reason}): let them through, on every port"
+            )
+            raise CallFailure(self.url, reason, kind=failure.kind) from None
+
 
 def sampled_of(reply: dict[str, Any], weight_version: int) -> Sampled:
     """A completion of the API.
@@ -165,35 +175,3 @@ def sampled_of(reply: dict[str, Any], weight_version: int) -> Sampled:
         prompt_tokens=usage["prompt_tokens"],
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
     )
-
-
-def check_workers(url: str, workers: list[dict[str, Any]], policy: VLLMPolicy) -> None:
-    """Raise where a server's workers cannot take the policy's weights.
-
-    Args:
-        url: of the server.
-        workers: see `VLLMServer.workers`.
-        policy: whose weights are to be sent.
-    """
-    if sorted(worker["rank"] for worker in workers) != list(range(len(workers))):
-        raise ValueError(
-            f"{url}: it runs with data parallelism; start one server for each part and name them "
-            "all in generator.endpoints"
-        )
-    for worker in workers:
-        if worker["vllm"] not in VERSIONS:
-            raise ValueError(f"{url}: it runs vLLM {worker['vllm']}, but {VERSIONS} is needed")
-        config = policy.base.config.get_text_config()
-        for name, served in worker["sizes"].items():
-            if (own := getattr(config, name, None)) != served:
-                raise ValueError(
-                    f"{url}: it serves a model with {name}={served}, the policy has {own}; {START}"
-                )
-
-
-def probe_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A text that tokenizers with different vocabularies or special tokens read differently."""
-    pieces = tokenizer.convert_ids_to_tokens(list(range(0, len(tokenizer), 97)))
-    words = tokenizer.convert_tokens_to_string([piece for piece in pieces if piece is not None])
-    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    return " ".join([words.replace("\ufffd", ""), *added])

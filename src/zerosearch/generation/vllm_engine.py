@@ -12,25 +12,24 @@ import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.vllm_adapter import (
-    Engine,
     EngineSettings,
     Sampled,
     check_installed,
     sampling_parameters,
 )
 from zerosearch.generation.vllm_completion import completion_of, room_for
-from zerosearch.generation.vllm_errors import build_error, step_error
 from zerosearch.generation.vllm_peers import Peers
-from zerosearch.generation.vllm_policy import DTYPES, LoraSync, VLLMPolicy
+from zerosearch.generation.vllm_policy import DTYPES, LoraSync, VLLMPolicy, adapter_rank
+from zerosearch.generation.vllm_shared import News, SharedEngine
+from zerosearch.policy.source import PolicySource
 
 T = TypeVar("T")
 _IDLE_S = 0.002
@@ -44,15 +43,6 @@ class _Request:
     prompt_ids: list[int]
     parameters: dict[str, Any]
     future: asyncio.Future[Sampled]
-
-
-@dataclass(kw_only=True, slots=True)
-class _News:
-    """What a process tells its peers before a step."""
-
-    added: list[tuple[str, list[int], dict[str, Any]]]  # request id, prompt, parameters
-    aborted: list[str]
-    released: bool
 
 
 class VLLMGenerator:
@@ -112,16 +102,29 @@ class VLLMGenerator:
         self._sleep_while_training = sleep_while_training
         self._extra = dict(engine or {})
         self._policy: VLLMPolicy | None = None
-        self._engine: Engine | None = None
+        self._engine: SharedEngine | None = None
         self._peers: Peers | None = None
         self._released = True  # whether this process has no more requests until the next sync
-        self._all_released = True
-        self._failure: Exception | None = None  # after which the engine is of no use
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         self._arrivals: list[_Request] = []
         self._running: dict[str, _Request] = {}
         self._numbers = itertools.count()
         self._pump: asyncio.Task[None] | None = None
+
+    async def check_policy(self, source: PolicySource, *, context_tokens: int) -> None:
+        """Compare the settings with a policy before it is loaded.
+
+        Raises:
+            ValueError: an episode may grow longer than the engine's context, or `lora` asks for
+                adapters that vLLM cannot read or that the policy has not.
+        """
+        if self._max_model_len is not None and self._max_model_len < context_tokens:
+            raise ValueError(
+                f"generator.max_model_len={self._max_model_len} is less than "
+                f"episode.max_context_tokens={context_tokens}: raise it, or lower that"
+            )
+        if self._lora == "adapter":
+            adapter_rank(source.lora)
 
     def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         """Say which policy samples; its engine is built at the first sync.
@@ -148,7 +151,9 @@ class VLLMGenerator:
     async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
         """Sample one completion together with whatever else is running; see `Generator`."""
         policy = self._binding()
-        self._check_usable()
+        if self._engine is None:
+            raise ValueError("generator=vllm: no weights yet; call sync_weights(policy) first")
+        self._check_usable(self._engine)
         request = _Request(
             request_id=str(next(self._numbers)),
             prompt_ids=list(prompt_ids),
@@ -175,12 +180,12 @@ class VLLMGenerator:
                 f"sync_weights got a {type(policy).__name__} that is not the bound model; call "
                 "bind() with it first"
             )
-        if self._failure is not None:
-            self._check_usable()
+        if self._engine is not None:
+            self._check_usable(self._engine)
         await self._on_thread(self._load, self.weight_version + 1)
         self.weight_version += 1
         if self._tensor_parallel_size > 1:  # peers may have requests although this process has none
-            self._released = self._all_released = False
+            self._released = False
             self._start_pump()
 
     async def release(self) -> None:
@@ -198,7 +203,7 @@ class VLLMGenerator:
         """End the engine; `bind` starts anew."""
         if self._engine is not None:
             self._thread.submit(self._engine.shutdown).result()
-        self._engine, self._failure = None, None
+        self._engine = None
 
     # -- requests ----------------------------------------------------------------------------
 
@@ -207,14 +212,12 @@ class VLLMGenerator:
             raise ValueError("generator: no model yet; call bind(model, tokenizer) first")
         return self._policy
 
-    def _check_usable(self) -> None:
-        if self._failure is not None:
+    def _check_usable(self, engine: SharedEngine) -> None:
+        if engine.failure is not None:
             raise RuntimeError(
-                f"generator=vllm: the engine failed before ({self._failure}); bind it anew, or "
+                f"generator=vllm: the engine failed before ({engine.failure}); bind it anew, or "
                 "resume the run"
-            ) from self._failure
-        if self._engine is None:
-            raise ValueError("generator=vllm: no weights yet; call sync_weights(policy) first")
+            ) from engine.failure
 
     def _context(self, policy: VLLMPolicy) -> int | None:
         return self._max_model_len or policy.context
@@ -234,7 +237,7 @@ class VLLMGenerator:
     async def _run(self) -> None:
         """Ends when nothing waits or runs, and leaves no state of its loop behind."""
         try:
-            while self._arrivals or self._running or not self._all_released:
+            while self._arrivals or self._running or self._peers_go_on():
                 # Who was woken by the last step may submit; with nothing to do, do it slowly.
                 await asyncio.sleep(0 if self._arrivals or self._running else _IDLE_S)
                 new, self._arrivals = self._arrivals, []
@@ -254,12 +257,14 @@ class VLLMGenerator:
             left = [*self._arrivals, *self._running.values()]
             for request in left:
                 request.future.cancel()
-            if left and self._engine is not None and self._tensor_parallel_size == 1:
-                names = [f"0/{each.request_id}" for each in left]
-                self._thread.submit(self._engine.abort, names)
+            if left and self._engine is not None:
+                self._thread.submit(self._engine.abort, [each.request_id for each in left])
             self._arrivals.clear()
             self._running.clear()
             self._pump = None
+
+    def _peers_go_on(self) -> bool:
+        return self._engine is not None and not self._engine.all_released
 
     async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -268,40 +273,19 @@ class VLLMGenerator:
     # -- on the engine's thread --------------------------------------------------------------
 
     def _step(self, new: list[_Request], gone: list[str]) -> list[Sampled]:
-        """Cancelled requests out, new ones in, one token for every running one."""
-        assert self._engine is not None and self._peers is not None
-        added = [
-            (r.request_id, r.prompt_ids, r.parameters) for r in new if r.request_id not in gone
-        ]
-        try:
-            news = self._peers.exchange(_News(added=added, aborted=gone, released=self._released))
-            for rank, each in enumerate(news):
-                self._engine.abort([f"{rank}/{name}" for name in each.aborted])
-                for name, prompt_ids, parameters in each.added:
-                    self._engine.add(f"{rank}/{name}", prompt_ids, parameters)
-            finished = self._engine.step() if self._engine.is_busy else []
-            if self._peers.size > 1:
-                self._all_released = all(each.released for each in news)
-            return [_own(sampled) for sampled in finished if _rank_of(sampled) == self._peers.rank]
-        except Exception as error:
-            self._failure = error
-            raise step_error(error) from error
+        assert self._engine is not None
+        kept = [each for each in new if each.request_id not in gone]
+        added = [(each.request_id, each.prompt_ids, each.parameters) for each in kept]
+        return self._engine.step(News(added=added, aborted=gone, released=self._released))
 
     def _load(self, version: int) -> None:
         policy = self._binding()
-        is_new = self._engine is None
         if self._engine is None:
             self._engine = self._build(policy)
-        try:
-            if is_new or policy.lora_rank is None:
-                self._engine.load(policy.weights(), version)
-            if policy.lora_rank is not None:
-                self._engine.load_adapter(*policy.adapter(), version)
-        except Exception as error:
-            self._failure = error  # half of the old weights, half of the new ones
-            raise step_error(error) from error
+        self._engine.load(policy, version)
 
-    def _build(self, policy: VLLMPolicy) -> Engine:
+    def _build(self, policy: VLLMPolicy) -> SharedEngine:
+        assert self._peers is not None, "made by bind"
         settings = EngineSettings(
             folder=str(policy.folder),
             dtype=str(policy.dtype).removeprefix("torch."),
@@ -313,16 +297,4 @@ class VLLMGenerator:
             sleep_mode=self._sleep_while_training and policy.device.type == "cuda",
             extra=self._extra,
         )
-        try:
-            return Engine(settings)
-        except (ValueError, TypeError, RuntimeError, torch.OutOfMemoryError) as error:
-            raise build_error(error, settings, policy.base.config.model_type) from error
-
-
-def _rank_of(sampled: Sampled) -> int:
-    return int(sampled.request_id.partition("/")[0])
-
-
-def _own(sampled: Sampled) -> Sampled:
-    """With the id that the request has in its own process."""
-    return replace(sampled, request_id=sampled.request_id.partition("/")[2])
+        return SharedEngine(settings, policy.base.config.model_type, self._peers)

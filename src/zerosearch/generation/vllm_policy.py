@@ -52,7 +52,7 @@ class VLLMPolicy:
         self.dtype = compute_dtype(model) if dtype == "auto" else getattr(torch, dtype)
         text_config = self.base.config.get_text_config()
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
-        self.lora_rank = _adapter_rank(model) if lora == "adapter" else None
+        self.lora_rank = adapter_rank(_lora_config(model)) if lora == "adapter" else None
         self._folder = tempfile.TemporaryDirectory(prefix="zerosearch-vllm-")
         config = copy.deepcopy(self.base.config)
         config.architectures = [_plain_class(self.base).__name__]
@@ -85,9 +85,16 @@ def _plain_class(model: nn.Module) -> type:
     return next(each for each in type(model).__mro__ if not issubclass(each, FSDPModule))
 
 
-def _adapter_rank(model: nn.Module) -> int:
-    """The least rank that vLLM can be built for and that holds the adapter."""
-    config = model.peft_config[model.active_adapters[0]] if isinstance(model, PeftModel) else None
+def _lora_config(model: nn.Module) -> Any:
+    return model.peft_config[model.active_adapters[0]] if isinstance(model, PeftModel) else None
+
+
+def adapter_rank(config: LoraConfig | None) -> int:
+    """The least rank that vLLM can be built for and that holds the adapter.
+
+    Raises:
+        ValueError: vLLM cannot read such adapters, or there are none.
+    """
     if not isinstance(config, LoraConfig):
         raise ValueError(
             "generator.lora=adapter, but the policy has no LoRA adapter: set model.lora, or "

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zerosearch.generation.vllm_adapter import (
+    CPU_BLOCK_TOKENS,
+    CPU_KV_CACHE_BYTES,
+    WORKER_EXTENSION,
     check_installed,
-    server_environment,
-    server_flags,
 )
 from zerosearch.policy.source import PolicySource
 from zerosearch.simulator.serving import ServerSettings
@@ -43,7 +46,19 @@ def generator_server(
         model=str(Path(folder).absolute()),
         served_name="policy",
         node="server",
-        extra_args=["--load-format", "dummy", *server_flags(), *extra_args],
-        environment=server_environment(),
+        extra_args=["--load-format", "dummy", *_flags(), *extra_args],
+        # the routes that pause and call the workers; their threads are left where they are
+        environment={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
         **settings,
     )
+
+
+def _flags() -> list[str]:
+    """Flags without which a server cannot take part: exact log-probs and our weights."""
+    flags = ["--worker-extension-cls", WORKER_EXTENSION, "--logprobs-mode", "processed_logprobs"]
+    flags += ["--generation-config", "vllm", "--enable-prompt-tokens-details"]
+    if not torch.cuda.is_available():
+        flags += ["--enforce-eager", "--no-enable-chunked-prefill"]
+        flags += ["--block-size", str(CPU_BLOCK_TOKENS)]
+        flags += ["--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES)]
+    return flags

@@ -14,6 +14,8 @@ from torch import Tensor
 from zerosearch.generation import vllm_adapter
 from zerosearch.generation.weight_link import WeightLink, joined_store, own_address
 
+_REACH_TIMEOUT_S = 20.0  # less than the policy waits for the answer
+
 
 class PolicyWeights:
     """Methods of a worker."""
@@ -32,6 +34,10 @@ class PolicyWeights:
     def describe_policy(self, fields: list[str]) -> dict[str, Any]:
         """What the policy's process has to know of this worker, and fields of its model."""
         return vllm_adapter.describe(self, fields) | {"link": self.policy_link_name}
+
+    def reach_policy(self, address: str, port: int) -> None:
+        """Raise where the policy's process cannot be reached from here."""
+        joined_store(address, port, _REACH_TIMEOUT_S)
 
     def join_policy(
         self, name: str, address: str, port: int, size: int, backend: str, timeout_s: float

@@ -190,7 +190,7 @@ def _selected_stats(
         )
     ]
     logprobs_n, entropy_n = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    zeros = torch.zeros(selected.shape, device=rows.device)
+    zeros = logprobs_n.new_zeros(selected.shape)
     return zeros.masked_scatter(selected, logprobs_n), zeros.masked_scatter(selected, entropy_n)
 
 

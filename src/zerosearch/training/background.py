@@ -17,13 +17,22 @@ T = TypeVar("T")
 class Background(Generic[T]):
     """Runs a coroutine until its end; nothing of its thread or loop outlives it.
 
+    The thread takes over what torch keeps for each thread: the CUDA device that is used by default,
+    and the caller's autocast, without which it would compute in another precision.
+
     Args:
         work: started at once.
-        device: the CUDA device that the thread uses by default, which is a setting of each thread.
+        device: of the policy.
     """
 
     def __init__(self, work: Coroutine[Any, Any, T], device: torch.device) -> None:
         self._device = device
+        self._autocast = torch.autocast(
+            device.type,
+            dtype=torch.get_autocast_dtype(device.type),
+            enabled=torch.is_autocast_enabled(device.type),
+            cache_enabled=torch.is_autocast_cache_enabled(),
+        )
         self._outcome: Future[T] = Future()
         self._loop = asyncio.new_event_loop()
         # a daemon: a process that dies of something else does not wait for it
@@ -49,6 +58,7 @@ class Background(Generic[T]):
         try:
             with (
                 on_device or nullcontext(),
+                self._autocast,
                 asyncio.Runner(loop_factory=lambda: self._loop) as runner,
             ):
                 outcome = runner.run(work)

@@ -43,7 +43,8 @@ def balance(
     every = [row for part in gathered for row in part]
     tokens = [len(t.prompt_ids) + len(t.response_ids) for t, _ in every]
     share = [every[index] for index in partition(tokens, len(gathered))[rank]]
-    return [trajectory for trajectory, _ in share], torch.tensor([each for _, each in share])
+    shared_B = torch.tensor([each for _, each in share], dtype=torch.float32)
+    return [trajectory for trajectory, _ in share], shared_B
 
 
 def partition(costs: Sequence[int], parts: int) -> list[list[int]]:

@@ -17,7 +17,8 @@ def collate(
 ) -> PolicyBatch:
     """Pad trajectories on the right.
 
-    Inserted tokens and all tokens of invalid trajectories are not in `sampled_mask`.
+    Inserted tokens and all tokens of invalid trajectories are not in `sampled_mask`. Log-probs and
+    advantages are float32 whatever torch's default is: trainer.precision=bf16-true changes it.
 
     Args:
         trajectories: B of them; none gives one empty row, so that a rank without data still runs
@@ -31,8 +32,8 @@ def collate(
         input_ids=torch.full(shape, pad_id),
         attention_mask=torch.zeros(shape, dtype=torch.bool),
         sampled_mask=torch.zeros(shape, dtype=torch.bool),
-        behaviour_logprobs=torch.zeros(shape),
-        advantages=torch.zeros(shape),
+        behaviour_logprobs=torch.zeros(shape, dtype=torch.float32),
+        advantages=torch.zeros(shape, dtype=torch.float32),
     )
     if not trajectories:
         batch.attention_mask[:] = True
@@ -43,7 +44,9 @@ def collate(
         batch.attention_mask[row, :end] = True
         sampled = torch.tensor(trajectory.sampled, dtype=torch.bool)
         batch.sampled_mask[row, start:end] = sampled & trajectory.valid
-        batch.behaviour_logprobs[row, start:end] = torch.tensor(trajectory.logprobs)
+        batch.behaviour_logprobs[row, start:end] = torch.tensor(
+            trajectory.logprobs, dtype=torch.float32
+        )
         batch.advantages[row, start:end] = advantages_B[row] * sampled
     return batch
 

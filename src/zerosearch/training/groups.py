@@ -36,7 +36,7 @@ def global_advantages(
     ]
     gathered = gather_objects(rows)
     every = [row for part in gathered for row in part]
-    rewards_B = torch.tensor([row[0] for row in every])
+    rewards_B = torch.tensor([row[0] for row in every], dtype=torch.float32)
     group_B = torch.tensor([row[1] for row in every])
     valid_B = torch.tensor([row[2] for row in every], dtype=torch.bool)
     advantages_B = algorithm.advantage(rewards_B, group_B, valid_B)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
+from zerosearch.generation.generator import PolicyCheckable
 from zerosearch.policy.export import SETTINGS_FILE, load_settings
-from zerosearch.search.engine import Checkable, SearchEngine
+from zerosearch.search.engine import Checkable
 from zerosearch.training.module import SearchPolicyModule
 
 
@@ -23,15 +23,14 @@ def check_accelerator(name: str) -> None:
 
 
 def check_run(module: SearchPolicyModule) -> None:
-    """Check the policy's weights and every search engine, in one event loop.
+    """Check the policy's weights, the generator and every search engine.
 
     Raises:
         ValueError: says which field is wrong and how to mend it.
     """
     module.policy_source.check()
     check_context(module)
-    engines = [module.search, *(entry.search for entry in module.evaluations.values())]
-    asyncio.run(_check_engines(engines))
+    asyncio.run(_check_servers(module))
 
 
 def check_context(module: SearchPolicyModule) -> None:
@@ -55,7 +54,12 @@ def check_episode(module: SearchPolicyModule) -> None:
         module.episode.check_same(load_settings(folder)["episode"])
 
 
-async def _check_engines(engines: Iterable[SearchEngine]) -> None:
-    for engine in engines:
+async def _check_servers(module: SearchPolicyModule) -> None:
+    """Of whatever kind: those that sample and those that are searched."""
+    if isinstance(module.generator, PolicyCheckable):
+        await module.generator.check_policy(
+            module.policy_source, context_tokens=module.episode.max_context_tokens
+        )
+    for engine in [module.search, *(entry.search for entry in module.evaluations.values())]:
         if isinstance(engine, Checkable):
             await engine.check()

@@ -101,7 +101,8 @@ class PolicyUpdater:
         """
         normalizer = self.algorithm.local_normalizer(batch.sampled_mask).to(self.device)
         all_reduce(normalizer)
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        zero = torch.zeros((), dtype=torch.float32, device=self.device)
+        sums: dict[str, Tensor] = defaultdict(zero.clone)
         for _, micro in self.micro_batches(batch):
             stats = self.token_stats(model, micro)
             loss, metrics = self.algorithm.token_loss(
