@@ -7,10 +7,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from zerosearch.algorithms.advantages import grpo, rloo
+from zerosearch.algorithms.advantages import grpo, reinforce, rloo
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.importance import ImportanceCorrection
-from zerosearch.algorithms.losses import ppo_clip
+from zerosearch.algorithms.losses import gspo, ppo_clip
 from zerosearch.types import PolicyBatch
 
 MASK = torch.tensor([[False, True, True, False], [False, True, False, True]])
@@ -93,7 +93,7 @@ def test_defect_1_a_step_on_the_whole_loss_moves_towards_the_reference(kind) -> 
         20_000, replacement=True, generator=torch.Generator().manual_seed(0)
     )
     shape = (20_000, 1)
-    algorithm = Algorithm(group_size=1, kl_kind=kind)
+    algorithm = Algorithm(group_size=2, kl_kind=kind)
     sampled = policy[tokens].reshape(shape)
     batch = PolicyBatch(
         input_ids=tokens.reshape(shape),
@@ -235,6 +235,16 @@ def test_empty_micro_batch_has_a_gradient_path_and_the_same_metrics() -> None:
         ({"aggregation": "constant"}, "constant_length=None"),
         ({"constant_length": 500}, r"constant_length=500 has no effect"),
         ({"advantage": partial(grpo, scale="max")}, "scale='max'"),  # pyright: ignore
+        ({"group_size": 1}, "group_size=1 leaves grpo no siblings.*algorithm=reinforce"),
+        ({"group_size": 1, "advantage": rloo}, "group_size=1 leaves rloo"),
+        (
+            {"group_size": 1, "advantage": partial(reinforce, baseline="leave_one_out")},
+            "group_size=1 leaves reinforce",
+        ),
+        (
+            {"loss": gspo, "importance_correction": ImportanceCorrection()},
+            r"loss gspo.*importance_correction\.level=sequence",
+        ),
         ({"loss": partial(ppo_clip, clip_low=2.0)}, r"clip_low=2\.0"),
         ({"loss": partial(ppo_clip, aggregation="constant")}, r"loss\.aggregation would be"),
     ],

@@ -15,7 +15,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from zerosearch.algorithms.advantages import grpo
+from zerosearch.algorithms.advantages import grpo, reinforce, reinforce_pp_baseline, rloo
 from zerosearch.algorithms.aggregation import (
     Aggregation,
     aggregate,
@@ -59,6 +59,7 @@ class Algorithm:
             value = getattr(self, name)
             if not 0.0 <= value < float("inf"):
                 raise ValueError(f"{name}={value}: must be a finite number, 0 to switch it off")
+        self._check_group()
         self._check_kl()
         self._check_aggregation()
         self._check_importance()
@@ -151,6 +152,18 @@ class Algorithm:
         mask = mask.bool()
         sampled, reference = (torch.where(mask, x, 0.0) for x in (logprobs, ref_logprobs))
         return kl_estimate(sampled, reference, self.kl_kind)
+
+    def _check_group(self) -> None:
+        function = getattr(self.advantage, "func", self.advantage)
+        options = getattr(self.advantage, "keywords", {})
+        compares = function in (grpo, rloo, reinforce_pp_baseline) or (
+            function is reinforce and options.get("baseline") == "leave_one_out"
+        )
+        if compares and self.group_size == 1:
+            raise ValueError(
+                f"group_size=1 leaves {function.__name__} no siblings to compare a reward with: "
+                "sample 2 or more, or use algorithm=reinforce"
+            )
 
     def _check_kl(self) -> None:
         kinds = get_args(KLKind)
