@@ -93,7 +93,7 @@ class PolicyCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer, step: int) -> None:
         path = self.dirpath / f"step_{step:06d}.ckpt"
-        _save_whole(trainer, path)
+        save_whole(trainer, path)
         self._saved_step = step
         if trainer.is_global_zero:
             _point_last(path)
@@ -109,7 +109,7 @@ class PolicyCheckpoint(Checkpoint):
             _remove(path)
 
 
-def _save_whole(trainer: Trainer, path: Path) -> None:
+def save_whole(trainer: Trainer, path: Path) -> None:
     """Save a checkpoint that appears under `path` only when it is whole; called by all ranks."""
     if not isinstance(trainer.strategy, ModelParallelStrategy):
         # atomic by AtomicCheckpointIO, or else by Lightning's own writer
