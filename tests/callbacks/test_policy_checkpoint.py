@@ -8,6 +8,7 @@ import os
 import shutil
 from traceback import StackSummary
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_a_shard_that_cannot_be_written_leaves_no_folder(tmp_path):
         cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise CheckpointException("write", {1: (cause, StackSummary())})
 
-    trainer = SimpleNamespace(
+    trainer: Any = SimpleNamespace(
         strategy=FullyShardedStrategy(), is_global_zero=True, save_checkpoint=fill_disk
     )
     with pytest.raises(OSError, match=r"step_000002\.ckpt could not be .*rank 1: .*No space left"):
