@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
-from zerosearch.policy.sharding import base_model, compute_dtype
+from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
 
 _FSDP_METHOD = "selected_token_stats"
 
@@ -112,7 +112,7 @@ def verify_logprobs(model: nn.Module) -> None:
     """
     causal = base_model(model)
     size = min(64, causal.config.get_text_config().vocab_size)
-    ids = torch.arange(8, device=causal.device).remainder(size)[None]
+    ids = torch.arange(8, device=compute_device(model)).remainder(size)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)
     select = mask.clone()
     select[:, 0] = False
