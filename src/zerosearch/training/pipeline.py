@@ -109,7 +109,7 @@ class RolloutPipeline:
             raise
 
     def drain(self) -> None:
-        """Wait for the batch in progress and keep it, or its error; the generator is at rest then."""
+        """Wait for the batch in progress, keep it or its error; the generator is at rest then."""
         if self._running is None:
             return
         try:
@@ -134,8 +134,9 @@ class RolloutPipeline:
         """
         self.drain()
         batch = self._ready
-        ranks = gather_objects(None if batch is None else [*map(to_plain, batch.trajectories)])
-        if batch is None or None in ranks or self._find_outage(batch.trajectories) is not None:
+        own = [] if batch is None else [*map(to_plain, batch.trajectories)]
+        ranks = gather_objects(own)
+        if batch is None or not all(ranks) or self._find_outage(batch.trajectories) is not None:
             return None
         return {
             "step": batch.step,
