@@ -6,16 +6,21 @@ import csv
 import errno
 import os
 import shutil
+from traceback import StackSummary
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch.distributed.checkpoint import CheckpointException
 
 from tests.helpers.policy_stub import UPDATES_PER_STEP, PolicyStub, make_trainer
 from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.callbacks.export import PolicyExport
 from zerosearch.callbacks.metrics_csv import MetricsCsv
-from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
+from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint, save_whole
+from zerosearch.training.sharded_strategy import FullyShardedStrategy
 
 STEPS = 6
 
@@ -188,6 +193,21 @@ def test_a_full_disk_stops_the_run_with_the_earlier_checkpoint_whole(tmp_path, m
         fit(tmp_path)
     assert names(tmp_path) == ["last.ckpt", "step_000002.ckpt"]
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt")["policy_step"] == 2
+
+
+def test_a_shard_that_cannot_be_written_leaves_no_folder(tmp_path):
+    def fill_disk(path, weights_only):
+        path.mkdir()
+        (path / "__1_0.distcp").write_bytes(b"half a shard")
+        cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise CheckpointException("write", {1: (cause, StackSummary())})
+
+    trainer: Any = SimpleNamespace(
+        strategy=FullyShardedStrategy(), is_global_zero=True, save_checkpoint=fill_disk
+    )
+    with pytest.raises(OSError, match=r"step_000002\.ckpt could not be .*rank 1: .*No space left"):
+        save_whole(trainer, tmp_path / "step_000002.ckpt")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("settings", "named"), [((0, 1), "every_n_steps=0"), ((1, 0), "keep=0")])

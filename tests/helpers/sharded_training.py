@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ class Job:
     out: Path  # where its result goes
     lora: bool = False
     gradient_checkpointing: bool = False
+    optimizer: Callable[..., Optimizer] = AdamW
     steps: int = STEPS
     checkpoints: Path | None = None  # save after each step there
     resume: Path | None = None
@@ -91,7 +93,7 @@ def make_job_module(job: Job) -> Watched:
         policy=source,
         search=ScriptedEngine(["red or blue"]),
         algorithm=Algorithm(group_size=4, kl_coefficient=0.1, entropy_coefficient=0.01),
-        optimizer=partial(AdamW, lr=0.003),
+        optimizer=partial(job.optimizer, lr=0.003),
         gradient_clip=0.1,
         tokens_per_micro_batch=120,
         policy_steps=job.steps,

@@ -10,9 +10,11 @@ from torch import nn
 
 from zerosearch.policy.checkpoints import (
     check_same_model,
+    check_same_optimizer,
     optimizer_by_name,
     read_checkpoint,
     shapes_of,
+    state_names,
 )
 from zerosearch.policy.convert import convert
 
@@ -36,6 +38,18 @@ def test_another_model_is_one_sentence(saved: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         check_same_model(saved, SHAPES)
     assert "\n" not in str(raised.value)
+
+
+def test_another_optimizer_is_one_sentence() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    kept = []
+    for optimizer in (torch.optim.AdamW([weight]), torch.optim.SGD([weight])):
+        optimizer.step()
+        kept.append(state_names(optimizer.state_dict()))
+    check_same_optimizer(kept[0], kept[0])
+    with pytest.raises(ValueError, match=r"keeps exp_avg, exp_avg_sq, step per.* run nothing:"):
+        check_same_optimizer(*kept)
 
 
 def test_positions_of_an_optimizer_become_names_of_what_it_trains() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.helpers.models import LLAMA, make_model
 from tests.helpers.ranks import run_ranks
 from tests.policy.test_source import write_gguf
 from zerosearch.policy.loading import load_policy, make_reference
+from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.policy.sharding import Sharding, base_model
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import gather, stream_weights
@@ -137,6 +139,25 @@ def test_the_reference_is_kept_as_it_is_computed(root: Path, sharding: Sharding)
     assert {p.dtype for p in reference.parameters()} == {torch.bfloat16}
     assert reference.model.rotary_emb.inv_freq.dtype == torch.float32  # type: ignore[union-attr]
     assert torch.equal(reference(IDS).logits, policy.eval()(IDS).logits)
+
+
+@pytest.mark.parametrize("gathered", [False, True], ids=["layers freed", "layers kept"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head", "embed_tokens"]], ids=str)
+def test_adapters_are_trained_after_a_pass_without_them(
+    root: Path, sharding: Sharding, targets: Any, gathered: bool
+) -> None:
+    sharding = dataclasses.replace(sharding, reshard_after_forward=not gathered)
+    lora = LoraConfig(r=4, target_modules=targets)
+    source = PolicySource(path=str(root / "full"), lora=lora)
+    policy = load_policy(source, sharding)
+    trained = [name for name, p in policy.named_parameters() if p.requires_grad]
+    whole, select = torch.ones(2, 1, IDS.shape[1], dtype=torch.bool)
+    select[:, 0] = False
+    for _ in range(2):
+        make_reference(source, policy, sharding).token_logprobs(IDS, whole, select)
+        token_logprobs(policy, IDS, whole, select).logprobs.sum().backward()
+        assert [name for name, p in policy.named_parameters() if p.requires_grad] == trained
+        assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
 
 
 @pytest.mark.skipif(not is_gguf_available(), reason="needs the gguf package")

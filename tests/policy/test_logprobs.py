@@ -237,6 +237,15 @@ def test_without_entropy_logprobs_are_the_same() -> None:
     assert not stats.entropy.any()
 
 
+def test_entropy_as_a_constant_is_the_same_number() -> None:
+    model = make_model(3)
+    batch = make_batch("right")
+    constant, followed = (token_logprobs(model, *batch, entropy_gradient=g) for g in (False, True))
+    assert torch.equal(constant.entropy, followed.entropy)
+    assert not constant.entropy.requires_grad
+    assert constant.logprobs.requires_grad and followed.entropy.requires_grad
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 1000])
 def test_logits_never_exceed_a_chunk(chunk_tokens: int) -> None:
     """Defect and invariant 12: [B, T, V] is never held, neither forward nor backward."""

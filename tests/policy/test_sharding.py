@@ -18,6 +18,7 @@ from zerosearch.policy.adaptation import decoder_layers
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.policy.sharding import (
     Sharding,
+    compute_device,
     compute_dtype,
     is_sharded,
     shard_model,
@@ -91,6 +92,16 @@ def test_real_tensors_keep_their_values_and_tied_ones_stay_tied(mesh: DeviceMesh
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
     assert torch.equal(gather(model.model.norm.weight.detach()), norm)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_an_offloaded_model_computes_elsewhere(mesh: DeviceMesh) -> None:
+    elsewhere = Sharding(mesh=mesh, device=torch.device("meta"), cpu_offload=True)
+    model = make_model(1)
+    assert compute_device(model) == torch.device("cpu")
+    shard_model(model, elsewhere)
+    assert compute_device(model) == elsewhere.device
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
 
 
 def test_a_frozen_model_leaves_nothing_gathered(mesh: DeviceMesh) -> None:

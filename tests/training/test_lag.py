@@ -179,16 +179,21 @@ def test_sampling_goes_on_while_training_computes_and_not_while_it_evaluates() -
     assert len(at_rest) == STEPS and all(at_rest)
 
 
-def test_an_error_while_sampling_ahead_reaches_the_step_that_needs_it() -> None:
+def test_an_error_while_sampling_ahead_costs_no_step_before_the_one_that_needs_it(
+    tmp_path: Path,
+) -> None:
     def search(request: SearchRequest) -> list[str]:
         if threading.current_thread().name == "background":
             raise RuntimeError("a defect in the engine")
         return ["red"]
 
     module = make_lagging(model=make_word_model(ask=1.0), search=ScriptedEngine(search))
+    saving = PolicyCheckpoint(tmp_path, every_n_steps=1)
+    trainer = make_trainer(STEPS, callbacks=[saving], val_every=None)
     with pytest.raises(RuntimeError, match="a defect in the engine"):
-        fit(module, make_questions(2))
+        trainer.fit(module, make_data(make_questions(2), lag=1))
     assert module.policy_step == 1, "the step that sampled for itself was made"
+    assert (tmp_path / "step_000001.ckpt").is_file(), "and saved"
     assert not background_threads()
 
 
@@ -253,8 +258,9 @@ def test_a_run_resumed_without_a_lag_starts_with_its_present_weights(tmp_path: P
     assert [record.metrics["rollout/lag"] for record in late] == [0, 0]
 
 
+@pytest.mark.parametrize("every_n_steps", [9, 1], ids=["saved by the error", "saved before it"])
 def test_invariant_04_a_lost_engine_ends_the_run_and_its_batch_is_sampled_anew(
-    tmp_path: Path,
+    every_n_steps: int, tmp_path: Path
 ) -> None:
     lost = threading.Event()
 
@@ -271,7 +277,7 @@ def test_invariant_04_a_lost_engine_ends_the_run_and_its_batch_is_sampled_anew(
 
     searching = partial(make_word_model, ask=1.0)
     module = make_lagging(model=searching(), search=ScriptedEngine(search))
-    saving = PolicyCheckpoint(tmp_path, every_n_steps=9)
+    saving = PolicyCheckpoint(tmp_path, every_n_steps)
     with pytest.raises(SearchOutage, match="connection refused"):
         make_trainer(STEPS, callbacks=[Losing(), saving], val_every=None).fit(
             module, make_data(make_questions(3), lag=1)

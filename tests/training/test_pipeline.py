@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from tests.helpers.policy_stub import make_trajectory
 from tests.helpers.training import make_questions
 from zerosearch.training import pipeline
+from zerosearch.training.failures import SearchOutage
 from zerosearch.training.pipeline import RolloutPipeline
 from zerosearch.training.sampled import RolloutPlan
 from zerosearch.types import Trajectory
@@ -23,11 +25,21 @@ def make_plan(step: int, count: int = 3) -> RolloutPlan:
 
 
 class Made:
-    """A pipeline over a sampler that numbers its trajectories."""
+    """A pipeline over a sampler that numbers its trajectories.
 
-    def __init__(self) -> None:
+    Args:
+        broken_step: whose sampling ends in an error.
+        lost_step: whose searches fail.
+    """
+
+    def __init__(self, broken_step: int | None = None, lost_step: int | None = None) -> None:
         self.version = 0
-        self.pipeline = RolloutPipeline(self.sync, self.sample)
+        self.broken_step = broken_step
+        self.lost_step = lost_step
+        self.pipeline = RolloutPipeline(self.sync, self.sample, self.find_outage)
+
+    def find_outage(self, trajectories: Sequence[Trajectory]) -> SearchOutage | None:
+        return SearchOutage("connection refused") if trajectories[0].error else None
 
     async def sync(self) -> int:
         self.version += 1
@@ -35,9 +47,12 @@ class Made:
 
     async def sample(self, plan: RolloutPlan) -> list[Trajectory]:
         await asyncio.sleep(0)
+        if plan.step == self.broken_step:
+            raise RuntimeError("a defect in the sampler")
         made = []
         for number in range(len(plan.questions) * SIBLINGS):
             trajectory = make_trajectory(sibling=number)
+            trajectory.error = "refused" if plan.step == self.lost_step else None
             trajectory.weight_versions = [self.version] * len(trajectory.turns)
             made.append(trajectory)
         return made
@@ -98,3 +113,24 @@ def test_what_is_saved_is_trained_on_all_the_same() -> None:
         pass
     made.pipeline.state_dict()
     assert siblings(made.pipeline, 1) == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_ended_the_sampling_is_raised_by_the_step_that_needs_it_and_never_saved() -> None:
+    made = Made(broken_step=1)
+    made.pipeline.take(make_plan(0))
+    with made.pipeline.ahead(make_plan(1), CPU):
+        pass
+    assert made.pipeline.state_dict() is None, "the step before is saved all the same"
+    with pytest.raises(RuntimeError, match="a defect in the sampler") as raised:
+        made.pipeline.take(make_plan(1))
+    assert raised.traceback[-1].name == "sample", "where it happened is shown"
+
+
+def test_a_batch_of_failed_searches_ends_the_step_that_needs_it_and_is_never_saved() -> None:
+    made = Made(lost_step=1)
+    made.pipeline.take(make_plan(0))
+    with made.pipeline.ahead(make_plan(1), CPU):
+        pass
+    assert made.pipeline.state_dict() is None
+    with pytest.raises(SearchOutage, match="connection refused"):
+        made.pipeline.take(make_plan(1))

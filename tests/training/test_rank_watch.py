@@ -11,10 +11,23 @@ import pytest
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from tests.helpers.configs import ROOT
+from tests.helpers.waiting import GUARD_S
 from zerosearch.training import rank_watch
 from zerosearch.training.rank_watch import RankLost, WatchedLauncher, _lost_rank
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"
+
+# rank 0, which never comes back from a C call, with a rank that has failed and one that hangs, too
+HANGING = """
+import signal, subprocess, sys
+from zerosearch.training import rank_watch
+ranks = [subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])]
+ranks.append(subprocess.Popen(["sleep", sys.argv[1]]))
+rank_watch._GRACE_S = 0.0
+rank_watch._Watch.start_once(ranks, parent=0)
+signal.pause()
+"""
 
 
 @pytest.fixture
@@ -72,3 +85,18 @@ def test_own_errors_stay_as_they_are(launcher: WatchedLauncher) -> None:
         launcher.launch(failing(RuntimeError("out of memory")))
     assert not isinstance(raised.value, RankLost)
     assert launcher.launch(lambda: 5) == 5
+
+
+@pytest.mark.timeout(20 * GUARD_S)  # a process that imports everything, on a busy machine too
+def test_a_rank_that_does_not_notice_is_ended_with_all_others() -> None:
+    # returns when nobody holds the pipes any more, so not before the rank that sleeps is gone
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGING, str(15 * GUARD_S)],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=10 * GUARD_S,
+    )
+    assert ended.returncode == 1
+    assert "exited with 3 (its own message says why)" in ended.stderr
+    assert "this rank has not noticed: it ends now" in ended.stderr

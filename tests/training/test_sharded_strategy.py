@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch.optim import SGD
 
 from tests.helpers.ranks import run_ranks
 from tests.helpers.sharded_training import Job, train, train_all
@@ -130,7 +131,7 @@ def refuse(rank: int, world_size: int, job: Job, message: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # several groups of processes, on a busy machine too
-def test_a_checkpoint_of_another_model_is_refused(root: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_or_optimizer_is_refused(root: Path, tmp_path: Path) -> None:
     message = "resume= is of another model: .* tensors are only there"
     sharded, file = tmp_path / "sharded", tmp_path / "file"
     run_ranks(2, train_all, [make_job(root, tmp_path / "a", steps=1, checkpoints=sharded)])
@@ -140,6 +141,8 @@ def test_a_checkpoint_of_another_model_is_refused(root: Path, tmp_path: Path) ->
         run_ranks(2, refuse, lora, message)
         lora.sharded = False
         refuse(0, 1, lora, message)
+        other = make_job(root, tmp_path / "d", resume=lora.resume, optimizer=SGD)
+        run_ranks(2, refuse, other, "is of another optimizer, which keeps exp_avg.*run nothing")
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.checkpoint import CheckpointException
 
-from zerosearch.callbacks.files import flush_folder, flush_tree, replacing
+from zerosearch.callbacks.files import flush_folder, flush_tree, free_space, replacing
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.training.failures import SearchOutage, TrainingCollapse
 
@@ -102,7 +103,7 @@ class PolicyCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         step = pl_module.policy_step
         path = self.dirpath / f"step_{step:06d}.ckpt"
-        _save_whole(trainer, path)
+        save_whole(trainer, path)
         self._saved_step = step
         if trainer.is_global_zero:
             self._keep_healthy(pl_module.healthy)
@@ -141,8 +142,12 @@ class PolicyCheckpoint(Checkpoint):
                 _remove(path)
 
 
-def _save_whole(trainer: Trainer, path: Path) -> None:
-    """Save a checkpoint that appears under `path` only when it is whole; called by all ranks."""
+def save_whole(trainer: Trainer, path: Path) -> None:
+    """Save a checkpoint that appears under `path` only when it is whole; called by all ranks.
+
+    Raises:
+        OSError: it could not be written; names the path, the free space and the mend.
+    """
     if not isinstance(trainer.strategy, ModelParallelStrategy):
         # atomic by AtomicCheckpointIO, or else by Lightning's own writer
         trainer.save_checkpoint(path, weights_only=False)
@@ -152,7 +157,16 @@ def _save_whole(trainer: Trainer, path: Path) -> None:
     if trainer.is_global_zero:
         _remove(part)
     trainer.strategy.barrier("checkpoint folder cleared")
-    trainer.save_checkpoint(part, weights_only=False)
+    try:
+        trainer.save_checkpoint(part, weights_only=False)
+    except CheckpointException as error:  # on every rank, whichever could not write
+        if trainer.is_global_zero:
+            _remove(part)
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise OSError(
+            f"{path} could not be written (rank {rank}: {cause}; {free_space(path.parent)}): free "
+            "disk space or choose another folder; earlier checkpoints are intact"
+        ) from error
     if trainer.is_global_zero:
         flush_tree(part)
         _remove(path)

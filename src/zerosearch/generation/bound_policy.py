@@ -7,12 +7,17 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from zerosearch.generation.policy_tokens import PolicyTokens
 from zerosearch.generation.stops import StopMatcher
-from zerosearch.policy.sharding import base_model, compute_buffers, compute_dtype, is_sharded
+from zerosearch.policy.sharding import (
+    base_model,
+    compute_buffers,
+    compute_device,
+    compute_dtype,
+    is_sharded,
+)
 from zerosearch.policy.weight_stream import stream_weights
 
 # Layers whose state per token is keys and values; a sliding window is a matter of the mask.
@@ -83,15 +88,13 @@ def _check_layers(model: PreTrainedModel, layer_types: list[str] | None) -> None
 
 def _empty_copy(model: nn.Module, dtype: torch.dtype) -> PreTrainedModel:
     """A plain model of the same configuration, on this rank's device; its weights are to come."""
-    base, weight = base_model(model), next(model.parameters())
+    base = base_model(model)
     config = copy.deepcopy(base.config)
     with torch.device("meta"):  # draws no random numbers
         whole = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=config._attn_implementation
         )
-    whole.to_empty(
-        device=weight.device_mesh.device_type if isinstance(weight, DTensor) else weight.device
-    )
+    whole.to_empty(device=compute_device(model))
     whole.tie_weights()
     compute_buffers(whole)
     whole.generation_config = copy.deepcopy(base.generation_config)

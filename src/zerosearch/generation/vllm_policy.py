@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.generation.policy_tokens import PolicyTokens
 from zerosearch.generation.vllm_adapter import LORA_RANKS
-from zerosearch.policy.sharding import base_model, compute_dtype
+from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
 from zerosearch.policy.weight_stream import adapter_weights, stream_weights
 
 LoraSync = Literal["merged", "adapter"]
@@ -66,8 +66,8 @@ class VLLMPolicy:
 
     @property
     def device(self) -> torch.device:
-        """Of the policy's weights."""
-        return next(self.model.parameters()).device
+        """Where the policy computes."""
+        return compute_device(self.model)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The engine's model: with adapters merged in, or without where they are sent alone."""

@@ -77,6 +77,19 @@ def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
+def saved_state_names(path: Path) -> set[str]:
+    """Names of what the optimizer keeps per parameter, in the folder of a sharded checkpoint."""
+    with naming_damage(path):
+        entries = FileSystemReader(path).read_metadata().state_dict_metadata
+    prefix = f"{_OPTIMIZER}.state."
+    return {name.rpartition(".")[2] for name in entries if name.startswith(prefix)}
+
+
+def state_names(state: Mapping[str, Any]) -> set[str]:
+    """The same of an optimizer's `state_dict`, by name or by position."""
+    return {name for values in state["state"].values() for name in values}
+
+
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Shapes by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -109,6 +122,25 @@ def check_same_model(saved: Shapes, present: Shapes) -> None:
         f"the checkpoint of resume= is of another model: {difference}; resume with the model and "
         "algorithm settings of its run, or start a new run from that run's exported policy"
     )
+
+
+def check_same_optimizer(saved: set[str], present: set[str]) -> None:
+    """Refuse a checkpoint of another optimizer, in one sentence.
+
+    Args:
+        saved: names of what the optimizer of the checkpoint keeps per parameter.
+        present: of what that of the run keeps.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if saved != present:
+        there, here = (", ".join(sorted(names)) or "nothing" for names in (saved, present))
+        raise ValueError(
+            f"the checkpoint of resume= is of another optimizer, which keeps {there} per "
+            f"parameter, and that of this run {here}: resume with the optimizer settings of its "
+            "run, or start a new run from that run's exported policy"
+        )
 
 
 def optimizer_by_name(state: dict[str, Any], module: nn.Module, optimizer: Any) -> dict[str, Any]:

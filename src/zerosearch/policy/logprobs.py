@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
-from zerosearch.policy.sharding import base_model, compute_dtype
+from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
 
 _FSDP_METHOD = "selected_token_stats"
 
@@ -45,6 +45,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = True,
+    entropy_gradient: bool = True,
     packed: bool = False,
 ) -> TokenStats:
     """Log-probs and entropy of the selected tokens under the model, differentiable.
@@ -61,6 +62,8 @@ def token_logprobs(
         temperature: logits are divided by it, as in sampling.
         chunk_tokens: most rows of logits that exist at one time.
         with_entropy: False leaves the entropy at 0 and saves its share of time.
+        entropy_gradient: False makes the entropy a constant. Give it where no loss reads it: what a
+            chunk keeps for a gradient that nobody asks for stays until the backward pass has ended.
         packed: read the real tokens as one row without padding, see `packs_sequences`. Rows are
             told apart by their positions, which start at 0.
 
@@ -85,7 +88,14 @@ def token_logprobs(
     run = _runner(model)
     read = _read_packed if packed else _read_padded
     logprobs, entropy = run(
-        input_ids, attended, selected, temperature, chunk_tokens, with_entropy, read
+        input_ids,
+        attended,
+        selected,
+        temperature,
+        chunk_tokens,
+        with_entropy,
+        entropy_gradient,
+        read,
     )
     return TokenStats(logprobs=logprobs, entropy=entropy)
 
@@ -112,7 +122,7 @@ def verify_logprobs(model: nn.Module) -> None:
     """
     causal = base_model(model)
     size = min(64, causal.config.get_text_config().vocab_size)
-    ids = torch.arange(8, device=causal.device).remainder(size)[None]
+    ids = torch.arange(8, device=compute_device(model)).remainder(size)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)
     select = mask.clone()
     select[:, 0] = False
@@ -163,6 +173,7 @@ def _selected_stats(
     temperature: float,
     chunk_tokens: int,
     with_entropy: bool,
+    entropy_gradient: bool,
     read: Callable[[PreTrainedModel, Tensor, Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy, [B, T] each; a tuple, because FSDP2 looks for tensors in it."""
@@ -180,7 +191,8 @@ def _selected_stats(
         logprobs = logits.gather(-1, targets[:, None])[:, 0] - log_z
         if not with_entropy:
             return logprobs, torch.zeros_like(logprobs)
-        return logprobs, log_z - (logits.softmax(-1) * logits).sum(-1)
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            return logprobs, log_z - (logits.softmax(-1) * logits).sum(-1)
 
     # split gives one chunk of no rows where nothing is selected: the gradient path stays whole
     chunks = [

@@ -144,7 +144,7 @@ def _print(plan: Plan, rows: list[Row], gpu_bytes: int) -> None:
     every = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     on = f"on each of {plan.gpus} GPUs" if plan.gpus > 1 else "on the GPU"
-    table = Table(title=f"GiB {on}; {every:,} parameters, {trained:,} trained")
+    table = Table(box=None, pad_edge=False)
     table.add_column("")
     for phase in PHASES:
         table.add_column(phase, justify="right")
@@ -152,9 +152,9 @@ def _print(plan: Plan, rows: list[Row], gpu_bytes: int) -> None:
         sizes = [getattr(row, phase) for phase in PHASES]
         if any(sizes):
             table.add_row(row.name, *(f"{size / GIB:.2f}" if size else "" for size in sizes))
-    table.add_section()
     table.add_row("sum", *(f"{total(rows, phase) / GIB:.2f}" for phase in PHASES))
     table.add_row("of", *(f"{gpu_bytes / GIB:.2f}" for _ in PHASES))
+    print(f"GiB {on}; {every:,} parameters, {trained:,} trained")
     Console().print(table)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from zerosearch.policy.logprobs import TokenStats, token_logprobs
+from zerosearch.policy.sharding import reshard
 
 
 class ReferencePolicy(nn.Module):
@@ -59,10 +61,7 @@ class ReferencePolicy(nn.Module):
         Args and errors as in `zerosearch.policy.logprobs.token_logprobs`. With LoRA no other use
         of the policy may run at the same time, because its adapters are off meanwhile.
         """
-        shared = self._shared[0]
-        model = shared if shared is not None else self.model
-        assert model is not None
-        with shared.disable_adapter() if shared is not None else nullcontext():
+        with self._frozen() as model:
             return token_logprobs(
                 model,
                 input_ids,
@@ -73,3 +72,17 @@ class ReferencePolicy(nn.Module):
                 with_entropy=False,
                 packed=packed,
             )
+
+    @contextmanager
+    def _frozen(self) -> Iterator[nn.Module]:
+        shared = self._shared[0]
+        if shared is None:
+            assert self.model is not None
+            yield self.model
+            return
+        # PEFT switches `requires_grad` off and on again: of shards both times, not of shards here
+        # and of gathered weights there, or adapters would no longer count as trained
+        reshard(shared)
+        with shared.disable_adapter():
+            yield shared
+            reshard(shared)

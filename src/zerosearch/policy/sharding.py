@@ -27,7 +27,9 @@ from transformers import PreTrainedModel
 
 from zerosearch.policy.adaptation import decoder_layers
 
-_COMPUTE_DTYPE = "zerosearch_compute_dtype"  # attribute of a sharded model
+# attributes of a sharded model
+_COMPUTE_DTYPE = "zerosearch_compute_dtype"
+_COMPUTE_DEVICE = "zerosearch_compute_device"
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -79,6 +81,7 @@ def shard_model(model: nn.Module, sharding: Sharding) -> None:
             offload_policy=offload if sharding.cpu_offload else OffloadPolicy(),
         )
     setattr(model, _COMPUTE_DTYPE, sharding.param_dtype)
+    setattr(model, _COMPUTE_DEVICE, sharding.device)
     _materialise(model, sharding)
 
 
@@ -121,6 +124,11 @@ def is_sharded(model: nn.Module) -> bool:
 def compute_dtype(model: nn.Module) -> torch.dtype:
     """The dtype that the weights have in a forward pass."""
     return getattr(model, _COMPUTE_DTYPE, None) or next(model.parameters()).dtype
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Where a forward pass runs and leaves its results; offloaded weights are elsewhere."""
+    return getattr(model, _COMPUTE_DEVICE, None) or next(model.parameters()).device
 
 
 def reshard(model: nn.Module) -> None:

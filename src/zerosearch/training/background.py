@@ -43,9 +43,11 @@ class Background(Generic[T]):
 
     def result(self) -> T:
         """Wait for the end; returns or raises what the coroutine did."""
-        outcome = self._outcome.result()
-        self._thread.join()
-        return outcome
+        try:
+            return self._outcome.result()
+        finally:
+            if self._outcome.done():  # it is not when Ctrl-C interrupts the waiting
+                self._thread.join()
 
     def cancel(self) -> None:
         """Cancel the coroutine and wait until it has cleaned up; its outcome is dropped."""

@@ -8,7 +8,7 @@ normalised by global counts, and a trajectory hit by a failed search is left out
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from zerosearch.training.balance import balance
 from zerosearch.training.batching import collate
 from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
-from zerosearch.training.failures import RESUME, find_outage
+from zerosearch.training.failures import RESUME, SearchOutage, find_outage
 from zerosearch.training.groups import global_advantages
 from zerosearch.training.learner import Learner
 from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
@@ -128,7 +128,7 @@ class SearchPolicyModule(EvaluatingModule):
         self.latest: StepRecord | None = None  # the last policy step
         self.train_metrics: dict[str, float] = {}  # of the last policy step
         self.costs = Costs()
-        self.rollouts = RolloutPipeline(self._sync, self._sample)
+        self.rollouts = RolloutPipeline(self._sync, self._sample, self._find_outage)
         self.reference: ReferencePolicy | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rollouter: Rollouter | None = None
@@ -176,7 +176,6 @@ class SearchPolicyModule(EvaluatingModule):
         started = time.perf_counter()
         plan = make_plan(batch, self.policy_step, self.noise_probability)
         sampled = self.rollouts.take(plan)
-        self._check_searches(sampled.trajectories)
         have_sampled = time.perf_counter()
         with self.rollouts.ahead(self._next_plan(batch), self.device):
             scores = [self.rubric.score(t) if t.valid else None for t in sampled.trajectories]
@@ -206,10 +205,8 @@ class SearchPolicyModule(EvaluatingModule):
         self.train_metrics = metrics
         self.policy_step += 1
 
-    def _check_searches(self, trajectories: list[Trajectory]) -> None:
-        outage = find_outage(trajectories, self.max_failed_share, whose="this step", mend=RESUME)
-        if outage is not None:
-            raise outage
+    def _find_outage(self, trajectories: Sequence[Trajectory]) -> SearchOutage | None:
+        return find_outage(trajectories, self.max_failed_share, whose="this step", mend=RESUME)
 
     def _next_plan(self, batch: QuestionBatch) -> RolloutPlan | None:
         """What to sample while this step trains; None without a lag and in the last step."""

@@ -10,14 +10,15 @@ The first batch of a run, and of one that lost its search engine, is sampled in 
 
 Evaluation and checkpoints find the generator at rest: they wait for the batch in progress, which
 training would wait for anyway, and a checkpoint holds its trajectories. A resumed run trains on the
-very batch that the run before it would have trained on.
+very batch that the run before it would have trained on. A batch that failed concerns the step that
+needs it and no earlier one: what ended its sampling is raised there, and no checkpoint holds it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,11 +27,13 @@ import torch
 from zerosearch.generation.generator import Generator
 from zerosearch.training.background import Background
 from zerosearch.training.distributed import gather_objects, world_size
+from zerosearch.training.failures import SearchOutage
 from zerosearch.training.sampled import RolloutPlan, SampledBatch, from_plain, to_plain
 from zerosearch.types import Trajectory
 
 Sync = Callable[[], Coroutine[Any, Any, int]]
 Sample = Callable[[RolloutPlan], Coroutine[Any, Any, list[Trajectory]]]
+FindOutage = Callable[[Sequence[Trajectory]], SearchOutage | None]
 
 
 def check_lag(lag: int, generator: Generator) -> None:
@@ -51,14 +54,17 @@ class RolloutPipeline:
     Args:
         sync: gives the generator the present weights and returns their version.
         sample: plays the episodes of a plan; runs in whatever event loop it is called from.
+        find_outage: the error that ends a step with these trajectories, if any; a collective.
     """
 
-    def __init__(self, sync: Sync, sample: Sample) -> None:
+    def __init__(self, sync: Sync, sample: Sample, find_outage: FindOutage) -> None:
         self._sync = sync
         self._sample = sample
+        self._find_outage = find_outage
         self._weight_steps: dict[int, int] = {}
         self._running: Background[SampledBatch] | None = None
         self._ready: SampledBatch | None = None
+        self._error: Exception | None = None  # that ended the sampling in place of a batch
         self.sync_s = 0.0  # seconds of the last sync of weights
 
     def take(self, plan: RolloutPlan) -> SampledBatch:
@@ -67,17 +73,23 @@ class RolloutPipeline:
         The generator has the present weights afterwards.
 
         Raises:
-            Exception: whatever ended the sampling.
+            SearchOutage: too many searches of the batch failed.
+            Exception: whatever else ended the sampling.
         """
         self.drain()
+        if self._error is not None:
+            raise self._error
         batch, self._ready = self._ready, None
         started = time.perf_counter()
         version = asyncio.run(self._sync())
         self.sync_s = time.perf_counter() - started
         self._weight_steps[version] = plan.step
         if batch is None:
-            return asyncio.run(self._batch(plan))
+            batch = asyncio.run(self._batch(plan))
         assert batch.step == plan.step
+        outage = self._find_outage(batch.trajectories)
+        if outage is not None:
+            raise outage
         return batch
 
     @contextmanager
@@ -97,11 +109,13 @@ class RolloutPipeline:
             raise
 
     def drain(self) -> None:
-        """Wait for the batch in progress and keep it: the generator is at rest then."""
+        """Wait for the batch in progress, keep it or its error; the generator is at rest then."""
         if self._running is None:
             return
         try:
             self._ready = self._running.result()
+        except Exception as error:
+            self._error = error
         except BaseException:
             self.stop()
             raise
@@ -114,12 +128,16 @@ class RolloutPipeline:
             self._running = None
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The batch sampled ahead, of all ranks, as plain containers; a collective."""
+        """The batch sampled ahead, of all ranks, as plain containers; a collective.
+
+        None where there is none that a resumed run could train on.
+        """
         self.drain()
-        if self._ready is None:
-            return None
         batch = self._ready
-        ranks = gather_objects([to_plain(trajectory) for trajectory in batch.trajectories])
+        own = [] if batch is None else [*map(to_plain, batch.trajectories)]
+        ranks = gather_objects(own)
+        if batch is None or not all(ranks) or self._find_outage(batch.trajectories) is not None:
+            return None
         return {
             "step": batch.step,
             "noise_probability": batch.noise_probability,

@@ -13,18 +13,22 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
 
 from zerosearch.policy.checkpoints import (
     check_same_model,
+    check_same_optimizer,
     is_sharded_checkpoint,
     naming_damage,
     optimizer_by_name,
     read_checkpoint,
     saved_shapes,
+    saved_state_names,
     shapes_of,
+    state_names,
 )
 from zerosearch.policy.sharding import Sharding
 from zerosearch.training.rank_watch import WatchedLauncher
@@ -118,12 +122,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """Restore module and optimizer from a sharded checkpoint of any number of ranks, or a file.
 
         Raises:
-            ValueError: the checkpoint is not whole, or of another model.
+            ValueError: the checkpoint is not whole, or of another model or optimizer.
         """
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
         if is_sharded_checkpoint(path):
             check_same_model(saved_shapes(path), shapes_of(self.model.state_dict()))
+            self._check_optimizer(saved_state_names(path))
             with naming_damage(path):
                 return super().load_checkpoint(path, weights_only=True)
         checkpoint = read_checkpoint(path, mmap=True)
@@ -132,9 +137,16 @@ class FullyShardedStrategy(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, tensors, options=options)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+            self._check_optimizer(state_names(state))
             named = optimizer_by_name(state, self.model, optimizer)
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint
+
+    def _check_optimizer(self, saved: set[str]) -> None:
+        assert self.model is not None
+        for optimizer in self.optimizers:  # none where the run only evaluates
+            state = get_optimizer_state_dict(self.model, optimizer)
+            check_same_optimizer(saved, state_names(state))
 
     def model_to_device(self) -> None:
         """Tell the module its device; its tensors are there, but for offloaded shards."""

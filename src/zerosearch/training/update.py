@@ -76,6 +76,7 @@ class PolicyUpdater:
             batch.sampled_mask,
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
+            entropy_gradient=self.algorithm.entropy_coefficient > 0.0,
             packed=self.packed,
         )
 
