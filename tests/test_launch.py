@@ -53,6 +53,13 @@ def runs_of(folder: Path) -> list[Path]:
 # -- names ----------------------------------------------------------------------------------------
 
 
+def run_to_its_end(command: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     for name in ("JOB_ID", "STEP_ID", "JOB_NAME"):
@@ -110,15 +117,7 @@ def test_processes_of_torchrun_agree_on_the_first_name(monkeypatch: pytest.Monke
 def test_torchrun_makes_one_run_folder(environment: dict[str, str], tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "zerosearch.train", *overrides(tmp_path), *TWO_RANKS]
-    done = subprocess.run(
-        [*command, "policy_steps=2", "algorithm.group_size=4"],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_to_its_end([*command, "policy_steps=2", "algorithm.group_size=4"], environment)
     [run] = runs_of(tmp_path)
     assert len(read_metrics(run)) == 2
     said = (run / "train.log").read_text()
@@ -193,15 +192,9 @@ needs_submitit = pytest.mark.skipif(
 def test_a_sweep_goes_through_submitit(environment: dict[str, str], tmp_path: Path) -> None:
     """With its local launcher, which starts jobs as the one for SLURM does."""
     command = [sys.executable, "-m", "zerosearch.train", "-m", "hydra/launcher=submitit_local"]
-    done = subprocess.run(
-        [*command, *overrides(tmp_path), "trainer=cpu", "policy_steps=1", "seed=1,2"],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
+    run_to_its_end(
+        [*command, *overrides(tmp_path), "trainer=cpu", "policy_steps=1", "seed=1,2"], environment
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     [sweep] = (tmp_path / "logs" / "train" / "multiruns").iterdir()
     for number in (0, 1):
         saved = yaml.safe_load((sweep / str(number) / ".hydra" / "overrides.yaml").read_text())

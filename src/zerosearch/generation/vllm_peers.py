@@ -11,6 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from zerosearch.distributed import gather_objects, rank, world_size
+
 
 class Peers:
     """This process and those with the other parts of its engine; made by all processes at once.
@@ -26,20 +28,16 @@ class Peers:
         self.size = size
         self.rank = 0
         self._group: Any = None
-        world = dist.get_world_size() if dist.is_initialized() else 1
+        world = world_size()
         if world % size:
             raise ValueError(
                 f"generator.tensor_parallel_size={size} does not divide the number of training "
                 f"processes, {world}: give a divisor of it"
             )
         if size > 1:
-            self.rank = dist.get_rank() % size
+            self.rank = rank() % size
             self._group, _ = dist.new_subgroups(size, backend="gloo")
 
     def exchange(self, message: Any) -> list[Any]:
         """Every peer's message, in order of rank; a collective."""
-        if self.size == 1:
-            return [message]
-        messages: list[Any] = [None] * self.size
-        dist.all_gather_object(messages, message, group=self._group)
-        return messages
+        return [message] if self.size == 1 else gather_objects(message, self._group)

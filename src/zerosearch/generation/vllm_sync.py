@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch.distributed as dist
-
+from zerosearch.distributed import gather_objects, rank
 from zerosearch.generation.vllm_client import START, VLLMServer
 from zerosearch.generation.vllm_fit import Needs, inspect
 from zerosearch.generation.vllm_policy import VLLMPolicy
@@ -61,7 +60,7 @@ class ServerSync:
             ValueError: a server is not made for the policy; names the endpoint and the mend.
             RuntimeError: a server is lost; names the endpoint.
         """
-        leads = _rank() == 0
+        leads = rank() == 0
         try:
             model, context = await self._agree(self._prepare(policy) if leads else None)
             await self._agree(self._transfer(policy, leads))
@@ -85,10 +84,9 @@ class ServerSync:
         except Exception as raised:
             error = raised
         said = error and (isinstance(error, ValueError), str(error) or repr(error))
-        everyone: list[Any] = [(said, result)]
-        if dist.is_initialized():
-            loop = asyncio.get_running_loop()
-            everyone = await loop.run_in_executor(self._thread, _gather, everyone[0])
+        loop = asyncio.get_running_loop()
+        mine: tuple[Any, Any] = (said, result)
+        everyone = await loop.run_in_executor(self._thread, gather_objects, mine)
         if error and not isinstance(error, CallFailure | ValueError | RuntimeError):
             raise error  # a defect, which is shown with its traceback
         for failed, _ in everyone:
@@ -167,14 +165,3 @@ def _send(policy: VLLMPolicy, servers: Sequence[VLLMServer]) -> None:
             link.finish()  # after an error, too: the workers wait for another weight
     if failure is not None:
         raise failure
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _gather(mine: Any) -> list[Any]:
-    """What each process has to say, in order of rank; a collective."""
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone

@@ -29,6 +29,7 @@ from zerosearch.policy.sharding import (
     Sharding,
     base_model,
     compute_buffers,
+    named_tensors,
     reshard,
     shard_model,
 )
@@ -87,7 +88,9 @@ def _frozen_copy(source: PolicySource, model: nn.Module, sharding: Sharding) -> 
     shard_model(twin, sharding)
     reshard(model)
     with torch.no_grad():
-        for (name, target), (own, value) in zip(_tensors(twin), _tensors(model), strict=True):
+        for (name, target), (own, value) in zip(
+            named_tensors(twin), named_tensors(model), strict=True
+        ):
             assert name == own
             _local(target).copy_(_local(value))
     return twin
@@ -202,8 +205,8 @@ def _from_rank_0(source: PolicySource, sharding: Sharding) -> nn.Module:
     model = _skeleton(source, config)
     base_model(model).generation_config = generation_config
     shard_model(model, sharding)
-    values = {} if whole is None else dict(_tensors(whole))
-    for name, target in _tensors(model):
+    values = {} if whole is None else dict(named_tensors(whole))
+    for name, target in named_tensors(model):
         shape, dtype = target.shape, target.dtype
         value = (
             values[name].detach().to(sharding.device, dtype)
@@ -213,12 +216,6 @@ def _from_rank_0(source: PolicySource, sharding: Sharding) -> nn.Module:
         dist.broadcast(value, group_src=0, group=sharding.mesh.get_group())
         _local(target.detach()).copy_(value[_own_rows(target)])
     return model
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and all buffers; a tied parameter once."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def _local(tensor: Tensor) -> Tensor:

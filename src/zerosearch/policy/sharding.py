@@ -86,18 +86,21 @@ def shard_model(model: nn.Module, sharding: Sharding) -> None:
 
 
 def _materialise(model: nn.Module, sharding: Sharding) -> None:
-    real = {name: tensor.detach().clone() for name, tensor in _tensors(model) if not tensor.is_meta}
+    real = {
+        name: tensor.detach().clone() for name, tensor in named_tensors(model) if not tensor.is_meta
+    }
     model.to_empty(device="cpu" if sharding.cpu_offload else sharding.device)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(sharding.device))  # buffers are never offloaded
     with torch.no_grad():
-        for name, tensor in _tensors(model):
+        for name, tensor in named_tensors(model):
             if name in real:
                 tensor.copy_(real[name])
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and all buffers; a tied parameter once."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from zerosearch.distributed import gather_objects
 from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.metrics import AnswerMetrics
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import GREEDY, Decoding, Rollouter
 from zerosearch.search.engine import SearchEngine
-from zerosearch.training.distributed import gather_objects
 from zerosearch.training.failures import SearchOutage, find_outage
 from zerosearch.training.metrics import rollout_metrics
 from zerosearch.types import Question, Trajectory

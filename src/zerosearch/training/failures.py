@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zerosearch.training.distributed import gather_objects
+from zerosearch.distributed import gather_objects
 from zerosearch.types import Trajectory
 
 RESUME = "go on with resume=<run folder>"

@@ -8,8 +8,8 @@ import torch
 
 from zerosearch.algorithms.advantages import zero_variance_groups
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.distributed import gather_objects
 from zerosearch.reward.rubric import RewardScore
-from zerosearch.training.distributed import gather_objects
 from zerosearch.types import Trajectory
 
 

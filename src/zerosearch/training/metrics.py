@@ -9,9 +9,9 @@ from typing import get_args
 
 import torch
 
+from zerosearch.distributed import gather_objects, world_size
 from zerosearch.reward.rubric import RewardScore
 from zerosearch.search.fidelity import fidelity_of, observe
-from zerosearch.training.distributed import gather_objects, world_size
 from zerosearch.training.sampled import SampledBatch
 from zerosearch.types import StopReason, Trajectory
 

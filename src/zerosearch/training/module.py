@@ -276,7 +276,7 @@ class SearchPolicyModule(EvaluatingModule):
             "episode": self.episode.as_dict(),
             "start_metrics": self.start_metrics,
             "costs": self.costs.totals,
-            "rollouts": self.rollouts.state_dict(),
+            "rollouts": self.rollouts.state_dict() if self.lag else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

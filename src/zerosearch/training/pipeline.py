@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
+from zerosearch.distributed import gather_objects, world_size
 from zerosearch.generation.generator import Generator
 from zerosearch.training.background import Background
-from zerosearch.training.distributed import gather_objects, world_size
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.sampled import RolloutPlan, SampledBatch, from_plain, to_plain
 from zerosearch.types import Trajectory

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.distributed import all_reduce, world_size
 from zerosearch.policy.logprobs import TokenStats, token_logprobs
 from zerosearch.training.batching import (
     pack_micro_batches,
@@ -21,7 +22,6 @@ from zerosearch.training.batching import (
     split_micro_batches,
     to_device,
 )
-from zerosearch.training.distributed import all_reduce, world_size
 from zerosearch.types import PolicyBatch
 
 Backward = Callable[[Tensor], None]
