@@ -55,6 +55,7 @@ def test_kl_is_added_and_entropy_subtracted() -> None:
         "kl_sum": 4 * K3,
         "entropy_sum": 4 * MEAN_ENTROPY,
         "logprob_gap_sum": 4 * 0.1,
+        "sampled_tokens": 4.0,
     }
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected)
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from zerosearch.algorithms.values import generalized_advantages, token_rewards, value_loss
+from zerosearch.algorithms.values import (
+    generalized_advantages,
+    mean_and_variance,
+    moments,
+    token_rewards,
+    value_loss,
+    whiten,
+)
 
 # two turns with a document of two tokens between them; an invalid row; one token
 MASK = torch.tensor(
@@ -135,6 +142,24 @@ def test_bad_factors_are_refused(options: dict[str, float], message: str) -> Non
         generalized_advantages(NO_PENALTY, NO_PENALTY, MASK, **options)
 
 
-def test_a_bad_clip_is_refused() -> None:
-    with pytest.raises(ValueError, match="clip=0"):
-        value_loss(NO_PENALTY, NO_PENALTY, NO_PENALTY, clip=0.0)
+def test_moments_of_parts_add_up_and_whiten_to_mean_0_and_variance_1() -> None:
+    source = torch.Generator().manual_seed(0)
+    values = 3.0 + 5.0 * torch.randn(6, 9, generator=source)
+    mask = torch.rand(6, 9, generator=source) < 0.6
+    values[~mask] = torch.nan  # never read
+    whole = moments(values, mask)
+    torch.testing.assert_close(moments(values[:2], mask[:2]) + moments(values[2:], mask[2:]), whole)
+    mean, variance = mean_and_variance(whole)
+    assert float(mean) == pytest.approx(float(values[mask].mean()))
+    assert float(variance) == pytest.approx(float(values[mask].var()))
+
+    white = whiten(values, mask, whole)
+    assert not white[~mask].any()
+    assert float(white[mask].mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(white[mask].std()) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_equal_values_whiten_to_0(count: int) -> None:
+    values, mask = torch.full((1, 4), 0.7), torch.arange(4)[None] < count
+    assert not whiten(values, mask, moments(values, mask)).any()

@@ -69,6 +69,36 @@ def generalized_advantages(
     return advantages, only_sampled(advantages + values, mask)
 
 
+def moments(values: Tensor, mask: Tensor) -> Tensor:
+    """Number, sum and sum of squares of the values in the mask, [3] float64; add up over ranks."""
+    kept = only_sampled(values.double(), mask.bool())
+    return torch.stack([mask.sum().double(), kept.sum(), kept.square().sum()])
+
+
+def mean_and_variance(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance (0 of a single value) from the moments of all values."""
+    count, total, squares = moments.unbind()
+    mean = total / count.clamp(min=1)
+    variance = (squares - count * mean.square()) / (count - 1).clamp(min=1)
+    return mean, variance.clamp(min=0.0)
+
+
+def whiten(values: Tensor, mask: Tensor, moments: Tensor) -> Tensor:
+    """(value - mean) / (std + 1e-8) in the mask, 0 elsewhere.
+
+    Source: normalisation of advantages, detail 7 of Huang et al., "The 37 Implementation Details of
+    Proximal Policy Optimization", 2022.
+
+    Args:
+        values: to shift and scale.
+        mask: True on the values that count.
+        moments: of the whole step, over all ranks.
+    """
+    mean, variance = mean_and_variance(moments)
+    scaled = (values.double() - mean) / (variance.sqrt() + 1e-8)
+    return only_sampled(scaled, mask.bool()).to(values.dtype)
+
+
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = 0.5
 ) -> Tensor:
@@ -81,18 +111,13 @@ def value_loss(
         values: of the critic; carries the gradient.
         old_values: of the critic before this step's updates.
         returns: what the values should be.
-        clip: largest move that is rewarded; None for no bound.
+        clip: largest move that is rewarded, above 0; None for no bound.
 
     Returns:
         [B, T]; see `aggregate`.
-
-    Raises:
-        ValueError: `clip` is not positive.
     """
     error = (values - returns).square()
     if clip is None:
         return error / 2
-    if clip <= 0.0:
-        raise ValueError(f"clip={clip} of the value loss: must be positive, or null for none")
     near = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum(error, (near - returns).square()) / 2

@@ -29,6 +29,7 @@ from zerosearch.policy.sharding import (
     Sharding,
     base_model,
     compute_buffers,
+    local_tensor,
     named_tensors,
     reshard,
     shard_model,
@@ -74,26 +75,14 @@ def make_reference(
     """
     if sharding is None or isinstance(model, PeftModel):
         return ReferencePolicy.from_policy(model)
-    return ReferencePolicy(copied=_frozen_copy(source, model, sharding), shared=None)
-
-
-def _frozen_copy(source: PolicySource, model: nn.Module, sharding: Sharding) -> nn.Module:
-    """A copy that is never trained.
-
-    Its shards are kept in the dtype of the computation: gathering would round them to it anyway.
-    """
+    # shards in the dtype of the computation: gathering would round them to it anyway
     twin = _skeleton(source, base_model(model).config).requires_grad_(False)
     for parameter in twin.parameters():
         parameter.data = parameter.data.to(sharding.param_dtype)
     shard_model(twin, sharding)
-    reshard(model)
-    with torch.no_grad():
-        for (name, target), (own, value) in zip(
-            named_tensors(twin), named_tensors(model), strict=True
-        ):
-            assert name == own
-            _local(target).copy_(_local(value))
-    return twin
+    reference = ReferencePolicy(copied=twin, shared=None)
+    reference.reset(model)
+    return reference
 
 
 def _skeleton(source: PolicySource, config: PretrainedConfig) -> nn.Module:
@@ -186,7 +175,7 @@ def _read_shards(tensors: dict[str, Tensor], files: dict[str, Path]) -> None:
                         f"config has {list(target.shape)}: config.json and weights do not belong "
                         "together"
                     )
-                _local(target.detach()).copy_(stored[_own_rows(target)])
+                local_tensor(target.detach()).copy_(stored[_own_rows(target)])
 
 
 def _from_rank_0(source: PolicySource, sharding: Sharding) -> nn.Module:
@@ -214,12 +203,8 @@ def _from_rank_0(source: PolicySource, sharding: Sharding) -> nn.Module:
             else torch.empty(shape, dtype=dtype, device=sharding.device)
         )
         dist.broadcast(value, group_src=0, group=sharding.mesh.get_group())
-        _local(target.detach()).copy_(value[_own_rows(target)])
+        local_tensor(target.detach()).copy_(value[_own_rows(target)])
     return model
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _own_rows(target: Tensor) -> slice:

@@ -7,13 +7,13 @@ normalised by global counts, and a trajectory hit by a failed search is left out
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
@@ -22,28 +22,30 @@ from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.data.loaders import QuestionBatch
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
+from zerosearch.policy.critic import load_critic
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.policy.source import PolicySource
-from zerosearch.reward.rubric import Rubric
+from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.balance import balance
-from zerosearch.training.batching import collate
+from zerosearch.training.credit import Credit
 from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
-from zerosearch.training.groups import global_advantages
-from zerosearch.training.learner import Learner
+from zerosearch.training.learner import Learner, Trainee
 from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
+from zerosearch.training.micro_batches import MicroBatches
+from zerosearch.training.optimization import check_strategy, check_suits, make_optimizers
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.record import StepRecord
 from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sharded_strategy import sharding_of
-from zerosearch.training.update import PolicyUpdater
+from zerosearch.training.update import CriticUpdater, PolicyUpdater
 from zerosearch.types import Trajectory
 
 
@@ -108,6 +110,7 @@ class SearchPolicyModule(EvaluatingModule):
         if decoding.temperature == 0:
             raise ValueError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
         check_lag(lag, generator)
+        check_suits(algorithm, policy, policy_steps)
         self.automatic_optimization = False
         self.policy_source = policy
         self.algorithm = algorithm
@@ -129,14 +132,16 @@ class SearchPolicyModule(EvaluatingModule):
         self.train_metrics: dict[str, float] = {}  # of the last policy step
         self.costs = Costs()
         self.rollouts = RolloutPipeline(self._sync, self._sample, self._find_outage)
+        self.kl_coefficient = algorithm.kl_coefficient  # moved by algorithm.kl_control
         self.reference: ReferencePolicy | None = None
+        self.critic: nn.Module | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rollouter: Rollouter | None = None
 
     # -- set-up ------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Load policy, tokenizer and, where the loss needs it, the reference policy."""
+        """Load policy and tokenizer, and where the algorithm needs them reference and critic."""
         if self.model is not None:
             return
         self.tokenizer = self.policy_source.load_tokenizer()
@@ -144,16 +149,15 @@ class SearchPolicyModule(EvaluatingModule):
         self.model = load_policy(self.policy_source, sharding)
         if self.algorithm.needs_reference:
             self.reference = make_reference(self.policy_source, self.model, sharding)
+        if self.algorithm.critic is not None:
+            check_strategy(self.algorithm, self.trainer.strategy)
+            self.critic = load_critic(self.policy_source, sharding)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule of the policy, and of the critic where there is one."""
         assert self.model is not None
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = self.optimizer_factory(trainable)
-        updates = self.policy_steps * self.algorithm.inner_epochs * self.algorithm.mini_batches
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.schedule_factory(optimizer, updates)},
-        }
+        policy = (self.model, self.optimizer_factory, self.schedule_factory)
+        return make_optimizers(self.algorithm, self.policy_steps, policy, self.critic)
 
     def rollouter(self) -> Rollouter:
         """The rollouter over the loaded policy."""
@@ -179,15 +183,11 @@ class SearchPolicyModule(EvaluatingModule):
         have_sampled = time.perf_counter()
         with self.rollouts.ahead(self._next_plan(batch), self.device):
             scores = [self.rubric.score(t) if t.valid else None for t in sampled.trajectories]
-            advantages, zero_groups = global_advantages(
-                self.algorithm, sampled.trajectories, scores, self.global_rank
-            )
-            metrics = self._learn(sampled.trajectories, advantages)
+            credit, metrics = self._learn(sampled.trajectories, scores)
         finished = time.perf_counter()
 
         metrics |= step_metrics(sampled, scores, self.costs, finished - started)
         metrics |= {
-            "advantage/zero_groups": zero_groups,
             "time/rollout_s": sampled.seconds,
             "time/wait_s": have_sampled - started - self.rollouts.sync_s,
             "time/sync_s": self.rollouts.sync_s,
@@ -199,7 +199,7 @@ class SearchPolicyModule(EvaluatingModule):
             scores,
             metrics,
             phase="train",
-            advantages=advantages.tolist(),
+            advantages=[credit.of_trajectories.get(t.key, 0.0) for t in sampled.trajectories],
             noise_probability=sampled.noise_probability,
         )
         self.train_metrics = metrics
@@ -236,31 +236,68 @@ class SearchPolicyModule(EvaluatingModule):
         await self.generator.release()
         return trajectories
 
-    def _learn(self, trajectories: list[Trajectory], advantages: torch.Tensor) -> dict[str, float]:
+    def _learn(
+        self, trajectories: Sequence[Trajectory], scores: Sequence[RewardScore | None]
+    ) -> tuple[Credit, dict[str, float]]:
         """All optimizer updates of the step, on this rank's share of all trajectories."""
+        assert self.model is not None
+        every = self.algorithm.reference_reset_steps
+        if self.reference and every and self.policy_step and self.policy_step % every == 0:
+            self.reference.reset(self.model)
+        rewards = [0.0 if score is None else score.total for score in scores]
+        share, rewards_B = balance(trajectories, rewards, self.global_rank)
+        credit, metrics = self._learner().learn(
+            share, rewards_B, self.seed, self.policy_step, self.global_rank
+        )
+        control = self.algorithm.kl_control
+        if control is not None and "loss/kl" in metrics:
+            metrics["loss/kl_coefficient"] = self.kl_coefficient
+            self.kl_coefficient = control.next(self.kl_coefficient, metrics["loss/kl"])
+        return credit, metrics
+
+    def _learner(self) -> Learner:
         assert self.model is not None and self.tokenizer is not None
-        schedule = self.lr_schedulers()
-        assert isinstance(schedule, LRScheduler)
-        learner = Learner(
+        algorithm = dataclasses.replace(self.algorithm, kl_coefficient=self.kl_coefficient)
+        micro_batches = MicroBatches(
+            tokens=self.tokens_per_micro_batch,
+            device=self.device,
+            packed=packs_sequences(self.model),
+        )
+        optimizers: Any = self.optimizers()
+        schedules: Any = self.lr_schedulers()
+        critic, settings = None, algorithm.critic
+        if self.critic is not None and settings is not None:
+            optimizers, critic_optimizer = optimizers
+            schedules, critic_schedule = schedules
+            critic = Trainee(
+                model=self.critic.train(),
+                updater=CriticUpdater(micro_batches=micro_batches, value_clip=settings.value_clip),
+                optimizer=critic_optimizer,
+                schedule=critic_schedule,
+                gradient_clip=settings.gradient_clip,
+            )
+        policy = Trainee(
+            model=self.model.train(),
             updater=PolicyUpdater(
-                self.algorithm,
-                tokens_per_micro_batch=self.tokens_per_micro_batch,
+                algorithm=algorithm,
+                micro_batches=micro_batches,
                 chunk_tokens=self.logprob_chunk_tokens,
                 temperature=self.decoding.temperature,
-                device=self.device,
-                packed=packs_sequences(self.model),
             ),
-            model=self.model.train(),
-            reference=self.reference,
-            backward=self.manual_backward,
-            optimizer=self.optimizers(),
-            schedule=schedule,
+            optimizer=optimizers,
+            schedule=schedules,
             gradient_clip=self.gradient_clip,
         )
-        trajectories, advantages = balance(trajectories, advantages, self.global_rank)
         pad_id = self.tokenizer.pad_token_id
-        batch = collate(trajectories, advantages, pad_id=pad_id)  # type: ignore[arg-type]
-        return learner.learn(batch, self.seed, self.policy_step, self.global_rank)
+        assert isinstance(pad_id, int)
+        return Learner(
+            policy=policy,
+            critic=critic,
+            policy_rests=settings is not None and self.policy_step < settings.warmup_steps,
+            reference=self.reference,
+            pad_id=pad_id,
+            backward=self.manual_backward,
+        )
 
     # -- evaluation: see EvaluatingModule ------------------------------------------------------
 
@@ -275,6 +312,7 @@ class SearchPolicyModule(EvaluatingModule):
             "policy_step": self.policy_step,
             "episode": self.episode.as_dict(),
             "start_metrics": self.start_metrics,
+            "kl_coefficient": self.kl_coefficient,
             "costs": self.costs.totals,
             "rollouts": self.rollouts.state_dict() if self.lag else None,
         }
@@ -289,6 +327,8 @@ class SearchPolicyModule(EvaluatingModule):
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]
         self.costs.totals = dict(saved["costs"])
+        if self.algorithm.kl_control is not None:
+            self.kl_coefficient = saved["kl_coefficient"]
         # without a lag every batch comes from the present weights, also the first one
         self.rollouts.load_state_dict(saved.get("rollouts") if self.lag else None, self.global_rank)
         if "loops" in checkpoint:
