@@ -18,9 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.helpers.configs import CONFIGS, compose_config
-from zerosearch.algorithms.advantages import rloo
 from zerosearch.algorithms.algorithm import Algorithm
-from zerosearch.algorithms.losses import cispo, gspo, ppo_clip, reinforce
 from zerosearch.assembly import Run, assemble
 from zerosearch.callbacks.curriculum import NoiseCurriculum
 from zerosearch.data.sources import QASource
@@ -96,6 +94,7 @@ def test_groups_are_those_of_the_design() -> None:
     assert groups == {
         "algorithm",
         "callbacks",
+        "compat",
         "curriculum",
         "data",
         "debug",
@@ -140,16 +139,6 @@ def test_every_choice_makes_the_objects_of_a_run(group: str, name: str, tmp_path
     } <= callbacks
     assert run.trainer.limit_train_batches == module.policy_steps
     assert "policy_steps" in run.hyper_parameters
-
-
-@pytest.mark.parametrize("kind", ["truncate", "mask"])
-def test_an_importance_correction_is_one_override(kind: str, tmp_path: Path) -> None:
-    group = f"algorithm/importance_correction={kind}"
-    run = make_run(tmp_path, group, "algorithm.importance_correction.level=sequence")
-    correction = run.module.algorithm.importance_correction
-    assert correction is not None
-    assert (correction.kind, correction.level) == (kind, "sequence")
-    assert make_run(tmp_path).module.algorithm.importance_correction is None
 
 
 def test_sampling_ahead_is_one_override_and_a_generator_that_can(tmp_path: Path) -> None:
@@ -204,52 +193,6 @@ def test_command_line_values_go_over_those_of_the_experiment(tmp_path: Path) -> 
     run = make_run(tmp_path, *given)
     assert (run.module.policy_steps, run.module.algorithm.group_size) == (2, 5)
     assert run.module.algorithm.advantage.keywords == {"baseline": "batch"}  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("grpo", [2**-0.5, -(2**-0.5), 0.0]),  # 0.5 / std; the group of one keeps its reward
-        ("reinforce", [2 / 3, -1 / 3, -1 / 3]),
-        ("control", [0.0, 0.0, 0.0]),
-        ("dr_grpo", [0.5, -0.5, 0.0]),
-        ("rloo", [1.0, -1.0, 0.0]),
-        ("reinforce_pp", [2 / 3 * 3**0.5, -(3**0.5) / 3, -(3**0.5) / 3]),  # std 1 / sqrt(3)
-        ("reinforce_pp_baseline", [1.0, -1.0, 0.0]),  # std 0.5
-        ("gspo", [2**-0.5, -(2**-0.5), 0.0]),
-        ("cispo", [2**-0.5, -(2**-0.5), 0.0]),
-    ],
-)
-def test_each_algorithm_compares_rewards_its_own_way(
-    name: str, expected: list[float], tmp_path: Path
-) -> None:
-    algorithm = hydra.utils.instantiate(compose_config(tmp_path, f"algorithm={name}").algorithm)
-    rewards, groups = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 1])
-    found = algorithm.advantage(rewards, groups, torch.ones(3, dtype=torch.bool))
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "loss", "aggregation"),
-    [
-        ("grpo", ppo_clip, "token-mean"),
-        ("dr_grpo", ppo_clip, "constant"),
-        ("gspo", gspo, "sequence-mean"),
-        ("cispo", cispo, "token-mean"),
-        ("rloo", reinforce, "token-mean"),
-    ],
-)
-def test_each_algorithm_has_its_loss(
-    name: str, loss: Any, aggregation: str, tmp_path: Path
-) -> None:
-    algorithm = hydra.utils.instantiate(compose_config(tmp_path, f"algorithm={name}").algorithm)
-    assert algorithm.loss.func is loss and algorithm.aggregation == aggregation
-
-
-def test_any_loss_goes_with_any_advantage(tmp_path: Path) -> None:
-    cfg = compose_config(tmp_path, "algorithm=rloo", "algorithm/loss=cispo")
-    algorithm = hydra.utils.instantiate(cfg.algorithm)
-    assert (algorithm.advantage.func, algorithm.loss.func) == (rloo, cispo)
 
 
 def test_simulators_differ_in_reliability_and_the_sweep_goes_over_them(tmp_path: Path) -> None:

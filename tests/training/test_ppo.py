@@ -101,7 +101,8 @@ def test_the_critic_learns_what_episodes_bring_and_the_policy_to_bring_more() ->
 def test_both_have_an_optimizer_and_a_schedule_of_their_own() -> None:
     module = make(make_ppo(make_critic(warmup_steps=1), mini_batches=2), policy_steps=3)
     records = fit(module, make_questions(4))
-    policy, critic = module.optimizers()
+    optimizers: Any = module.optimizers()
+    policy, critic = optimizers
     assert isinstance(policy.optimizer, torch.optim.SGD)
     assert isinstance(critic.optimizer, torch.optim.Adam)
     assert critic.state[next(iter(critic.state))]["step"] == 6
