@@ -26,9 +26,11 @@ def fit(
     rules: dict[str, HealthRule | None],
     resume: str | None = None,
     keep: int = 1,
+    lag: int = 0,
 ) -> PolicyStub:
     """A run whose step i has the reward i, with a checkpoint after every step."""
     module = PolicyStub(STEPS)
+    module.lag = lag
     module.extra_metrics = lambda step: {"reward/total": rewards[step]}
     callbacks = [HealthMonitor(rules), PolicyCheckpoint(folder, every_n_steps=1, keep=keep)]
     trainer = make_trainer(STEPS, callbacks=callbacks, plugins=[AtomicCheckpointIO()])
@@ -48,10 +50,11 @@ def test_a_collapse_ends_the_run_at_its_last_healthy_checkpoint(
     ):
         fit(tmp_path, COLLAPSE, {"reward_collapse": STOP})
     saved = {path.name for path in tmp_path.iterdir()}
-    assert saved == {"step_000006.ckpt", "healthy.ckpt", "last.ckpt"}, "steps 5 and 6 were not"
+    assert saved == {"step_000006.ckpt", "healthy.ckpt", "last.ckpt"}
     assert "The last checkpoint of a healthy policy is" in caplog.text
     resumed = fit(tmp_path, HEALTHY, {"reward_collapse": STOP}, resume="last.ckpt")
-    assert [step for step, *_ in resumed.trained] == [4, 5, 6, 7, 8, 9]
+    # step 4 sampled the collapse from its checkpoint: the one before is the last healthy one
+    assert [step for step, *_ in resumed.trained] == [3, 4, 5, 6, 7, 8, 9]
     assert {path.name for path in tmp_path.iterdir()} == {"step_000010.ckpt", "last.ckpt"}
 
 
@@ -93,3 +96,31 @@ def test_a_warning_is_given_once_until_the_run_recovers(
 def test_a_metric_that_the_run_does_not_have_is_not_watched(tmp_path: Path) -> None:
     other: Any = {"kl": HealthRule(metric="loss/kl", above=0.0, action="stop", steps=1)}
     assert fit(tmp_path, HEALTHY, other).policy_step == STEPS
+
+
+def test_an_average_that_still_looks_well_makes_no_checkpoint_healthy(tmp_path: Path) -> None:
+    slow = HealthRule(
+        metric="reward/total", below=0.5, of="best", average=4, steps=2, action="stop"
+    )
+    with pytest.raises(TrainingCollapse, match="policy step 8"):
+        fit(tmp_path, COLLAPSE, {"reward_collapse": slow}, keep=3)
+    resumed = fit(tmp_path, HEALTHY, {"reward_collapse": slow}, resume="last.ckpt")
+    assert resumed.trained[0][0] == 3
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_checkpoint_is_healthy_when_a_step_that_sampled_from_it_is(
+    tmp_path: Path, lag: int
+) -> None:
+    rewards = [0.8, 0.8, 0.8, 0.8, 0.8, 0.1, 0.1, 0.1, 0.1, 0.1]  # step 5 saw the collapse
+    with pytest.raises(TrainingCollapse, match="policy step 8"):
+        fit(tmp_path, rewards, {"reward_collapse": STOP}, lag=lag)
+    assert len(list(tmp_path.glob("step_*.ckpt"))) == 1, "keep=1, others are links"
+    resumed = fit(tmp_path, HEALTHY, {"reward_collapse": STOP}, resume="last.ckpt")
+    assert resumed.trained[0][0] == 4 - lag
+
+
+def test_a_run_that_recovers_keeps_no_old_checkpoint(tmp_path: Path) -> None:
+    rewards = [0.8, 0.8, 0.1, 0.1, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
+    fit(tmp_path, rewards, {"reward_collapse": STOP})
+    assert {path.name for path in tmp_path.iterdir()} == {"step_000010.ckpt", "last.ckpt"}

@@ -105,6 +105,7 @@ class PolicyStub(LightningModule):
         self.noise_probability = 0.0
         self.next_noise_probability = 0.0
         self.healthy = True
+        self.lag = 0
         self.latest: StepRecord | None = None
         self.evaluation_records: list[StepRecord] = []
         self.phase = "val"

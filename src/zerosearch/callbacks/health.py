@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class HealthMonitor(RecordCallback):
     """Checks rules after every policy step; warns, or raises `TrainingCollapse` on all ranks.
 
-    As long as a rule that may stop the run is broken, the module is marked unhealthy, and
+    As long as a rule that may stop the run is in doubt, the module is marked unhealthy, and
     `PolicyCheckpoint` keeps the last checkpoint from before.
 
     Args:
@@ -54,7 +54,7 @@ class HealthMonitor(RecordCallback):
         self._told = set(fired)
 
     def _is_healthy(self) -> bool:
-        return not any(t.broken and t.rule.action == "stop" for t in self._trackers.values())
+        return not any(t.doubtful and t.rule.action == "stop" for t in self._trackers.values())
 
     def state_dict(self) -> dict[str, Any]:
         return {name: tracker.state_dict() for name, tracker in self._trackers.items()}

@@ -66,6 +66,19 @@ class RuleTracker:
         return self.unhealthy_steps > 0
 
     @property
+    def doubtful(self) -> bool:
+        """Whether the rule is broken now, or would be if the last policy step stood alone.
+
+        A moving average still looks well some steps after a collapse. While there is no base to
+        compare with, the average so far is one.
+        """
+        if self.broken or not self._recent:
+            return self.broken
+        value = self._recent[-1]
+        base = self._mean() if self._base is None else self._base
+        return math.isnan(value) or self._is_beyond(value, base)
+
+    @property
     def fired(self) -> bool:
         """Whether the rule has been broken for long enough."""
         return self.unhealthy_steps >= self.rule.steps

@@ -46,8 +46,10 @@ class PolicyCheckpoint(Checkpoint):
     make Lightning skip that validation in the resumed run. Such a checkpoint is missing when the
     process dies during the validation; then the run resumes from the one before and repeats it.
 
-    While `HealthMonitor` finds the policy unhealthy, `healthy.ckpt` is the newest checkpoint from
-    before. When the run collapses, nothing more is saved and `last.ckpt` becomes that one.
+    How good the policy of a checkpoint is, the next policy step shows, which samples from it. Until
+    `HealthMonitor` has found that step healthy, `healthy.ckpt` is a link to the newest checkpoint
+    that it did find healthy. When the run collapses, nothing more is saved and `last.ckpt` becomes
+    that one.
 
     Being a `Checkpoint`, it runs after all other callbacks, so that what they wrote for a step is
     there whenever the checkpoint of the step is.
@@ -72,13 +74,18 @@ class PolicyCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self._saved_step: int | None = None
-        self._saved_healthy = True
+        self._healthy: Path | None = None  # the newest checkpoint that was found healthy
+        self._candidates: list[int] = []  # steps of later ones, which may yet be found so
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._saved_step = pl_module.policy_step  # what a resumed run starts from is on disk
-        self._saved_healthy = pl_module.healthy
+        present, healthy = self._path(pl_module.policy_step), self.dirpath / HEALTHY
+        found = present if pl_module.healthy else healthy
+        self._healthy = found if found.exists() else None
+        self._candidates = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self._judge(trainer, pl_module.policy_step - 1 - pl_module.lag, pl_module.healthy)
         if not validation_follows(trainer):
             self._save_if_due(trainer, pl_module)
 
@@ -102,29 +109,42 @@ class PolicyCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         step = pl_module.policy_step
-        path = self.dirpath / f"step_{step:06d}.ckpt"
+        path = self._path(step)
         save_whole(trainer, path)
         self._saved_step = step
         if trainer.is_global_zero:
-            self._keep_healthy(pl_module.healthy)
+            if self._healthy is not None and not (self.dirpath / HEALTHY).exists():
+                _point(HEALTHY, self._healthy)
             _point(LAST, path)
+        if pl_module.healthy:
+            self._candidates.append(step)
+            if step >= pl_module.policy_steps:
+                self._judge(trainer, step, healthy=True)  # no step follows that could doubt it
+        if trainer.is_global_zero:
             self._prune(step)
             log.info("Checkpoint of policy step %d: %s", step, path)
-        self._saved_healthy = pl_module.healthy
 
-    def _keep_healthy(self, healthy: bool) -> None:
-        """Before `last.ckpt` moves on to a checkpoint that is healthy or not."""
-        last = self.dirpath / LAST
-        if healthy:
+    def _path(self, step: int) -> Path:
+        return self.dirpath / f"step_{step:06d}.ckpt"
+
+    def _judge(self, trainer: Trainer, sampled: int, healthy: bool) -> None:
+        """A step has sampled from the policy as it was after `sampled` policy steps."""
+        found = [step for step in self._candidates if step <= sampled]
+        self._candidates = [step for step in self._candidates if step > sampled]
+        if not found or not healthy:
+            return
+        self._healthy = self._path(found[-1])
+        if trainer.is_global_zero:
             _remove(self.dirpath / HEALTHY)
-        elif self._saved_healthy and last.exists():
-            _point(HEALTHY, last)
+            if self._candidates:  # last.ckpt is one of them
+                _point(HEALTHY, self._healthy)
+            self._prune(found[-1])
 
     def _go_back(self) -> None:
         last, healthy = self.dirpath / LAST, self.dirpath / HEALTHY
         if healthy.exists():
             _point(LAST, healthy)
-        elif not (last.exists() and self._saved_healthy):
+        elif self._healthy is None:
             log.error("No checkpoint of a healthy policy was saved: start a new run")
             return
         log.error(
@@ -137,9 +157,10 @@ class PolicyCheckpoint(Checkpoint):
         matches = [(NAME.fullmatch(path.name), path) for path in self.dirpath.iterdir()]
         past = sorted((int(m[1]), path) for m, path in matches if m and int(m[1]) <= step)
         healthy = (self.dirpath / HEALTHY).resolve()
-        for _, path in past[: -self.keep]:
-            if path != healthy:  # a folder that only a symbolic link holds
-                _remove(path)
+        for number, path in past[: -self.keep]:
+            if number in self._candidates or path == healthy:  # which a symbolic link only names
+                continue
+            _remove(path)
 
 
 def save_whole(trainer: Trainer, path: Path) -> None:

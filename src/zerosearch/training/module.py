@@ -40,7 +40,13 @@ from zerosearch.training.failures import RESUME, SearchOutage, find_outage
 from zerosearch.training.learner import Learner, Trainee
 from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
 from zerosearch.training.micro_batches import MicroBatches
-from zerosearch.training.optimization import check_strategy, check_suits, make_optimizers
+from zerosearch.training.optimization import (
+    check_strategy,
+    check_suits,
+    make_optimizers,
+    restore_settings,
+    settings_of,
+)
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.record import StepRecord
 from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
@@ -137,6 +143,7 @@ class SearchPolicyModule(EvaluatingModule):
         self.critic: nn.Module | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rollouter: Rollouter | None = None
+        self._optimizer_settings: list[list[dict[str, Any]]] = []  # as configured
 
     # -- set-up ------------------------------------------------------------------------------
 
@@ -157,7 +164,15 @@ class SearchPolicyModule(EvaluatingModule):
         """Optimizer and schedule of the policy, and of the critic where there is one."""
         assert self.model is not None
         policy = (self.model, self.optimizer_factory, self.schedule_factory)
-        return make_optimizers(self.algorithm, self.policy_steps, policy, self.critic)
+        made = make_optimizers(self.algorithm, self.policy_steps, policy, self.critic)
+        self._optimizer_settings = [settings_of(each["optimizer"]) for each in made]
+        return made
+
+    def on_train_start(self) -> None:
+        """After a checkpoint has been loaded, if there is one."""
+        trained = zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True)
+        for (optimizer, config), made in zip(trained, self._optimizer_settings, strict=True):
+            restore_settings(optimizer, config.scheduler, made)  # type: ignore[arg-type]
 
     def rollouter(self) -> Rollouter:
         """The rollouter over the loaded policy."""

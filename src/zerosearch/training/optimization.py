@@ -40,6 +40,33 @@ def make_optimizers(
     return found
 
 
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Learning rate, weight decay and so on of each parameter group."""
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def restore_settings(
+    optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, Any]]
+) -> None:
+    """Let what is configured win over what a checkpoint has brought, so that it can be changed.
+
+    The schedule goes on where it was: a peak rate of half the old one halves the present rate.
+
+    Args:
+        optimizer: whose groups come from a checkpoint.
+        schedule: of its learning rate.
+        settings: of the groups when they were made from the configuration and given a schedule.
+    """
+    for index, (group, made) in enumerate(zip(optimizer.param_groups, settings, strict=True)):
+        if group["initial_lr"] != made["initial_lr"]:
+            group["lr"] *= made["initial_lr"] / group["initial_lr"]
+            schedule.base_lrs[index] = made["initial_lr"]
+        group.update({name: value for name, value in made.items() if name != "lr"})
+
+
 def check_suits(algorithm: Algorithm, policy: PolicySource, policy_steps: int) -> None:
     """Raise where policy or length of a run do not suit its algorithm.
 
