@@ -39,6 +39,7 @@ class Algorithm:
     """
 
     group_size: int  # siblings sampled per question
+    resampling_rounds: int = 0  # times that groups of equal rewards are replaced in a step
     advantage: Callable[[Tensor, Tensor, Tensor | None], Tensor] = grpo  # (rewards, group, valid)
     loss: TokenLossFunction = ppo_clip
     aggregation: Aggregation = "token-mean"
@@ -156,6 +157,14 @@ class Algorithm:
     def _check_group(self) -> None:
         function = getattr(self.advantage, "func", self.advantage)
         options = getattr(self.advantage, "keywords", {})
+        if self.resampling_rounds < 0:
+            raise ValueError(f"resampling_rounds={self.resampling_rounds}: give 0 (off) or more")
+        if self.resampling_rounds and self.group_size == 1:
+            raise ValueError(
+                f"resampling_rounds={self.resampling_rounds} replaces groups of equal rewards, but "
+                "group_size=1 leaves nothing to compare: sample 2 or more, or set "
+                "resampling_rounds to 0"
+            )
         compares = function in (grpo, rloo, reinforce_pp_baseline) or (
             function is reinforce and options.get("baseline") == "leave_one_out"
         )
