@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.data.loaders import QuestionBatch
+from zerosearch.distributed import world_size
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
@@ -41,10 +42,11 @@ from zerosearch.training.learner import Learner
 from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.record import StepRecord
+from zerosearch.training.resampling import Played, play_groups
 from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.training.update import PolicyUpdater
-from zerosearch.types import Trajectory
+from zerosearch.types import Question, Trajectory
 
 
 class SearchPolicyModule(EvaluatingModule):
@@ -221,20 +223,31 @@ class SearchPolicyModule(EvaluatingModule):
         await self.generator.sync_weights(self.model)
         return self.generator.weight_version
 
-    async def _sample(self, plan: RolloutPlan) -> list[Trajectory]:
+    async def _sample(self, plan: RolloutPlan) -> Played:
         """Play this rank's episodes of a plan."""
-        trajectories = await self.rollouter().rollout(
-            plan.questions,
-            self.search,
-            group_size=self.algorithm.group_size,
-            noise_probability=plan.noise_probability,
-            seed=self.seed,
-            step=plan.step,
-            decoding=self.decoding,
-            first_group=self.global_rank * len(plan.questions),
+
+        async def play(questions: Sequence[Question], first_group: int) -> list[Trajectory]:
+            return await self.rollouter().rollout(
+                questions,
+                self.search,
+                group_size=self.algorithm.group_size,
+                noise_probability=plan.noise_probability,
+                seed=self.seed,
+                step=plan.step,
+                decoding=self.decoding,
+                first_group=first_group,
+            )
+
+        played = await play_groups(
+            play,
+            plan,
+            self.rubric,
+            rounds=self.algorithm.resampling_rounds,
+            rank=self.global_rank,
+            world_size=world_size(),
         )
         await self.generator.release()
-        return trajectories
+        return played
 
     def _learn(self, trajectories: list[Trajectory], advantages: torch.Tensor) -> dict[str, float]:
         """All optimizer updates of the step, on this rank's share of all trajectories."""
