@@ -218,6 +218,7 @@ def test_command_line_values_go_over_those_of_the_experiment(tmp_path: Path) -> 
         ("reinforce_pp_baseline", [1.0, -1.0, 0.0]),  # std 0.5
         ("gspo", [2**-0.5, -(2**-0.5), 0.0]),
         ("cispo", [2**-0.5, -(2**-0.5), 0.0]),
+        ("dapo", [2**-0.5, -(2**-0.5), 0.0]),
     ],
 )
 def test_each_algorithm_compares_rewards_its_own_way(
@@ -233,6 +234,7 @@ def test_each_algorithm_compares_rewards_its_own_way(
     ("name", "loss", "aggregation"),
     [
         ("grpo", ppo_clip, "token-mean"),
+        ("dapo", ppo_clip, "token-mean"),
         ("dr_grpo", ppo_clip, "constant"),
         ("gspo", gspo, "sequence-mean"),
         ("cispo", cispo, "token-mean"),
@@ -244,6 +246,15 @@ def test_each_algorithm_has_its_loss(
 ) -> None:
     algorithm = hydra.utils.instantiate(compose_config(tmp_path, f"algorithm={name}").algorithm)
     assert algorithm.loss.func is loss and algorithm.aggregation == aggregation
+
+
+def test_dapo_clips_higher_and_draws_spares_for_its_rounds(tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, "algorithm=dapo")
+    assert (cfg.algorithm.loss.clip_low, cfg.algorithm.loss.clip_high) == (0.2, 0.28)
+    assert (cfg.algorithm.resampling_rounds, cfg.data.spare_rounds) == (3, 3)
+    assert compose_config(tmp_path).data.spare_rounds == 0
+    # the experiment that is the default has a KL of its own
+    assert OmegaConf.load(CONFIGS / "algorithm" / "dapo.yaml").kl_coefficient == 0.0  # type: ignore[union-attr]
 
 
 def test_any_loss_goes_with_any_advantage(tmp_path: Path) -> None:

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.training import make_questions, make_turns_trajectory
+from tests.helpers.engines import ScriptedEngine
+from tests.helpers.policy_stub import make_trainer
+from tests.helpers.training import (
+    Records,
+    make_data,
+    make_questions,
+    make_training,
+    make_turns_trajectory,
+)
+from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.reward.rubric import Rubric
+from zerosearch.training.record import StepRecord
 from zerosearch.training.resampling import Played, is_flat, play_groups
 from zerosearch.training.sampled import RolloutPlan
 from zerosearch.types import Question, Trajectory
@@ -142,3 +152,36 @@ def test_too_few_spares_are_an_error_before_anything_is_sampled() -> None:
     with pytest.raises(ValueError, match=r"resampling_rounds=1.*1 spare.*set data\.spare_rounds"):
         play(script, 2, rounds=1)
     assert not script.calls
+
+
+# -- whole policy steps ---------------------------------------------------------------------------
+
+
+def train(rounds: int, spare_rounds: int, engine: ScriptedEngine | None = None) -> list[StepRecord]:
+    """Two steps of four pairs; of two answers, most are both wrong."""
+    algorithm = Algorithm(group_size=2, kl_coefficient=0.0, resampling_rounds=rounds)
+    module = make_training(algorithm=algorithm, search=engine, policy_steps=2)
+    records = Records()
+    data = make_data(make_questions(40), questions_per_step=4, spare_rounds=spare_rounds)
+    make_trainer(2, callbacks=[records], val_every=None).fit(module, data)
+    return records.steps
+
+
+def test_a_step_trains_on_groups_that_teach_something() -> None:
+    engine = ScriptedEngine(["red"])
+    without, replaced = train(0, 0), train(4, 4, engine)
+    for record in replaced:
+        assert (
+            len(record.trajectories) == 4 * 2 and len({t.group for t in record.trajectories}) == 4
+        )
+        assert record.metrics["advantage/zero_groups"] == 0.0
+        assert record.metrics["sampling/dropped_groups"] > 0.0
+        assert 1 <= record.metrics["sampling/rounds"] <= 4
+        assert all(advantage != 0 for advantage in record.advantages)
+    assert max(record.metrics["advantage/zero_groups"] for record in without) > 0.0
+    assert replaced[-1].metrics["cost/searches"] == len(engine.requests), "dropped ones as well"
+
+
+def test_data_without_spares_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match=r"resampling_rounds=2.*set data\.spare_rounds"):
+        train(2, 0)
