@@ -9,8 +9,9 @@ import hydra
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
-from tests.helpers.configs import compose_config
+from tests.helpers.configs import CONFIGS, compose_config
 from zerosearch.algorithms.advantages import reinforce as raw_reinforce
 from zerosearch.algorithms.advantages import rloo
 from zerosearch.algorithms.algorithm import Algorithm
@@ -51,6 +52,7 @@ def test_an_importance_correction_is_one_override(kind: str, tmp_path: Path) -> 
         ("reinforce_pp_baseline", [1.0, -1.0, 0.0]),  # std 0.5
         ("gspo", [2**-0.5, -(2**-0.5), 0.0]),
         ("cispo", [2**-0.5, -(2**-0.5), 0.0]),
+        ("dapo", [2**-0.5, -(2**-0.5), 0.0]),
     ],
 )
 def test_each_algorithm_compares_rewards_its_own_way(
@@ -66,6 +68,7 @@ def test_each_algorithm_compares_rewards_its_own_way(
     ("name", "loss", "aggregation"),
     [
         ("grpo", ppo_clip, "token-mean"),
+        ("dapo", ppo_clip, "token-mean"),
         ("dr_grpo", ppo_clip, "constant"),
         ("gspo", gspo, "sequence-mean"),
         ("cispo", cispo, "token-mean"),
@@ -79,9 +82,19 @@ def test_each_algorithm_has_its_loss(
     assert algorithm.loss.func is loss and algorithm.aggregation == aggregation
 
 
+def test_dapo_clips_higher_and_draws_spares_for_its_rounds(tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, "algorithm=dapo")
+    assert (cfg.algorithm.loss.clip_low, cfg.algorithm.loss.clip_high) == (0.2, 0.28)
+    assert (cfg.algorithm.resampling_rounds, cfg.data.spare_rounds) == (3, 3)
+    assert compose_config(tmp_path).data.spare_rounds == 0
+    # the experiment that is the default has a KL of its own
+    assert OmegaConf.load(CONFIGS / "algorithm" / "dapo.yaml").kl_coefficient == 0.0  # type: ignore[union-attr]
+
+
 def test_any_loss_goes_with_any_advantage(tmp_path: Path) -> None:
     algorithm: Any = make_algorithm(tmp_path, "algorithm=rloo", "algorithm/loss=cispo")
     assert (algorithm.advantage.func, algorithm.loss.func) == (rloo, cispo)
+    make_algorithm(tmp_path, "algorithm=dapo", "algorithm/loss=cispo")
 
 
 def test_ppo_has_a_critic_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
@@ -114,6 +127,7 @@ def test_a_kl_control_is_one_override(tmp_path: Path) -> None:
         (["algorithm/critic=default"], r"critic is set, but advantage grpo"),
         (["algorithm=grpo", "algorithm.group_size=1"], r"group_size=1.*sample 2 or more"),
         (["algorithm=rloo", "algorithm.group_size=1"], r"group_size=1.*sample 2 or more"),
+        (["algorithm=dapo", "algorithm.group_size=1"], r"resampling_rounds=3.*group_size=1"),
         (
             ["algorithm/kl_control=adaptive", "algorithm.kl_coefficient=0"],
             r"kl_control is set, but kl_coefficient=0.*kl_coefficient above 0",

@@ -239,6 +239,11 @@ def test_empty_micro_batch_has_a_gradient_path_and_the_same_metrics() -> None:
         ({"advantage": partial(grpo, scale="max")}, "scale='max'"),  # pyright: ignore
         ({"group_size": 1}, "group_size=1 leaves grpo no siblings.*algorithm=reinforce"),
         ({"group_size": 1, "advantage": rloo}, "group_size=1 leaves rloo"),
+        ({"resampling_rounds": -1}, r"resampling_rounds=-1"),
+        (
+            {"group_size": 1, "advantage": reinforce, "resampling_rounds": 2},
+            r"resampling_rounds=2 replaces.*group_size=1.*sample 2 or more",
+        ),
         (
             {"group_size": 1, "advantage": partial(reinforce, baseline="leave_one_out")},
             "group_size=1 leaves reinforce",

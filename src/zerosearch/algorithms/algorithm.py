@@ -45,6 +45,7 @@ class Algorithm:
     """
 
     group_size: int  # siblings sampled per question
+    resampling_rounds: int = 0  # times that groups of equal rewards are replaced in a step
     advantage: AdvantageFunction = grpo
     loss: TokenLossFunction = ppo_clip
     critic: CriticSettings | None = None  # for advantage generalized_advantages, and for it alone

@@ -53,6 +53,14 @@ def _function(node: Callable[..., Any]) -> Callable[..., Any]:
 def _check_group(algorithm: Algorithm) -> None:
     function = _function(algorithm.advantage)
     options = getattr(algorithm.advantage, "keywords", {})
+    rounds = algorithm.resampling_rounds
+    if rounds < 0:
+        raise ValueError(f"resampling_rounds={rounds}: give 0 (off) or more")
+    if rounds and algorithm.group_size == 1:
+        raise ValueError(
+            f"resampling_rounds={rounds} replaces groups of equal rewards, but group_size=1 leaves "
+            "nothing to compare: sample 2 or more, or set resampling_rounds to 0"
+        )
     compares = function in (grpo, rloo, reinforce_pp_baseline) or (
         function is reinforce and options.get("baseline") == "leave_one_out"
     )

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.data.loaders import QuestionBatch
+from zerosearch.distributed import world_size
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.critic import load_critic
@@ -49,10 +50,11 @@ from zerosearch.training.optimization import (
 )
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.record import StepRecord
+from zerosearch.training.resampling import Played, play_groups
 from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.training.update import CriticUpdater, PolicyUpdater
-from zerosearch.types import Trajectory
+from zerosearch.types import Question, Trajectory
 
 
 class SearchPolicyModule(EvaluatingModule):
@@ -236,20 +238,31 @@ class SearchPolicyModule(EvaluatingModule):
         await self.generator.sync_weights(self.model)
         return self.generator.weight_version
 
-    async def _sample(self, plan: RolloutPlan) -> list[Trajectory]:
+    async def _sample(self, plan: RolloutPlan) -> Played:
         """Play this rank's episodes of a plan."""
-        trajectories = await self.rollouter().rollout(
-            plan.questions,
-            self.search,
-            group_size=self.algorithm.group_size,
-            noise_probability=plan.noise_probability,
-            seed=self.seed,
-            step=plan.step,
-            decoding=self.decoding,
-            first_group=self.global_rank * len(plan.questions),
+
+        async def play(questions: Sequence[Question], first_group: int) -> list[Trajectory]:
+            return await self.rollouter().rollout(
+                questions,
+                self.search,
+                group_size=self.algorithm.group_size,
+                noise_probability=plan.noise_probability,
+                seed=self.seed,
+                step=plan.step,
+                decoding=self.decoding,
+                first_group=first_group,
+            )
+
+        played = await play_groups(
+            play,
+            plan,
+            self.rubric,
+            rounds=self.algorithm.resampling_rounds,
+            rank=self.global_rank,
+            world_size=world_size(),
         )
         await self.generator.release()
-        return trajectories
+        return played
 
     def _learn(
         self, trajectories: Sequence[Trajectory], scores: Sequence[RewardScore | None]
