@@ -57,7 +57,9 @@ class ActorCritic(LightningModule):
         select[:, 0] = False
         logprobs = token_logprobs(self.model, IDS, mask, select).logprobs
         values = token_values(self.critic, IDS, mask, select)
-        for loss, optimizer in zip((-logprobs.mean(), (values - 1).square().mean()), optimizers):
+        for loss, optimizer in zip(
+            (-logprobs.mean(), (values - 1).square().mean()), optimizers, strict=True
+        ):
             self.manual_backward(loss)
             optimizer.step()
             optimizer.zero_grad()
