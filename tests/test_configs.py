@@ -23,7 +23,8 @@ from zerosearch.assembly import Run, assemble
 from zerosearch.callbacks.curriculum import NoiseCurriculum
 from zerosearch.data.sources import QASource
 from zerosearch.policy.memory import plan_of
-from zerosearch.policy.memory_plan import GIB, check_fits, memory_rows, shard_bytes
+from zerosearch.policy.memory_plan import GIB, check_fits
+from zerosearch.policy.memory_rows import memory_rows, shard_bytes
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
