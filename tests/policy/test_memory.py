@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from tests.helpers.configs import compose_config
-from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.policy.memory import check_memory, main, plan_of
 from zerosearch.policy.memory_plan import GIB, Plan, total
 from zerosearch.policy.memory_rows import memory_rows
@@ -122,19 +119,13 @@ def test_who_samples_decides_what_sampling_takes(
     assert sampler.uses_policy == (generator == "transformers")
 
 
-@dataclass(kw_only=True, slots=True, frozen=True)
-class WithCritic(Algorithm):
-    """An algorithm that is told of a critic."""
-
-    critic: Any = None
-
-
 def test_a_critic_is_the_policys_model_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
     assert plan(tmp_path).critic is None
     found = plan(
         tmp_path,
-        "algorithm._target_=tests.policy.test_memory.WithCritic",
-        "+algorithm.critic.optimizer={_target_:torch.optim.SGD,_partial_:true,lr:0.1,momentum:0.9}",
+        "algorithm=ppo",
+        "algorithm.critic.optimizer._target_=torch.optim.SGD",
+        "+algorithm.critic.optimizer.momentum=0.9",
     )
     assert found.critic is not None and found.critic.optimizer_states == 1
     assert found.optimizer_states == 2

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.policy.weight_stream import gather
 from zerosearch.training.batching import collate, select, split_mini_batches
 from zerosearch.training.credit import Credit, assign_credit
 from zerosearch.training.metrics import Means
-from zerosearch.training.micro_batches import Backward
+from zerosearch.training.micro_batches import Backward, MicroBatches
 from zerosearch.training.update import CriticUpdater, PolicyUpdater
 from zerosearch.types import PolicyBatch, Trajectory
 
@@ -76,20 +77,27 @@ class Learner:
 
     policy: Trainee[PolicyUpdater]
     critic: Trainee[CriticUpdater] | None
-    policy_rests: bool  # while the critic warms up
     reference: ReferencePolicy | None
     pad_id: int
     backward: Backward
 
     def learn(
-        self, trajectories: Sequence[Trajectory], rewards_B: Tensor, *coordinates: int
+        self,
+        trajectories: Sequence[Trajectory],
+        rewards_B: Tensor,
+        *,
+        seed: int,
+        step: int,
+        rank: int,
     ) -> tuple[Credit, dict[str, float]]:
         """Run every inner epoch over every mini-batch; a collective.
 
         Args:
             trajectories: that this rank trains on, all valid.
             rewards_B: [B], aligned with them.
-            coordinates: seed, policy step and rank: of the draw of mini-batches.
+            seed: of the draw of mini-batches, together with step, rank and epoch.
+            step: policy steps completed.
+            rank: of this process.
 
         Returns:
             Who got credit, and global metrics under their TensorBoard paths.
@@ -104,11 +112,15 @@ class Learner:
         self._describe(batch)
         credit = assign_credit(algorithm, trajectories, rewards_B, batch)
         batch.advantages, batch.returns = credit.advantages, credit.returns
-        means = Means()
+        settings, means = algorithm.critic, Means()
+        policy_rests = settings is not None and step < settings.warmup_steps
         rows = batch.input_ids.shape[0]
         for epoch in range(algorithm.inner_epochs):
-            for part in split_mini_batches(rows, algorithm.mini_batches, *coordinates, epoch):
-                self._update(select(batch, part), means)
+            for part in split_mini_batches(rows, algorithm.mini_batches, seed, step, rank, epoch):
+                mini_batch = select(batch, part)
+                self._update_critic(mini_batch, means)
+                if not policy_rests:
+                    self._update_policy(mini_batch, means)
         return credit, credit.metrics | means.reduced()
 
     def _describe(self, batch: PolicyBatch) -> None:
@@ -121,17 +133,17 @@ class Learner:
         if self.critic is not None:
             batch.old_values = self.critic.updater.values(self.critic.model, batch)
 
-    def _update(self, batch: PolicyBatch, means: Means) -> None:
-        """One update of each model; metrics are added to `means`."""
-        if self.critic is not None:
-            found = self.critic.update(
-                batch, self.backward, mend="algorithm.critic.optimizer.lr or critic.gradient_clip"
-            )
-            means.add("critic/loss", found["value_loss"])
-            means.add("critic/gradient_norm", found["gradient_norm"])
-            means.add("critic/learning_rate", found["learning_rate"])
-        if self.policy_rests:
+    def _update_critic(self, batch: PolicyBatch, means: Means) -> None:
+        if self.critic is None:
             return
+        found = self.critic.update(
+            batch, self.backward, mend="algorithm.critic.optimizer.lr or critic.gradient_clip"
+        )
+        means.add("critic/loss", found["value_loss"])
+        means.add("critic/gradient_norm", found["gradient_norm"])
+        means.add("critic/learning_rate", found["learning_rate"])
+
+    def _update_policy(self, batch: PolicyBatch, means: Means) -> None:
         found = self.policy.update(
             batch, self.backward, mend="optimizer.lr or module.gradient_clip"
         )
@@ -141,3 +153,60 @@ class Learner:
         for name, (total, count) in _MEANS.items():
             if total in found:
                 means.add(name, found[total], found[count])
+
+
+def make_learner(
+    algorithm: Algorithm,
+    *,
+    models: tuple[nn.Module, nn.Module | None, ReferencePolicy | None],
+    optimizers: Any,
+    schedules: Any,
+    micro_batches: MicroBatches,
+    chunk_tokens: int,
+    temperature: float,
+    gradient_clip: float,
+    pad_id: int,
+    backward: Backward,
+) -> Learner:
+    """Put together what learns.
+
+    Args:
+        algorithm: with the present KL coefficient.
+        models: policy, critic and reference; the last two where the algorithm has them.
+        optimizers: of the policy; with a critic, of both.
+        schedules: likewise.
+        micro_batches: of both models.
+        chunk_tokens: rows of logits held at a time.
+        temperature: at which trajectories were sampled.
+        gradient_clip: of the policy.
+        pad_id: of the tokenizer.
+        backward: from a loss to gradients.
+    """
+    model, critic_model, reference = models
+    critic, settings = None, algorithm.critic
+    if critic_model is not None and settings is not None:
+        optimizers, critic_optimizer = optimizers
+        schedules, critic_schedule = schedules
+        critic = Trainee(
+            model=critic_model.train(),
+            updater=CriticUpdater(micro_batches=micro_batches, value_clip=settings.value_clip),
+            optimizer=critic_optimizer,
+            schedule=critic_schedule,
+            gradient_clip=settings.gradient_clip,
+        )
+    updater = PolicyUpdater(
+        algorithm=algorithm,
+        micro_batches=micro_batches,
+        chunk_tokens=chunk_tokens,
+        temperature=temperature,
+    )
+    policy = Trainee(
+        model=model.train(),
+        updater=updater,
+        optimizer=optimizers,
+        schedule=schedules,
+        gradient_clip=gradient_clip,
+    )
+    return Learner(
+        policy=policy, critic=critic, reference=reference, pad_id=pad_id, backward=backward
+    )

@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.data.loaders import QuestionBatch
-from zerosearch.distributed import world_size
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.critic import load_critic
@@ -38,7 +37,7 @@ from zerosearch.training.credit import Credit
 from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
-from zerosearch.training.learner import Learner, Trainee
+from zerosearch.training.learner import make_learner
 from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.optimization import (
@@ -50,11 +49,10 @@ from zerosearch.training.optimization import (
 )
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.record import StepRecord
-from zerosearch.training.resampling import Played, play_groups
 from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
+from zerosearch.training.sampler import EpisodeSampler
 from zerosearch.training.sharded_strategy import sharding_of
-from zerosearch.training.update import CriticUpdater, PolicyUpdater
-from zerosearch.types import Question, Trajectory
+from zerosearch.types import Trajectory
 
 
 class SearchPolicyModule(EvaluatingModule):
@@ -112,13 +110,9 @@ class SearchPolicyModule(EvaluatingModule):
             seed=seed,
             max_failed_share=max_failed_share,
         )
-        if policy_steps < 1:
-            raise ValueError(f"policy_steps={policy_steps}: give 1 or more")
         decoding = decoding or Decoding()
-        if decoding.temperature == 0:
-            raise ValueError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
         check_lag(lag, generator)
-        check_suits(algorithm, policy, policy_steps)
+        check_suits(algorithm, policy, policy_steps, decoding)
         self.automatic_optimization = False
         self.policy_source = policy
         self.algorithm = algorithm
@@ -139,7 +133,18 @@ class SearchPolicyModule(EvaluatingModule):
         self.latest: StepRecord | None = None  # the last policy step
         self.train_metrics: dict[str, float] = {}  # of the last policy step
         self.costs = Costs()
-        self.rollouts = RolloutPipeline(self._sync, self._sample, self._find_outage)
+        sampler = EpisodeSampler(
+            policy=self._policy,
+            rollouter=lambda: self.rollouter(),  # which tests and subclasses may replace
+            generator=generator,
+            search=search,
+            rubric=self.rubric,
+            decoding=decoding,
+            group_size=algorithm.group_size,
+            resampling_rounds=algorithm.resampling_rounds,
+            seed=seed,
+        )
+        self.rollouts = RolloutPipeline(sampler.sync, sampler.sample, self._find_outage)
         self.kl_coefficient = algorithm.kl_coefficient  # moved by algorithm.kl_control
         self.reference: ReferencePolicy | None = None
         self.critic: nn.Module | None = None
@@ -172,9 +177,15 @@ class SearchPolicyModule(EvaluatingModule):
 
     def on_train_start(self) -> None:
         """After a checkpoint has been loaded, if there is one."""
-        trained = zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True)
-        for (optimizer, config), made in zip(trained, self._optimizer_settings, strict=True):
-            restore_settings(optimizer, config.scheduler, made)  # type: ignore[arg-type]
+        restore_settings(
+            self.trainer.optimizers,
+            [config.scheduler for config in self.trainer.lr_scheduler_configs],
+            self._optimizer_settings,
+        )
+
+    def _policy(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
 
     def rollouter(self) -> Rollouter:
         """The rollouter over the loaded policy."""
@@ -231,101 +242,40 @@ class SearchPolicyModule(EvaluatingModule):
             return None
         return make_next_plan(batch, self.policy_step, self.next_noise_probability)
 
-    async def _sync(self) -> int:
-        """Give the generator the present weights; returns their version."""
-        assert self.model is not None
-        self.rollouter()  # binds the generator
-        await self.generator.sync_weights(self.model)
-        return self.generator.weight_version
-
-    async def _sample(self, plan: RolloutPlan) -> Played:
-        """Play this rank's episodes of a plan."""
-
-        async def play(questions: Sequence[Question], first_group: int) -> list[Trajectory]:
-            return await self.rollouter().rollout(
-                questions,
-                self.search,
-                group_size=self.algorithm.group_size,
-                noise_probability=plan.noise_probability,
-                seed=self.seed,
-                step=plan.step,
-                decoding=self.decoding,
-                first_group=first_group,
-            )
-
-        played = await play_groups(
-            play,
-            plan,
-            self.rubric,
-            rounds=self.algorithm.resampling_rounds,
-            rank=self.global_rank,
-            world_size=world_size(),
-        )
-        await self.generator.release()
-        return played
-
     def _learn(
         self, trajectories: Sequence[Trajectory], scores: Sequence[RewardScore | None]
     ) -> tuple[Credit, dict[str, float]]:
         """All optimizer updates of the step, on this rank's share of all trajectories."""
-        assert self.model is not None
+        assert self.model is not None and self.tokenizer is not None
         every = self.algorithm.reference_reset_steps
         if self.reference and every and self.policy_step and self.policy_step % every == 0:
             self.reference.reset(self.model)
         rewards = [0.0 if score is None else score.total for score in scores]
         share, rewards_B = balance(trajectories, rewards, self.global_rank)
-        credit, metrics = self._learner().learn(
-            share, rewards_B, self.seed, self.policy_step, self.global_rank
+        learner = make_learner(
+            dataclasses.replace(self.algorithm, kl_coefficient=self.kl_coefficient),
+            models=(self.model, self.critic, self.reference),
+            optimizers=self.optimizers(),
+            schedules=self.lr_schedulers(),
+            micro_batches=MicroBatches(
+                tokens=self.tokens_per_micro_batch,
+                device=self.device,
+                packed=packs_sequences(self.model),
+            ),
+            chunk_tokens=self.logprob_chunk_tokens,
+            temperature=self.decoding.temperature,
+            gradient_clip=self.gradient_clip,
+            pad_id=self.tokenizer.pad_token_id,  # type: ignore[arg-type]
+            backward=self.manual_backward,
+        )
+        credit, metrics = learner.learn(
+            share, rewards_B, seed=self.seed, step=self.policy_step, rank=self.global_rank
         )
         control = self.algorithm.kl_control
         if control is not None and "loss/kl" in metrics:
             metrics["loss/kl_coefficient"] = self.kl_coefficient
             self.kl_coefficient = control.next(self.kl_coefficient, metrics["loss/kl"])
         return credit, metrics
-
-    def _learner(self) -> Learner:
-        assert self.model is not None and self.tokenizer is not None
-        algorithm = dataclasses.replace(self.algorithm, kl_coefficient=self.kl_coefficient)
-        micro_batches = MicroBatches(
-            tokens=self.tokens_per_micro_batch,
-            device=self.device,
-            packed=packs_sequences(self.model),
-        )
-        optimizers: Any = self.optimizers()
-        schedules: Any = self.lr_schedulers()
-        critic, settings = None, algorithm.critic
-        if self.critic is not None and settings is not None:
-            optimizers, critic_optimizer = optimizers
-            schedules, critic_schedule = schedules
-            critic = Trainee(
-                model=self.critic.train(),
-                updater=CriticUpdater(micro_batches=micro_batches, value_clip=settings.value_clip),
-                optimizer=critic_optimizer,
-                schedule=critic_schedule,
-                gradient_clip=settings.gradient_clip,
-            )
-        policy = Trainee(
-            model=self.model.train(),
-            updater=PolicyUpdater(
-                algorithm=algorithm,
-                micro_batches=micro_batches,
-                chunk_tokens=self.logprob_chunk_tokens,
-                temperature=self.decoding.temperature,
-            ),
-            optimizer=optimizers,
-            schedule=schedules,
-            gradient_clip=self.gradient_clip,
-        )
-        pad_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_id, int)
-        return Learner(
-            policy=policy,
-            critic=critic,
-            policy_rests=settings is not None and self.policy_step < settings.warmup_steps,
-            reference=self.reference,
-            pad_id=pad_id,
-            backward=self.manual_backward,
-        )
 
     # -- evaluation: see EvaluatingModule ------------------------------------------------------
 

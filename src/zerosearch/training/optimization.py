@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.policy.source import PolicySource
+from zerosearch.rollout.rollouter import Decoding
 
 OptimizerFactory = Callable[..., Optimizer]  # from parameters
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]  # and the number of updates
@@ -49,30 +50,39 @@ def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def restore_settings(
-    optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, Any]]
+    optimizers: Sequence[Optimizer],
+    schedules: Sequence[Any],
+    settings: Sequence[Sequence[dict[str, Any]]],
 ) -> None:
     """Let what is configured win over what a checkpoint has brought, so that it can be changed.
 
-    The schedule goes on where it was: a peak rate of half the old one halves the present rate.
+    A schedule goes on where it was: a peak rate of half the old one halves the present rate.
 
     Args:
-        optimizer: whose groups come from a checkpoint.
-        schedule: of its learning rate.
-        settings: of the groups when they were made from the configuration and given a schedule.
+        optimizers: whose parameter groups come from a checkpoint.
+        schedules: of their learning rates.
+        settings: of their groups when they were made from the configuration and given a schedule.
     """
-    for index, (group, made) in enumerate(zip(optimizer.param_groups, settings, strict=True)):
-        if group["initial_lr"] != made["initial_lr"]:
-            group["lr"] *= made["initial_lr"] / group["initial_lr"]
-            schedule.base_lrs[index] = made["initial_lr"]
-        group.update({name: value for name, value in made.items() if name != "lr"})
+    for optimizer, schedule, groups in zip(optimizers, schedules, settings, strict=True):
+        for index, (group, made) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
+            if group["initial_lr"] != made["initial_lr"]:
+                group["lr"] *= made["initial_lr"] / group["initial_lr"]
+                schedule.base_lrs[index] = made["initial_lr"]
+            group.update({name: value for name, value in made.items() if name != "lr"})
 
 
-def check_suits(algorithm: Algorithm, policy: PolicySource, policy_steps: int) -> None:
-    """Raise where policy or length of a run do not suit its algorithm.
+def check_suits(
+    algorithm: Algorithm, policy: PolicySource, policy_steps: int, decoding: Decoding
+) -> None:
+    """Raise where policy, length or sampling of a run do not suit its algorithm.
 
     Raises:
         ValueError: names the setting and the mend.
     """
+    if policy_steps < 1:
+        raise ValueError(f"policy_steps={policy_steps}: give 1 or more")
+    if decoding.temperature == 0:
+        raise ValueError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
     if algorithm.reference_reset_steps is not None and policy.lora is not None:
         raise ValueError(
             f"algorithm.reference_reset_steps={algorithm.reference_reset_steps}: with model.lora "
