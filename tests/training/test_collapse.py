@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import hydra
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from tests.helpers.configs import compose_config
 from tests.helpers.policy_stub import make_trainer
-from tests.helpers.training import GivenPolicy, Records, make_data, make_questions, make_training
+from tests.helpers.training import CopiedPolicy, Records, make_data, make_questions, make_training
 from tests.helpers.words import make_word_model, make_word_tokenizer
 from zerosearch.algorithms import algorithm as algorithms
 from zerosearch.algorithms.algorithm import Algorithm
@@ -27,13 +25,6 @@ from zerosearch.training.record import StepRecord
 
 STEPS = 30
 GOOD_RATE = 0.1
-
-
-class CopiedPolicy(GivenPolicy):
-    """Every model that is loaded is another one, as from files."""
-
-    def load_model(self) -> PreTrainedModel:
-        return copy.deepcopy(self.given)
 
 
 def train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from peft import LoraConfig
-from transformers import PreTrainedModel
 
 from tests.helpers.policy_stub import make_trainer
 from tests.helpers.training import (
-    GivenPolicy,
+    CopiedPolicy,
     Records,
     fit,
     make_data,
@@ -36,13 +34,6 @@ from zerosearch.training.record import StepRecord
 from zerosearch.training.schedule import warmup_schedule
 
 DECAYING = partial(warmup_schedule, decay="linear")
-
-
-class CopiedPolicy(GivenPolicy):
-    """Every model that is loaded is another one, as from files."""
-
-    def load_model(self) -> PreTrainedModel:
-        return copy.deepcopy(self.given)
 
 
 def make_critic(**fields: Any) -> CriticSettings:

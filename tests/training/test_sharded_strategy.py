@@ -21,6 +21,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"lora": True},
     "tied": {"tied": True},
     "recomputed": {"gradient_checkpointing": True},
+    "critic": {"critic": True},
+    "tied critic lora": {"tied": True, "critic": True, "lora": True},
     "tied recomputed lora": {"tied": True, "lora": True, "gradient_checkpointing": True},
 }
 
@@ -84,7 +86,7 @@ def check_ranks(world_size: int, kinds: list[str], root: Path, tmp_path: Path) -
 
 @pytest.mark.timeout(900)  # two processes that import everything, on a busy machine too
 def test_five_steps_of_two_ranks_are_those_of_one_process(root: Path, tmp_path: Path) -> None:
-    check_ranks(2, ["tied recomputed lora", "full"], root, tmp_path)
+    check_ranks(2, ["tied recomputed lora", "full", "critic"], root, tmp_path)
 
 
 @pytest.mark.slow
@@ -98,7 +100,7 @@ def test_every_kind_of_policy_on_two_and_four_ranks(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # several groups of processes, on a busy machine too
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "critic"])
 def test_a_run_goes_on_on_another_number_of_ranks(root: Path, tmp_path: Path, kind: str) -> None:
     """One process -> two ranks -> four -> two -> one process: always the run left alone."""
 
