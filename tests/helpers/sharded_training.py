@@ -26,10 +26,11 @@ from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import gather
+from zerosearch.reward.rubric import RewardTerm, Rubric, answer_f1
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.schedule import warmup_schedule
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
-from zerosearch.types import Question
+from zerosearch.types import Question, Trajectory
 
 STEPS = 5
 QUESTIONS = [
@@ -103,6 +104,13 @@ def make_ppo(optimizer: Callable[..., Optimizer]) -> Algorithm:
     )
 
 
+def variety(trajectory: Trajectory) -> float:
+    """A reward that an untrained policy gets, too: the share of sampled tokens that are new."""
+    pairs = zip(trajectory.response_ids, trajectory.sampled, strict=True)
+    tokens = [token for token, flag in pairs if flag]
+    return len(set(tokens)) / len(tokens)
+
+
 def make_job_module(job: Job) -> Watched:
     lora = LoraConfig(r=4, target_modules="all-linear") if job.lora else None
     source = PolicySource(
@@ -114,6 +122,7 @@ def make_job_module(job: Job) -> Watched:
         search=ScriptedEngine(["red or blue"]),
         algorithm=make_ppo(job.optimizer) if job.critic else GRPO,
         optimizer=partial(job.optimizer, lr=0.003),
+        rubric=Rubric({"f1": RewardTerm(function=answer_f1), "new": RewardTerm(function=variety)}),
         gradient_clip=0.1,
         tokens_per_micro_batch=120,
         policy_steps=job.steps,

@@ -65,6 +65,7 @@ def assert_same_run(ranks: dict[str, Any], single: dict[str, Any]) -> None:
         if not name.startswith(MEASURED):
             assert ranks["metrics"][name] == pytest.approx(value, abs=1e-5), name
     assert single["metrics"]["optimizer/gradient_norm"] > 1e-6
+    assert single["metrics"]["reward/total"] > 0.1
 
 
 def assert_share(held: dict[str, int], whole: dict[str, int], world_size: int) -> None:
