@@ -20,11 +20,13 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from zerosearch.algorithms.advantages import reinforce
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.seeding import derive_random
-from zerosearch.training import update
+from zerosearch.training import micro_batches
 from zerosearch.training.balance import partition
 from zerosearch.training.batching import collate, split_micro_batches
+from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.update import PolicyUpdater
 from zerosearch.types import PolicyBatch, Question, Trajectory
 
@@ -74,12 +76,10 @@ def seconds_of(
     """Seconds of all forward and backward passes of one update, and their number."""
     device = torch.device(args.device)
     updater = PolicyUpdater(
-        Algorithm(group_size=1, kl_coefficient=0.0),
-        tokens_per_micro_batch=args.budget,
+        algorithm=Algorithm(group_size=1, kl_coefficient=0.0, advantage=reinforce),
+        micro_batches=MicroBatches(tokens=args.budget, device=device, packed=packed),
         chunk_tokens=4096,
         temperature=1.0,
-        device=device,
-        packed=packed,
     )
     passes = [0]
 
@@ -87,7 +87,7 @@ def seconds_of(
         passes[0] += 1
         loss.backward()
 
-    update.split_micro_batches = split
+    micro_batches.split_micro_batches = split
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     best = math.inf
     for _ in range(args.repeats):
@@ -117,7 +117,8 @@ def compare_passes(args: argparse.Namespace, trajectories: list[Trajectory]) -> 
     model = LlamaForCausalLM(config)
     model.set_attn_implementation(args.attention)
     nn.Module.to(model, device=args.device, dtype=getattr(torch, args.dtype))
-    batch = collate(trajectories, torch.ones(len(trajectories)), pad_id=0)
+    batch = collate(trajectories, pad_id=0)
+    batch.advantages = batch.sampled_mask.float()
     tokens = int(batch.attention_mask.sum())
     print(
         f"{len(trajectories)} trajectories, {tokens} tokens, {args.budget} a pass, "

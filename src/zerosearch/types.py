@@ -123,6 +123,11 @@ class Trajectory:
     error: str | None = None
 
     @property
+    def key(self) -> tuple[int, int]:
+        """Group and sibling, which no other trajectory of the step has."""
+        return self.group, self.sibling
+
+    @property
     def valid(self) -> bool:
         """False when infrastructure failed: then it is left out of loss and statistics."""
         return self.error is None
@@ -147,10 +152,12 @@ class PolicyBatch:
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor  # True on real tokens
-    sampled_mask: torch.Tensor  # True on tokens the policy sampled in valid trajectories
-    behaviour_logprobs: torch.Tensor
+    sampled_mask: torch.Tensor  # True on tokens to learn from: sampled, in valid trajectories
+    behaviour_logprobs: torch.Tensor  # of the sampler; NaN where learned from but not sampled
     advantages: torch.Tensor
     old_logprobs: torch.Tensor | None = (
         None  # policy before this step's updates, recomputed in training
     )
     ref_logprobs: torch.Tensor | None = None
+    old_values: torch.Tensor | None = None  # of the critic before this step's updates
+    returns: torch.Tensor | None = None  # what the critic should have said

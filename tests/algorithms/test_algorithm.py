@@ -7,12 +7,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from zerosearch.algorithms.advantages import grpo, rloo
+from zerosearch.algorithms.advantages import grpo, reinforce, rloo
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.importance import ImportanceCorrection
-from zerosearch.algorithms.losses import policy_loss
+from zerosearch.algorithms.losses import gspo, ppo_clip
 from zerosearch.types import PolicyBatch
 
+ANY_LOSS: Any = ppo_clip  # options are checked when it is called
 MASK = torch.tensor([[False, True, True, False], [False, True, False, True]])
 
 
@@ -51,9 +52,11 @@ def test_kl_is_added_and_entropy_subtracted() -> None:
         "tokens": 4.0,
         "ratio_sum": 4.0,
         "clipped_sum": 0.0,
+        "tail_sum": 0.0,
         "kl_sum": 4 * K3,
         "entropy_sum": 4 * MEAN_ENTROPY,
         "logprob_gap_sum": 4 * 0.1,
+        "sampled_tokens": 4.0,
     }
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected)
 
@@ -92,7 +95,7 @@ def test_defect_1_a_step_on_the_whole_loss_moves_towards_the_reference(kind) -> 
         20_000, replacement=True, generator=torch.Generator().manual_seed(0)
     )
     shape = (20_000, 1)
-    algorithm = Algorithm(group_size=1, kl_kind=kind)
+    algorithm = Algorithm(group_size=2, kl_kind=kind)
     sampled = policy[tokens].reshape(shape)
     batch = PolicyBatch(
         input_ids=tokens.reshape(shape),
@@ -234,8 +237,23 @@ def test_empty_micro_batch_has_a_gradient_path_and_the_same_metrics() -> None:
         ({"aggregation": "constant"}, "constant_length=None"),
         ({"constant_length": 500}, r"constant_length=500 has no effect"),
         ({"advantage": partial(grpo, scale="max")}, "scale='max'"),  # pyright: ignore
-        ({"loss": partial(policy_loss, clip_low=2.0)}, r"clip_low=2\.0"),
-        ({"loss": partial(policy_loss, aggregation="constant")}, r"loss\.aggregation would be"),
+        ({"group_size": 1}, "group_size=1 leaves grpo no siblings.*algorithm=reinforce"),
+        ({"group_size": 1, "advantage": rloo}, "group_size=1 leaves rloo"),
+        ({"resampling_rounds": -1}, r"resampling_rounds=-1"),
+        (
+            {"group_size": 1, "advantage": reinforce, "resampling_rounds": 2},
+            r"resampling_rounds=2 replaces.*group_size=1.*sample 2 or more",
+        ),
+        (
+            {"group_size": 1, "advantage": partial(reinforce, baseline="leave_one_out")},
+            "group_size=1 leaves reinforce",
+        ),
+        (
+            {"loss": gspo, "importance_correction": ImportanceCorrection()},
+            r"loss gspo.*importance_correction\.level=sequence",
+        ),
+        ({"loss": partial(ppo_clip, clip_low=2.0)}, r"clip_low=2\.0"),
+        ({"loss": partial(ANY_LOSS, aggregation="constant")}, r"loss\.aggregation would be"),
     ],
 )
 def test_bad_settings_are_refused_before_any_model_is_loaded(settings, message: str) -> None:
@@ -256,7 +274,7 @@ def test_algorithm_is_made_from_yaml() -> None:
         _target_: zerosearch.algorithms.algorithm.Algorithm
         group_size: 5
         advantage: {_target_: zerosearch.algorithms.advantages.reinforce, _partial_: true, baseline: leave_one_out}
-        loss: {_target_: zerosearch.algorithms.losses.policy_loss, _partial_: true, clip_high: 0.28}
+        loss: {_target_: zerosearch.algorithms.losses.ppo_clip, _partial_: true, clip_high: 0.28}
         aggregation: constant
         constant_length: 500
         """  # noqa: E501

@@ -1,13 +1,16 @@
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
+from zerosearch.algorithms.aggregation import loss_normalizer
 from zerosearch.algorithms.importance import ImportanceCorrection
-from zerosearch.algorithms.losses import aggregate, loss_normalizer, masked_sum, policy_loss
+from zerosearch.algorithms.losses import cispo, gspo, policy_loss, ppo_clip, reinforce
 
+FUNCTIONS = [ppo_clip, gspo, cispo, reinforce]
 AGGREGATIONS = ["token-mean", "sequence-mean", "constant"]
 
 # Two sequences with 3 and 1 sampled tokens; the rest is inserted text or padding.
@@ -37,43 +40,6 @@ def random_batch(rows: int, seed: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "count", "expected"),
-    [
-        ("token-mean", 4.0, (1 + 2 + 3 + 8) / 4),
-        ("sequence-mean", 2.0, ((1 + 2 + 3) / 3 + 8) / 2),
-        ("constant", 20.0, (1 + 2 + 3 + 8) / 20),
-    ],
-)
-def test_aggregations_match_hand_computed_values(aggregation, count, expected) -> None:
-    normalizer = loss_normalizer(MASK, aggregation, constant_length=10)
-    assert normalizer.item() == count
-    result = aggregate(VALUES, MASK, aggregation, normalizer)
-    assert result.item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_rows_without_sampled_tokens_do_not_count(aggregation) -> None:
-    more = torch.cat([MASK, torch.zeros(3, 4, dtype=torch.bool)])
-    alone = loss_normalizer(MASK, aggregation, constant_length=10)
-    assert loss_normalizer(more, aggregation, constant_length=10) == alone
-
-
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_nothing_sampled_anywhere_gives_zero(aggregation) -> None:
-    nothing = torch.zeros_like(MASK)
-    normalizer = loss_normalizer(nothing, aggregation, constant_length=10)
-    assert aggregate(VALUES, nothing, aggregation, normalizer).item() == 0.0
-    assert aggregate(VALUES, nothing, aggregation, 0.0).item() == 0.0
-
-
-def test_masked_sum_skips_what_is_not_finite() -> None:
-    values = torch.tensor([[1.0, math.nan, math.inf, 2.5]], requires_grad=True)
-    result = masked_sum(values, torch.tensor([[True, False, False, True]]))
-    assert result.item() == 3.5
-    assert not result.requires_grad
-
-
-@pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "slope", "clipped"),
     [
         # d loss / d logprob = -ratio * advantage inside the clip range, else 0
@@ -91,14 +57,12 @@ def test_masked_sum_skips_what_is_not_finite() -> None:
 def test_clips_match_hand_computed_values(ratio, advantage, loss, slope, clipped) -> None:
     logprobs, old = ratios([ratio])
     result, metrics = policy_loss(
+        partial(ppo_clip, clip_low=0.2, clip_high=0.3, dual_clip=3.0),
         logprobs,
         old,
         torch.tensor([advantage]),
         torch.tensor([[True]]),
         normalizer=1.0,
-        clip_low=0.2,
-        clip_high=0.3,
-        dual_clip=3.0,
     )
     (gradient,) = torch.autograd.grad(result, logprobs)
     assert result.item() == pytest.approx(loss)
@@ -109,16 +73,21 @@ def test_clips_match_hand_computed_values(ratio, advantage, loss, slope, clipped
 def test_without_dual_clip_a_bad_token_is_not_bounded() -> None:
     logprobs, old = ratios([4.0])
     loss, _ = policy_loss(
-        logprobs, old, torch.tensor([-2.0]), torch.tensor([[True]]), normalizer=1.0
+        ppo_clip, logprobs, old, torch.tensor([-2.0]), torch.tensor([[True]]), normalizer=1.0
     )
     assert loss.item() == pytest.approx(8.0)
 
 
 def test_metrics_are_sums_over_sampled_tokens() -> None:
-    logprobs, old = ratios([1.0, 1.5, 9.0, 0.5], [9.0, 1.5, 9.0, 9.0])
-    _, metrics = policy_loss(logprobs, old, torch.tensor([1.0, -1.0]), MASK, normalizer=4)
+    logprobs, old = ratios([1.0, 1.5, 9.0, 0.4], [9.0, 1.5, 9.0, 9.0])
+    _, metrics = policy_loss(ppo_clip, logprobs, old, torch.tensor([1.0, -1.0]), MASK, normalizer=4)
     values = {name: value.item() for name, value in metrics.items()}
-    expected = {"tokens": 4.0, "ratio_sum": 1.0 + 1.5 + 0.5 + 1.5, "clipped_sum": 1.0}
+    expected = {
+        "tokens": 4.0,
+        "ratio_sum": 1.0 + 1.5 + 0.4 + 1.5,
+        "clipped_sum": 1.0,
+        "tail_sum": 1.0,  # 0.4 < 1 / 2
+    }
     assert values == pytest.approx(expected)
     assert not any(value.requires_grad for value in metrics.values())
 
@@ -127,13 +96,12 @@ def test_sequence_ratio_is_the_length_normalised_product() -> None:
     logprobs, old = ratios([2.0, 0.25, 9.0, 4.0], [9.0, 1.1, 9.0, 9.0])
     advantages = torch.tensor([3.0, 5.0])
     loss, metrics = policy_loss(
+        partial(gspo, clip_high=1.0),
         logprobs,
         old,
         advantages,
         MASK,
         normalizer=2.0,
-        clip_high=1.0,
-        ratio_level="sequence",
         aggregation="sequence-mean",
     )
     first, second = (2.0 * 0.25 * 4.0) ** (1 / 3), 1.1
@@ -148,16 +116,58 @@ def test_sequence_ratio_is_the_length_normalised_product() -> None:
 
 def test_sequence_ratio_clips_whole_sequences() -> None:
     logprobs, old = ratios([1.5, 1.5, 9.0, 1.0], [9.0, 1.1, 9.0, 9.0])
-    loss, metrics = policy_loss(
-        logprobs, old, torch.ones(2), MASK, normalizer=4.0, ratio_level="sequence"
-    )
+    function = partial(gspo, clip_low=0.2, clip_high=0.2)
+    loss, metrics = policy_loss(function, logprobs, old, torch.ones(2), MASK, normalizer=4.0)
     assert metrics["clipped_sum"].item() == 3  # 2.25 ** (1 / 3) = 1.31 > 1.2
     assert loss.item() == pytest.approx(-(3 * 1.2 + 1.1) / 4)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "weight", "clipped"), [(0.1, 0.5, 1), (1.0, 1.0, 0), (2.0, 2.0, 0), (9.0, 3.0, 1)]
+)
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_cispo_bounds_the_weight_and_keeps_every_gradient(
+    ratio: float, weight: float, clipped: int, advantage: float
+) -> None:
+    logprobs, old = ratios([ratio])
+    function = partial(cispo, ratio_low=0.5, ratio_high=3.0)
+    mask = torch.tensor([[True]])
+    loss, metrics = policy_loss(
+        function, logprobs, old, torch.tensor([advantage]), mask, normalizer=1.0
+    )
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert loss.item() == pytest.approx(-weight * advantage * logprobs.item())
+    assert gradient.item() == pytest.approx(-weight * advantage)
+    assert metrics["clipped_sum"].item() == clipped
+    assert metrics["ratio_sum"].item() == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 9.0])
+def test_reinforce_is_weighed_by_the_ratio_itself(ratio: float) -> None:
+    logprobs, old = ratios([ratio])
+    loss, metrics = policy_loss(
+        reinforce, logprobs, old, torch.tensor([-2.0]), torch.tensor([[True]]), normalizer=1.0
+    )
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert loss.item() == pytest.approx(2.0 * ratio * logprobs.item())
+    assert gradient.item() == pytest.approx(2.0 * ratio)
+    assert metrics["clipped_sum"].item() == 0
+
+
+def test_functions_agree_as_long_as_the_policy_is_the_old_one() -> None:
+    """With one update a step the ratio is 1: the gradient of each is -A, here of four tokens."""
+    advantages = torch.tensor([3.0, -5.0])
+    for function in FUNCTIONS:
+        logprobs, old = ratios([1.0] * 4, [1.0] * 4)
+        loss, _ = policy_loss(function, logprobs, old, advantages, MASK, normalizer=1.0)
+        (gradient,) = torch.autograd.grad(loss, logprobs)
+        expected = torch.where(MASK, -advantages[:, None], 0.0)
+        torch.testing.assert_close(gradient, expected)
+
+
 def test_advantages_per_token_weigh_their_own_token() -> None:
     logprobs, old = ratios([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])
-    loss, _ = policy_loss(logprobs, old, VALUES, MASK, normalizer=1.0)
+    loss, _ = policy_loss(ppo_clip, logprobs, old, VALUES, MASK, normalizer=1.0)
     (gradient,) = torch.autograd.grad(loss, logprobs)
     torch.testing.assert_close(gradient, torch.where(MASK, -VALUES, 0.0))
 
@@ -177,6 +187,7 @@ def test_importance_weights_are_bounded_constants(
     behaviour = old - torch.tensor([[0.5, 5.0]]).log()  # ratios 0.5 and 5
     mask, advantage = torch.ones(1, 2, dtype=torch.bool), torch.tensor([2.0])
     loss, metrics = policy_loss(
+        ppo_clip,
         logprobs,
         old,
         advantage,
@@ -193,10 +204,10 @@ def test_importance_weights_are_bounded_constants(
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("ratio_level", ["token", "sequence"])
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_defect_10_loss_and_gradient_do_not_depend_on_the_split(
-    aggregation, ratio_level, parts: int
+    aggregation, function, parts: int
 ) -> None:
     """10 rows in uneven parts; the reference averaged each micro-batch on its own."""
     batch = random_batch(10)
@@ -207,11 +218,11 @@ def test_defect_10_loss_and_gradient_do_not_depend_on_the_split(
         rows: dict[str, Any] = {name: tensor[start:stop] for name, tensor in batch.items()}
         rows["logprobs"] = logprobs[start:stop]
         return policy_loss(
+            function,
             **rows,
             normalizer=normalizer,
             aggregation=aggregation,
-            ratio_level=ratio_level,
-            importance_correction=ImportanceCorrection(level=ratio_level, high=2.0),
+            importance_correction=ImportanceCorrection(level="sequence", high=2.0),
         )[0]
 
     whole = batch["logprobs"].clone().requires_grad_()
@@ -227,26 +238,13 @@ def test_defect_10_loss_and_gradient_do_not_depend_on_the_split(
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_local_normalizers_add_up(aggregation) -> None:
-    mask = random_batch(10)["mask"]
-    whole = loss_normalizer(mask, aggregation, constant_length=6)
-    parts = [loss_normalizer(part, aggregation, 6) for part in mask.split([3, 1, 6])]
-    assert torch.stack(parts).sum() == whole
-
-
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("ratio_level", ["token", "sequence"])
-def test_empty_mask_gives_zero_loss_with_a_gradient(aggregation, ratio_level) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_empty_mask_gives_zero_loss_with_a_gradient(aggregation, function) -> None:
     """A rank without data still runs its backward pass, or the other ranks would wait for ever."""
     logprobs, old = ratios([1.0, 2.0])
+    nothing = torch.zeros(1, 2, dtype=torch.bool)
     loss, metrics = policy_loss(
-        logprobs,
-        old,
-        torch.ones(1),
-        torch.zeros(1, 2, dtype=torch.bool),
-        normalizer=7.0,
-        aggregation=aggregation,
-        ratio_level=ratio_level,
+        function, logprobs, old, torch.ones(1), nothing, normalizer=7.0, aggregation=aggregation
     )
     loss.backward()
     assert loss.item() == 0.0
@@ -255,12 +253,11 @@ def test_empty_mask_gives_zero_loss_with_a_gradient(aggregation, ratio_level) ->
     assert metrics["tokens"].item() == 0.0
 
 
-@pytest.mark.parametrize("ratio_level", ["token", "sequence"])
-def test_values_outside_the_mask_are_never_read(ratio_level) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_values_outside_the_mask_are_never_read(function) -> None:
     batch = random_batch(4)
-    options = {"normalizer": 10.0, "ratio_level": ratio_level}
     clean = batch["logprobs"].clone().requires_grad_()
-    expected, _ = policy_loss(**(batch | {"logprobs": clean}), **options)
+    expected, _ = policy_loss(function, **(batch | {"logprobs": clean}), normalizer=10.0)
     expected.backward()
     mask = batch["mask"]
     dirty = {
@@ -269,7 +266,7 @@ def test_values_outside_the_mask_are_never_read(ratio_level) -> None:
         "behaviour_logprobs": batch["behaviour_logprobs"].masked_fill(~mask, math.inf),
     }
     dirty["logprobs"].requires_grad_()
-    loss, _ = policy_loss(**(batch | dirty), **options)
+    loss, _ = policy_loss(function, **(batch | dirty), normalizer=10.0)
     loss.backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(dirty["logprobs"].grad, clean.grad)
@@ -277,16 +274,16 @@ def test_values_outside_the_mask_are_never_read(ratio_level) -> None:
 
 @pytest.mark.parametrize("gap", [-1e4, -100.0, 100.0, 1e4])
 @pytest.mark.parametrize("advantage", [-1.0, 1.0])
-@pytest.mark.parametrize("ratio_level", ["token", "sequence"])
-def test_large_log_ratios_stay_finite(gap: float, advantage: float, ratio_level) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_large_log_ratios_stay_finite(gap: float, advantage: float, function) -> None:
     logprobs = torch.full((1, 3), gap, requires_grad=True)
     loss, _ = policy_loss(
+        function,
         logprobs,
         torch.zeros(1, 3),
         torch.tensor([advantage]),
         torch.ones(1, 3, dtype=torch.bool),
         normalizer=3.0,
-        ratio_level=ratio_level,
         behaviour_logprobs=torch.full((1, 3), -gap),
     )
     (gradient,) = torch.autograd.grad(loss, logprobs)
@@ -299,21 +296,33 @@ def test_old_logprobs_and_advantages_are_constants() -> None:
     old.requires_grad_()
     advantages = torch.ones(1, requires_grad=True)
     mask = torch.ones(1, 2, dtype=torch.bool)
-    policy_loss(logprobs, old, advantages, mask, normalizer=2.0)[0].backward()
+    policy_loss(ppo_clip, logprobs, old, advantages, mask, normalizer=2.0)[0].backward()
     assert logprobs.grad is not None
     assert old.grad is None
     assert advantages.grad is None
 
 
 @pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (partial(ppo_clip, clip_low=1.5), "clip_low=1.5"),
+        (partial(ppo_clip, clip_low=-0.1), "clip_low=-0.1"),
+        (partial(gspo, clip_high=-0.1), "clip_high=-0.1"),
+        (partial(ppo_clip, dual_clip=1.0), r"dual_clip=1.0.*above 1"),
+        (partial(cispo, ratio_low=2.0), "ratio_low=2.0"),
+        (partial(cispo, ratio_high=0.5), "ratio_high=0.5"),
+    ],
+)
+def test_bad_options_of_a_function_are_refused(function, message: str) -> None:
+    logprobs, old = ratios([1.0] * 4, [1.0] * 4)
+    with pytest.raises(ValueError, match=message):
+        policy_loss(function, logprobs, old, torch.ones(2), MASK, normalizer=4.0)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clip_low": 1.5}, "clip_low=1.5"),
-        ({"clip_low": -0.1}, "clip_low=-0.1"),
-        ({"clip_high": -0.1}, "clip_high=-0.1"),
-        ({"dual_clip": 1.0}, r"dual_clip=1.0.*above 1"),
         ({"importance_correction": ImportanceCorrection()}, "needs behaviour_logprobs"),
-        ({"ratio_level": "turn"}, "ratio_level='turn'"),
         ({"aggregation": "mean"}, "aggregation='mean'"),
         ({"behaviour_logprobs": torch.zeros(2, 3)}, r"behaviour_logprobs has shape \(2, 3\)"),
     ],
@@ -321,19 +330,12 @@ def test_old_logprobs_and_advantages_are_constants() -> None:
 def test_bad_options_are_refused(options, message: str) -> None:
     logprobs, old = ratios([1.0] * 4, [1.0] * 4)
     with pytest.raises(ValueError, match=message):
-        policy_loss(logprobs, old, torch.ones(2), MASK, normalizer=4.0, **options)
+        policy_loss(ppo_clip, logprobs, old, torch.ones(2), MASK, normalizer=4.0, **options)
 
 
 def test_bad_shapes_are_refused() -> None:
     logprobs, old = ratios([1.0] * 4, [1.0] * 4)
     with pytest.raises(ValueError, match=r"advantages has shape \(4,\)"):
-        policy_loss(logprobs, old, torch.ones(4), MASK, normalizer=4.0)
+        policy_loss(ppo_clip, logprobs, old, torch.ones(4), MASK, normalizer=4.0)
     with pytest.raises(ValueError, match=r"old_logprobs has shape \(1, 4\)"):
-        policy_loss(logprobs, old[:1], torch.ones(2), MASK, normalizer=4.0)
-
-
-def test_constant_aggregation_needs_a_length() -> None:
-    with pytest.raises(ValueError, match="constant_length=None"):
-        loss_normalizer(MASK, "constant")
-    with pytest.raises(ValueError, match="aggregation='mean'"):
-        loss_normalizer(MASK, "mean")  # pyright: ignore[reportArgumentType]
+        policy_loss(ppo_clip, logprobs, old[:1], torch.ones(2), MASK, normalizer=4.0)

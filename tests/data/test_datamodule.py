@@ -203,6 +203,7 @@ def test_checkpoint_holds_plain_values_only(tmp_path: Path) -> None:
     [
         ({"seed": 1}, "seed was 0, is 1"),
         ({"questions_per_step": 2}, "questions_per_step was 4, is 2"),
+        ({"spare_rounds": 1}, "spare_rounds was 0, is 1"),
         ({"train": [Facts("a", 8), Facts("b", 11, 2.0)]}, "sources was .*'a': 7.*'a': 8"),
         ({"train": [Facts("a", 7), Facts("b", 11)]}, "weights was"),
     ],

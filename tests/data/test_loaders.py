@@ -52,6 +52,14 @@ def uids(batches: Any, count: int) -> list[list[str]]:
     return [[q.uid for q in batch] for batch in itertools.islice(batches, count)]
 
 
+def all_uids(batches: Any, count: int) -> list[tuple[list[str], list[str]]]:
+    """Those of questions and spares."""
+    return [
+        ([q.uid for q in batch], [q.uid for q in batch.spares])
+        for batch in itertools.islice(batches, count)
+    ]
+
+
 @pytest.mark.parametrize(
     ("weights", "counts"),
     [
@@ -175,6 +183,56 @@ def test_each_step_comes_with_the_questions_of_the_next(streamed: bool) -> None:
     assert uids(batches, 4) == expected[:-1]
     assert uids((batch.following for batch in batches), 4) == expected[1:]
     assert next(iter(loader())).following is None
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_step_and_its_spares_are_what_a_larger_step_would_be(streamed: bool) -> None:
+    plain = [uid for step in uids(loader(streamed=streamed), 30) for uid in step]
+    drawn = all_uids(loader(streamed=streamed, spare_rounds=2), 10)
+    assert [uid for step in drawn for part in step for uid in part] == plain
+    assert [(len(own), len(spares)) for own, spares in drawn] == [(6, 12)] * 10
+    without = all_uids(loader(streamed=streamed, spare_rounds=0), 30)
+    assert [uid for own, _ in without for uid in own] == plain
+    assert not any(spares for _, spares in without)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_ranks_share_questions_and_spares(streamed: bool) -> None:
+    alone = all_uids(loader(streamed=streamed, spare_rounds=2), 8)
+    for world_size in (2, 3, 6):
+        ranks = [
+            all_uids(loader(streamed=streamed, spare_rounds=2, rank=rank, world_size=world_size), 8)
+            for rank in range(world_size)
+        ]
+        assert {len(spares) for rank in ranks for _, spares in rank} == {12 // world_size}
+        joined = [
+            tuple([uid for share in parts for uid in share] for parts in zip(*step, strict=True))
+            for step in zip(*ranks, strict=True)
+        ]
+        assert joined == alone
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("done", [0, 1, 5])
+@pytest.mark.parametrize("look_ahead", [False, True])
+def test_spares_are_the_same_after_a_resume(streamed: bool, done: int, look_ahead: bool) -> None:
+    expected = all_uids(loader(streamed=streamed, spare_rounds=3), 8)
+    steps = [0]
+    first = loader(
+        streamed=streamed, spare_rounds=3, steps_done=lambda: steps[0], look_ahead=look_ahead
+    )
+    handed_out = iter(first)
+    for _ in range(done + 1):
+        next(handed_out)
+    steps[0] = done
+    state = json.loads(json.dumps(first.state_dict()))
+    second = loader(streamed=streamed, spare_rounds=3, look_ahead=look_ahead)
+    second.load_state_dict(state)
+    batches = list(itertools.islice(second, 8 - done))
+    assert all_uids(batches, 8) == expected[done:]
+    if look_ahead:
+        following = [batch.following for batch in batches[:-1]]
+        assert all_uids(following, 8) == expected[done + 1 :]
 
 
 def test_resume_does_not_replay_the_steps_before() -> None:

@@ -104,12 +104,15 @@ class PolicyStub(LightningModule):
         self.policy_steps = policy_steps
         self.noise_probability = 0.0
         self.next_noise_probability = 0.0
+        self.healthy = True
+        self.lag = 0
         self.latest: StepRecord | None = None
         self.evaluation_records: list[StepRecord] = []
         self.phase = "val"
         self.trained: list[tuple[int, float, float]] = []  # step, batch, noise probability
         self.validated: list[int] = []
         self._on_step, self._on_validation = on_step, on_validation
+        self.extra_metrics: Callable[[int], dict[str, float]] = lambda step: {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.1)
@@ -133,6 +136,7 @@ class PolicyStub(LightningModule):
             self.manual_backward(loss)
             optimizer.step()  # type: ignore[union-attr]
         metrics = {"loss/policy": loss.item(), "time/rollout_s": time.perf_counter()}
+        metrics |= self.extra_metrics(self.policy_step)
         if self.policy_step == 4:
             metrics["search/failed"] = 0.5  # a metric that appears late
         trajectories = [make_trajectory(), make_trajectory("Paris", sibling=1)]

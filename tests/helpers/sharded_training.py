@@ -20,13 +20,17 @@ from tests.helpers.policy_stub import make_trainer
 from tests.helpers.training import make_data, make_training
 from tests.helpers.words import COLOURS
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.algorithms.critic import CriticSettings
+from zerosearch.algorithms.values import generalized_advantages
 from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import gather
+from zerosearch.reward.rubric import RewardTerm, Rubric, answer_f1
 from zerosearch.training.module import SearchPolicyModule
+from zerosearch.training.schedule import warmup_schedule
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
-from zerosearch.types import Question
+from zerosearch.types import Question, Trajectory
 
 STEPS = 5
 QUESTIONS = [
@@ -43,6 +47,7 @@ class Job:
     out: Path  # where its result goes
     lora: bool = False
     gradient_checkpointing: bool = False
+    critic: bool = False
     optimizer: Callable[..., Optimizer] = AdamW
     steps: int = STEPS
     checkpoints: Path | None = None  # save after each step there
@@ -60,7 +65,7 @@ class Watched(SearchPolicyModule):
     def configure_optimizers(self) -> Any:
         configured: Any = super().configure_optimizers()
         self.gradients = []
-        configured["optimizer"].register_step_pre_hook(self._look)
+        configured[0]["optimizer"].register_step_pre_hook(self._look)
         return configured
 
     def _look(self, optimizer: Optimizer, *_: Any) -> None:
@@ -83,6 +88,29 @@ def local_bytes(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in local)
 
 
+GRPO = Algorithm(group_size=4, kl_coefficient=0.1, entropy_coefficient=0.01)
+
+
+def make_ppo(optimizer: Callable[..., Optimizer]) -> Algorithm:
+    critic = CriticSettings(optimizer=partial(optimizer, lr=0.003), schedule=warmup_schedule)
+    return Algorithm(
+        group_size=4,
+        advantage=generalized_advantages,
+        critic=critic,
+        kl_in="reward",
+        kl_kind="k1",
+        kl_coefficient=0.1,
+        inner_epochs=2,
+    )
+
+
+def variety(trajectory: Trajectory) -> float:
+    """A reward that an untrained policy gets, too: the share of sampled tokens that are new."""
+    pairs = zip(trajectory.response_ids, trajectory.sampled, strict=True)
+    tokens = [token for token, flag in pairs if flag]
+    return len(set(tokens)) / len(tokens)
+
+
 def make_job_module(job: Job) -> Watched:
     lora = LoraConfig(r=4, target_modules="all-linear") if job.lora else None
     source = PolicySource(
@@ -92,8 +120,9 @@ def make_job_module(job: Job) -> Watched:
         module=Watched,
         policy=source,
         search=ScriptedEngine(["red or blue"]),
-        algorithm=Algorithm(group_size=4, kl_coefficient=0.1, entropy_coefficient=0.01),
+        algorithm=make_ppo(job.optimizer) if job.critic else GRPO,
         optimizer=partial(job.optimizer, lr=0.003),
+        rubric=Rubric({"f1": RewardTerm(function=answer_f1), "new": RewardTerm(function=variety)}),
         gradient_clip=0.1,
         tokens_per_micro_batch=120,
         policy_steps=job.steps,
@@ -113,9 +142,8 @@ def train(rank: int, world_size: int, job: Job) -> None:
         job.steps, callbacks=callbacks, val_every=None, devices=world_size, **settings
     )
     trainer.fit(module, make_data(QUESTIONS), ckpt_path=job.resume)
-    assert module.model is not None
     result = {
-        "weights": {n: gather(p.detach()).clone() for n, p in module.model.named_parameters()},
+        "weights": {n: gather(p.detach()).clone() for n, p in module.named_parameters()},
         "gradients": module.gradients,
         "metrics": module.train_metrics,
         "bytes": module.bytes_held,

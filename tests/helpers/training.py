@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -46,6 +47,13 @@ class GivenPolicy(PolicySource):
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         return self.tokenizer
+
+
+class CopiedPolicy(GivenPolicy):
+    """Every model that is loaded is another one, as from files."""
+
+    def load_model(self) -> PreTrainedModel:
+        return copy.deepcopy(self.given)
 
 
 class Listed:

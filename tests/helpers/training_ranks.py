@@ -16,11 +16,14 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.policy_stub import make_trainer
-from tests.helpers.training import make_data, make_training, weights
-from tests.helpers.words import COLOURS, make_word_model
+from tests.helpers.training import CopiedPolicy, make_data, make_training
+from tests.helpers.words import COLOURS, make_word_model, make_word_tokenizer
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.algorithms.critic import CriticSettings
+from zerosearch.algorithms.values import generalized_advantages
 from zerosearch.generation.transformers_generator import TransformersGenerator
 from zerosearch.training.module import SearchPolicyModule
+from zerosearch.training.schedule import warmup_schedule
 from zerosearch.types import Question, SearchRequest
 
 RANKS = 2
@@ -44,7 +47,27 @@ class CountingModule(SearchPolicyModule):
         super().manual_backward(loss, *args, **kwargs)
 
 
-def train_rank(world_size: int, *, lag: int = 0, steps: int = 1, **trainer: Any) -> dict[str, Any]:
+GRPO = Algorithm(group_size=6, kl_coefficient=0.1, entropy_coefficient=0.01)
+PPO = Algorithm(
+    group_size=6,
+    advantage=generalized_advantages,
+    critic=CriticSettings(optimizer=partial(torch.optim.SGD, lr=0.3), schedule=warmup_schedule),
+    kl_in="reward",
+    kl_kind="k1",
+    kl_coefficient=0.1,
+    mini_batches=1,
+    inner_epochs=2,
+)
+
+
+def train_rank(
+    world_size: int,
+    *,
+    algorithm: Algorithm = GRPO,
+    lag: int = 0,
+    steps: int = 1,
+    **trainer: Any,
+) -> dict[str, Any]:
     """Weights, metrics and number of backward passes of some steps with all questions."""
 
     def documents(request: SearchRequest) -> list[str]:
@@ -52,10 +75,10 @@ def train_rank(world_size: int, *, lag: int = 0, steps: int = 1, **trainer: Any)
         return [" ".join(COLOURS * (4 if long else 1))]
 
     module = make_training(
-        make_word_model(),
+        policy=CopiedPolicy(make_word_model(), make_word_tokenizer()),
         module=CountingModule,
         search=ScriptedEngine(documents, failing=(QUESTIONS[3].text,)),
-        algorithm=Algorithm(group_size=6, kl_coefficient=0.1, entropy_coefficient=0.01),
+        algorithm=algorithm,
         optimizer=partial(torch.optim.SGD, lr=1.0),
         tokens_per_micro_batch=BUDGET,
         gradient_clip=1e9,
@@ -69,7 +92,7 @@ def train_rank(world_size: int, *, lag: int = 0, steps: int = 1, **trainer: Any)
     assert module.latest is not None
     lengths = [len(t.prompt_ids + t.response_ids) for t in module.latest.trajectories]
     return {
-        "weights": weights(module),
+        "weights": {name: tensor.clone() for name, tensor in module.state_dict().items()},
         "metrics": module.train_metrics,
         "backward_passes": module.backward_passes,
         "lengths": lengths,
@@ -90,6 +113,12 @@ def run_rank(rank: int, port: int, folder: str) -> None:
     results = {
         "one step": train_rank(RANKS, **ddp),
         "lagging": train_rank(RANKS, lag=1, steps=3, **ddp),
+        "critic": train_rank(
+            RANKS,
+            algorithm=PPO,
+            steps=2,
+            **{**ddp, "strategy": "ddp_find_unused_parameters_true"},
+        ),
     }
     torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -10,7 +10,7 @@ from torch import nn
 
 from zerosearch.policy.checkpoints import (
     check_same_model,
-    check_same_optimizer,
+    check_same_optimizers,
     optimizer_by_name,
     read_checkpoint,
     shapes_of,
@@ -47,9 +47,14 @@ def test_another_optimizer_is_one_sentence() -> None:
     for optimizer in (torch.optim.AdamW([weight]), torch.optim.SGD([weight])):
         optimizer.step()
         kept.append(state_names(optimizer.state_dict()))
-    check_same_optimizer(kept[0], kept[0])
+    adam, sgd = kept
+    check_same_optimizers([adam, sgd], [adam, sgd])
     with pytest.raises(ValueError, match=r"keeps exp_avg, exp_avg_sq, step per.* run nothing:"):
-        check_same_optimizer(*kept)
+        check_same_optimizers([adam], [sgd])
+    with pytest.raises(ValueError, match=r"keeps nothing and exp_avg, .* run exp_avg.* and noth"):
+        check_same_optimizers([sgd, adam], [adam, sgd])
+    with pytest.raises(ValueError, match=r"keeps nothing per .* run nothing and nothing:"):
+        check_same_optimizers([sgd], [sgd, sgd])
 
 
 def test_positions_of_an_optimizer_become_names_of_what_it_trains() -> None:

@@ -10,7 +10,9 @@ import torch
 
 from tests.helpers.configs import compose_config
 from zerosearch.policy.memory import check_memory, main, plan_of
-from zerosearch.policy.memory_plan import GIB, Plan, memory_rows, total
+from zerosearch.policy.memory_plan import GIB, Plan, total
+from zerosearch.policy.memory_rows import memory_rows
+from zerosearch.policy.sharding import base_model
 
 LARGE = ["experiment=zerosearch_7b", "simulator.endpoints=[http://a:1/v1]", "trainer.devices=8"]
 
@@ -115,6 +117,22 @@ def test_who_samples_decides_what_sampling_takes(
     sampler = plan(tmp_path, f"generator={generator}").sampler
     assert (sampler.engine_share, sampler.holds_copy) == (share, copy)
     assert sampler.uses_policy == (generator == "transformers")
+
+
+def test_a_critic_is_the_policys_model_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
+    assert plan(tmp_path).critic is None
+    found = plan(
+        tmp_path,
+        "algorithm=ppo",
+        "algorithm.critic.optimizer._target_=torch.optim.SGD",
+        "+algorithm.critic.optimizer.momentum=0.9",
+    )
+    assert found.critic is not None and found.critic.optimizer_states == 1
+    assert found.optimizer_states == 2
+    vocabulary, hidden = found.shape.vocabulary, found.shape.hidden
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (found.model, found.critic.model)]
+    tied = base_model(found.model).config.tie_word_embeddings
+    assert sizes[0] - sizes[1] == (0 if tied else vocabulary * hidden) - (hidden + 1)
 
 
 def test_the_quickstart_fits_anywhere(tmp_path: Path) -> None:

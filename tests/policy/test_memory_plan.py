@@ -26,19 +26,19 @@ from zerosearch.policy.activation_memory import (
     layer_bytes,
     logits_bytes,
 )
+from zerosearch.policy.critic import load_critic, put_value_head
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.policy.memory_plan import (
     GIB,
     PHASES,
+    Critic,
     Plan,
     Row,
     Sampler,
     check_fits,
-    memory_rows,
-    shard_bytes,
-    states_per_parameter,
     total,
 )
+from zerosearch.policy.memory_rows import memory_rows, shard_bytes, states_per_parameter
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource
 
@@ -65,6 +65,7 @@ def plan(described: PolicySource | None = None, **fields: Any) -> Plan:
         "compute_dtype": BF16,
         "reduce_dtype": FP32,
         "optimizer_states": 2.0,
+        "critic": None,
         "with_reference": described.lora is None,
         "cpu_offload": False,
         "reshard_after_forward": True,
@@ -140,6 +141,37 @@ def test_shards_are_those_of_fsdp(lora: LoraConfig | None) -> None:
     local = [p.to_local() for p in model.parameters() if isinstance(p, DTensor)]
     assert len(local) == len(whole)
     assert tensor_bytes(local) == expected
+
+
+def critic_of(described: PolicySource, optimizer_states: float = 2.0) -> Critic:
+    model = described.build_on_meta()
+    put_value_head(model)
+    return Critic(model=model, optimizer_states=optimizer_states)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_critic_keeps_what_it_keeps(lora: LoraConfig | None) -> None:
+    described = source(lora=lora)
+    critic = load_critic(described, None)
+    trained = [p for p in critic.parameters() if p.requires_grad]
+    fields: dict[str, Any] = {"gpus": 1, "sharded": False}
+    made = rows(plan(described, critic=critic_of(described, 1.0), **fields))
+    assert made["critic: weights"].training == tensor_bytes(critic.parameters())
+    assert made["critic: gradients"].training == tensor_bytes(trained)
+    assert made["critic: optimizer states"].training == tensor_bytes(trained)
+    without = rows(plan(described, **fields))
+    assert made.keys() - without.keys() == {name for name in made if name.startswith("critic: ")}
+    assert {name: made[name] for name in without} == without, "one of them is in a pass at a time"
+
+
+def test_the_critics_root_stays_while_the_policy_is_trained() -> None:
+    described = source()
+    critic = critic_of(described)
+    root = sum(p.numel() for n, p in critic.model.named_parameters() if ".layers." not in n)
+    name = "gathered weights, gradients"
+    with_critic, without = (rows(plan(described, critic=c))[name] for c in (critic, None))
+    assert with_critic.training - without.training == 2 * root
+    assert with_critic.sampling == without.sampling
 
 
 # -- activations ----------------------------------------------------------------------------------
@@ -247,6 +279,7 @@ def test_the_kv_cache_is_counted_by_hand() -> None:
         ({"compute_dtype": BF16}, {"compute_dtype": FP32}),
         ({"with_reference": False}, {"with_reference": True}),
         ({"optimizer_states": 1.0}, {"optimizer_states": 2.0}),
+        ({}, {"critic": critic_of(source())}),
         ({}, {"sampler": Sampler(engine_share=0.4, engine_sleeps=False)}),
     ],
     ids=lambda part: next(iter(part), "default"),

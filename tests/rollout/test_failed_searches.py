@@ -90,7 +90,7 @@ async def test_defect_13_a_failed_search_is_neither_rewarded_nor_trained_on() ->
         [Rubric().score(each).total if each.valid else -100.0 for each in trajectories]
     )
     advantages_B = grpo(rewards_B, group_B, valid_B)
-    batch = collate(trajectories, advantages_B, pad_id=0)
+    batch = collate(trajectories, pad_id=0)
     assert not advantages_B[~valid_B].any()
     assert not batch.sampled_mask[~valid_B].any(), "no token of a lost episode enters a loss"
     assert all(row.any() for row in batch.sampled_mask[valid_B])

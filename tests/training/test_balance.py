@@ -41,21 +41,21 @@ def test_lengths_of_episodes_balance_to_a_percent() -> None:
 def spread(
     ranks: list[list[Trajectory]], monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[list[Trajectory], torch.Tensor]]:
-    """What `balance` gives each rank; advantages are 0.5, 1.5, ... over all ranks."""
+    """What `balance` gives each rank; rewards are 0.5, 1.5, ... over all ranks."""
     first = [sum(len(part) for part in ranks[:rank]) for rank in range(len(ranks))]
 
-    def advantages(rank: int) -> torch.Tensor:
-        return first[rank] + 0.5 + torch.arange(float(len(ranks[rank])))
+    def rewards(rank: int) -> list[float]:
+        return [first[rank] + index + 0.5 for index in range(len(ranks[rank]))]
 
     sent: list[list] = []
     monkeypatch.setattr(balancing, "gather_objects", lambda own: sent.append(own) or [own])
     for rank, own in enumerate(ranks):
-        balance(own, advantages(rank), 0)
+        balance(own, rewards(rank), 0)
     monkeypatch.setattr(balancing, "gather_objects", lambda own: sent)
-    return [balance(own, advantages(rank), rank) for rank, own in enumerate(ranks)]
+    return [balance(own, rewards(rank), rank) for rank, own in enumerate(ranks)]
 
 
-def test_trajectories_keep_their_tokens_and_advantages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trajectories_keep_their_tokens_and_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     def of(length: int) -> Trajectory:
         return make_turns_trajectory([[length] * length])
 
@@ -63,19 +63,19 @@ def test_trajectories_keep_their_tokens_and_advantages(monkeypatch: pytest.Monke
     lengths = [[len(t.response_ids) for t in kept] for kept, _ in shares]
     assert [sum(2 + length for length in share) for share in lengths] == [23, 22]
     assert lengths == [[9, 6, 2], [8, 7, 1]], "in the order in which they were sampled"
-    assert [advantages.tolist() for _, advantages in shares] == [[0.5, 3.5, 5.5], [1.5, 2.5, 4.5]]
+    assert [rewards_B.tolist() for _, rewards_B in shares] == [[0.5, 3.5, 5.5], [1.5, 2.5, 4.5]]
     assert all(t.response_ids == [len(t.response_ids)] * len(t.response_ids) for t in shares[0][0])
 
 
 def test_invariant_04_what_a_failed_search_ended_is_not_trained_on() -> None:
     failed = make_turns_trajectory([[1, 2]], error="search engine x: down")
-    kept, advantages = balance([failed, make_turns_trajectory([[3]])], torch.tensor([0.0, 2.0]), 0)
-    assert [t.response_ids for t in kept] == [[3]] and advantages.tolist() == [2.0]
-    assert balance([failed], torch.tensor([0.0]), 0)[0] == []
+    kept, rewards_B = balance([failed, make_turns_trajectory([[3]])], [0.0, 2.0], 0)
+    assert [t.response_ids for t in kept] == [[3]] and rewards_B.tolist() == [2.0]
+    assert balance([failed], [0.0], 0)[0] == []
 
 
 def test_a_rank_alone_keeps_the_order() -> None:
     every = [make_turns_trajectory([[n] * n]) for n in (3, 1, 2)]
-    kept, advantages = balance(every, torch.tensor([1.0, 2.0, 3.0]), 0)
+    kept, rewards_B = balance(every, [1.0, 2.0, 3.0], 0)
     assert [len(t.response_ids) for t in kept] == [3, 1, 2]
-    assert advantages.tolist() == [1.0, 2.0, 3.0]
+    assert rewards_B.tolist() == [1.0, 2.0, 3.0]

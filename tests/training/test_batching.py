@@ -43,7 +43,7 @@ def example() -> PolicyBatch:
         trajectory([1], [6], [1]),
         trajectory([1, 2, 3], [7, 8], [1, 1], error="search engine x: down"),
     ]
-    return collate(rows, torch.tensor([2.0, -1.0, 0.0]), pad_id=PAD)
+    return collate(rows, pad_id=PAD)
 
 
 def same(one: torch.Tensor | None, other: list) -> bool:
@@ -63,9 +63,14 @@ def test_invariant_02_inserted_tokens_and_invalid_trajectories_are_not_trained()
     trained = [[0, 0, 1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
     assert same(batch.sampled_mask, [[bool(flag) for flag in row] for row in trained])
     assert same(batch.behaviour_logprobs[:2], [[0, 0, -3, 0, -5], [0, -6, 0, 0, 0]])
-    assert same(batch.advantages, [[0, 0, 2, 0, 2], [0, -1, 0, 0, 0], [0, 0, 0, 0, 0]])
-    outside = ~batch.sampled_mask
-    assert batch.advantages[outside].abs().sum() == 0
+    assert not batch.advantages.any()
+
+
+def test_documents_are_trained_on_where_asked_for_but_were_sampled_by_nobody() -> None:
+    rows = [trajectory([1, 2], [3, 4, 5], [1, 0, 1]), trajectory([1], [7], [1], error="down")]
+    batch = collate(rows, pad_id=PAD, with_documents=True)
+    assert same(batch.sampled_mask, [[False, False, True, True, True], [False] * 5])
+    assert same(batch.behaviour_logprobs[0].isnan(), [False, False, False, True, False])
 
 
 def test_defect_12_padding_is_by_mask_also_where_pad_is_a_token_of_the_text() -> None:
@@ -73,18 +78,18 @@ def test_defect_12_padding_is_by_mask_also_where_pad_is_a_token_of_the_text() ->
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int)
     rows = [trajectory([eos, 1], [2, eos, eos], [1, 0, 1]), trajectory([1], [eos], [1])]
-    batch = collate(rows, torch.ones(2), pad_id=eos)
+    batch = collate(rows, pad_id=eos)
     assert same(batch.attention_mask.sum(dim=1), [5, 2])
     assert same(batch.sampled_mask[0], [False, False, True, False, True])
     assert same(batch.sampled_mask[1], [False, True, False, False, False]), "EOS is trained"
-    other = collate(rows, torch.ones(2), pad_id=0)
+    other = collate(rows, pad_id=0)
     assert torch.equal(batch.attention_mask, other.attention_mask)
     assert torch.equal(batch.sampled_mask, other.sampled_mask)
 
 
 def test_defect_07_the_ids_of_a_batch_are_those_of_the_trajectories() -> None:
     rows = [trajectory([5, 6], [300, 2**17, 0], [1, 1, 0]), trajectory([7], [8], [1])]
-    batch = collate(rows, torch.zeros(2), pad_id=PAD)
+    batch = collate(rows, pad_id=PAD)
     for row, each in enumerate(rows):
         kept = batch.input_ids[row][batch.attention_mask[row]]
         assert kept.tolist() == each.prompt_ids + each.response_ids
@@ -93,18 +98,18 @@ def test_defect_07_the_ids_of_a_batch_are_those_of_the_trajectories() -> None:
 
 def test_log_probs_and_advantages_are_kept_whole_where_weights_are_bfloat16() -> None:
     with HalfPrecision("bf16-true").train_step_context():
-        batch = collate([trajectory([1], [3], [1])], torch.ones(1), pad_id=PAD)
+        batch = collate([trajectory([1], [3], [1])], pad_id=PAD)
     assert batch.advantages.dtype == torch.float32
     assert batch.behaviour_logprobs.dtype == torch.float32
 
 
 def test_an_empty_response_is_a_row_without_trained_tokens() -> None:
-    batch = collate([trajectory([1, 2], [], [])], torch.ones(1), pad_id=PAD)
+    batch = collate([trajectory([1, 2], [], [])], pad_id=PAD)
     assert same(batch.input_ids, [[1, 2]]) and not batch.sampled_mask.any()
 
 
 def test_invariant_09_a_rank_without_trajectories_still_has_a_row_to_run() -> None:
-    batch = collate([], torch.zeros(0), pad_id=PAD)
+    batch = collate([], pad_id=PAD)
     assert batch.input_ids.shape == (1, 2)
     assert batch.attention_mask.all() and not batch.sampled_mask.any()
 
@@ -115,13 +120,13 @@ def test_invariant_09_a_rank_without_trajectories_still_has_a_row_to_run() -> No
 def test_selected_rows_lose_the_columns_that_only_others_need() -> None:
     batch = dataclasses.replace(example(), old_logprobs=torch.arange(15.0).view(3, 5))
     part = select(batch, [1])
-    assert same(part.input_ids, [[1, 6]]) and same(part.advantages, [[0, -1]])
+    assert same(part.input_ids, [[1, 6]]) and same(part.behaviour_logprobs, [[0, -6]])
     assert same(part.old_logprobs, [[5, 6]]) and part.ref_logprobs is None
     both = select(batch, [2, 0])
     assert same(both.input_ids, [[1, 2, 3, 7, 8], [1, 2, 3, 4, 5]])
 
 
-@pytest.mark.parametrize("name", ["old_logprobs", "ref_logprobs"])
+@pytest.mark.parametrize("name", ["old_logprobs", "ref_logprobs", "old_values", "returns"])
 def test_invariant_09_no_rows_give_an_empty_row_with_the_same_fields(name: str) -> None:
     batch = dataclasses.replace(example(), **{name: torch.ones(3, 5)})
     part = select(batch, [])

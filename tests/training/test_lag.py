@@ -231,7 +231,13 @@ def train_saving(
     )
     records, saving = Records(), PolicyCheckpoint(folder, every_n_steps=1, keep=None)
     trainer = make_trainer(STEPS, callbacks=[records, saving], val_every=2)
-    data = make_data(make_questions(6), make_questions(1), questions_per_step=3, lag=module.lag)
+    data = make_data(
+        make_questions(6),
+        make_questions(1),
+        questions_per_step=3,
+        lag=module.lag,
+        spare_rounds=module.algorithm.resampling_rounds,
+    )
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     return module, records.steps
 
@@ -248,6 +254,19 @@ def test_invariant_13_a_resumed_run_trains_on_what_was_sampled_ahead(
         for name in ("rollout/lag", "rollout/logprob_gap", "loss/policy", "loss/kl", "reward/f1"):
             assert one.metrics[name] == other.metrics[name], name
         assert one.metrics["rollout/lag"] == 1
+    for name, tensor in weights(resumed).items():
+        assert torch.equal(tensor, weights(whole)[name]), name
+
+
+def test_invariant_13_a_resumed_run_knows_what_was_dropped_ahead(tmp_path: Path) -> None:
+    algorithm = Algorithm(group_size=2, kl_coefficient=0.0, resampling_rounds=2)
+    whole, every = train_saving(tmp_path, algorithm=algorithm)
+    resumed, late = train_saving(tmp_path / "b", tmp_path / "step_000001.ckpt", algorithm=algorithm)
+    assert sampled_ids(late) == sampled_ids(every[1:])
+    assert any(record.metrics["sampling/dropped_groups"] > 0 for record in late)
+    for one, other in zip(late, every[1:], strict=True):
+        names = [n for n in one.metrics if n.startswith(("sampling/", "reward/", "cost/"))]
+        assert {n: one.metrics[n] for n in names} == {n: other.metrics[n] for n in names}
     for name, tensor in weights(resumed).items():
         assert torch.equal(tensor, weights(whole)[name]), name
 

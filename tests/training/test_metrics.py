@@ -7,7 +7,8 @@ import pytest
 
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.training import metrics as module
-from zerosearch.training.metrics import Costs, Means, rollout_metrics
+from zerosearch.training.metrics import Costs, Means, rollout_metrics, step_metrics
+from zerosearch.training.sampled import SampledBatch
 from zerosearch.types import Document, Question, SearchResult, StopReason, Trajectory, Turn
 
 
@@ -155,6 +156,47 @@ def test_costs_add_up_over_steps_and_count_what_a_failed_trajectory_spent() -> N
     costs.add([trajectory("x", paid, hit)])
     found = costs.add([trajectory(None, paid, **FAILED)])
     assert found == {"cost/searches": 3, "cost/calls": 4, "cost/tokens": 200, "cost/usd": 1.0}
+
+
+def make_sampled(rounds: float | None, dropped: list[Trajectory]) -> SampledBatch:
+    kept = [trajectory("Lima"), trajectory(None)]
+    return SampledBatch(
+        step=0,
+        noise_probability=0.0,
+        trajectories=kept,
+        dropped=dropped,
+        rounds=rounds,
+        weight_steps={},
+        seconds=1.0,
+    )
+
+
+def step_of(sampled: SampledBatch) -> dict[str, float]:
+    rubric = Rubric()
+    scores = [rubric.score(each) for each in sampled.trajectories]
+    return step_metrics(sampled, scores, Costs(), 0.5)
+
+
+def test_what_was_dropped_costs_time_and_searches_but_is_not_among_the_rewards() -> None:
+    paid = result("a", tokens=100)
+    dropped = [trajectory("Lima", paid), trajectory("Lima"), trajectory(None, paid, **FAILED)]
+    found = step_of(make_sampled(1.0, [*dropped, trajectory("Lima")]))
+    assert found["reward/f1"] == 0.5
+    assert found["reward/f1_played"] == pytest.approx(4 / 5), "of those that are valid"
+    assert found["sampling/dropped_groups"] == pytest.approx(4 / 6)
+    assert found["sampling/rounds"] == 1.0
+    assert (found["cost/searches"], found["cost/tokens"]) == (2, 200)
+    assert found["throughput/trajectories_per_s"] == 6 / 0.5
+    assert found["throughput/sampled_tokens_per_s"] == (6 * 2 + 2 * 3) / 0.5
+    assert found["throughput/tokens_per_s"] == (6 * (1 + 2) + 2 * 7) / 0.5
+
+
+def test_without_replacing_nothing_is_said_about_it() -> None:
+    found = step_of(make_sampled(None, []))
+    assert not [name for name in found if name.startswith("sampling/") or "played" in name]
+    found = step_of(make_sampled(0.0, []))
+    assert (found["sampling/dropped_groups"], found["sampling/rounds"]) == (0.0, 0.0)
+    assert found["reward/f1_played"] == found["reward/f1"] == 0.5
 
 
 def test_scores_and_trajectories_belong_together() -> None:

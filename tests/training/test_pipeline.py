@@ -13,6 +13,7 @@ from tests.helpers.training import make_questions
 from zerosearch.training import pipeline
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.pipeline import RolloutPipeline
+from zerosearch.training.resampling import Played
 from zerosearch.training.sampled import RolloutPlan
 from zerosearch.types import Trajectory
 
@@ -30,32 +31,40 @@ class Made:
     Args:
         broken_step: whose sampling ends in an error.
         lost_step: whose searches fail.
+        dropped: trajectories of replaced groups, numbered from 100.
     """
 
-    def __init__(self, broken_step: int | None = None, lost_step: int | None = None) -> None:
+    def __init__(
+        self, broken_step: int | None = None, lost_step: int | None = None, dropped: int = 0
+    ) -> None:
         self.version = 0
         self.broken_step = broken_step
         self.lost_step = lost_step
+        self.dropped = dropped
+        self.judged: list[int] = []  # number of trajectories that an outage was looked for in
         self.pipeline = RolloutPipeline(self.sync, self.sample, self.find_outage)
 
     def find_outage(self, trajectories: Sequence[Trajectory]) -> SearchOutage | None:
+        self.judged.append(len(trajectories))
         return SearchOutage("connection refused") if trajectories[0].error else None
 
     async def sync(self) -> int:
         self.version += 1
         return self.version
 
-    async def sample(self, plan: RolloutPlan) -> list[Trajectory]:
+    async def sample(self, plan: RolloutPlan) -> Played:
         await asyncio.sleep(0)
         if plan.step == self.broken_step:
             raise RuntimeError("a defect in the sampler")
-        made = []
-        for number in range(len(plan.questions) * SIBLINGS):
-            trajectory = make_trajectory(sibling=number)
-            trajectory.error = "refused" if plan.step == self.lost_step else None
-            trajectory.weight_versions = [self.version] * len(trajectory.turns)
-            made.append(trajectory)
-        return made
+        kept = [self.make(plan, number) for number in range(len(plan.questions) * SIBLINGS)]
+        dropped = [self.make(plan, number) for number in range(100, 100 + self.dropped)]
+        return Played(kept=kept, dropped=dropped, rounds=2 if self.dropped else None)
+
+    def make(self, plan: RolloutPlan, number: int) -> Trajectory:
+        trajectory = make_trajectory(sibling=number)
+        trajectory.error = "refused" if plan.step == self.lost_step else None
+        trajectory.weight_versions = [self.version] * len(trajectory.turns)
+        return trajectory
 
 
 def siblings(pipe: RolloutPipeline, step: int) -> list[int]:
@@ -104,6 +113,29 @@ def test_a_saved_batch_is_shared_by_the_ranks_that_resume(
         shares.append([t.sibling for t in batch.trajectories])
     assert [sibling for share in shares for sibling in share] == [0, 1, 2, 3, 4, 5]
     assert {len(share) for share in shares} == {6 // ranks}, "whole groups each"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_what_was_dropped_is_saved_too_and_looked_through_for_failures(
+    ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(dropped=4)
+    made.pipeline.take(make_plan(0))
+    with made.pipeline.ahead(make_plan(1), CPU):
+        pass
+    state = made.pipeline.state_dict()
+    assert made.judged == [6 + 4, 6 + 4]
+    monkeypatch.setattr(pipeline, "world_size", lambda: ranks)
+    dropped = []
+    for rank in range(ranks):
+        resumed = Made()
+        resumed.pipeline.load_state_dict(state, rank)
+        batch = resumed.pipeline.take(make_plan(1, 3 // ranks))
+        assert batch.rounds == 2
+        assert batch.played == batch.trajectories + batch.dropped
+        assert resumed.judged == [len(batch.played)]
+        dropped += [t.sibling for t in batch.dropped]
+    assert dropped == [100, 101, 102, 103]
 
 
 def test_what_is_saved_is_trained_on_all_the_same() -> None:

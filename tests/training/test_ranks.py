@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 
 from tests.helpers.openai_server import free_port
-from tests.helpers.training_ranks import BUDGET, RANKS, run_rank, train_rank
+from tests.helpers.training_ranks import BUDGET, PPO, RANKS, run_rank, train_rank
 from zerosearch.training.batching import split_micro_batches
 
 MEASURED = ("time/", "throughput/", "memory/", "search/latency_s")
@@ -52,3 +52,10 @@ def test_invariant_06_two_ranks_that_sample_ahead_train_as_one(
     alone = train_rank(1, lag=1, steps=3)
     assert alone["metrics"]["rollout/lag"] == 1.0
     assert_same([rank["lagging"] for rank in ranks], alone)
+
+
+def test_invariant_06_two_ranks_with_a_critic_train_as_one(ranks: list[dict[str, Any]]) -> None:
+    alone = train_rank(1, algorithm=PPO, steps=2)
+    assert any(name.startswith("critic.") for name in alone["weights"])
+    assert alone["metrics"]["critic/gradient_norm"] > 1e-3
+    assert_same([rank["critic"] for rank in ranks], alone)

@@ -21,6 +21,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"lora": True},
     "tied": {"tied": True},
     "recomputed": {"gradient_checkpointing": True},
+    "critic": {"critic": True},
+    "tied critic lora": {"tied": True, "critic": True, "lora": True},
     "tied recomputed lora": {"tied": True, "lora": True, "gradient_checkpointing": True},
 }
 
@@ -63,6 +65,7 @@ def assert_same_run(ranks: dict[str, Any], single: dict[str, Any]) -> None:
         if not name.startswith(MEASURED):
             assert ranks["metrics"][name] == pytest.approx(value, abs=1e-5), name
     assert single["metrics"]["optimizer/gradient_norm"] > 1e-6
+    assert single["metrics"]["reward/total"] > 0.1
 
 
 def assert_share(held: dict[str, int], whole: dict[str, int], world_size: int) -> None:
@@ -84,7 +87,7 @@ def check_ranks(world_size: int, kinds: list[str], root: Path, tmp_path: Path) -
 
 @pytest.mark.timeout(900)  # two processes that import everything, on a busy machine too
 def test_five_steps_of_two_ranks_are_those_of_one_process(root: Path, tmp_path: Path) -> None:
-    check_ranks(2, ["tied recomputed lora", "full"], root, tmp_path)
+    check_ranks(2, ["tied recomputed lora", "full", "critic"], root, tmp_path)
 
 
 @pytest.mark.slow
@@ -98,7 +101,7 @@ def test_every_kind_of_policy_on_two_and_four_ranks(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # several groups of processes, on a busy machine too
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "critic"])
 def test_a_run_goes_on_on_another_number_of_ranks(root: Path, tmp_path: Path, kind: str) -> None:
     """One process -> two ranks -> four -> two -> one process: always the run left alone."""
 

@@ -15,6 +15,7 @@ from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.training.batching import collate, select
+from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.update import PolicyUpdater
 from zerosearch.types import PolicyBatch
 
@@ -34,20 +35,18 @@ def make_batch() -> PolicyBatch:
         make_turns_trajectory([tokens(first), tokens(last)], [tokens(between)])
         for first, between, last in LENGTHS
     ]
-    advantages = torch.randn(len(rows), generator=source)
-    batch = collate(rows, advantages, pad_id=258)
+    batch = collate(rows, pad_id=258)
+    batch.advantages = torch.randn(len(rows), generator=source)[:, None] * batch.sampled_mask
     noise = 0.3 * torch.randn(batch.input_ids.shape, generator=source)
     return dataclasses.replace(batch, ref_logprobs=-5.0 + noise)
 
 
 def make_updater(budget: int = 10_000, *, packed: bool = False, **settings: Any) -> PolicyUpdater:
     return PolicyUpdater(
-        Algorithm(group_size=4, **{**EVERY_TERM, **settings}),
-        tokens_per_micro_batch=budget,
+        algorithm=Algorithm(group_size=4, **{**EVERY_TERM, **settings}),
+        micro_batches=MicroBatches(tokens=budget, device=torch.device("cpu"), packed=packed),
         chunk_tokens=16,
         temperature=1.0,
-        device=torch.device("cpu"),
-        packed=packed,
     )
 
 
@@ -99,7 +98,7 @@ def test_invariant_06_the_gradient_does_not_depend_on_micro_batches(
     assert max(float(gradient.abs().max()) for gradient in whole[0].values()) > 1e-3
     for count, budget in BUDGETS.items():
         updater = make_updater(budget, **settings)
-        assert len(list(updater.micro_batches(batch))) == count
+        assert len(list(updater.micro_batches.split(batch))) == count
         assert_same(accumulate(updater, batch), whole)
 
 
@@ -109,7 +108,7 @@ def test_invariant_06_the_gradient_does_not_depend_on_packing(aggregation: str) 
     padded = accumulate(make_updater(aggregation=aggregation), batch)
     for budget, count in ((10_000, 1), (60, 2), (27, 4)):
         packed = make_updater(budget, packed=True, aggregation=aggregation)
-        assert len(list(packed.micro_batches(batch))) == count
+        assert len(list(packed.micro_batches.split(batch))) == count
         assert_same(accumulate(packed, batch), padded)
 
 
@@ -133,7 +132,7 @@ def test_invariant_06_log_probs_do_not_depend_on_micro_batches() -> None:
     assert (expected != 0).equal(batch.sampled_mask)
     for budget in BUDGETS.values():
         updater = make_updater(budget)
-        logprobs = updater.all_logprobs(lambda micro: updater.token_stats(model, micro), batch)  # noqa: B023
+        logprobs = updater.logprobs(model, batch)
         torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
         assert not logprobs.requires_grad
 
@@ -166,7 +165,7 @@ def test_invariant_02_inserted_tokens_are_context_all_the_same() -> None:
 
 
 def test_invariant_09_a_rank_without_trajectories_makes_a_backward_pass_of_zeros() -> None:
-    nothing = collate([], torch.zeros(0), pad_id=0)
+    nothing = collate([], pad_id=0)
     nothing.ref_logprobs = torch.zeros_like(nothing.advantages)
     found, sums = accumulate(make_updater(), nothing)
     assert all(bool((gradient == 0).all()) for gradient in found.values())
@@ -176,8 +175,8 @@ def test_invariant_09_a_rank_without_trajectories_makes_a_backward_pass_of_zeros
 def test_invariant_09_micro_batches_are_filled_up_to_those_of_the_busiest_rank(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("zerosearch.training.update.all_reduce", lambda value, *_: value + 2)
-    micro_batches = list(make_updater(120).micro_batches(make_batch()))
+    monkeypatch.setattr("zerosearch.training.micro_batches.all_reduce", lambda value, *_: value + 2)
+    micro_batches = list(make_updater(120).micro_batches.split(make_batch()))
     assert [len(rows) for rows, _ in micro_batches] == [4, 3, 0, 0]
     assert all(micro.ref_logprobs is not None for _, micro in micro_batches)
     assert not micro_batches[-1][1].sampled_mask.any()

@@ -126,6 +126,29 @@ def reinforce_pp(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None = No
     return grpo(rewards_B, torch.zeros_like(group_B), valid_B)
 
 
+def reinforce_pp_baseline(
+    rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None = None
+) -> Tensor:
+    """Reward minus the group mean, divided by the standard deviation over the batch + 1e-6.
+
+    Source: REINFORCE++ with a group baseline (arXiv 2501.03262): siblings are compared with one
+    another, while the scale, which within a small group is mostly noise, is that of the batch.
+
+    Args:
+        rewards_B: [B] rewards; rows that are not valid may hold anything.
+        group_B: [B] integers; siblings share one.
+        valid_B: [B] bool; None means all.
+
+    Returns:
+        [B] advantages.
+
+    Raises:
+        ValueError: shapes differ, or a valid reward is not finite.
+    """
+    relative_B = _compare(rewards_B, group_B, valid_B).relative_B
+    return grpo(relative_B, torch.zeros_like(group_B), valid_B)
+
+
 def zero_variance_groups(
     rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None = None
 ) -> Tensor:

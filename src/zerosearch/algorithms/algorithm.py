@@ -3,31 +3,37 @@
 loss = policy loss + kl_coefficient * KL(policy || reference) - entropy_coefficient * entropy
 
 The KL is added: minimising the loss pulls the policy towards the reference. (The public reference
-code subtracts it.) All three terms share one aggregation and one global count.
+code subtracts it.) All three terms share one aggregation and one global count. With
+`kl_in="reward"` the KL is taken off the rewards instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from zerosearch.algorithms.advantages import grpo
-from zerosearch.algorithms.importance import ImportanceCorrection
-from zerosearch.algorithms.kl import KLKind, kl_estimate
-from zerosearch.algorithms.losses import (
+from zerosearch.algorithms.aggregation import (
     Aggregation,
     aggregate,
     loss_normalizer,
     masked_sum,
-    policy_loss,
+    only_sampled,
 )
+from zerosearch.algorithms.checks import check_algorithm
+from zerosearch.algorithms.critic import CriticSettings
+from zerosearch.algorithms.importance import ImportanceCorrection
+from zerosearch.algorithms.kl import KLKind, kl_estimate
+from zerosearch.algorithms.kl_control import AdaptiveKL
+from zerosearch.algorithms.losses import TokenLossFunction, policy_loss, ppo_clip
 from zerosearch.types import PolicyBatch
 
-_SET_BY_ALGORITHM = ("normalizer", "aggregation", "behaviour_logprobs", "importance_correction")
+# (rewards [B], groups [B], valid [B] or None) -> [B]; or `values.generalized_advantages`
+AdvantageFunction = Callable[..., Any]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -39,29 +45,25 @@ class Algorithm:
     """
 
     group_size: int  # siblings sampled per question
-    advantage: Callable[[Tensor, Tensor, Tensor | None], Tensor] = grpo  # (rewards, group, valid)
-    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]] = policy_loss
+    resampling_rounds: int = 0  # times that groups of equal rewards are replaced in a step
+    advantage: AdvantageFunction = grpo
+    loss: TokenLossFunction = ppo_clip
+    critic: CriticSettings | None = None  # for advantage generalized_advantages, and for it alone
     aggregation: Aggregation = "token-mean"
     constant_length: int | None = None  # tokens per sequence that "constant" divides by
     kl_coefficient: float = 0.001  # authors' scripts of arXiv 2505.04588
     kl_kind: KLKind = "k3"  # authors' scripts
+    kl_in: Literal["loss", "reward"] = "loss"
+    kl_control: AdaptiveKL | None = None  # moves the coefficient; None: it stays
+    reference_reset_steps: int | None = None  # the reference becomes the policy; None: never
     entropy_coefficient: float = 0.0
     importance_correction: ImportanceCorrection | None = None  # sampler vs policy; None: off
+    train_on_documents: bool = False  # True only to show what masking them is worth
     inner_epochs: int = 1  # passes over the trajectories of one policy step
     mini_batches: int = 1  # optimizer updates per pass
 
     def __post_init__(self) -> None:
-        for name in ("group_size", "inner_epochs", "mini_batches"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        for name in ("kl_coefficient", "entropy_coefficient"):
-            value = getattr(self, name)
-            if not 0.0 <= value < float("inf"):
-                raise ValueError(f"{name}={value}: must be a finite number, 0 to switch it off")
-        self._check_kl()
-        self._check_aggregation()
-        self._try_functions()
+        check_algorithm(self)
 
     @property
     def needs_reference(self) -> bool:
@@ -69,16 +71,33 @@ class Algorithm:
         return self.kl_coefficient > 0.0
 
     @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates of one policy step."""
+        return self.inner_epochs * self.mini_batches
+
+    @property
     def needs_old_logprobs(self) -> bool:
         """Whether log-probs have to be recomputed before the updates of a step.
 
         With a single update per step the policy of the loss is the old policy.
         """
-        return self.inner_epochs * self.mini_batches > 1
+        return self.updates_per_step > 1 or (self.needs_reference and self.kl_in == "reward")
 
     def local_normalizer(self, mask: Tensor) -> Tensor:
         """Local part of the global count (see `loss_normalizer`). Mask [B, T]; 0-dim tensor."""
         return loss_normalizer(mask, self.aggregation, self.constant_length)
+
+    def kl_penalties(self, batch: PolicyBatch) -> Tensor:
+        """What the KL takes off the reward of each token, [B, T]; 0 with `kl_in="loss"`.
+
+        Args:
+            batch: where the penalty is not 0, with its old and reference log-probs.
+        """
+        if not self.needs_reference or self.kl_in == "loss":
+            return torch.zeros_like(batch.behaviour_logprobs)
+        assert batch.old_logprobs is not None and batch.ref_logprobs is not None
+        kl = self._kl(batch.old_logprobs, batch.ref_logprobs, batch.sampled_mask)
+        return self.kl_coefficient * kl
 
     def token_loss(
         self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch, normalizer: float | Tensor
@@ -95,35 +114,37 @@ class Algorithm:
         Returns:
             The loss (0-dim), and detached 0-dim metrics that add up over micro-batches and ranks:
             `policy_loss` (already divided by the normalizer) and, as sums over sampled tokens,
-            `tokens`, `ratio_sum`, `clipped_sum`, `entropy_sum`, `logprob_gap_sum` (|log-prob in
-            training - log-prob when sampled|), `kl_sum` where reference log-probs are given, and
-            `importance_sum` and `importance_cut_sum` with an importance correction.
+            `tokens`, `ratio_sum`, `clipped_sum`, `tail_sum`, `entropy_sum`, `logprob_gap_sum`
+            (|log-prob in training - log-prob when sampled|, over `sampled_tokens`), `kl_sum` where
+            reference log-probs are given, and `importance_sum` and `importance_cut_sum` with an
+            importance correction.
 
         Raises:
             ValueError: `batch` lacks the old or reference log-probs that the settings need.
         """
-        mask = batch.sampled_mask
+        mask = batch.sampled_mask.bool()
         old_logprobs = self._old_logprobs(logprobs, batch)
-        loss, metrics = self.loss(
+        loss, metrics = policy_loss(
+            self.loss,
             logprobs,
             old_logprobs,
             batch.advantages,
             mask,
             normalizer=normalizer,
             aggregation=self.aggregation,
-            **self._correction(batch.behaviour_logprobs),
+            behaviour_logprobs=batch.behaviour_logprobs,
+            importance_correction=self.importance_correction,
         )
         metrics["policy_loss"] = loss.detach()
         metrics["entropy_sum"] = masked_sum(entropy, mask)
-        gap = (old_logprobs - batch.behaviour_logprobs).abs()
-        metrics["logprob_gap_sum"] = masked_sum(gap, mask)
+        metrics |= _sampler_gap(old_logprobs, batch.behaviour_logprobs, mask)
         if self.entropy_coefficient > 0.0:
             bonus = aggregate(entropy, mask, self.aggregation, normalizer)
             loss = loss - self.entropy_coefficient * bonus
         if batch.ref_logprobs is not None:
             kl = self._kl(logprobs, batch.ref_logprobs, mask)
             metrics["kl_sum"] = masked_sum(kl, mask)
-            if self.needs_reference:
+            if self.needs_reference and self.kl_in == "loss":
                 penalty = aggregate(kl, mask, self.aggregation, normalizer)
                 loss = loss + self.kl_coefficient * penalty
         elif self.needs_reference:
@@ -133,19 +154,10 @@ class Algorithm:
             )
         return loss, metrics
 
-    def _correction(self, behaviour_logprobs: Tensor) -> dict[str, Any]:
-        """What the loss is told of the sampler; nothing without a correction."""
-        if self.importance_correction is None:
-            return {}
-        return {
-            "behaviour_logprobs": behaviour_logprobs,
-            "importance_correction": self.importance_correction,
-        }
-
     def _old_logprobs(self, logprobs: Tensor, batch: PolicyBatch) -> Tensor:
         if batch.old_logprobs is not None:
             return batch.old_logprobs
-        if self.inner_epochs * self.mini_batches > 1:
+        if self.updates_per_step > 1:
             raise ValueError(
                 f"old_logprobs is None but inner_epochs={self.inner_epochs} and mini_batches="
                 f"{self.mini_batches} make several updates a step: recompute them before the first"
@@ -154,41 +166,13 @@ class Algorithm:
 
     def _kl(self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
         # Padding may hold infinities, whose gradient would be NaN even behind a mask of 0.
-        mask = mask.bool()
-        sampled, reference = (torch.where(mask, x, 0.0) for x in (logprobs, ref_logprobs))
+        sampled, reference = only_sampled(logprobs, mask), only_sampled(ref_logprobs, mask)
         return kl_estimate(sampled, reference, self.kl_kind)
 
-    def _check_kl(self) -> None:
-        kinds = get_args(KLKind)
-        if self.kl_kind not in kinds:
-            raise ValueError(f"kl_kind={self.kl_kind!r} is unknown: use one of {', '.join(kinds)}")
-        if self.kl_kind == "k1" and self.needs_reference:
-            raise ValueError(
-                "kl_kind='k1' has expected gradient 0 as a loss and cannot pull towards the "
-                "reference: use k2 or k3, or set kl_coefficient to 0"
-            )
 
-    def _check_aggregation(self) -> None:
-        if self.aggregation != "constant" and self.constant_length is not None:
-            raise ValueError(
-                f"constant_length={self.constant_length} has no effect with aggregation="
-                f"{self.aggregation!r}: use aggregation 'constant' or set constant_length to null"
-            )
-        self.local_normalizer(torch.ones(1, 1))
-
-    def _try_functions(self) -> None:
-        """Call both functions once, so that a wrong option fails before any model is loaded."""
-        given = [name for name in _SET_BY_ALGORITHM if name in getattr(self.loss, "keywords", {})]
-        if given:
-            raise ValueError(f"loss.{given[0]} would be ignored: set algorithm.{given[0]} instead")
-        two, one = torch.ones(2), torch.ones(1, 1)
-        self.advantage(two, two.long(), two.bool())
-        self.loss(
-            one,
-            one,
-            one,
-            one,
-            normalizer=1.0,
-            aggregation=self.aggregation,
-            **self._correction(one),
-        )
+def _sampler_gap(old_logprobs: Tensor, behaviour: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    sampled = mask & ~behaviour.isnan()  # where documents are trained on, nobody sampled them
+    return {
+        "logprob_gap_sum": masked_sum((old_logprobs - behaviour).abs(), sampled),
+        "sampled_tokens": sampled.sum().float(),
+    }

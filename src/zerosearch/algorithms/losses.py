@@ -1,76 +1,72 @@
-"""Clipped policy loss and the aggregation that all per-token terms share.
+"""Policy losses per token, and the frame around them: masks, importance weights, aggregation.
 
-Departure from the textbook: a mean is a local sum over a global count. The caller counts the whole
-update once (all ranks, all micro-batches) and passes it as `normalizer`, so the losses of the parts
-add up to the loss of the whole and the gradient does not depend on how a batch is split.
+A loss function has the signature of `TokenLossFunction` and options of its own. With r the ratio
+exp(logprobs - old_logprobs) of a token and A its advantage:
+
+| function | loss of a token | source |
+|---|---|---|
+| `ppo_clip` | -min(r A, clip(r, 1 - low, 1 + high) A) | PPO, arXiv 1707.06347, eq. 7 |
+| `gspo` | the same with the ratio of the whole sequence | GSPO, arXiv 2507.18071 |
+| `cispo` | -constant(clip(r, low, high)) A log p | CISPO, arXiv 2506.13585, eq. 4 and 5 |
+| `reinforce` | -constant(r) A log p | Williams 1992, with the ratio of the off-policy gradient |
 
 All tensors are [B, T] unless said otherwise; a value at t belongs to the token at t.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from zerosearch.algorithms.aggregation import Aggregation, aggregate, masked_sum, only_sampled
 from zerosearch.algorithms.importance import ImportanceCorrection, bounded_exp
 
-Aggregation = Literal["token-mean", "sequence-mean", "constant"]
-RatioLevel = Literal["token", "sequence"]
+RATIO_TAIL = 2.0  # a token that became twice or half as likely within a policy step is an outlier
 
 
-def policy_loss(
+class TokenLoss(NamedTuple):
+    """What a loss function gives for each token, [B, T] each."""
+
+    values: Tensor  # carries the gradient
+    ratio: Tensor  # of the policy to the old policy, before any bound
+    clipped: Tensor  # True where a bound took the gradient away or changed its size
+
+
+TokenLossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], TokenLoss]
+
+
+def ppo_clip(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
     *,
-    normalizer: float | Tensor,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     dual_clip: float | None = None,
-    ratio_level: RatioLevel = "token",
-    aggregation: Aggregation = "token-mean",
-    behaviour_logprobs: Tensor | None = None,
-    importance_correction: ImportanceCorrection | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Negative clipped surrogate objective (PPO, arXiv 1707.06347, eq. 7) over sampled tokens.
+) -> TokenLoss:
+    """Clipped surrogate objective of PPO (arXiv 1707.06347, eq. 7), negated.
 
     Args:
         logprobs: policy log-probs; carries the gradient.
         old_logprobs: log-probs of the policy before this step's updates; a constant.
-        advantages: [B] or [B, T]; a constant.
-        mask: True on sampled tokens of valid trajectories. Values elsewhere are never read.
-        normalizer: sum of `loss_normalizer` over all ranks and micro-batches of this update.
+        advantages: a constant.
+        mask: True on sampled tokens; elsewhere all others are 0.
         clip_low: ratios below 1 - clip_low are clipped (DAPO, arXiv 2503.14476: low != high).
         clip_high: ratios above 1 + clip_high are clipped.
         dual_clip: bound c > 1 on ratio * |advantage| where the advantage is negative
             (dual-clip PPO, arXiv 1912.09729); None for no bound.
-        ratio_level: "token", or "sequence" for the length-normalised ratio of a whole sequence
-            (GSPO, arXiv 2507.18071; gradient in its GSPO-token form, section 4.3).
-        aggregation: see `aggregate`.
-        behaviour_logprobs: log-probs under the distribution that was sampled from; read by the
-            correction alone.
-        importance_correction: weighs each token by a bounded exp(old - behaviour), a constant.
-
-    Returns:
-        The loss (0-dim; 0 with a gradient path where the mask is empty), and detached sums over
-        sampled tokens: `tokens`, `ratio_sum`, `clipped_sum` (tokens whose gradient the clips
-        removed), and with a correction `importance_sum` (of the weights) and `importance_cut_sum`
-        (tokens whose ratio was truncated or masked).
 
     Raises:
-        ValueError: shapes differ or an option is out of its range.
+        ValueError: an option is out of its range.
     """
-    _check_options(clip_low, clip_high, dual_clip)
-    _check_shapes(
-        mask, logprobs=logprobs, old_logprobs=old_logprobs, behaviour_logprobs=behaviour_logprobs
-    )
-    mask = mask.bool()
-    logprobs, old = _only_sampled(logprobs, mask), _only_sampled(old_logprobs, mask).detach()
-    advantages = _per_token(advantages, mask)
-    ratio = _probability_ratio(logprobs, old, mask, ratio_level)
+    _check_clips(clip_low, clip_high)
+    if dual_clip is not None and dual_clip <= 1.0:
+        raise ValueError(f"dual_clip={dual_clip}: must be above 1 (3 is usual), or null for none")
+    ratio = bounded_exp(logprobs - old_logprobs)
     surrogate = torch.minimum(
         ratio * advantages, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
     )
@@ -78,11 +74,139 @@ def policy_loss(
         surrogate = torch.where(
             advantages < 0, torch.maximum(surrogate, dual_clip * advantages), surrogate
         )
-    clipped = surrogate != ratio * advantages
+    return TokenLoss(-surrogate, ratio, surrogate != ratio * advantages)
+
+
+def gspo(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+) -> TokenLoss:
+    """PPO's objective with one ratio for a sequence, exp(mean over its tokens of the log-ratio).
+
+    Source: GSPO, arXiv 2507.18071, clip range of section 5.1. The gradient is that of GSPO-token
+    (section 4.3): the value is the sequence's ratio, each token's gradient its own, so that
+    advantages may differ between the tokens of a sequence.
+
+    Args:
+        logprobs: this and the next three as of `ppo_clip`.
+        old_logprobs: see there.
+        advantages: see there.
+        mask: see there.
+        clip_low: ratios below 1 - clip_low are clipped; a mean log-ratio is much smaller than that
+            of a token, so is its range.
+        clip_high: ratios above 1 + clip_high are clipped.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+    length = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    mean = (logprobs - old_logprobs).sum(dim=1, keepdim=True).detach() / length
+    return ppo_clip(
+        logprobs - logprobs.detach() + mean,
+        torch.zeros_like(old_logprobs),
+        advantages,
+        mask,
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )
+
+
+def cispo(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    ratio_low: float = 0.0,
+    ratio_high: float = 5.0,
+) -> TokenLoss:
+    """REINFORCE weighed by a bounded ratio (CISPO, MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
+
+    Unlike a clipped surrogate it keeps the gradient of every token: the bound is on its weight.
+
+    Args:
+        logprobs: this and the next three as of `ppo_clip`.
+        old_logprobs: see there.
+        advantages: see there.
+        mask: see there.
+        ratio_low: smallest weight; 0, as in the paper, is no bound.
+        ratio_high: largest weight (ScaleRL, arXiv 2510.13786, tries 4 to 8).
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+    if not 0.0 <= ratio_low <= 1.0:
+        raise ValueError(f"ratio_low={ratio_low}: must be between 0 (no bound) and 1")
+    if ratio_high < 1.0:
+        raise ValueError(f"ratio_high={ratio_high}: must be at least 1, 5 is usual")
+    ratio = bounded_exp(logprobs - old_logprobs).detach()
+    weight = ratio.clamp(ratio_low, ratio_high)
+    return TokenLoss(-weight * advantages * logprobs, ratio, weight != ratio)
+
+
+def reinforce(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+) -> TokenLoss:
+    """REINFORCE (Williams 1992): -A log p, weighed by the ratio after a step's first update.
+
+    Without the weight, updates after the first would take old trajectories for fresh ones. What
+    older weights or other kernels sampled is weighed by `importance_correction`.
+    """
+    ratio = bounded_exp(logprobs - old_logprobs).detach()
+    return TokenLoss(-ratio * advantages * logprobs, ratio, torch.zeros_like(mask))
+
+
+def policy_loss(
+    function: TokenLossFunction,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    normalizer: float | Tensor,
+    aggregation: Aggregation = "token-mean",
+    behaviour_logprobs: Tensor | None = None,
+    importance_correction: ImportanceCorrection | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a micro-batch.
+
+    Args:
+        function: loss per token, such as `ppo_clip`.
+        logprobs: policy log-probs; carries the gradient.
+        old_logprobs: log-probs of the policy before this step's updates; a constant.
+        advantages: [B] or [B, T]; a constant.
+        mask: True on sampled tokens of valid trajectories. Values elsewhere are never read.
+        normalizer: sum of `loss_normalizer` over all ranks and micro-batches of this update.
+        aggregation: see `aggregate`.
+        behaviour_logprobs: log-probs under the distribution that was sampled from; read by the
+            correction alone.
+        importance_correction: weighs each token by a bounded exp(old - behaviour), a constant.
+
+    Returns:
+        The loss (0-dim; 0 with a gradient path where the mask is empty), and detached sums over
+        sampled tokens: `tokens`, `ratio_sum`, `clipped_sum`, `tail_sum` (tokens whose probability
+        has changed by more than `RATIO_TAIL`), and with a correction `importance_sum` (of the
+        weights) and `importance_cut_sum` (tokens whose ratio was truncated or masked).
+
+    Raises:
+        ValueError: shapes differ or an option is out of its range.
+    """
+    _check_shapes(
+        mask, logprobs=logprobs, old_logprobs=old_logprobs, behaviour_logprobs=behaviour_logprobs
+    )
+    mask = mask.bool()
+    logprobs, old = only_sampled(logprobs, mask), only_sampled(old_logprobs, mask).detach()
+    values, ratio, clipped = function(logprobs, old, _per_token(advantages, mask), mask)
     metrics = {
         "tokens": mask.sum().float(),
         "ratio_sum": masked_sum(ratio, mask),
         "clipped_sum": masked_sum(clipped, mask),
+        "tail_sum": masked_sum((ratio < 1 / RATIO_TAIL) | (ratio > RATIO_TAIL), mask),
     }
     if importance_correction is not None:
         if behaviour_logprobs is None:
@@ -90,108 +214,10 @@ def policy_loss(
                 "importance_correction needs behaviour_logprobs: pass them, or set it to null"
             )
         weights, cut = importance_correction.weights(old, behaviour_logprobs, mask)
-        surrogate = surrogate * weights
+        values = values * weights
         metrics["importance_sum"] = masked_sum(weights, mask)
         metrics["importance_cut_sum"] = masked_sum(cut, mask)
-    return aggregate(-surrogate, mask, aggregation, normalizer), metrics
-
-
-def loss_normalizer(
-    mask: Tensor, aggregation: Aggregation, constant_length: int | None = None
-) -> Tensor:
-    """The local part of the global count that `aggregate` divides by.
-
-    Args:
-        mask: [B, T] True on sampled tokens of valid trajectories.
-        aggregation: "token-mean" counts tokens, "sequence-mean" sequences with at least one such
-            token, "constant" these sequences times `constant_length`.
-        constant_length: tokens per sequence that "constant" assumes, e.g. the response budget.
-
-    Returns:
-        0-dim float tensor: sum it over ranks and micro-batches of one update.
-
-    Raises:
-        ValueError: `aggregation` is unknown, or "constant" lacks a positive `constant_length`.
-    """
-    mask = mask.bool()
-    sequences = mask.any(dim=1).sum().float()
-    match aggregation:
-        case "token-mean":
-            return mask.sum().float()
-        case "sequence-mean":
-            return sequences
-        case "constant":
-            if constant_length is None or constant_length < 1:
-                raise ValueError(
-                    f"constant_length={constant_length}: aggregation 'constant' needs the number "
-                    "of tokens a sequence may have, at least 1"
-                )
-            return sequences * constant_length
-    raise ValueError(_unknown_aggregation(aggregation))
-
-
-def aggregate(
-    values: Tensor, mask: Tensor, aggregation: Aggregation, normalizer: float | Tensor
-) -> Tensor:
-    """Sum of masked values over a global count, one rule for policy, KL and entropy terms.
-
-    - "token-mean": every token weighs the same (DAPO, arXiv 2503.14476, section 3.3).
-    - "sequence-mean": every sequence weighs the same, averaged over its own tokens first (GRPO,
-      arXiv 2402.03300, eq. 3).
-    - "constant": every token weighs the same and the divisor does not depend on lengths (Dr. GRPO,
-      arXiv 2503.20783).
-
-    Args:
-        values: [B, T] per-token terms.
-        mask: [B, T] True on sampled tokens of valid trajectories.
-        aggregation: as above.
-        normalizer: sum of `loss_normalizer` over all ranks and micro-batches; 0 only where no token
-            was sampled anywhere, and then the result is 0.
-
-    Returns:
-        0-dim tensor; over a split of the rows the parts add up to the whole.
-
-    Raises:
-        ValueError: `aggregation` is unknown.
-    """
-    mask = mask.bool()
-    kept = _only_sampled(values, mask)
-    match aggregation:
-        case "token-mean" | "constant":
-            total = kept.sum()
-        case "sequence-mean":
-            total = (kept.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).sum()
-        case _:
-            raise ValueError(_unknown_aggregation(aggregation))
-    divisor = torch.as_tensor(normalizer, dtype=total.dtype, device=total.device).detach()
-    return total / torch.where(divisor > 0, divisor, 1.0)
-
-
-def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum of values where the mask is True, without gradient; for metrics. 0-dim tensor."""
-    return torch.where(mask.bool(), values.detach().float(), 0.0).sum()
-
-
-def _probability_ratio(
-    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, ratio_level: RatioLevel
-) -> Tensor:
-    log_ratio = logprobs - old_logprobs
-    match ratio_level:
-        case "token":
-            return bounded_exp(log_ratio)
-        case "sequence":
-            length = mask.sum(dim=1, keepdim=True).clamp(min=1)
-            mean_log_ratio = log_ratio.sum(dim=1, keepdim=True) / length
-            # The value is the sequence's ratio; the gradient of each token is its own, so that
-            # advantages may differ between the tokens of a sequence.
-            return bounded_exp(logprobs - logprobs.detach() + mean_log_ratio.detach())
-    raise ValueError(f"ratio_level={ratio_level!r} is unknown: use 'token' or 'sequence'")
-
-
-def _only_sampled(values: Tensor, mask: Tensor) -> Tensor:
-    """Zero before any arithmetic what is not sampled: an infinity there would poison gradients."""
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    return torch.where(mask, values.to(dtype), 0.0)
+    return aggregate(values, mask, aggregation, normalizer), metrics
 
 
 def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
@@ -199,7 +225,7 @@ def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
     if advantages.shape == mask.shape[:1]:
         advantages = advantages[:, None].expand_as(mask)
     _check_shapes(mask, advantages=advantages)
-    return _only_sampled(advantages.detach(), mask)
+    return only_sampled(advantages.detach(), mask)
 
 
 def _check_shapes(mask: Tensor, **tensors: Tensor | None) -> None:
@@ -211,14 +237,8 @@ def _check_shapes(mask: Tensor, **tensors: Tensor | None) -> None:
             )
 
 
-def _check_options(clip_low: float, clip_high: float, dual_clip: float | None) -> None:
+def _check_clips(clip_low: float, clip_high: float) -> None:
     if not 0.0 <= clip_low <= 1.0:
         raise ValueError(f"clip_low={clip_low}: must be between 0 and 1, 0.2 is usual")
     if clip_high < 0.0:
         raise ValueError(f"clip_high={clip_high}: must not be negative, 0.2 is usual")
-    if dual_clip is not None and dual_clip <= 1.0:
-        raise ValueError(f"dual_clip={dual_clip}: must be above 1 (3 is usual), or null for none")
-
-
-def _unknown_aggregation(aggregation: str) -> str:
-    return f"aggregation={aggregation!r} is unknown: use token-mean, sequence-mean or constant"

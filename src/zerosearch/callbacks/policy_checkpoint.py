@@ -21,12 +21,13 @@ from torch.distributed.checkpoint import CheckpointException
 
 from zerosearch.callbacks.files import flush_folder, flush_tree, free_space, replacing
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.training.failures import SearchOutage
+from zerosearch.training.failures import SearchOutage, TrainingCollapse
 
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"step_(\d+)\.ckpt")
 LAST = "last.ckpt"
+HEALTHY = "healthy.ckpt"
 
 
 def validation_follows(trainer: Trainer) -> bool:
@@ -44,6 +45,11 @@ class PolicyCheckpoint(Checkpoint):
     validation follows a step, it saves after the validation: a checkpoint made before it would
     make Lightning skip that validation in the resumed run. Such a checkpoint is missing when the
     process dies during the validation; then the run resumes from the one before and repeats it.
+
+    How good the policy of a checkpoint is, the next policy step shows, which samples from it. Until
+    `HealthMonitor` has found that step healthy, `healthy.ckpt` is a link to the newest checkpoint
+    that it did find healthy. When the run collapses, nothing more is saved and `last.ckpt` becomes
+    that one.
 
     Being a `Checkpoint`, it runs after all other callbacks, so that what they wrote for a step is
     there whenever the checkpoint of the step is.
@@ -68,11 +74,18 @@ class PolicyCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self._saved_step: int | None = None
+        self._healthy: Path | None = None  # the newest checkpoint that was found healthy
+        self._candidates: list[int] = []  # steps of later ones, which may yet be found so
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._saved_step = pl_module.policy_step  # what a resumed run starts from is on disk
+        present, healthy = self._path(pl_module.policy_step), self.dirpath / HEALTHY
+        found = present if pl_module.healthy else healthy
+        self._healthy = found if found.exists() else None
+        self._candidates = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self._judge(trainer, pl_module.policy_step - 1 - pl_module.lag, pl_module.healthy)
         if not validation_follows(trainer):
             self._save_if_due(trainer, pl_module)
 
@@ -83,30 +96,70 @@ class PolicyCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         # other errors may come from one rank alone, or from the middle of an update
         if isinstance(exception, SearchOutage) and pl_module.policy_step != self._saved_step:
-            self._save(trainer, pl_module.policy_step)
+            self._save(trainer, pl_module)
+        if isinstance(exception, TrainingCollapse) and trainer.is_global_zero:
+            self._go_back()
 
     def _save_if_due(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         step = pl_module.policy_step
         last = step >= pl_module.policy_steps or trainer.should_stop
         if step == self._saved_step or (step % self.every_n_steps and not last):
             return
-        self._save(trainer, step)
+        self._save(trainer, pl_module)
 
-    def _save(self, trainer: Trainer, step: int) -> None:
-        path = self.dirpath / f"step_{step:06d}.ckpt"
+    def _save(self, trainer: Trainer, pl_module: PolicyModule) -> None:
+        step = pl_module.policy_step
+        path = self._path(step)
         save_whole(trainer, path)
         self._saved_step = step
         if trainer.is_global_zero:
-            _point_last(path)
+            if self._healthy is not None and not (self.dirpath / HEALTHY).exists():
+                _point(HEALTHY, self._healthy)
+            _point(LAST, path)
+        if pl_module.healthy:
+            self._candidates.append(step)
+            if step >= pl_module.policy_steps:
+                self._judge(trainer, step, healthy=True)  # no step follows that could doubt it
+        if trainer.is_global_zero:
             self._prune(step)
             log.info("Checkpoint of policy step %d: %s", step, path)
+
+    def _path(self, step: int) -> Path:
+        return self.dirpath / f"step_{step:06d}.ckpt"
+
+    def _judge(self, trainer: Trainer, sampled: int, healthy: bool) -> None:
+        """A step has sampled from the policy as it was after `sampled` policy steps."""
+        found = [step for step in self._candidates if step <= sampled]
+        self._candidates = [step for step in self._candidates if step > sampled]
+        if not found or not healthy:
+            return
+        self._healthy = self._path(found[-1])
+        if trainer.is_global_zero:
+            _remove(self.dirpath / HEALTHY)
+            if self._candidates:  # last.ckpt is one of them
+                _point(HEALTHY, self._healthy)
+            self._prune(found[-1])
+
+    def _go_back(self) -> None:
+        last, healthy = self.dirpath / LAST, self.dirpath / HEALTHY
+        if healthy.exists():
+            _point(LAST, healthy)
+        elif self._healthy is None:
+            log.error("No checkpoint of a healthy policy was saved: start a new run")
+            return
+        log.error(
+            "The last checkpoint of a healthy policy is %s: go on from it with other settings", last
+        )
 
     def _prune(self, step: int) -> None:
         if self.keep is None:
             return
         matches = [(NAME.fullmatch(path.name), path) for path in self.dirpath.iterdir()]
         past = sorted((int(m[1]), path) for m, path in matches if m and int(m[1]) <= step)
-        for _, path in past[: -self.keep]:
+        healthy = (self.dirpath / HEALTHY).resolve()
+        for number, path in past[: -self.keep]:
+            if number in self._candidates or path == healthy:  # which a symbolic link only names
+                continue
             _remove(path)
 
 
@@ -143,23 +196,23 @@ def save_whole(trainer: Trainer, path: Path) -> None:
     trainer.strategy.barrier("checkpoint in place")
 
 
-def _point_last(path: Path) -> None:
-    """Make `last.ckpt` the checkpoint `path`: a hard link, so that it outlives the other name.
+def _point(name: str, path: Path) -> None:
+    """Make `name` the checkpoint `path`: a hard link, so that it outlives the other name.
 
     Folders get a symbolic link, and disks without hard links a copy.
     """
-    last, link = path.with_name(LAST), path.with_name(f".{LAST}.link")
+    target, link = path.with_name(name), path.with_name(f".{name}.link")
     _remove(link)
     if path.is_dir():
-        link.symlink_to(path.name)
+        link.symlink_to(path.resolve().name)
     else:
         try:
             os.link(path, link)
         except OSError:
-            with path.open("rb") as source, replacing(last) as target:
-                shutil.copyfileobj(source, target)
+            with path.open("rb") as source, replacing(target) as copy:
+                shutil.copyfileobj(source, copy)
             return
-    os.replace(link, last)
+    os.replace(link, target)
 
 
 def _remove(path: Path) -> None:

@@ -19,6 +19,8 @@ class PolicyModule(Protocol):
     policy_steps: int  # policy steps of the whole run
     noise_probability: float  # of the simulated searches of the next policy step
     next_noise_probability: float  # of the step after that one, which may be sampled with it
+    healthy: bool  # False while the last policy step looks like a collapse
+    lag: int  # policy steps that sampling is ahead of training
     latest: StepRecord | None  # the last policy step of this process
     evaluation_records: list[StepRecord]  # of the last validation or test, one per evaluation
 

@@ -43,9 +43,12 @@ class QADataModule(LightningDataModule):
         shuffle_block: questions per shuffled block of a streaming source.
         lag: steps that sampling is ahead of training, 0 or 1: with 1 each batch also holds the
             questions of the next step (`QuestionBatch.following`).
+        spare_rounds: spare questions of each step, in units of `questions_per_step`
+            (`QuestionBatch.spares`); as many as the algorithm's `resampling_rounds`.
 
     Raises:
-        ValueError: no training source, two sources of one label, a weight that is not positive.
+        ValueError: no training source, two sources of one label, a weight that is not positive, a
+            number that is out of its range.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class QADataModule(LightningDataModule):
         seed: int = 0,
         shuffle_block: int = 1024,
         lag: int = 0,
+        spare_rounds: int = 0,
     ) -> None:
         super().__init__()
         chosen = train if files is None else file_sources(files)
@@ -74,12 +78,15 @@ class QADataModule(LightningDataModule):
                 raise ValueError(f"{name}={limit} must be at least 1, or null for all questions")
         if shuffle_block < 1:
             raise ValueError(f"shuffle_block={shuffle_block} must be at least 1 (1: no shuffling)")
+        if spare_rounds < 0:
+            raise ValueError(f"spare_rounds={spare_rounds} must be at least 0 (0: no spares)")
         self._questions_per_step = questions_per_step
         self._validation_batch = validation_batch
         self._limits = {"validation": validation_limit, "test": test_limit}
         self._seed = seed
         self._shuffle_block = shuffle_block
         self._lag = lag
+        self._spare_rounds = spare_rounds
         self._evaluation: dict[str, list[Question]] = {}
         self._loaded: dict[str, Any] | None = None
         self._train_loader: TrainLoader | None = None
@@ -108,6 +115,7 @@ class QADataModule(LightningDataModule):
                 world_size=world_size,
                 steps_done=self._steps_done if self.trainer is not None else None,
                 look_ahead=self._lag > 0,
+                spare_rounds=self._spare_rounds,
             )
             if self._resume is not None:
                 self._check_same_data(self._resume["data"])
@@ -187,6 +195,7 @@ class QADataModule(LightningDataModule):
         return {
             "seed": self._seed,
             "questions_per_step": self._questions_per_step,
+            "spare_rounds": self._spare_rounds,
             "sources": sizes,
             "weights": dict(zip(sizes, weights, strict=True)),
             "shuffle_block": self._shuffle_block if None in sizes.values() else None,
@@ -194,6 +203,7 @@ class QADataModule(LightningDataModule):
 
     def _check_same_data(self, saved: dict[str, Any]) -> None:
         current = self._fingerprint()
+        saved = {"spare_rounds": 0, **saved}  # checkpoints from before there were any
         changed = [key for key in current if current[key] != saved.get(key)]
         if changed:
             difference = "; ".join(f"{k} was {saved.get(k)}, is {current[k]}" for k in changed)

@@ -23,16 +23,21 @@ class QuestionBatch:
 
     Args:
         questions: of this rank in one step.
-        following: those of the next step, where the loader looks ahead.
+        spares: to ask in place of those that turn out to teach nothing.
+        following: the batch of the next step, where the loader looks ahead.
     """
 
-    __slots__ = ("_questions", "following")
+    __slots__ = ("_questions", "following", "spares")
 
     def __init__(
-        self, questions: Sequence[Question], following: Sequence[Question] | None = None
+        self,
+        questions: Sequence[Question],
+        spares: Sequence[Question] = (),
+        following: QuestionBatch | None = None,
     ) -> None:
         self._questions = tuple(questions)
-        self.following = None if following is None else tuple(following)
+        self.spares = tuple(spares)
+        self.following = following
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -88,6 +93,8 @@ class TrainLoader:
         world_size: number of processes; must divide `questions_per_step`.
         steps_done: steps trained so far, from any starting point; None counts batches handed out.
         look_ahead: hand out the questions of the next step beside those of each step.
+        spare_rounds: spare questions of a step, in units of `questions_per_step`. They are drawn
+            after the questions of the step, and passed over if nobody asks them.
 
     Raises:
         ValueError: `questions_per_step` is not a positive multiple of `world_size`.
@@ -103,6 +110,7 @@ class TrainLoader:
         world_size: int = 1,
         steps_done: Callable[[], int] | None = None,
         look_ahead: bool = False,
+        spare_rounds: int = 0,
     ) -> None:
         check_shared(questions_per_step, world_size)
         self._draws = dict(draws)
@@ -110,6 +118,8 @@ class TrainLoader:
         self._mix = mix
         self._questions_per_step = questions_per_step
         self._share = rank_slice(questions_per_step, rank, world_size)
+        self._draws_per_step = questions_per_step * (1 + spare_rounds)
+        self._spare_share = rank_slice(questions_per_step * spare_rounds, rank, world_size)
         self._steps_done = steps_done or self._count_handed_out
         self._look_ahead = look_ahead
         self._handed_out = 0
@@ -124,9 +134,9 @@ class TrainLoader:
     def __iter__(self) -> Iterator[QuestionBatch]:
         steps = self._draw_from(self.step)
         batches = pairwise(steps) if self._look_ahead else ((step, None) for step in steps)
-        for questions, following in batches:
+        for batch, following in batches:
             self._handed_out += 1
-            yield QuestionBatch(questions, following)
+            yield QuestionBatch(batch[:], batch.spares, following)
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the next step to train; the same on every rank."""
@@ -144,23 +154,27 @@ class TrainLoader:
     def _count_handed_out(self) -> int:
         return self._handed_out
 
-    def _draw_from(self, step: int) -> Iterator[list[Question]]:
+    def _draw_from(self, step: int) -> Iterator[QuestionBatch]:
         """This rank's questions of a step and of those after it."""
         if step in self._states:
             self._load_sources(self._states[step])
         while True:
             self._states[step] = self._source_states()
             self._states.pop(step - KEPT_STATES - self._look_ahead, None)
-            yield self._global_batch(step)[self._share]
+            drawn = self._draw_step(step)
+            questions = drawn[: self._questions_per_step]
+            spares = drawn[self._questions_per_step :]
+            yield QuestionBatch(questions[self._share], spares[self._spare_share])
             step += 1
 
-    def _global_batch(self, step: int) -> list[Question]:
-        first = step * self._questions_per_step
-        questions = []
-        for slot in range(first, first + self._questions_per_step):
+    def _draw_step(self, step: int) -> list[Question]:
+        """The questions and the spares of all ranks."""
+        first = step * self._draws_per_step
+        drawn = []
+        for slot in range(first, first + self._draws_per_step):
             source, number = self._mix.source(slot)
-            questions.append(self._sources[source].draw(number))
-        return questions
+            drawn.append(self._sources[source].draw(number))
+        return drawn
 
     def _source_states(self) -> dict[str, Any]:
         states = {label: draws.state_dict() for label, draws in self._draws.items()}

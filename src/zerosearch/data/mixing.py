@@ -1,7 +1,7 @@
 """Order of the training questions: which source a slot draws from, and which question it gets.
 
-Slots are counted over the whole run and over all ranks: step s of Q questions has the slots
-s * Q to s * Q + Q - 1. For sources in memory the question of a slot is a pure function of
+Slots are counted over the whole run and over all ranks: step s of Q questions, spares included, has
+the slots s * Q to s * Q + Q - 1. For sources in memory the question of a slot is a pure function of
 (seed, slot), so a run resumes at any step without replaying the ones before it, and any number of
 ranks sees the same steps. Streams can only be read forwards; they carry a position instead.
 """

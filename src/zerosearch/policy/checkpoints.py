@@ -7,7 +7,8 @@ the folder are re-cut for another number of ranks by torch itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +22,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_OPTIMIZER = "optimizer_0"  # every run has one
+_OPTIMIZER = re.compile(r"optimizer_(\d+)")  # in a folder: as Lightning numbers them
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
@@ -44,7 +45,8 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     with naming_damage(path):
         FileSystemReader(path).read_metadata()  # where it is missing, torch looks further, noisily
         checkpoint = _load_distributed_checkpoint(path)
-    checkpoint["optimizer_states"] = [_by_position(checkpoint.pop(_OPTIMIZER))]
+    saved = sorted((name for name in checkpoint if _OPTIMIZER.fullmatch(name)), key=_number)
+    checkpoint["optimizer_states"] = [_by_position(checkpoint.pop(name)) for name in saved]
     return checkpoint
 
 
@@ -77,16 +79,22 @@ def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
-def saved_state_names(path: Path) -> set[str]:
-    """Names of what the optimizer keeps per parameter, in the folder of a sharded checkpoint."""
+def saved_state_names(path: Path) -> list[set[str]]:
+    """Names of what each optimizer keeps per parameter, in the folder of a sharded checkpoint."""
     with naming_damage(path):
         entries = FileSystemReader(path).read_metadata().state_dict_metadata
-    prefix = f"{_OPTIMIZER}.state."
-    return {name.rpartition(".")[2] for name in entries if name.startswith(prefix)}
+    kept: dict[int, set[str]] = {}
+    for entry in entries:
+        optimizer, _, rest = entry.partition(".")
+        if _OPTIMIZER.fullmatch(optimizer):
+            names = kept.setdefault(_number(optimizer), set())
+            if rest.startswith("state."):
+                names.add(rest.rpartition(".")[2])
+    return [kept[number] for number in sorted(kept)]
 
 
 def state_names(state: Mapping[str, Any]) -> set[str]:
-    """The same of an optimizer's `state_dict`, by name or by position."""
+    """The same of one optimizer's `state_dict`, by name or by position."""
     return {name for values in state["state"].values() for name in values}
 
 
@@ -124,23 +132,28 @@ def check_same_model(saved: Shapes, present: Shapes) -> None:
     )
 
 
-def check_same_optimizer(saved: set[str], present: set[str]) -> None:
-    """Refuse a checkpoint of another optimizer, in one sentence.
+def check_same_optimizers(saved: Sequence[set[str]], present: Sequence[set[str]]) -> None:
+    """Refuse a checkpoint of other optimizers, in one sentence.
 
     Args:
-        saved: names of what the optimizer of the checkpoint keeps per parameter.
-        present: of what that of the run keeps.
+        saved: names of what each optimizer of the checkpoint keeps per parameter: the policy's,
+            then the critic's where there is one.
+        present: of what those of the run keep.
 
     Raises:
         ValueError: they differ.
     """
-    if saved != present:
-        there, here = (", ".join(sorted(names)) or "nothing" for names in (saved, present))
+    if list(saved) != list(present):
+        there, here = (" and ".join(_listed(names) for names in all_) for all_ in (saved, present))
         raise ValueError(
             f"the checkpoint of resume= is of another optimizer, which keeps {there} per "
             f"parameter, and that of this run {here}: resume with the optimizer settings of its "
             "run, or start a new run from that run's exported policy"
         )
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
 
 
 def optimizer_by_name(state: dict[str, Any], module: nn.Module, optimizer: Any) -> dict[str, Any]:
@@ -149,7 +162,7 @@ def optimizer_by_name(state: dict[str, Any], module: nn.Module, optimizer: Any) 
     Args:
         state: as `Optimizer.state_dict` returns it.
         module: whose parameters are optimised.
-        optimizer: over the same parameters in the same order.
+        optimizer: over the same parameters in the same order; they may be some of the module's.
     """
     name_of = {id(parameter): name for name, parameter in module.named_parameters()}
     names = [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
@@ -160,6 +173,10 @@ def optimizer_by_name(state: dict[str, Any], module: nn.Module, optimizer: Any) 
             for group in state["param_groups"]
         ],
     }
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
 
 
 def _by_position(state: dict[str, Any]) -> dict[str, Any]:

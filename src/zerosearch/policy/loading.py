@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -29,11 +29,15 @@ from zerosearch.policy.sharding import (
     Sharding,
     base_model,
     compute_buffers,
+    local_tensor,
     named_tensors,
     reshard,
     shard_model,
 )
 from zerosearch.policy.source import PolicySource
+
+# puts another head into a model and returns the name of the head's module
+HeadReplacement = Callable[[nn.Module], str]
 
 
 def load_policy(source: PolicySource, sharding: Sharding | None) -> nn.Module:
@@ -52,13 +56,34 @@ def load_policy(source: PolicySource, sharding: Sharding | None) -> nn.Module:
     """
     if sharding is None:
         return source.load_model()
-    source.check()
-    files = source.safetensors_files()
-    model = _from_files(source, sharding, files) if files else None
-    if model is None:
-        model = _from_rank_0(source, sharding)
+    model = load_sharded(source, sharding)
     verify_logprobs(model)
     reshard(model)
+    return model
+
+
+def load_sharded(
+    source: PolicySource, sharding: Sharding, replace_head: HeadReplacement | None = None
+) -> nn.Module:
+    """Load a policy spread over the ranks, with another head where wanted; a collective.
+
+    Args:
+        source: the policy.
+        sharding: how it is spread.
+        replace_head: is given each model made on the way, with its adapters, before it is spread.
+            The new head has its values; that in the files is not read.
+
+    Returns:
+        As of `load_policy`, but not verified.
+
+    Raises:
+        ValueError: as of `load_policy`.
+    """
+    source.check()
+    files = source.safetensors_files()
+    model = _from_files(source, sharding, files, replace_head) if files else None
+    if model is None:
+        model = _from_rank_0(source, sharding, replace_head)
     return model.train()
 
 
@@ -74,26 +99,14 @@ def make_reference(
     """
     if sharding is None or isinstance(model, PeftModel):
         return ReferencePolicy.from_policy(model)
-    return ReferencePolicy(copied=_frozen_copy(source, model, sharding), shared=None)
-
-
-def _frozen_copy(source: PolicySource, model: nn.Module, sharding: Sharding) -> nn.Module:
-    """A copy that is never trained.
-
-    Its shards are kept in the dtype of the computation: gathering would round them to it anyway.
-    """
+    # shards in the dtype of the computation: gathering would round them to it anyway
     twin = _skeleton(source, base_model(model).config).requires_grad_(False)
     for parameter in twin.parameters():
         parameter.data = parameter.data.to(sharding.param_dtype)
     shard_model(twin, sharding)
-    reshard(model)
-    with torch.no_grad():
-        for (name, target), (own, value) in zip(
-            named_tensors(twin), named_tensors(model), strict=True
-        ):
-            assert name == own
-            _local(target).copy_(_local(value))
-    return twin
+    reference = ReferencePolicy(copied=twin, shared=None)
+    reference.reset(model)
+    return reference
 
 
 def _skeleton(source: PolicySource, config: PretrainedConfig) -> nn.Module:
@@ -116,7 +129,10 @@ def _check_master_weights(model: nn.Module) -> None:
 
 
 def _from_files(
-    source: PolicySource, sharding: Sharding, files: dict[str, Path]
+    source: PolicySource,
+    sharding: Sharding,
+    files: dict[str, Path],
+    replace_head: HeadReplacement | None,
 ) -> nn.Module | None:
     """The model with slices of its files; None where slices of files are not what it needs."""
     config, generation_config = source.load_file_configs()
@@ -129,26 +145,31 @@ def _from_files(
     base = base_model(model)
     if generation_config is not None:
         base.generation_config = generation_config
-    _check_names(base, files)
     if source.lora is not None:
         start_adapters(model, source.lora, source.init_seed)
+    new_head = None if replace_head is None else replace_head(model)
+    _check_names(base, files, new_head)
     shard_model(model, sharding)
-    _read_shards(dict(_saved_tensors(base)), files)
+    _read_shards(dict(_saved_tensors(base, new_head)), files)
     compute_buffers(base)
     return model
 
 
-def _saved_tensors(base: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+def _saved_tensors(base: PreTrainedModel, new_head: str | None) -> Iterator[tuple[str, Tensor]]:
     """What a checkpoint holds of the model, by its names there; of tied tensors every name."""
     for name, tensor in base.state_dict(keep_vars=True).items():
-        if ".lora_" not in name:
+        if ".lora_" not in name and not _is_inside(name, new_head):
             yield name.replace(".base_layer.", "."), tensor
 
 
-def _check_names(base: PreTrainedModel, files: dict[str, Path]) -> None:
+def _is_inside(name: str, module: str | None) -> bool:
+    return module is not None and name.startswith(f"{module}.")
+
+
+def _check_names(base: PreTrainedModel, files: dict[str, Path], new_head: str | None) -> None:
     """Raise where the names in the files are not those of the model."""
     names: dict[int, set[str]] = {}
-    for name, tensor in _saved_tensors(base):
+    for name, tensor in _saved_tensors(base, new_head):
         names.setdefault(id(tensor), set()).add(name)
     missing = [min(group) for group in names.values() if not group & files.keys()]
     known = set().union(*names.values())
@@ -156,7 +177,9 @@ def _check_names(base: PreTrainedModel, files: dict[str, Path]) -> None:
     unexpected = [
         name
         for name in files
-        if name not in known and not any(re.search(pattern, name) for pattern in ignored)
+        if name not in known
+        and not _is_inside(name, new_head)
+        and not any(re.search(pattern, name) for pattern in ignored)
     ]
     if missing or unexpected:
         raise ValueError(
@@ -186,10 +209,12 @@ def _read_shards(tensors: dict[str, Tensor], files: dict[str, Path]) -> None:
                         f"config has {list(target.shape)}: config.json and weights do not belong "
                         "together"
                     )
-                _local(target.detach()).copy_(stored[_own_rows(target)])
+                local_tensor(target.detach()).copy_(stored[_own_rows(target)])
 
 
-def _from_rank_0(source: PolicySource, sharding: Sharding) -> nn.Module:
+def _from_rank_0(
+    source: PolicySource, sharding: Sharding, replace_head: HeadReplacement | None
+) -> nn.Module:
     whole, failure = None, None
     if dist.get_rank(sharding.mesh.get_group()) == 0:
         try:
@@ -204,6 +229,9 @@ def _from_rank_0(source: PolicySource, sharding: Sharding) -> nn.Module:
         raise ValueError(failure)
     model = _skeleton(source, config)
     base_model(model).generation_config = generation_config
+    for each in (model, whole):
+        if replace_head is not None and each is not None:
+            replace_head(each)
     shard_model(model, sharding)
     values = {} if whole is None else dict(named_tensors(whole))
     for name, target in named_tensors(model):
@@ -214,12 +242,8 @@ def _from_rank_0(source: PolicySource, sharding: Sharding) -> nn.Module:
             else torch.empty(shape, dtype=dtype, device=sharding.device)
         )
         dist.broadcast(value, group_src=0, group=sharding.mesh.get_group())
-        _local(target.detach()).copy_(value[_own_rows(target)])
+        local_tensor(target.detach()).copy_(value[_own_rows(target)])
     return model
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _own_rows(target: Tensor) -> slice:

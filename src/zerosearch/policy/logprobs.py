@@ -11,21 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
-from typing import cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.utils.generic import is_flash_attention_requested
 
+from zerosearch.policy.hidden_states import check_selection, forward_method, predicting_states
 from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
-
-_FSDP_METHOD = "selected_token_stats"
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -64,8 +58,7 @@ def token_logprobs(
         with_entropy: False leaves the entropy at 0 and saves its share of time.
         entropy_gradient: False makes the entropy a constant. Give it where no loss reads it: what a
             chunk keeps for a gradient that nobody asks for stays until the backward pass has ended.
-        packed: read the real tokens as one row without padding, see `packs_sequences`. Rows are
-            told apart by their positions, which start at 0.
+        packed: read the real tokens as one row without padding, see `packs_sequences`.
 
     Returns:
         `TokenStats`, zeros outside `select_mask`.
@@ -79,15 +72,8 @@ def token_logprobs(
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 1")
     attended, selected = attention_mask.bool(), select_mask.bool()
-    predictable = attended & F.pad(attended[:, :-1], (1, 0))
-    if bool((selected & ~predictable).any()):
-        raise ValueError(
-            "select_mask selects padding or a token without a real token before it (position 0): "
-            "only tokens that the model predicts can be selected"
-        )
-    run = _runner(model)
-    read = _read_packed if packed else _read_padded
-    logprobs, entropy = run(
+    check_selection(attended, selected)
+    logprobs, entropy = forward_method(model, _selected_stats)(
         input_ids,
         attended,
         selected,
@@ -95,7 +81,7 @@ def token_logprobs(
         chunk_tokens,
         with_entropy,
         entropy_gradient,
-        read,
+        packed,
     )
     return TokenStats(logprobs=logprobs, entropy=entropy)
 
@@ -106,8 +92,7 @@ def packs_sequences(model: nn.Module) -> bool:
     Flash attention takes their bounds, flex attention skips blocks between them; the other
     implementations would compute, and mask, attention over the whole row.
     """
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    config = cast(PreTrainedModel, causal).config.get_text_config()
+    config = base_model(model).config.get_text_config()
     return config._attn_implementation == "flex_attention" or is_flash_attention_requested(config)
 
 
@@ -151,20 +136,6 @@ def logit_transform(config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
     return lambda logits: logits
 
 
-def _runner(model: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The computation bound to the model, known to FSDP2 as a forward method where it is sharded.
-
-    FSDP2 gathers the weights of its root around registered methods only, and this one never calls
-    the root's own forward.
-    """
-    if not isinstance(model, FSDPModule):
-        return MethodType(_selected_stats, model)
-    if not hasattr(model, _FSDP_METHOD):
-        setattr(model, _FSDP_METHOD, MethodType(_selected_stats, model))
-        register_fsdp_forward_method(model, _FSDP_METHOD)
-    return getattr(model, _FSDP_METHOD)
-
-
 def _selected_stats(
     model: nn.Module,
     input_ids: Tensor,
@@ -174,12 +145,11 @@ def _selected_stats(
     chunk_tokens: int,
     with_entropy: bool,
     entropy_gradient: bool,
-    read: Callable[[PreTrainedModel, Tensor, Tensor, Tensor], Tensor],
+    packed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropy, [B, T] each; a tuple, because FSDP2 looks for tensors in it."""
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    causal = cast(PreTrainedModel, causal)
-    rows = read(causal, input_ids, attended, selected)  # [N, H]
+    """Log-probs and entropy, [B, T] each."""
+    causal = base_model(model)
+    rows = predicting_states(causal, input_ids, attended, selected, packed=packed)  # [N, H]
     targets = input_ids[selected]  # [N]
     transform = logit_transform(causal.config.get_text_config())
     head = causal.get_output_embeddings()
@@ -204,32 +174,3 @@ def _selected_stats(
     logprobs_n, entropy_n = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     zeros = logprobs_n.new_zeros(selected.shape)
     return zeros.masked_scatter(selected, logprobs_n), zeros.masked_scatter(selected, entropy_n)
-
-
-def _read_padded(
-    causal: PreTrainedModel, input_ids: Tensor, attended: Tensor, selected: Tensor
-) -> Tensor:
-    """Hidden states [N, H] that predict the selected tokens."""
-    hidden = causal.get_decoder()(
-        input_ids=input_ids,
-        attention_mask=attended.long(),
-        position_ids=_positions(attended),
-        use_cache=False,
-    ).last_hidden_state  # [B, T, H]
-    return hidden[:, :-1][selected[:, 1:]]
-
-
-def _read_packed(
-    causal: PreTrainedModel, input_ids: Tensor, attended: Tensor, selected: Tensor
-) -> Tensor:
-    """The same, from one row that holds the real tokens of all of them."""
-    hidden = causal.get_decoder()(
-        input_ids=input_ids[attended][None],
-        position_ids=_positions(attended)[attended][None],
-        use_cache=False,
-    ).last_hidden_state[0]  # [real tokens, H]
-    return hidden[selected[attended].nonzero()[:, 0] - 1]
-
-
-def _positions(attended: Tensor) -> Tensor:
-    return (attended.long().cumsum(-1) - 1).clamp(min=0)

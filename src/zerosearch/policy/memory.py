@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
 
-    from zerosearch.policy.memory_plan import Plan, Row, Sampler
+    from zerosearch.policy.memory_plan import Critic, Plan, Row, Sampler
+    from zerosearch.policy.source import PolicySource
 
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
@@ -28,7 +29,8 @@ def check_memory(cfg: DictConfig) -> None:
     """
     import torch
 
-    from zerosearch.policy.memory_plan import check_fits, memory_rows
+    from zerosearch.policy.memory_plan import check_fits
+    from zerosearch.policy.memory_rows import memory_rows
 
     if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return
@@ -43,7 +45,8 @@ def plan_of(cfg: DictConfig) -> Plan:
         ValueError: the number of GPUs is not known here.
     """
     from zerosearch.policy.activation_memory import Shape
-    from zerosearch.policy.memory_plan import Plan, states_per_parameter
+    from zerosearch.policy.memory_plan import Plan
+    from zerosearch.policy.memory_rows import states_per_parameter
 
     source = hydra.utils.instantiate(cfg.model)
     model = source.build_on_meta()
@@ -62,6 +65,7 @@ def plan_of(cfg: DictConfig) -> Plan:
         compute_dtype=_dtype(settings["param_dtype"]) if settings else computed,
         reduce_dtype=_dtype(settings["reduce_dtype"]) if settings else computed,
         optimizer_states=states_per_parameter(hydra.utils.instantiate(cfg.optimizer)),
+        critic=_critic(cfg, source),
         with_reference=algorithm.needs_reference and source.lora is None,
         cpu_offload=bool(settings) and settings["cpu_offload"],
         reshard_after_forward=bool(settings) and settings["reshard_after_forward"],
@@ -70,6 +74,20 @@ def plan_of(cfg: DictConfig) -> Plan:
         longest=cfg.episode.max_context_tokens,
         logprob_chunk_tokens=cfg.module.logprob_chunk_tokens,
     )
+
+
+def _critic(cfg: DictConfig, source: PolicySource) -> Critic | None:
+    from zerosearch.policy.critic import put_value_head
+    from zerosearch.policy.memory_plan import Critic
+    from zerosearch.policy.memory_rows import states_per_parameter
+
+    settings = cfg.algorithm.get("critic")
+    if settings is None:
+        return None
+    model = source.build_on_meta()
+    put_value_head(model)
+    optimizer = hydra.utils.instantiate(settings.optimizer)
+    return Critic(model=model, optimizer_states=states_per_parameter(optimizer))
 
 
 def _sampler(cfg: DictConfig, gpus: int, *, sharded: bool) -> Sampler:
@@ -161,7 +179,8 @@ def _print(plan: Plan, rows: list[Row], gpu_bytes: int) -> None:
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="memory")
 def main(cfg: DictConfig) -> None:
     """Print the table; exit code 1 where the run does not fit."""
-    from zerosearch.policy.memory_plan import GIB, check_fits, memory_rows
+    from zerosearch.policy.memory_plan import GIB, check_fits
+    from zerosearch.policy.memory_rows import memory_rows
 
     gpu_bytes = int(cfg.gpu_gib * GIB)
     try:

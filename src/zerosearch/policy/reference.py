@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from zerosearch.policy.logprobs import TokenStats, token_logprobs
-from zerosearch.policy.sharding import reshard
+from zerosearch.policy.sharding import local_tensor, named_tensors, reshard
 
 
 class ReferencePolicy(nn.Module):
@@ -40,6 +40,21 @@ class ReferencePolicy(nn.Module):
         if isinstance(model, PeftModel):
             return cls(copied=None, shared=model)
         return cls(copied=copy.deepcopy(model).requires_grad_(False), shared=None)
+
+    @torch.no_grad()
+    def reset(self, model: nn.Module) -> None:
+        """Take over the present weights of the policy that this is a copy of.
+
+        Args:
+            model: sharded as at first; not a PeftModel, whose reference has no weights of its own.
+        """
+        assert self.model is not None
+        reshard(model)
+        for (name, target), (own, value) in zip(
+            named_tensors(self.model), named_tensors(model), strict=True
+        ):
+            assert name == own
+            local_tensor(target).copy_(local_tensor(value))
 
     def train(self, mode: bool = True) -> ReferencePolicy:
         """Stay in evaluation mode whatever the owner's mode is."""

@@ -105,6 +105,11 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The causal LM itself, without what PEFT has put around it."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model

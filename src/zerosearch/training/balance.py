@@ -19,7 +19,7 @@ from zerosearch.types import Trajectory
 
 
 def balance(
-    trajectories: Sequence[Trajectory], advantages_B: Tensor, rank: int
+    trajectories: Sequence[Trajectory], rewards: Sequence[float], rank: int
 ) -> tuple[list[Trajectory], Tensor]:
     """This rank's share of what all ranks train on; a collective.
 
@@ -28,15 +28,15 @@ def balance(
 
     Args:
         trajectories: that this rank sampled.
-        advantages_B: [B], aligned with them.
+        rewards: aligned with them.
         rank: of this process.
 
     Returns:
-        Trajectories and their advantages, in the order of the ranks that sampled them.
+        Trajectories and their rewards [B], in the order of the ranks that sampled them.
     """
     own = [
-        (dataclasses.replace(trajectory, turns=[]), advantage)
-        for trajectory, advantage in zip(trajectories, advantages_B.tolist(), strict=True)
+        (dataclasses.replace(trajectory, turns=[]), reward)
+        for trajectory, reward in zip(trajectories, rewards, strict=True)
         if trajectory.valid
     ]
     gathered = gather_objects(own)

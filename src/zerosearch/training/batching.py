@@ -13,9 +13,9 @@ from zerosearch.types import PolicyBatch, Trajectory
 
 
 def collate(
-    trajectories: Sequence[Trajectory], advantages_B: Tensor, *, pad_id: int
+    trajectories: Sequence[Trajectory], *, pad_id: int, with_documents: bool = False
 ) -> PolicyBatch:
-    """Pad trajectories on the right.
+    """Pad trajectories on the right; their advantages are 0 as yet.
 
     Inserted tokens and all tokens of invalid trajectories are not in `sampled_mask`. Log-probs and
     advantages are float32 whatever torch's default is: trainer.precision=bf16-true changes it.
@@ -23,8 +23,8 @@ def collate(
     Args:
         trajectories: B of them; none gives one empty row, so that a rank without data still runs
             the forward and backward passes of the others (invariant 9).
-        advantages_B: [B].
         pad_id: written where `attention_mask` is False, and never compared with.
+        with_documents: take inserted tokens for sampled ones (see `Algorithm.train_on_documents`).
     """
     width = max((len(t.prompt_ids) + len(t.response_ids) for t in trajectories), default=2)
     shape = (max(1, len(trajectories)), width)
@@ -43,11 +43,12 @@ def collate(
         batch.input_ids[row, :end] = torch.tensor(trajectory.prompt_ids + trajectory.response_ids)
         batch.attention_mask[row, :end] = True
         sampled = torch.tensor(trajectory.sampled, dtype=torch.bool)
+        logprobs = torch.tensor(trajectory.logprobs, dtype=torch.float32)
+        if with_documents:
+            logprobs[~sampled] = torch.nan
+            sampled = torch.ones_like(sampled)
         batch.sampled_mask[row, start:end] = sampled & trajectory.valid
-        batch.behaviour_logprobs[row, start:end] = torch.tensor(
-            trajectory.logprobs, dtype=torch.float32
-        )
-        batch.advantages[row, start:end] = advantages_B[row] * sampled
+        batch.behaviour_logprobs[row, start:end] = logprobs
     return batch
 
 
@@ -122,12 +123,13 @@ def select(batch: PolicyBatch, rows: Sequence[int]) -> PolicyBatch:
     No rows at all give one empty row (see `collate`) with the fields of the batch.
     """
     if not rows:
-        nothing = collate([], torch.zeros(0), pad_id=0)
-        return dataclasses.replace(
-            nothing,
-            old_logprobs=None if batch.old_logprobs is None else nothing.advantages.clone(),
-            ref_logprobs=None if batch.ref_logprobs is None else nothing.advantages.clone(),
-        )
+        nothing = collate([], pad_id=0)
+        given = {
+            name: torch.zeros_like(nothing.advantages)
+            for name in ("old_logprobs", "ref_logprobs", "old_values", "returns")
+            if getattr(batch, name) is not None
+        }
+        return dataclasses.replace(nothing, **given)
     index = torch.as_tensor(rows)
     mask = batch.attention_mask[index]
     width = int(mask.sum(dim=1).max())

@@ -1,4 +1,4 @@
-"""When lost searches end a run: an infrastructure event, with nothing of the run lost."""
+"""Why a run ends before its last step, with nothing lost that is worth keeping."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class SearchOutage(RuntimeError):
     Raised on all ranks alike, before a step has changed anything or when an evaluation has reported
     its numbers: what was there after the last whole step can be saved.
     """
+
+
+class TrainingCollapse(RuntimeError):
+    """The policy is no longer worth training; raised on all ranks alike, between two steps."""
 
 
 def find_outage(

@@ -2,103 +2,211 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from zerosearch.policy.logprobs import TokenStats
+from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.policy.weight_stream import gather
-from zerosearch.training.batching import select, split_mini_batches
+from zerosearch.training.batching import collate, select, split_mini_batches
+from zerosearch.training.credit import Credit, assign_credit
 from zerosearch.training.metrics import Means
-from zerosearch.training.update import Backward, PolicyUpdater
-from zerosearch.types import PolicyBatch
+from zerosearch.training.micro_batches import Backward, MicroBatches
+from zerosearch.training.update import CriticUpdater, PolicyUpdater
+from zerosearch.types import PolicyBatch, Trajectory
 
-_TOKEN_MEANS = {
-    "loss/entropy": "entropy_sum",
-    "loss/kl": "kl_sum",
-    "ratio/mean": "ratio_sum",
-    "ratio/clipped": "clipped_sum",
-    "ratio/importance": "importance_sum",
-    "ratio/importance_cut": "importance_cut_sum",
-    "rollout/logprob_gap": "logprob_gap_sum",
+_MEANS = {  # metric -> sum and count
+    "loss/entropy": ("entropy_sum", "tokens"),
+    "loss/kl": ("kl_sum", "tokens"),
+    "ratio/mean": ("ratio_sum", "tokens"),
+    "ratio/clipped": ("clipped_sum", "tokens"),
+    "ratio/tail": ("tail_sum", "tokens"),
+    "ratio/importance": ("importance_sum", "tokens"),
+    "ratio/importance_cut": ("importance_cut_sum", "tokens"),
+    "rollout/logprob_gap": ("logprob_gap_sum", "sampled_tokens"),
 }
 
 
-@dataclass(kw_only=True, slots=True)
-class Learner:
-    """Improves the policy on one batch of trajectories."""
+U = TypeVar("U", PolicyUpdater, CriticUpdater)
 
-    updater: PolicyUpdater
+
+@dataclass(kw_only=True, slots=True)
+class Trainee(Generic[U]):
+    """A model with what changes it."""
+
     model: nn.Module
-    reference: ReferencePolicy | None
-    backward: Backward
+    updater: U
     optimizer: Any  # torch's or Lightning's wrapper of it
     schedule: LRScheduler
     gradient_clip: float  # largest gradient norm
 
-    def learn(self, batch: PolicyBatch, *coordinates: int) -> dict[str, float]:
-        """Run every inner epoch over every mini-batch.
-
-        Args:
-            batch: this rank's trajectories.
-            coordinates: seed, policy step and rank: of the draw of mini-batches.
+    def update(self, batch: PolicyBatch, backward: Backward, *, mend: str) -> dict[str, float]:
+        """One optimizer update.
 
         Returns:
-            Global metrics under their TensorBoard paths.
+            The updater's metrics with `gradient_norm` and `learning_rate`.
+
+        Raises:
+            FloatingPointError: a metric or the gradient is not finite; nothing was changed.
+        """
+        self.optimizer.zero_grad()
+        found = self.updater.accumulate(self.model, batch, backward)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+        found["gradient_norm"] = float(gather(norm))
+        broken = {name: value for name, value in found.items() if not abs(value) < float("inf")}
+        if broken:
+            raise FloatingPointError(
+                f"{broken} is not finite. The weights were not updated: resume from the last "
+                f"checkpoint with a lower {mend}"
+            )
+        found["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.schedule.step()
+        return found
+
+
+@dataclass(kw_only=True, slots=True)
+class Learner:
+    """Improves the policy, and its critic where there is one, on one batch of trajectories."""
+
+    policy: Trainee[PolicyUpdater]
+    critic: Trainee[CriticUpdater] | None
+    reference: ReferencePolicy | None
+    pad_id: int
+    backward: Backward
+
+    def learn(
+        self,
+        trajectories: Sequence[Trajectory],
+        rewards_B: Tensor,
+        *,
+        seed: int,
+        step: int,
+        rank: int,
+    ) -> tuple[Credit, dict[str, float]]:
+        """Run every inner epoch over every mini-batch; a collective.
+
+        Args:
+            trajectories: that this rank trains on, all valid.
+            rewards_B: [B], aligned with them.
+            seed: of the draw of mini-batches, together with step, rank and epoch.
+            step: policy steps completed.
+            rank: of this process.
+
+        Returns:
+            Who got credit, and global metrics under their TensorBoard paths.
 
         Raises:
             FloatingPointError: a loss or gradient is not finite; that update was not made.
         """
-        algorithm, updater = self.updater.algorithm, self.updater
-        if algorithm.needs_old_logprobs:
-            batch.old_logprobs = updater.all_logprobs(
-                lambda micro: updater.token_stats(self.model, micro), batch
-            )
-        if self.reference is not None:
-            batch.ref_logprobs = updater.all_logprobs(self._reference_stats, batch)
-        means = Means()
+        algorithm = self.policy.updater.algorithm
+        batch = collate(
+            trajectories, pad_id=self.pad_id, with_documents=algorithm.train_on_documents
+        )
+        self._describe(batch)
+        credit = assign_credit(algorithm, trajectories, rewards_B, batch)
+        batch.advantages, batch.returns = credit.advantages, credit.returns
+        settings, means = algorithm.critic, Means()
+        policy_rests = settings is not None and step < settings.warmup_steps
         rows = batch.input_ids.shape[0]
         for epoch in range(algorithm.inner_epochs):
-            for part in split_mini_batches(rows, algorithm.mini_batches, *coordinates, epoch):
-                self._update(select(batch, part), means)
-        return means.reduced()
+            for part in split_mini_batches(rows, algorithm.mini_batches, seed, step, rank, epoch):
+                mini_batch = select(batch, part)
+                self._update_critic(mini_batch, means)
+                if not policy_rests:
+                    self._update_policy(mini_batch, means)
+        return credit, credit.metrics | means.reduced()
 
-    def _reference_stats(self, micro: PolicyBatch) -> TokenStats:
-        assert self.reference is not None
-        return self.reference.token_logprobs(
-            micro.input_ids,
-            micro.attention_mask,
-            micro.sampled_mask,
-            temperature=self.updater.temperature,
-            chunk_tokens=self.updater.chunk_tokens,
-            packed=self.updater.packed,
+    def _describe(self, batch: PolicyBatch) -> None:
+        """Add what the models say about the tokens before any of them changes."""
+        updater = self.policy.updater
+        if updater.algorithm.needs_old_logprobs:
+            batch.old_logprobs = updater.logprobs(self.policy.model, batch)
+        if self.reference is not None:
+            batch.ref_logprobs = updater.reference_logprobs(self.reference, batch)
+        if self.critic is not None:
+            batch.old_values = self.critic.updater.values(self.critic.model, batch)
+
+    def _update_critic(self, batch: PolicyBatch, means: Means) -> None:
+        if self.critic is None:
+            return
+        found = self.critic.update(
+            batch, self.backward, mend="algorithm.critic.optimizer.lr or critic.gradient_clip"
         )
+        means.add("critic/loss", found["value_loss"])
+        means.add("critic/gradient_norm", found["gradient_norm"])
+        means.add("critic/learning_rate", found["learning_rate"])
 
-    def _update(self, batch: PolicyBatch, means: Means) -> None:
-        """One optimizer update; its metrics are added to `means`."""
-        self.optimizer.zero_grad()
-        sums = self.updater.accumulate(self.model, batch, self.backward)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        norm = float(gather(torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip)))
-        _check_finite({**sums, "gradient_norm": norm})
-        means.add("optimizer/gradient_norm", norm)
-        means.add("optimizer/learning_rate", self.optimizer.param_groups[0]["lr"])
-        means.add("loss/policy", sums["policy_loss"])
-        for name, source in _TOKEN_MEANS.items():
-            if source in sums:
-                means.add(name, sums[source], sums["tokens"])
-        self.optimizer.step()
-        self.schedule.step()
-
-
-def _check_finite(values: dict[str, float]) -> None:
-    broken = {name: value for name, value in values.items() if not abs(value) < float("inf")}
-    if broken:
-        raise FloatingPointError(
-            f"{broken} is not finite. The weights were not updated: resume from the last "
-            "checkpoint with a lower optimizer.lr or module.gradient_clip"
+    def _update_policy(self, batch: PolicyBatch, means: Means) -> None:
+        found = self.policy.update(
+            batch, self.backward, mend="optimizer.lr or module.gradient_clip"
         )
+        means.add("optimizer/gradient_norm", found["gradient_norm"])
+        means.add("optimizer/learning_rate", found["learning_rate"])
+        means.add("loss/policy", found["policy_loss"])
+        for name, (total, count) in _MEANS.items():
+            if total in found:
+                means.add(name, found[total], found[count])
+
+
+def make_learner(
+    algorithm: Algorithm,
+    *,
+    models: tuple[nn.Module, nn.Module | None, ReferencePolicy | None],
+    optimizers: Any,
+    schedules: Any,
+    micro_batches: MicroBatches,
+    chunk_tokens: int,
+    temperature: float,
+    gradient_clip: float,
+    pad_id: int,
+    backward: Backward,
+) -> Learner:
+    """Put together what learns.
+
+    Args:
+        algorithm: with the present KL coefficient.
+        models: policy, critic and reference; the last two where the algorithm has them.
+        optimizers: of the policy; with a critic, of both.
+        schedules: likewise.
+        micro_batches: of both models.
+        chunk_tokens: rows of logits held at a time.
+        temperature: at which trajectories were sampled.
+        gradient_clip: of the policy.
+        pad_id: of the tokenizer.
+        backward: from a loss to gradients.
+    """
+    model, critic_model, reference = models
+    critic, settings = None, algorithm.critic
+    if critic_model is not None and settings is not None:
+        optimizers, critic_optimizer = optimizers
+        schedules, critic_schedule = schedules
+        critic = Trainee(
+            model=critic_model.train(),
+            updater=CriticUpdater(micro_batches=micro_batches, value_clip=settings.value_clip),
+            optimizer=critic_optimizer,
+            schedule=critic_schedule,
+            gradient_clip=settings.gradient_clip,
+        )
+    updater = PolicyUpdater(
+        algorithm=algorithm,
+        micro_batches=micro_batches,
+        chunk_tokens=chunk_tokens,
+        temperature=temperature,
+    )
+    policy = Trainee(
+        model=model.train(),
+        updater=updater,
+        optimizer=optimizers,
+        schedule=schedules,
+        gradient_clip=gradient_clip,
+    )
+    return Learner(
+        policy=policy, critic=critic, reference=reference, pad_id=pad_id, backward=backward
+    )

@@ -9,8 +9,8 @@ from typing import get_args
 
 import torch
 
-from zerosearch.distributed import gather_objects, world_size
-from zerosearch.reward.rubric import RewardScore
+from zerosearch.distributed import gather_objects
+from zerosearch.reward.rubric import RewardScore, answer_f1
 from zerosearch.search.fidelity import fidelity_of, observe
 from zerosearch.training.sampled import SampledBatch
 from zerosearch.types import StopReason, Trajectory
@@ -62,11 +62,27 @@ def rollout_metrics(
         means.add("rollout/turns", len(trajectory.turns))
         means.add("rollout/searches", len(trajectory.searches))
         means.add("rollout/tokens", sum(trajectory.sampled))
+        means.add("rollout/repetition", repetition(trajectory))
         means.add("rollout/truncated", trajectory.stop_reason in _TRUNCATED)
         for reason in get_args(StopReason):
             if reason != "search_failed":  # counted as search/failed
                 means.add(f"stop/{reason}", trajectory.stop_reason == reason)
     return means.reduced() | _search_metrics(trajectories)
+
+
+def repetition(trajectory: Trajectory, n: int = 4) -> float:
+    """Share of the sampled n-grams that occurred before in the trajectory, from 0 to 1.
+
+    Source: seq-rep-n of Welleck et al., "Neural Text Generation with Unlikelihood Training",
+    arXiv 1908.04319, on tokens; n-grams with an inserted token in them do not count.
+    """
+    ids, sampled = trajectory.response_ids, trajectory.sampled
+    grams = [
+        tuple(ids[start : start + n])
+        for start in range(len(ids) - n + 1)
+        if all(sampled[start : start + n])
+    ]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _search_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -116,8 +132,8 @@ def step_metrics(
     """What a policy step's trajectories were like, over all ranks; a collective.
 
     Args:
-        sampled: this rank's trajectories.
-        scores: aligned with them; None where a search failed.
+        sampled: of this rank; costs and throughput count the dropped trajectories, too.
+        scores: aligned with those that are trained on; None where a search failed.
         costs: of the run so far; this step's are added.
         seconds: of the whole step.
     """
@@ -126,23 +142,39 @@ def step_metrics(
         lags.add("rollout/lag", lag)
     return {
         **rollout_metrics(sampled.trajectories, scores),
+        **resampling_metrics(sampled),
         **lags.reduced(),
-        **costs.add(sampled.trajectories),
-        **throughput(sampled.trajectories, seconds),
+        **costs.add(sampled.played),
+        **throughput(sampled.played, seconds),
         "curriculum/noise_probability": sampled.noise_probability,
     }
 
 
+def resampling_metrics(sampled: SampledBatch) -> dict[str, float]:
+    """How many groups were replaced, and how good the policy is without that selection.
+
+    Over all ranks; a collective. Nothing where groups are not replaced.
+    """
+    means = Means()
+    if sampled.rounds is not None:
+        # groups are equally large
+        means.add("sampling/dropped_groups", len(sampled.dropped), len(sampled.played))
+        means.add("sampling/rounds", sampled.rounds)
+        for trajectory in sampled.played:
+            if trajectory.valid:
+                means.add("reward/f1_played", answer_f1(trajectory))
+    return means.reduced()
+
+
 def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
-    """Trajectories and tokens a second over all ranks, each with equally many questions."""
-    sampled = sum(sum(trajectory.sampled) for trajectory in trajectories)
-    total = sum(len(t.prompt_ids) + len(t.response_ids) for t in trajectories)
-    ranks = world_size()
-    return {
-        "throughput/trajectories_per_s": ranks * len(trajectories) / seconds,
-        "throughput/tokens_per_s": ranks * total / seconds,
-        "throughput/sampled_tokens_per_s": ranks * sampled / seconds,
+    """Trajectories and tokens a second over all ranks; a collective."""
+    own = {
+        "trajectories": len(trajectories),
+        "tokens": sum(len(t.prompt_ids) + len(t.response_ids) for t in trajectories),
+        "sampled_tokens": sum(sum(trajectory.sampled) for trajectory in trajectories),
     }
+    ranks = gather_objects(own)
+    return {f"throughput/{name}_per_s": sum(rank[name] for rank in ranks) / seconds for name in own}
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -7,13 +7,13 @@ normalised by global counts, and a trajectory hit by a failed search is left out
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
@@ -22,28 +22,36 @@ from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.data.loaders import QuestionBatch
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
+from zerosearch.policy.critic import load_critic
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.policy.source import PolicySource
-from zerosearch.reward.rubric import Rubric
+from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.balance import balance
-from zerosearch.training.batching import collate
+from zerosearch.training.credit import Credit
 from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
-from zerosearch.training.groups import global_advantages
-from zerosearch.training.learner import Learner
+from zerosearch.training.learner import make_learner
 from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
+from zerosearch.training.micro_batches import MicroBatches
+from zerosearch.training.optimization import (
+    check_strategy,
+    check_suits,
+    make_optimizers,
+    restore_settings,
+    settings_of,
+)
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.record import StepRecord
 from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
+from zerosearch.training.sampler import EpisodeSampler
 from zerosearch.training.sharded_strategy import sharding_of
-from zerosearch.training.update import PolicyUpdater
 from zerosearch.types import Trajectory
 
 
@@ -102,12 +110,9 @@ class SearchPolicyModule(EvaluatingModule):
             seed=seed,
             max_failed_share=max_failed_share,
         )
-        if policy_steps < 1:
-            raise ValueError(f"policy_steps={policy_steps}: give 1 or more")
         decoding = decoding or Decoding()
-        if decoding.temperature == 0:
-            raise ValueError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
         check_lag(lag, generator)
+        check_suits(algorithm, policy, policy_steps, decoding)
         self.automatic_optimization = False
         self.policy_source = policy
         self.algorithm = algorithm
@@ -124,18 +129,33 @@ class SearchPolicyModule(EvaluatingModule):
         self.lockstep = lockstep
         self.lag = lag
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
+        self.healthy = True  # set by the health monitor
         self.latest: StepRecord | None = None  # the last policy step
         self.train_metrics: dict[str, float] = {}  # of the last policy step
         self.costs = Costs()
-        self.rollouts = RolloutPipeline(self._sync, self._sample, self._find_outage)
+        sampler = EpisodeSampler(
+            policy=self._policy,
+            rollouter=lambda: self.rollouter(),  # which tests and subclasses may replace
+            generator=generator,
+            search=search,
+            rubric=self.rubric,
+            decoding=decoding,
+            group_size=algorithm.group_size,
+            resampling_rounds=algorithm.resampling_rounds,
+            seed=seed,
+        )
+        self.rollouts = RolloutPipeline(sampler.sync, sampler.sample, self._find_outage)
+        self.kl_coefficient = algorithm.kl_coefficient  # moved by algorithm.kl_control
         self.reference: ReferencePolicy | None = None
+        self.critic: nn.Module | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._rollouter: Rollouter | None = None
+        self._optimizer_settings: list[list[dict[str, Any]]] = []  # as configured
 
     # -- set-up ------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Load policy, tokenizer and, where the loss needs it, the reference policy."""
+        """Load policy and tokenizer, and where the algorithm needs them reference and critic."""
         if self.model is not None:
             return
         self.tokenizer = self.policy_source.load_tokenizer()
@@ -143,16 +163,29 @@ class SearchPolicyModule(EvaluatingModule):
         self.model = load_policy(self.policy_source, sharding)
         if self.algorithm.needs_reference:
             self.reference = make_reference(self.policy_source, self.model, sharding)
+        if self.algorithm.critic is not None:
+            check_strategy(self.algorithm, self.trainer.strategy)
+            self.critic = load_critic(self.policy_source, sharding)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule of the policy, and of the critic where there is one."""
         assert self.model is not None
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = self.optimizer_factory(trainable)
-        updates = self.policy_steps * self.algorithm.inner_epochs * self.algorithm.mini_batches
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.schedule_factory(optimizer, updates)},
-        }
+        policy = (self.model, self.optimizer_factory, self.schedule_factory)
+        made = make_optimizers(self.algorithm, self.policy_steps, policy, self.critic)
+        self._optimizer_settings = [settings_of(each["optimizer"]) for each in made]
+        return made
+
+    def on_train_start(self) -> None:
+        """After a checkpoint has been loaded, if there is one."""
+        restore_settings(
+            self.trainer.optimizers,
+            [config.scheduler for config in self.trainer.lr_scheduler_configs],
+            self._optimizer_settings,
+        )
+
+    def _policy(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
 
     def rollouter(self) -> Rollouter:
         """The rollouter over the loaded policy."""
@@ -178,15 +211,11 @@ class SearchPolicyModule(EvaluatingModule):
         have_sampled = time.perf_counter()
         with self.rollouts.ahead(self._next_plan(batch), self.device):
             scores = [self.rubric.score(t) if t.valid else None for t in sampled.trajectories]
-            advantages, zero_groups = global_advantages(
-                self.algorithm, sampled.trajectories, scores, self.global_rank
-            )
-            metrics = self._learn(sampled.trajectories, advantages)
+            credit, metrics = self._learn(sampled.trajectories, scores)
         finished = time.perf_counter()
 
         metrics |= step_metrics(sampled, scores, self.costs, finished - started)
         metrics |= {
-            "advantage/zero_groups": zero_groups,
             "time/rollout_s": sampled.seconds,
             "time/wait_s": have_sampled - started - self.rollouts.sync_s,
             "time/sync_s": self.rollouts.sync_s,
@@ -198,7 +227,7 @@ class SearchPolicyModule(EvaluatingModule):
             scores,
             metrics,
             phase="train",
-            advantages=advantages.tolist(),
+            advantages=[credit.of_trajectories.get(t.key, 0.0) for t in sampled.trajectories],
             noise_probability=sampled.noise_probability,
         )
         self.train_metrics = metrics
@@ -213,53 +242,40 @@ class SearchPolicyModule(EvaluatingModule):
             return None
         return make_next_plan(batch, self.policy_step, self.next_noise_probability)
 
-    async def _sync(self) -> int:
-        """Give the generator the present weights; returns their version."""
-        assert self.model is not None
-        self.rollouter()  # binds the generator
-        await self.generator.sync_weights(self.model)
-        return self.generator.weight_version
-
-    async def _sample(self, plan: RolloutPlan) -> list[Trajectory]:
-        """Play this rank's episodes of a plan."""
-        trajectories = await self.rollouter().rollout(
-            plan.questions,
-            self.search,
-            group_size=self.algorithm.group_size,
-            noise_probability=plan.noise_probability,
-            seed=self.seed,
-            step=plan.step,
-            decoding=self.decoding,
-            first_group=self.global_rank * len(plan.questions),
-        )
-        await self.generator.release()
-        return trajectories
-
-    def _learn(self, trajectories: list[Trajectory], advantages: torch.Tensor) -> dict[str, float]:
+    def _learn(
+        self, trajectories: Sequence[Trajectory], scores: Sequence[RewardScore | None]
+    ) -> tuple[Credit, dict[str, float]]:
         """All optimizer updates of the step, on this rank's share of all trajectories."""
         assert self.model is not None and self.tokenizer is not None
-        schedule = self.lr_schedulers()
-        assert isinstance(schedule, LRScheduler)
-        learner = Learner(
-            updater=PolicyUpdater(
-                self.algorithm,
-                tokens_per_micro_batch=self.tokens_per_micro_batch,
-                chunk_tokens=self.logprob_chunk_tokens,
-                temperature=self.decoding.temperature,
+        every = self.algorithm.reference_reset_steps
+        if self.reference and every and self.policy_step and self.policy_step % every == 0:
+            self.reference.reset(self.model)
+        rewards = [0.0 if score is None else score.total for score in scores]
+        share, rewards_B = balance(trajectories, rewards, self.global_rank)
+        learner = make_learner(
+            dataclasses.replace(self.algorithm, kl_coefficient=self.kl_coefficient),
+            models=(self.model, self.critic, self.reference),
+            optimizers=self.optimizers(),
+            schedules=self.lr_schedulers(),
+            micro_batches=MicroBatches(
+                tokens=self.tokens_per_micro_batch,
                 device=self.device,
                 packed=packs_sequences(self.model),
             ),
-            model=self.model.train(),
-            reference=self.reference,
-            backward=self.manual_backward,
-            optimizer=self.optimizers(),
-            schedule=schedule,
+            chunk_tokens=self.logprob_chunk_tokens,
+            temperature=self.decoding.temperature,
             gradient_clip=self.gradient_clip,
+            pad_id=self.tokenizer.pad_token_id,  # type: ignore[arg-type]
+            backward=self.manual_backward,
         )
-        trajectories, advantages = balance(trajectories, advantages, self.global_rank)
-        pad_id = self.tokenizer.pad_token_id
-        batch = collate(trajectories, advantages, pad_id=pad_id)  # type: ignore[arg-type]
-        return learner.learn(batch, self.seed, self.policy_step, self.global_rank)
+        credit, metrics = learner.learn(
+            share, rewards_B, seed=self.seed, step=self.policy_step, rank=self.global_rank
+        )
+        control = self.algorithm.kl_control
+        if control is not None and "loss/kl" in metrics:
+            metrics["loss/kl_coefficient"] = self.kl_coefficient
+            self.kl_coefficient = control.next(self.kl_coefficient, metrics["loss/kl"])
+        return credit, metrics
 
     # -- evaluation: see EvaluatingModule ------------------------------------------------------
 
@@ -274,6 +290,7 @@ class SearchPolicyModule(EvaluatingModule):
             "policy_step": self.policy_step,
             "episode": self.episode.as_dict(),
             "start_metrics": self.start_metrics,
+            "kl_coefficient": self.kl_coefficient,
             "costs": self.costs.totals,
             "rollouts": self.rollouts.state_dict() if self.lag else None,
         }
@@ -288,6 +305,8 @@ class SearchPolicyModule(EvaluatingModule):
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]
         self.costs.totals = dict(saved["costs"])
+        if self.algorithm.kl_control is not None:
+            self.kl_coefficient = saved["kl_coefficient"]
         # without a lag every batch comes from the present weights, also the first one
         self.rollouts.load_state_dict(saved.get("rollouts") if self.lag else None, self.global_rank)
         if "loops" in checkpoint:

@@ -24,15 +24,17 @@ from typing import Any
 
 import torch
 
+from zerosearch.data.loaders import rank_slice
 from zerosearch.distributed import gather_objects, world_size
 from zerosearch.generation.generator import Generator
 from zerosearch.training.background import Background
 from zerosearch.training.failures import SearchOutage
+from zerosearch.training.resampling import Played
 from zerosearch.training.sampled import RolloutPlan, SampledBatch, from_plain, to_plain
 from zerosearch.types import Trajectory
 
 Sync = Callable[[], Coroutine[Any, Any, int]]
-Sample = Callable[[RolloutPlan], Coroutine[Any, Any, list[Trajectory]]]
+Sample = Callable[[RolloutPlan], Coroutine[Any, Any, Played]]
 FindOutage = Callable[[Sequence[Trajectory]], SearchOutage | None]
 
 
@@ -87,7 +89,7 @@ class RolloutPipeline:
         if batch is None:
             batch = asyncio.run(self._batch(plan))
         assert batch.step == plan.step
-        outage = self._find_outage(batch.trajectories)
+        outage = self._find_outage(batch.played)
         if outage is not None:
             raise outage
         return batch
@@ -135,13 +137,21 @@ class RolloutPipeline:
         self.drain()
         batch = self._ready
         own = [] if batch is None else [*map(to_plain, batch.trajectories)]
-        ranks = gather_objects(own)
-        if batch is None or not all(ranks) or self._find_outage(batch.trajectories) is not None:
+        dropped = [] if batch is None else [*map(to_plain, batch.dropped)]
+        ranks = gather_objects((own, dropped, None if batch is None else batch.rounds))
+        if (
+            batch is None
+            or not all(kept for kept, _, _ in ranks)
+            or self._find_outage(batch.played) is not None
+        ):
             return None
+        rounds = [number for _, _, number in ranks if number is not None]
         return {
             "step": batch.step,
             "noise_probability": batch.noise_probability,
-            "trajectories": [trajectory for rank in ranks for trajectory in rank],
+            "trajectories": [trajectory for kept, _, _ in ranks for trajectory in kept],
+            "dropped": [trajectory for _, dropped, _ in ranks for trajectory in dropped],
+            "rounds": sum(rounds) / len(rounds) if rounds else None,
             "weight_steps": dict(batch.weight_steps),
             "seconds": batch.seconds,
         }
@@ -151,19 +161,23 @@ class RolloutPipeline:
         self._ready = None
         if state is None:
             return
-        every = state["trajectories"]
-        share = len(every) // world_size()
-        own = every[rank * share : (rank + 1) * share]
-        self._ready = SampledBatch(**{**state, "trajectories": [*map(from_plain, own)]})
+
+        def share(every: list[dict[str, Any]]) -> list[Trajectory]:
+            return [*map(from_plain, every[rank_slice(len(every), rank, world_size())])]
+
+        kept, dropped = share(state["trajectories"]), share(state.get("dropped", []))
+        self._ready = SampledBatch(**{**state, "trajectories": kept, "dropped": dropped})
 
     async def _batch(self, plan: RolloutPlan) -> SampledBatch:
         started = time.perf_counter()
-        trajectories = await self._sample(plan)
-        versions = {version for each in trajectories for version in each.weight_versions}
+        played = await self._sample(plan)
+        versions = {version for each in played.kept for version in each.weight_versions}
         return SampledBatch(
             step=plan.step,
             noise_probability=plan.noise_probability,
-            trajectories=trajectories,
+            trajectories=played.kept,
+            dropped=played.dropped,
+            rounds=played.rounds,
             weight_steps={version: self._weight_steps[version] for version in versions},
             seconds=time.perf_counter() - started,
         )

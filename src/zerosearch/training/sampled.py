@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zerosearch.data.loaders import QuestionBatch
@@ -17,12 +17,18 @@ class RolloutPlan:
 
     step: int  # policy steps completed before it
     questions: Sequence[Question]
+    spares: Sequence[Question] = ()  # to ask in place of those that teach nothing
     noise_probability: float
 
 
 def make_plan(batch: QuestionBatch, step: int, noise_probability: float) -> RolloutPlan:
     """What a step samples for itself."""
-    return RolloutPlan(step=step, questions=list(batch), noise_probability=noise_probability)
+    return RolloutPlan(
+        step=step,
+        questions=list(batch),
+        spares=batch.spares,
+        noise_probability=noise_probability,
+    )
 
 
 def make_next_plan(batch: QuestionBatch, step: int, noise_probability: float) -> RolloutPlan:
@@ -36,9 +42,7 @@ def make_next_plan(batch: QuestionBatch, step: int, noise_probability: float) ->
             "data.lag=0, but rollout.lag=1: the data module must look one step ahead; set data.lag "
             "to ${rollout.lag}"
         )
-    return RolloutPlan(
-        step=step + 1, questions=batch.following, noise_probability=noise_probability
-    )
+    return make_plan(batch.following, step + 1, noise_probability)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -48,8 +52,15 @@ class SampledBatch:
     step: int  # policy steps completed before the one that trains on them
     noise_probability: float
     trajectories: list[Trajectory]
+    dropped: list[Trajectory] = field(default_factory=list)  # in whose place others are trained on
+    rounds: float | None = None  # of replacing groups; None: groups are not replaced
     weight_steps: Mapping[int, int]  # weight version -> policy steps completed when it was synced
     seconds: float  # that sampling took
+
+    @property
+    def played(self) -> list[Trajectory]:
+        """All that were sampled."""
+        return self.trajectories + self.dropped
 
     @property
     def lags(self) -> list[int]:

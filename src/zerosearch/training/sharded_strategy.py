@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from zerosearch.policy.checkpoints import (
     check_same_model,
-    check_same_optimizer,
+    check_same_optimizers,
     is_sharded_checkpoint,
     naming_damage,
     optimizer_by_name,
@@ -119,7 +119,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Restore module and optimizer from a sharded checkpoint of any number of ranks, or a file.
+        """Restore module and optimizers from a folder of any number of ranks, or from a file.
 
         Raises:
             ValueError: the checkpoint is not whole, or of another model or optimizer.
@@ -128,25 +128,30 @@ class FullyShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         if is_sharded_checkpoint(path):
             check_same_model(saved_shapes(path), shapes_of(self.model.state_dict()))
-            self._check_optimizer(saved_state_names(path))
+            self._check_optimizers(saved_state_names(path))
             with naming_damage(path):
                 return super().load_checkpoint(path, weights_only=True)
         checkpoint = read_checkpoint(path, mmap=True)
         tensors = checkpoint.pop("state_dict", {})
         check_same_model(shapes_of(tensors), shapes_of(self.model.state_dict()))
+        states = checkpoint["optimizer_states"]
+        self._check_optimizers([state_names(state) for state in states])
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, tensors, options=options)
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
-            self._check_optimizer(state_names(state))
+        # no optimizers where the run only evaluates
+        for optimizer, state in zip(self.optimizers, states, strict=False):
             named = optimizer_by_name(state, self.model, optimizer)
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint
 
-    def _check_optimizer(self, saved: set[str]) -> None:
+    def _check_optimizers(self, saved: list[set[str]]) -> None:
         assert self.model is not None
-        for optimizer in self.optimizers:  # none where the run only evaluates
-            state = get_optimizer_state_dict(self.model, optimizer)
-            check_same_optimizer(saved, state_names(state))
+        present = [
+            state_names(get_optimizer_state_dict(self.model, optimizer))
+            for optimizer in self.optimizers
+        ]
+        if present:  # none where the run only evaluates
+            check_same_optimizers(saved, present)
 
     def model_to_device(self) -> None:
         """Tell the module its device; its tensors are there, but for offloaded shards."""

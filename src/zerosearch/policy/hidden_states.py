@@ -1,0 +1,98 @@
+"""The hidden states from which chosen tokens are predicted: what log-probs and values start from.
+
+Legend: B trajectories, T tokens, N selected tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+
+def check_selection(attended: Tensor, selected: Tensor) -> None:
+    """Refuse a selection of tokens that no state predicts.
+
+    Args:
+        attended: [B, T] bool, true on real tokens.
+        selected: [B, T] bool.
+
+    Raises:
+        ValueError: a selected token has no real token before it (position 0, or the first one after
+            left padding), or is padding.
+    """
+    predictable = attended & F.pad(attended[:, :-1], (1, 0))
+    if bool((selected & ~predictable).any()):
+        raise ValueError(
+            "select_mask selects padding or a token without a real token before it (position 0): "
+            "only tokens that the model predicts can be selected"
+        )
+
+
+def predicting_states(
+    causal: PreTrainedModel, input_ids: Tensor, attended: Tensor, selected: Tensor, *, packed: bool
+) -> Tensor:
+    """Hidden states [N, H] that predict the selected tokens, row by row.
+
+    Args:
+        causal: the causal LM, without what PEFT has put around it.
+        input_ids: [B, T], padded on either side with anything.
+        attended: [B, T] bool, true on real tokens.
+        selected: [B, T] bool, see `check_selection`.
+        packed: read the real tokens as one row without padding. Rows are told apart by their
+            positions, which start at 0.
+    """
+    read = _read_packed if packed else _read_padded
+    return read(causal, input_ids, attended, selected)
+
+
+def forward_method(model: nn.Module, computation: Callable[..., Any]) -> Callable[..., Any]:
+    """A computation bound to the model, known to FSDP2 as a forward method where it is sharded.
+
+    FSDP2 gathers the weights of its root around registered methods only, and a computation that
+    leaves out the head never calls the root's own forward.
+
+    Args:
+        model: first argument of the computation.
+        computation: a function of a module; returns tensors, in tuples at most, because FSDP2 looks
+            for them.
+    """
+    if not isinstance(model, FSDPModule):
+        return MethodType(computation, model)
+    name = computation.__name__
+    if not hasattr(model, name):
+        setattr(model, name, MethodType(computation, model))
+        register_fsdp_forward_method(model, name)
+    return getattr(model, name)
+
+
+def _read_padded(
+    causal: PreTrainedModel, input_ids: Tensor, attended: Tensor, selected: Tensor
+) -> Tensor:
+    hidden = causal.get_decoder()(
+        input_ids=input_ids,
+        attention_mask=attended.long(),
+        position_ids=_positions(attended),
+        use_cache=False,
+    ).last_hidden_state  # [B, T, H]
+    return hidden[:, :-1][selected[:, 1:]]
+
+
+def _read_packed(
+    causal: PreTrainedModel, input_ids: Tensor, attended: Tensor, selected: Tensor
+) -> Tensor:
+    hidden = causal.get_decoder()(
+        input_ids=input_ids[attended][None],
+        position_ids=_positions(attended)[attended][None],
+        use_cache=False,
+    ).last_hidden_state[0]  # [real tokens, H]
+    return hidden[selected[attended].nonzero()[:, 0] - 1]
+
+
+def _positions(attended: Tensor) -> Tensor:
+    return (attended.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,55 @@
+"""Optional reward terms beside the answer's: form, retrieval, length.
+
+The paper trains on F1 alone (arXiv 2505.04588, section 3.4). A term is added in YAML with a weight;
+see configs/rubric/shaped.yaml.
+"""
+
+from __future__ import annotations
+
+from zerosearch.reward.metrics import cover_match
+from zerosearch.types import Trajectory
+
+
+def well_formed(trajectory: Trajectory) -> float:
+    """1.0 where every turn is a search or an answer and the last one answers, else 0.0."""
+    turns = trajectory.turns
+    if not turns or any(turn.action == "invalid" for turn in turns):
+        return 0.0
+    return float(turns[-1].action == "answer")
+
+
+def retrieved_answer(trajectory: Trajectory) -> float:
+    """1.0 where some document that was found contains a golden answer, else 0.0.
+
+    Source: the retrieval reward of Search-R1's study, arXiv 2505.15117. With a simulator that is
+    told the answers it measures the queries less than with a corpus.
+    """
+    golden = trajectory.question.golden_answers
+    return max(
+        (
+            cover_match(f"{document.title} {document.text}", golden)
+            for result in trajectory.searches
+            for document in result.documents
+        ),
+        default=0.0,
+    )
+
+
+def overlong(trajectory: Trajectory, *, limit: int, buffer: int) -> float:
+    """0 up to `limit - buffer` sampled tokens, then falling in a line to -1 at `limit` and beyond.
+
+    Source: soft overlong punishment of DAPO, arXiv 2503.14476, eq. 13. Only sampled tokens count:
+    the policy does not choose the length of documents.
+
+    Args:
+        trajectory: a finished episode.
+        limit: sampled tokens of the whole trajectory.
+        buffer: tokens before it over which the penalty grows.
+
+    Raises:
+        ValueError: `buffer` is not between 1 and `limit`.
+    """
+    if not 1 <= buffer <= limit:
+        raise ValueError(f"buffer={buffer} of the overlong term: give 1 to limit={limit} tokens")
+    excess = sum(trajectory.sampled) - (limit - buffer)
+    return -min(max(excess / buffer, 0.0), 1.0)

@@ -1,0 +1,87 @@
+"""Any number of trajectories through a model, split as memory allows.
+
+The loss of a micro-batch is a local sum over a global count, so that the gradient does not depend
+on how the trajectories are spread over micro-batches and ranks (invariant 6).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from zerosearch.distributed import all_reduce, world_size
+from zerosearch.training.batching import (
+    pack_micro_batches,
+    select,
+    split_micro_batches,
+    to_device,
+)
+from zerosearch.types import PolicyBatch
+
+Backward = Callable[[Tensor], None]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class MicroBatches:
+    """Splits batches into micro-batches of a token budget."""
+
+    tokens: int  # of one forward and backward pass, at most; padding counts
+    device: torch.device  # of the model
+    packed: bool = False  # read a micro-batch as one row without padding (see `packs_sequences`)
+
+    def split(self, batch: PolicyBatch) -> Iterator[tuple[list[int], PolicyBatch]]:
+        """Rows and tensors of each micro-batch; every rank yields equally many (invariant 9)."""
+        lengths = batch.attention_mask.sum(dim=1).tolist()
+        groups = (pack_micro_batches if self.packed else split_micro_batches)(lengths, self.tokens)
+        most = all_reduce(torch.tensor(len(groups), device=self.device), dist.ReduceOp.MAX)
+        for rows in groups:
+            yield rows, to_device(select(batch, rows), self.device)
+        for _ in range(int(most) - len(groups)):
+            yield [], to_device(select(batch, []), self.device)
+
+    @torch.no_grad()
+    def compute(self, function: Callable[[PolicyBatch], Tensor], batch: PolicyBatch) -> Tensor:
+        """A value per token [B, T] of a whole batch on the CPU, without gradient."""
+        found = torch.zeros_like(batch.behaviour_logprobs)
+        for rows, micro in self.split(batch):
+            values = function(micro).cpu()
+            if rows:
+                found[torch.tensor(rows), : values.shape[1]] = values
+        return found
+
+    def accumulate(
+        self,
+        loss: Callable[[PolicyBatch, Tensor], tuple[Tensor, dict[str, Tensor]]],
+        batch: PolicyBatch,
+        normalizer: Tensor,
+        backward: Backward,
+    ) -> dict[str, float]:
+        """Add the gradient of a batch to the parameters.
+
+        Args:
+            loss: of a micro-batch, from it and the global normalizer; with sums for metrics.
+            batch: of this rank.
+            normalizer: 0-dim, this rank's part of what the loss is divided by.
+            backward: from a loss to gradients.
+
+        Returns:
+            The sums over all micro-batches and ranks.
+        """
+        normalizer = all_reduce(normalizer.to(self.device))
+        zero = torch.zeros((), dtype=torch.float32, device=self.device)
+        sums: dict[str, Tensor] = defaultdict(zero.clone)
+        for _, micro in self.split(batch):
+            value, metrics = loss(micro, normalizer)
+            # Data-parallel strategies average gradients over ranks; the loss is already a share
+            # of the global mean, so the average is undone here.
+            backward(value * world_size())
+            for name, each in metrics.items():
+                sums[name] += each
+        names = sorted(sums)
+        values = all_reduce(torch.stack([sums[name].float() for name in names]))
+        return dict(zip(names, values.tolist(), strict=True))
