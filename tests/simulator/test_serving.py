@@ -50,11 +50,15 @@ def facts(tmp_path: Path) -> Iterator[Callable[[], dict]]:
                 os.kill(pid, signal.SIGKILL)
 
 
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # also where it ends between the two questions
+        return False
+
+
 def gone(pids: list[int]) -> bool:
-    return not any(
-        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        for pid in pids
-    )
+    return not any(map(alive, pids))
 
 
 def make(tmp_path: Path, *extra: str, **changes: object) -> ServerSettings:
