@@ -278,7 +278,7 @@ def test_the_runs_of_the_paper_have_its_values(
 
     engine = module.search
     assert isinstance(engine, SimulatedSearch)
-    assert (engine.model, engine.temperature, engine.max_tokens) == (simulator, 0.8, 600)
+    assert (engine.chat.model, engine.temperature, engine.max_tokens) == (simulator, 0.8, 600)
     assert engine.prompt.words_per_document == 30
 
     curriculum = next(c for c in run.trainer.callbacks if isinstance(c, NoiseCurriculum))  # type: ignore[attr-defined]

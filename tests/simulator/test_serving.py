@@ -69,7 +69,7 @@ def make(tmp_path: Path, *extra: str, **changes: object) -> ServerSettings:
 
 
 def configuration(simulator: dict[str, Any], **nodes: Any) -> DictConfig:
-    asking = {"engine": {"endpoints": "${simulator.endpoints}"}, "cache": "none"}
+    asking = {"engine": {"chat": {"endpoints": "${simulator.endpoints}"}}, "cache": "none"}
     return OmegaConf.create({"simulator": simulator, "search": asking, **nodes})
 
 
@@ -308,7 +308,7 @@ def test_nothing_is_launched_unless_asked(tmp_path: Path) -> None:
         assert endpoints == ["http://h:1/v1"]
 
 
-ASKING = {"engine": {"endpoints": "${simulator.endpoints}"}}
+ASKING = {"engine": {"chat": {"endpoints": "${simulator.endpoints}"}}}
 REPLAY = {"cache": "replay", **ASKING}
 
 

@@ -34,12 +34,9 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     )
     from zerosearch.simulator.launch import launched
 
-    if (
-        "endpoints" not in cfg.simulator
-        and HydraConfig.get().runtime.choices["search"] == "simulated"
-    ):
+    if "chat" not in cfg.simulator and HydraConfig.get().runtime.choices["search"] == "simulated":
         raise ValueError(
-            "search=simulated asks a served simulator, and the one chosen is scripted: add "
+            "search=simulated asks a language model, and the simulator chosen is scripted: add "
             "search=scripted"
         )
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")
