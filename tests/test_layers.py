@@ -22,6 +22,7 @@ LAYERS = [
     ("reward",),
     ("algorithms",),
     ("training",),
+    ("tuning",),
     ("callbacks",),
     ("evaluation",),
     ("assembly", "evaluate", "retriever", "train"),  # entry points

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from zerosearch.runs import PROJECT_ROOT, link_latest, report_error
+from zerosearch.runs import PROJECT_ROOT, expand_simulator, link_latest, report_error
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -73,4 +74,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = expand_simulator(sys.argv[1:])
     main()

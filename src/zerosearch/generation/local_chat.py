@@ -1,0 +1,122 @@
+"""A chat model in this process: a simulator small enough to sit beside the policy."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from zerosearch.generation.generator import Generator, Sampling
+from zerosearch.policy.source import PolicySource
+from zerosearch.policy.tokenizer import render_prompt
+from zerosearch.search.chat_client import Tally
+from zerosearch.search.chat_servers import ChatReply
+from zerosearch.search.http_failures import one_line
+from zerosearch.types import SearchError
+
+
+class LocalChat:
+    """A `ChatModel` that samples with a generator of this process; loaded when first needed.
+
+    Args:
+        source: the model. Its chat template is used where `source.chat` says so.
+        generator: samples; chats under way at the same time share its batches.
+        device: "auto" takes a GPU where there is one.
+        node: of the configuration, for messages.
+    """
+
+    usd_per_million_tokens = 0.0
+
+    def __init__(
+        self,
+        source: PolicySource,
+        generator: Generator,
+        *,
+        device: str = "auto",
+        node: str = "simulator",
+    ) -> None:
+        self.source = source
+        self.generator = generator
+        self.node = node
+        self._device = device
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @cached_property
+    def model(self) -> str:
+        """Path, and a digest of the weights: one tuned anew under the same path is another."""
+        digest = hashlib.blake2b(digest_size=8)
+        for file in sorted(set((self.source.safetensors_files() or {}).values())):
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "blake2b").digest())
+        return f"{self.source.path}@{digest.hexdigest()}"
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """No bound of its own: the generator queues what does not fit its batch."""
+        yield
+
+    async def ask(self, body: dict[str, Any], *, timeout_s: float, tally: Tally) -> ChatReply:
+        """One reply; see `ChatModel`.
+
+        Raises:
+            SearchError: the prompt is longer than the model's context, or the time is over.
+        """
+        tokenizer = self._loaded()
+        tally.attempts += 1
+        tally.tried.append(self.source.path)
+        prompt_ids = render_prompt(tokenizer, body["messages"], chat=self.source.chat)
+        sampling = Sampling(
+            max_new_tokens=body["max_tokens"],
+            seed=body["seed"],
+            temperature=body["temperature"],
+            stop=tuple(body.get("stop", ())),
+        )
+        try:
+            async with asyncio.timeout(timeout_s - tally.spent_s):
+                completion = await self.generator.generate(prompt_ids, sampling)
+        except (ValueError, TimeoutError) as error:
+            reason = str(error) or f"no reply within {timeout_s:.3g} s"
+            raise SearchError(self.source.path, reason) from error
+        tokens = len(prompt_ids) + len(completion.token_ids)
+        tally.tokens += tokens
+        return ChatReply(
+            text=completion.text,
+            finish_reason="length" if completion.stop_reason == "length" else "stop",
+            tokens=tokens,
+        )
+
+    async def check(self) -> None:
+        """Load the model.
+
+        Raises:
+            ValueError: it cannot be had; says why and what to do.
+        """
+        try:
+            self._loaded()
+        except ValueError as error:
+            raise ValueError(
+                f"{self.node}: no model in {self.source.path} ({error}); tune one first "
+                "(docs/simulator.md), or correct the path"
+            ) from error
+
+    def redact(self, text: str) -> str:
+        """See `ChatModel`."""
+        return one_line(text, [])
+
+    def _loaded(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            tokenizer = self.source.load_tokenizer()
+            model = self.source.load_model().requires_grad_(False).eval()
+            name = self._device
+            if name == "auto":
+                name = "cuda" if torch.cuda.is_available() else "cpu"
+            self.generator.bind(nn.Module.to(model, name), tokenizer)
+            self._tokenizer = tokenizer
+        return self._tokenizer
