@@ -61,6 +61,13 @@ class TuningLoader:
             slots = range(first, first + self._per_step)[self._share]
             yield ExampleBatch([self._draw(slot) for slot in slots])
 
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: Lightning warns of loaders that have no such method."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        assert not state_dict, "the position is that of training"
+
     def _draw(self, slot: int) -> TuningExample:
         epoch, position = divmod(slot, len(self._examples))
         if self._order[0] != epoch:
