@@ -1,0 +1,76 @@
+"""What collecting may spend, over all runs into one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zerosearch.journal import Journal
+
+
+class BudgetUsedUp(Exception):
+    """There is no query or dollar left; says which setting to raise."""
+
+
+class Budget:
+    """Counts queries and dollars; a killed run's spending still counts in the next one.
+
+    A query counts when it is sent; one that a cache answered is given back.
+
+    Args:
+        path: of the journal of spending; nothing is written where nothing is limited.
+        queries: most queries, None: any number.
+        usd: most dollars, None: any. What is under way when they are used up may go beyond.
+
+    Raises:
+        ValueError: a limit is below 0, or the journal cannot be used.
+    """
+
+    def __init__(self, path: Path, *, queries: int | None, usd: float | None) -> None:
+        for name, value in (("queries", queries), ("usd", usd)):
+            if value is not None and not value >= 0:
+                raise ValueError(f"budget.{name}={value}: give 0 or more, or null for no limit")
+        self.limit_queries = queries
+        self.limit_usd = usd
+        is_limited = queries is not None or usd is not None
+        self._journal = Journal(path, key="n") if is_limited else None
+        rows = list(self._journal.rows.values()) if self._journal else []
+        self.queries = sum(row["queries"] for row in rows)
+        self.usd = sum(row["usd"] for row in rows)
+
+    def take_query(self) -> None:
+        """Count a query that is about to be sent.
+
+        Raises:
+            BudgetUsedUp: it would be one too many.
+        """
+        if self.limit_queries is not None and self.queries >= self.limit_queries:
+            raise BudgetUsedUp(
+                f"budget.queries={self.limit_queries} are used up: raise it and run again to go on"
+            )
+        if self.limit_usd is not None and self.usd >= self.limit_usd:
+            raise BudgetUsedUp(
+                f"budget.usd={self.limit_usd:g} is used up (${self.usd:.2f} spent): raise it and "
+                "run again to go on"
+            )
+        self._note(queries=1)
+
+    def give_back_query(self) -> None:
+        """A query that cost nothing."""
+        self._note(queries=-1)
+
+    def spend(self, usd: float) -> None:
+        """Count dollars."""
+        if usd:
+            self._note(usd=usd)
+
+    def close(self) -> None:
+        """Let another process use the journal."""
+        if self._journal is not None:
+            self._journal.__exit__(None, None, None)
+
+    def _note(self, queries: int = 0, usd: float = 0.0) -> None:
+        self.queries += queries
+        self.usd += usd
+        if self._journal is not None:
+            number = str(len(self._journal.rows))
+            self._journal.append({"n": number, "queries": queries, "usd": usd})
