@@ -104,7 +104,7 @@ class Journal:
         path = self.path.with_suffix(".settings.json")
         if path.is_file() and self.rows:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            for name in sorted({*saved, *settings}):
+            for name in dict.fromkeys([*settings, *saved]):
                 if saved.get(name) != settings.get(name):
                     raise ValueError(
                         f"{self.path} holds rows made with {name}={saved.get(name)!r}, and it is "

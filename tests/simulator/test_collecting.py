@@ -191,7 +191,7 @@ def test_spending_outlives_the_process(tmp_path: Path) -> None:
 
 def command(folder: Path, *overrides: str) -> list[str]:
     program = [sys.executable, "-m", "zerosearch.simulator.collect"]
-    return [*program, f"folder={folder}", "questions.limit=60", "attempts=3", *overrides]
+    return [*program, f"folder={folder}", "questions.limit=40", "attempts=2", *overrides]
 
 
 def lines(folder: Path) -> int:
@@ -212,7 +212,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     run = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    assert lines(folder) == 180
+    assert lines(folder) == 80
     return folder
 
 
@@ -232,7 +232,7 @@ def test_a_run_ended_half_way_goes_on_to_the_same_episodes(
     assert running.returncode == code, printed
     if code > 0:
         assert "run again to go on" in printed
-    assert 10 <= lines(tmp_path) < 180
+    assert 10 <= lines(tmp_path) < 80
     again = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     assert content(tmp_path) == content(alone)

@@ -182,8 +182,9 @@ class ChatClient:
         failed = [reply for reply in replies.values() if isinstance(reply, ServerFailure)]
         if failed:
             what = ", ".join(f"{failure.endpoint} ({failure.reason})" for failure in failed)
+            role = self.node.partition(".")[0]
             raise ValueError(
-                f"{self.node}.endpoints: no {self.node} answers at {what}: start a server with "
+                f"{self.node}.endpoints: no {role} answers at {what}: start a server with "
                 f"`vllm serve {self.model}` and set {self.node}.endpoints=[http://HOST:8000/v1]"
             )
         lacking = [
