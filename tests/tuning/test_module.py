@@ -23,6 +23,7 @@ from zerosearch.callbacks.export import PolicyExport
 from zerosearch.callbacks.graceful_stop import GracefulStop
 from zerosearch.callbacks.metrics_csv import MetricsCsv
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
+from zerosearch.callbacks.written_documents import WrittenDocuments
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import gather
 from zerosearch.search.simulator_prompt import SimulatorPrompt
@@ -226,6 +227,16 @@ def test_a_checkpoint_with_another_prompt_is_refused(
     module.template = "another"
     with pytest.raises(ValueError, match="another template than those of the checkpoint's run"):
         tune(module, data, resume=tmp_path / "checkpoints" / "last.ckpt")
+
+
+def test_what_is_written_can_be_read(policy: Path, rows: Path, tmp_path: Path) -> None:
+    found = run(policy, rows, WrittenDocuments(tmp_path / "documents"), steps=2)
+    lines = (tmp_path / "documents" / "val" / "step_000002.jsonl").read_text().splitlines()
+    written = [json.loads(line) for line in lines]
+    assert len(written) == 4 == len(found.written)
+    assert all(each["prompt"].startswith(("noisy 1", "useful 1")) for each in written)
+    assert all(each["recorded"].startswith("Doc 1: ") for each in written)
+    assert {each["noisy"] for each in written} <= {True, False}
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch.generation.generator import Generator, Sampling
+from zerosearch.generation.loading import load_to_sample
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.tokenizer import render_prompt
 from zerosearch.search.chat_client import Tally
@@ -112,11 +111,5 @@ class LocalChat:
 
     def _loaded(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            tokenizer = self.source.load_tokenizer()
-            model = self.source.load_model().requires_grad_(False).eval()
-            name = self._device
-            if name == "auto":
-                name = "cuda" if torch.cuda.is_available() else "cpu"
-            self.generator.bind(nn.Module.to(model, name), tokenizer)
-            self._tokenizer = tokenizer
+            self._tokenizer = load_to_sample(self.source, self.generator, self._device)
         return self._tokenizer

@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import nn
-
 from zerosearch.generation.generator import CompletionStop, Generator
+from zerosearch.generation.loading import load_to_sample
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.environment import Observation, Position, SearchEnvironment
 from zerosearch.rollout.rollouter import Decoding, Rollouter
@@ -115,12 +113,7 @@ class LocalAgent:
 
     def _loaded(self) -> Rollouter:
         if self._rollouter is None:
-            tokenizer = self.policy.load_tokenizer()
-            model = self.policy.load_model().requires_grad_(False).eval()
-            name = self._device
-            if name == "auto":
-                name = "cuda" if torch.cuda.is_available() else "cpu"
-            self.generator.bind(nn.Module.to(model, name), tokenizer)
+            tokenizer = load_to_sample(self.policy, self.generator, self._device)
             self._rollouter = Rollouter(
                 self.generator, tokenizer, self.episode, chat=self.policy.chat
             )

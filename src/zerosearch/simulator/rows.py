@@ -8,13 +8,13 @@ not. Documents without a verdict are in neither.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zerosearch.files import replacing
 from zerosearch.search.fidelity import findable
 from zerosearch.seeding import derive_random
 from zerosearch.simulator.judges import Case
@@ -160,7 +160,6 @@ def shorten(text: str, max_words: int, keep: Sequence[str] = ()) -> str:
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Replace a file of JSON lines, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
