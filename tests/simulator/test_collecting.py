@@ -20,7 +20,7 @@ from zerosearch.data.geography.facts import asset
 from zerosearch.journal import Journal
 from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.metrics import exact_match
-from zerosearch.rollout.agents import Played
+from zerosearch.search.agent import Played
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.engine import SearchEngine
@@ -36,6 +36,12 @@ QUESTIONS = [
 
 class TwoSearches:
     """Asks twice, then answers rightly every other time."""
+
+    async def check(self) -> None:
+        """It can always play."""
+
+    def settings(self) -> dict[str, Any]:
+        return {}
 
     async def play(
         self, question: Question, engine: SearchEngine, *, seed: int, attempt: int

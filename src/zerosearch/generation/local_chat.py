@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -46,15 +45,18 @@ class LocalChat:
         self.node = node
         self._device = device
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._name: str | None = None
 
-    @cached_property
+    @property
     def model(self) -> str:
         """Path, and a digest of the weights: one tuned anew under the same path is another."""
-        digest = hashlib.blake2b(digest_size=8)
-        for file in sorted(set((self.source.safetensors_files() or {}).values())):
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "blake2b").digest())
-        return f"{self.source.path}@{digest.hexdigest()}"
+        if self._name is None:
+            digest = hashlib.blake2b(digest_size=8)
+            for path in sorted(set((self.source.safetensors_files() or {}).values())):
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "blake2b").digest())
+            self._name = f"{self.source.path}@{digest.hexdigest()}"
+        return self._name
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:

@@ -6,8 +6,7 @@ wanted, from one question at a time; episodes under way together share the gener
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from zerosearch.generation.generator import CompletionStop, Generator
 from zerosearch.generation.loading import load_to_sample
@@ -16,45 +15,13 @@ from zerosearch.rollout.environment import Observation, Position, SearchEnvironm
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import ANSWER, SEARCH, STOP_TAGS
+from zerosearch.search.agent import Played
 from zerosearch.search.chat_client import ChatModel, Tally
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchError, Trajectory
 
 # Of a model whose tokenizer is not at hand: about the mean of English text.
 CHARS_PER_TOKEN = 4
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Played:
-    """One episode and what the agent itself cost; searches carry their own cost."""
-
-    trajectory: Trajectory
-    cost_usd: float = 0.0
-
-
-class Agent(Protocol):
-    """Plays episodes; safe to call concurrently."""
-
-    async def play(
-        self, question: Question, engine: SearchEngine, *, seed: int, attempt: int
-    ) -> Played:
-        """One episode; where a search or the model fails, its trajectory carries an `error`.
-
-        Args:
-            question: what is asked.
-            engine: who answers queries.
-            seed: of all draws, together with question and attempt.
-            attempt: number of earlier episodes of this question.
-        """
-        ...
-
-    async def check(self) -> None:
-        """Raise a ValueError with the mend where the agent cannot play."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """JSON values that decide what it plays."""
-        ...
 
 
 class LocalAgent:

@@ -32,8 +32,12 @@ class Tally:
 class ChatModel(Protocol):
     """Answers chats; safe to call concurrently."""
 
-    model: str  # tells models with other replies apart
     usd_per_million_tokens: float
+
+    @property
+    def model(self) -> str:
+        """Tells models with other replies apart."""
+        ...
 
     def slot(self) -> AbstractAsyncContextManager[None]:
         """Wait for one of the places that bound how many chats are under way."""

@@ -14,12 +14,13 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zerosearch.journal import Journal
+from zerosearch.search.agent import Agent
 from zerosearch.search.engine import SearchEngine
 from zerosearch.simulator.budget import Budget, BudgetUsedUp
 from zerosearch.simulator.records import Episode, Search
@@ -28,24 +29,6 @@ from zerosearch.types import Question, SearchRequest, SearchResult, Trajectory
 MIN_EPISODES = 20  # before a share of failures means anything
 
 log = logging.getLogger(__name__)
-
-
-class Played(Protocol):
-    """What an agent returns."""
-
-    @property
-    def trajectory(self) -> Trajectory: ...
-
-    @property
-    def cost_usd(self) -> float: ...
-
-
-class Agent(Protocol):
-    """Who plays, see `zerosearch.rollout.agents`."""
-
-    async def play(
-        self, question: Question, engine: SearchEngine, *, seed: int, attempt: int
-    ) -> Played: ...
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
