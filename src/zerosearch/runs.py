@@ -188,13 +188,11 @@ class Summary:
         }
 
     def headline(self) -> str:
-        """The run in one line: status, headline F1 before and after, where to look."""
-        f1 = [
-            f"{name} {self.facts[name]:.3f}"
-            for name in ("start/f1", "test/f1")
-            if name in self.facts
-        ]
-        return f"{self.facts['status']}: {', '.join(f1) or 'not evaluated'}; see {self.path.parent}"
+        """The run in one line: status, headline before and after, where to look."""
+        names = ("start/f1", "test/f1", "start/loss", "test/loss")  # of a policy, of a simulator
+        shown = [f"{name} {self.facts[name]:.3f}" for name in names if name in self.facts]
+        said = ", ".join(shown) or "not evaluated"
+        return f"{self.facts['status']}: {said}; see {self.path.parent}"
 
     def write(self) -> None:
         """Replace the file atomically, on rank 0."""

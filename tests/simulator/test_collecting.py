@@ -67,6 +67,16 @@ class TwoSearches:
         return Played(trajectory=trajectory, cost_usd=0.01)
 
 
+class AtOnce(TwoSearches):
+    """Answers without a search, for a cent."""
+
+    async def play(
+        self, question: Question, engine: SearchEngine, *, seed: int, attempt: int
+    ) -> Played:
+        trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
+        return Played(trajectory=trajectory, cost_usd=0.01)
+
+
 class Paid(ScriptedEngine):
     """An engine whose queries cost a cent."""
 
@@ -85,8 +95,8 @@ def collect(
     **fields: Any,
 ) -> Outcome:
     answers = AnswerCheck(read=extract_answer, score=exact_match)
-    settings: dict[str, Any] = {"documents_per_search": 3, "concurrency": 8, **fields}
-    collector = Collector(agent=TwoSearches(), engine=engine, answers=answers, **settings)
+    usual = {"agent": TwoSearches(), "documents_per_search": 3, "concurrency": 8}
+    collector = Collector(engine=engine, answers=answers, **{**usual, **fields})
     budget = Budget(folder / "spent.jsonl", queries=queries, usd=usd)
     try:
         with Journal(folder / "episodes.jsonl", key="id", settings={}) as journal:
@@ -162,6 +172,18 @@ def test_dollars_end_a_run_too(tmp_path: Path) -> None:
     assert "budget.usd=0.2 is used up ($0.2" in outcome.stopped
     assert outcome.kept == 7, "two queries and the agent, a cent each, make three cents an episode"
     assert collect(tmp_path, Paid(["x"]), usd=0.20).kept == 0
+
+
+def test_dollars_end_an_agent_that_never_searches(tmp_path: Path) -> None:
+    outcome = collect(tmp_path, Paid(["x"]), usd=0.05, concurrency=1, agent=AtOnce())
+    assert outcome.kept == 5 and "budget.usd=0.05 is used up" in outcome.stopped
+
+
+def test_a_limit_holds_for_what_was_spent_before_it_was_set(tmp_path: Path) -> None:
+    engine = Paid(["x"])
+    collect(tmp_path, engine, questions=QUESTIONS[:5])
+    assert collect(tmp_path, engine, queries=10).kept == 0
+    assert len(engine.requests) == 10
 
 
 def test_what_a_cache_answers_is_not_counted(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ class Budget:
     A query counts when it is sent; one that a cache answered is given back.
 
     Args:
-        path: of the journal of spending; nothing is written where nothing is limited.
+        path: of the journal of spending, kept also while nothing is limited.
         queries: most queries, None: any number.
         usd: most dollars, None: any. What is under way when they are used up may go beyond.
 
@@ -31,9 +31,8 @@ class Budget:
                 raise ValueError(f"budget.{name}={value}: give 0 or more, or null for no limit")
         self.limit_queries = queries
         self.limit_usd = usd
-        is_limited = queries is not None or usd is not None
-        self._journal = Journal(path, key="n") if is_limited else None
-        rows = list(self._journal.rows.values()) if self._journal else []
+        self._journal = Journal(path, key="n")
+        rows = self._journal.rows.values()
         self.queries = sum(row["queries"] for row in rows)
         self.usd = sum(row["usd"] for row in rows)
 
@@ -47,12 +46,16 @@ class Budget:
             raise BudgetUsedUp(
                 f"budget.queries={self.limit_queries} are used up: raise it and run again to go on"
             )
+        self.check_usd()
+        self._note(queries=1)
+
+    def check_usd(self) -> None:
+        """Raise BudgetUsedUp where no dollar is left, whatever they were spent on."""
         if self.limit_usd is not None and self.usd >= self.limit_usd:
             raise BudgetUsedUp(
                 f"budget.usd={self.limit_usd:g} is used up (${self.usd:.2f} spent): raise it and "
                 "run again to go on"
             )
-        self._note(queries=1)
 
     def give_back_query(self) -> None:
         """A query that cost nothing."""
@@ -65,12 +68,10 @@ class Budget:
 
     def close(self) -> None:
         """Let another process use the journal."""
-        if self._journal is not None:
-            self._journal.__exit__(None, None, None)
+        self._journal.__exit__(None, None, None)
 
     def _note(self, queries: int = 0, usd: float = 0.0) -> None:
         self.queries += queries
         self.usd += usd
-        if self._journal is not None:
-            number = str(len(self._journal.rows))
-            self._journal.append({"n": number, "queries": queries, "usd": usd})
+        number = str(len(self._journal.rows))
+        self._journal.append({"n": number, "queries": queries, "usd": usd})

@@ -144,6 +144,7 @@ class Collector:
                 return
             recorder = _Recorder(self.engine, self.documents_per_search, budget)
             try:
+                budget.check_usd()
                 played = await self.agent.play(question, recorder, seed=self.seed, attempt=attempt)
             except BudgetUsedUp as error:
                 outcome.stopped = outcome.stopped or str(error)
