@@ -32,10 +32,11 @@ from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.training.evaluation import Evaluation
 
+OF_COLLECTING = ("agent", "judge", "questions")  # groups of other programs
 GROUPS = sorted(
     (path.parent.name, path.stem)
     for path in CONFIGS.glob("*/*.yaml")
-    if path.parent.name != "hydra"
+    if path.parent.name not in ("hydra", *OF_COLLECTING)
 )
 OF_TUNING = {("callbacks", "tuning"), ("data", "simulation"), ("task", "tune_simulator")}
 OF_TUNING |= {("experiment", name) for group, name in GROUPS if name.startswith("simulator_sft")}
@@ -148,6 +149,39 @@ def test_every_choice_makes_the_objects_of_a_run(group: str, name: str, tmp_path
     } <= callbacks
     assert run.trainer.limit_train_batches == module.policy_steps
     assert "policy_steps" in run.hyper_parameters
+
+
+@pytest.mark.parametrize(
+    ("program", "group", "name", "node", "needed"),
+    [
+        ("collect", "agent", "local", "collector", []),
+        (
+            "collect",
+            "agent",
+            "chat",
+            "collector",
+            ["agent.chat.endpoints=[http://127.0.0.1:9/v1]", "agent.chat.model=m"],
+        ),
+        ("collect", "questions", "geography", "questions", []),
+        ("collect", "questions", "files", "questions", ["questions.path=mine.jsonl"]),
+        ("judge", "judge", "rule", "judging", []),
+        (
+            "judge",
+            "judge",
+            "llm",
+            "judging",
+            ["judge.chat.endpoints=[http://127.0.0.1:9/v1]", "judge.chat.model=m"],
+        ),
+    ],
+)
+def test_every_choice_of_collecting_makes_its_objects(
+    program: str, group: str, name: str, node: str, needed: list[str], tmp_path: Path
+) -> None:
+    names = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
+    assert name in names and len(names) == 2
+    cfg = compose_config(tmp_path, f"{group}={name}", *needed, name=program)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert hydra.utils.instantiate(cfg[node], _convert_="all") is not None
 
 
 TUNING_GPUS = {"simulator_sft_3b": 2, "simulator_sft_7b": 4, "simulator_sft_14b": 8}

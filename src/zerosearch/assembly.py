@@ -79,7 +79,7 @@ class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
     def fit(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint where one is given."""
         try:
-            Run.fit(self, checkpoint)
+            super().fit(checkpoint)
         finally:
             self.module.rollouts.stop()
 
