@@ -22,6 +22,7 @@ from tests.helpers.openai_server import (
 )
 from tests.helpers.simulated import simulated_search
 from tests.helpers.waiting import GUARD_S, HANG_S, guarded, wait_until
+from zerosearch.search.chat_client import ChatClient
 from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
 from zerosearch.search.simulated import draw_noisy
 from zerosearch.types import SearchError, SearchRequest
@@ -408,7 +409,7 @@ async def test_check_names_the_endpoint_that_does_not_answer_and_the_mend(server
 async def test_check_does_not_wait_for_a_server_that_hangs(server):
     server.models_reply = Reply(body={}, delay_s=HANG_S)
     with guarded(), pytest.raises(ValueError, match=r"no reply within 0\.2 s"):
-        await make_engine(server.url).chat.check(timeout_s=0.2)
+        await ChatClient([server.url], "m").check(timeout_s=0.2)
 
 
 @pytest.mark.parametrize(
@@ -460,8 +461,8 @@ async def test_an_engine_without_endpoints_has_cache_keys_and_says_what_it_lacks
 
 
 def test_endpoints_are_brought_into_one_form():
-    engine = make_engine("http://a:1", "http://b:2/", "https://c/v1/", "http://d/api/v1")
-    assert engine.chat.servers.endpoints == (
+    urls = ["http://a:1", "http://b:2/", "https://c/v1/", "http://d/api/v1"]
+    assert ChatClient(urls, "m").servers.endpoints == (
         "http://a:1/v1",
         "http://b:2/v1",
         "https://c/v1",

@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers.configs import ROOT
 from tests.helpers.engines import ScriptedEngine
-from tests.helpers.waiting import GUARD_S, wait_until
+from tests.helpers.waiting import wait_until
 from zerosearch.data.geography.facts import asset
 from zerosearch.journal import Journal
 from zerosearch.reward.answer import extract_answer
@@ -191,16 +191,29 @@ def test_what_a_cache_answers_is_not_counted(tmp_path: Path) -> None:
     cached = CachedSearch(BM25Search(corpus=corpus), tmp_path / "cache", replay=False)  # type: ignore[arg-type]
     first = collect(tmp_path / "a", cached, queries=1000, questions=QUESTIONS[:5])
     assert first.kept == 5
-    again = collect(tmp_path / "b", cached, queries=1, questions=QUESTIONS[:5], concurrency=1)
+    again = collect(tmp_path / "b", cached, queries=0, questions=QUESTIONS[:5])
     assert again.kept == 5 and again.stopped == ""
+
+
+def test_equal_queries_under_way_at_once_are_sent_and_counted_once(tmp_path: Path) -> None:
+    corpus = str(asset("corpus.jsonl.gz"))
+    cached = CachedSearch(BM25Search(corpus=corpus), tmp_path / "cache", replay=False)  # type: ignore[arg-type]
+    outcome = collect(tmp_path, cached, queries=2, questions=QUESTIONS[:1], attempts=8)
+    assert outcome.kept == 8 and outcome.stopped == ""
+
+
+def test_a_cache_asks_for_nothing_beyond_the_budget(tmp_path: Path) -> None:
+    corpus = str(asset("corpus.jsonl.gz"))
+    cached = CachedSearch(BM25Search(corpus=corpus), tmp_path / "cache", replay=False)  # type: ignore[arg-type]
+    outcome = collect(tmp_path, cached, queries=5, questions=QUESTIONS[:5])
+    assert "budget.queries=5 are used up" in outcome.stopped
+    assert Budget(tmp_path / "spent.jsonl", queries=None, usd=None).queries == 5
 
 
 def test_spending_outlives_the_process(tmp_path: Path) -> None:
     path = tmp_path / "spent.jsonl"
     budget = Budget(path, queries=3, usd=None)
     budget.take_query()
-    budget.take_query()
-    budget.give_back_query()
     budget.spend(0.5)
     budget.close()
     again = Budget(path, queries=3, usd=None)
@@ -256,7 +269,7 @@ def test_a_run_ended_half_way_goes_on_to_the_same_episodes(
     )
     wait_until(lambda: lines(tmp_path) >= 10)
     running.send_signal(number)
-    printed, _ = running.communicate(timeout=GUARD_S)
+    printed, _ = running.communicate(timeout=600)
     assert running.returncode == code, printed
     if code > 0:
         assert "run again to go on" in printed

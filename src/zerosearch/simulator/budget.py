@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from zerosearch.journal import Journal
+from zerosearch.search.cache import CachedSearch
+from zerosearch.search.engine import SearchEngine
+from zerosearch.types import SearchRequest, SearchResult
 
 
 class BudgetUsedUp(Exception):
@@ -14,7 +17,7 @@ class BudgetUsedUp(Exception):
 class Budget:
     """Counts queries and dollars; a killed run's spending still counts in the next one.
 
-    A query counts when it is sent; one that a cache answered is given back.
+    A query counts when it is sent.
 
     Args:
         path: of the journal of spending, kept also while nothing is limited.
@@ -57,10 +60,6 @@ class Budget:
                 "run again to go on"
             )
 
-    def give_back_query(self) -> None:
-        """A query that cost nothing."""
-        self._note(queries=-1)
-
     def spend(self, usd: float) -> None:
         """Count dollars."""
         if usd:
@@ -75,3 +74,27 @@ class Budget:
         self.usd += usd
         number = str(len(self._journal.rows))
         self._journal.append({"n": number, "queries": queries, "usd": usd})
+
+
+class Metered:
+    """A `SearchEngine` whose queries and dollars count; what a cache answers is free."""
+
+    def __init__(self, engine: SearchEngine, budget: Budget) -> None:
+        self._engine = engine
+        self._budget = budget
+        self._cached = isinstance(engine, CachedSearch)
+        if isinstance(engine, CachedSearch):
+            engine.before_asking = budget.take_query
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """As the engine.
+
+        Raises:
+            BudgetUsedUp: the query would have to be sent, and there is nothing left for it.
+            SearchError: as the engine.
+        """
+        if not self._cached:
+            self._budget.take_query()
+        result = await self._engine.search(request)
+        self._budget.spend(result.cost_usd)
+        return result

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zerosearch.journal import Journal
 from zerosearch.search.agent import Agent
 from zerosearch.search.engine import SearchEngine
-from zerosearch.simulator.budget import Budget, BudgetUsedUp
+from zerosearch.simulator.budget import Budget, BudgetUsedUp, Metered
 from zerosearch.simulator.records import Episode, Search
 from zerosearch.types import Question, SearchRequest, SearchResult, Trajectory
 
@@ -105,11 +105,11 @@ class Collector:
         self.outcome = Outcome()
         if len(open_pairs) < total:
             log.info("%d of %d episodes are there already", total - len(open_pairs), total)
-        waiting = iter(open_pairs)
+        waiting, engine = iter(open_pairs), Metered(self.engine, budget)
         with _progress(total, total - len(open_pairs)) as advance, self._signals() as stop:
             async with asyncio.TaskGroup() as tasks:
                 workers = [
-                    tasks.create_task(self._work(waiting, journal, budget, advance))
+                    tasks.create_task(self._work(waiting, engine, journal, budget, advance))
                     for _ in range(min(self.concurrency, len(open_pairs)))
                 ]
                 tasks.create_task(self._watch(workers, stop))
@@ -134,6 +134,7 @@ class Collector:
     async def _work(
         self,
         waiting: Iterator[tuple[Question, int]],
+        engine: SearchEngine,
         journal: Journal,
         budget: Budget,
         advance: Callable[[], None],
@@ -142,7 +143,7 @@ class Collector:
         for question, attempt in waiting:
             if outcome.stopped or self._fails_too_often():
                 return
-            recorder = _Recorder(self.engine, self.documents_per_search, budget)
+            recorder = _Recorder(engine, self.documents_per_search)
             try:
                 budget.check_usd()
                 played = await self.agent.play(question, recorder, seed=self.seed, attempt=attempt)
@@ -203,19 +204,14 @@ class Collector:
 class _Recorder:
     """The engine of one episode: asks for more documents than are shown, and keeps them."""
 
-    def __init__(self, engine: SearchEngine, documents: int, budget: Budget) -> None:
+    def __init__(self, engine: SearchEngine, documents: int) -> None:
         self._engine = engine
         self._documents = documents
-        self._budget = budget
         self.searches: list[Search] = []
 
     async def search(self, request: SearchRequest) -> SearchResult:
-        self._budget.take_query()
         wide = dataclasses.replace(request, top_k=max(self._documents, request.top_k))
         result = await self._engine.search(wide)
-        if result.cached:
-            self._budget.give_back_query()
-        self._budget.spend(result.cost_usd)
         turn = len(self.searches)
         self.searches.append(Search(turn=turn, query=request.query, documents=result.documents))
         shown = result.documents[: request.top_k]
