@@ -88,6 +88,18 @@ def test_a_simulator_tuned_anew_under_the_same_path_is_another(folder: Path) -> 
     assert key() != before
 
 
+@pytest.mark.parametrize("file", ["a.gguf", "pytorch_model.bin"])
+def test_weights_of_any_format_tell_simulators_apart(tmp_path: Path, file: str) -> None:
+    names = set()
+    for content in (b"one", b"two"):
+        (tmp_path / file).write_bytes(content)
+        (tmp_path / "config.json").write_text("{}")
+        gguf = file if file.endswith(".gguf") else None
+        source = PolicySource(path=str(tmp_path), gguf_file=gguf)
+        names.add(LocalChat(source, TransformersGenerator()).model)
+    assert len(names) == 2
+
+
 def test_a_missing_model_is_said_before_anything_is_asked(tmp_path: Path) -> None:
     engine = SimulatedSearch(make_chat(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"simulator: no model in .*none.*tune one first"):

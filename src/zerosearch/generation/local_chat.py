@@ -52,10 +52,12 @@ class LocalChat:
         """Path, and a digest of the weights: one tuned anew under the same path is another."""
         if self._name is None:
             digest = hashlib.blake2b(digest_size=8)
-            for path in sorted(set((self.source.safetensors_files() or {}).values())):
+            if self.source.random_init:
+                digest.update(repr((self.source.architecture, self.source.init_seed)).encode())
+            for path in self.source.weight_files():
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "blake2b").digest())
-            self._name = f"{self.source.path}@{digest.hexdigest()}"
+            self._name = f"{self.source.name}@{digest.hexdigest()}"
         return self._name
 
     @asynccontextmanager
@@ -71,7 +73,7 @@ class LocalChat:
         """
         tokenizer = self._loaded()
         tally.attempts += 1
-        tally.tried.append(self.source.path)
+        tally.tried.append(self.source.name)
         prompt_ids = render_prompt(tokenizer, body["messages"], chat=self.source.chat)
         sampling = Sampling(
             max_new_tokens=body["max_tokens"],
@@ -84,7 +86,7 @@ class LocalChat:
                 completion = await self.generator.generate(prompt_ids, sampling)
         except (ValueError, TimeoutError) as error:
             reason = str(error) or f"no reply within {timeout_s:.3g} s"
-            raise SearchError(self.source.path, reason) from error
+            raise SearchError(self.source.name, reason) from error
         tokens = len(prompt_ids) + len(completion.token_ids)
         tally.tokens += tokens
         return ChatReply(
@@ -103,7 +105,7 @@ class LocalChat:
             self._loaded()
         except ValueError as error:
             raise ValueError(
-                f"{self.node}: no model in {self.source.path} ({error}); tune one first "
+                f"{self.node}: no model in {self.source.name} ({error}); tune one first "
                 "(docs/simulator.md), or correct the path"
             ) from error
 
