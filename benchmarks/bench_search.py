@@ -30,6 +30,7 @@ import httpx
 import openai
 
 from zerosearch.search.cache import build_search
+from zerosearch.search.chat_client import ChatClient
 from zerosearch.search.engine import SearchEngine
 from zerosearch.search.per_loop import PerLoop
 from zerosearch.search.simulated import SimulatedSearch
@@ -118,7 +119,9 @@ def request_of(trajectory: int, turn: int) -> SearchRequest:
 
 def engine_of(url: str, concurrency: int) -> SimulatedSearch:
     """Without time limits: this measures the layer, not its patience."""
-    return SimulatedSearch([url], "m", max_concurrency=concurrency, attempt_timeout_s=600.0)
+    return SimulatedSearch(
+        ChatClient([url], "m", max_concurrency=concurrency, attempt_timeout_s=600.0)
+    )
 
 
 def through(engine: SearchEngine) -> Search:

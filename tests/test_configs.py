@@ -19,7 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.helpers.configs import CONFIGS, compose_config
 from zerosearch.algorithms.algorithm import Algorithm
-from zerosearch.assembly import Run, assemble
+from zerosearch.assembly import PolicyRun, assemble, assemble_tuning
 from zerosearch.callbacks.curriculum import NoiseCurriculum
 from zerosearch.data.sources import QASource
 from zerosearch.policy.memory import plan_of
@@ -32,12 +32,16 @@ from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.training.evaluation import Evaluation
 
-CHOICES = sorted(
+OF_COLLECTING = ("agent", "judge", "questions")  # groups of other programs
+GROUPS = sorted(
     (path.parent.name, path.stem)
     for path in CONFIGS.glob("*/*.yaml")
-    if path.parent.name != "hydra"
+    if path.parent.name not in ("hydra", *OF_COLLECTING)
 )
-TUNED_TEMPLATE = "simulator.prompt_template=tuned"
+OF_TUNING = {("callbacks", "tuning"), ("data", "simulation"), ("task", "tune_simulator")}
+OF_TUNING |= {("experiment", name) for group, name in GROUPS if name.startswith("simulator_sft")}
+CHOICES = [choice for choice in GROUPS if choice not in OF_TUNING]
+SHIPPED = "simulator.prompt_template=tuned"
 ENDPOINT = "simulator.endpoints=[http://127.0.0.1:9/v1]"
 OWN_DATA = ["data.files=[train.jsonl]", "data.validation.own.path=held_out.parquet"]
 ANY_ENGINE = "search.engine={_target_: tests.helpers.engines.ScriptedEngine, answer: []}"
@@ -57,8 +61,13 @@ NEEDED: dict[tuple[str, str], list[str]] = {
         if group == "simulator" and not name.startswith("scripted")
     },
     ("simulator", "llm"): ["search=simulated", ENDPOINT, "simulator.model=mine"],
+    ("simulator", "exported"): ["search=simulated", ENDPOINT, "simulator.folder=x", SHIPPED],
+    ("simulator", "in_process"): ["search=simulated", "simulator.folder=x", SHIPPED],
+    ("simulator", "tiny_tuned"): ["search=simulated", SHIPPED],
+    ("simulator", "tiny_untuned"): ["search=simulated"],
+    ("simulator", "tiny_tuned_vllm"): ["search=simulated", SHIPPED],
     **{  # the template is derived first
-        ("simulator", f"tuned_{size}"): ["search=simulated", ENDPOINT, TUNED_TEMPLATE]
+        ("simulator", f"tuned_{size}"): ["search=simulated", ENDPOINT, SHIPPED]
         for size in ("3b", "7b", "14b")
     },
 }
@@ -86,12 +95,12 @@ def overrides_of(group: str, name: str) -> list[str]:
     return [f"{group}={name}", *NEEDED.get((group, name), large if is_large else [])]
 
 
-def make_run(folder: Path, *overrides: str) -> Run:
+def make_run(folder: Path, *overrides: str) -> PolicyRun:
     return assemble(compose_config(folder, *overrides))
 
 
 def test_groups_are_those_of_the_design() -> None:
-    groups = {group for group, _ in CHOICES}
+    groups = {group for group, _ in GROUPS}
     assert groups == {
         "algorithm",
         "callbacks",
@@ -111,6 +120,7 @@ def test_groups_are_those_of_the_design() -> None:
         "rubric",
         "search",
         "simulator",
+        "task",
         "trainer",
     }
 
@@ -140,6 +150,72 @@ def test_every_choice_makes_the_objects_of_a_run(group: str, name: str, tmp_path
     } <= callbacks
     assert run.trainer.limit_train_batches == module.policy_steps
     assert "policy_steps" in run.hyper_parameters
+
+
+@pytest.mark.parametrize(
+    ("program", "group", "name", "node", "needed"),
+    [
+        ("collect", "agent", "local", "collector", []),
+        (
+            "collect",
+            "agent",
+            "chat",
+            "collector",
+            ["agent.chat.endpoints=[http://127.0.0.1:9/v1]", "agent.chat.model=m"],
+        ),
+        ("collect", "questions", "geography", "questions", []),
+        ("collect", "questions", "files", "questions", ["questions.path=mine.jsonl"]),
+        ("judge", "judge", "rule", "judging", []),
+        (
+            "judge",
+            "judge",
+            "llm",
+            "judging",
+            ["judge.chat.endpoints=[http://127.0.0.1:9/v1]", "judge.chat.model=m"],
+        ),
+    ],
+)
+def test_every_choice_of_collecting_makes_its_objects(
+    program: str, group: str, name: str, node: str, needed: list[str], tmp_path: Path
+) -> None:
+    names = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
+    assert name in names and len(names) == 2
+    cfg = compose_config(tmp_path, f"{group}={name}", *needed, name=program)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert hydra.utils.instantiate(cfg[node], _convert_="all") is not None
+
+
+TUNING_GPUS = {"simulator_sft_3b": 2, "simulator_sft_7b": 4, "simulator_sft_14b": 8}
+ROWS = "data.files.train=rows.jsonl"
+
+
+@pytest.mark.parametrize("name", sorted(name for kind, name in OF_TUNING if kind == "experiment"))
+def test_every_tuning_makes_the_objects_of_a_run(name: str, tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, f"experiment={name}", ROWS, *ON_CPU)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert cfg.job == "zerosearch.train.tune_simulator"
+    run = assemble_tuning(cfg)
+    callbacks = {type(each).__name__ for each in run.trainer.callbacks}  # type: ignore[attr-defined]
+    assert {"MetricsCsv", "PolicyCheckpoint", "PolicyExport", "GracefulStop"} <= callbacks
+    assert run.trainer.limit_train_batches == run.module.policy_steps == cfg.steps
+    assert "steps" in run.hyper_parameters
+    if name in TUNING_GPUS:
+        optimizer = run.module.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+        assert optimizer.param_groups[0]["lr"] == 1e-6, "paper"
+        assert run.module.policy_source.chat and cfg.model.path.endswith("-Instruct")
+
+
+@pytest.mark.parametrize("name", TUNING_GPUS)
+def test_large_simulators_are_built_on_the_meta_device_and_fit_their_gpus(
+    name: str, tmp_path: Path
+) -> None:
+    cfg = compose_config(tmp_path, f"experiment={name}", ROWS)
+    plan = plan_of(cfg)
+    assert plan.sharded and plan.gpus == TUNING_GPUS[name] and not plan.with_reference
+    assert {p.device.type for p in plan.model.parameters()} == {"meta"}
+    assert all(p.requires_grad for p in plan.model.parameters())
+    check_fits(memory_rows(plan, 80 * GIB), 80 * GIB)
+    assert cfg.data.examples_per_step % plan.gpus == 0
 
 
 def test_sampling_ahead_is_one_override_and_a_generator_that_can(tmp_path: Path) -> None:
@@ -278,7 +354,7 @@ def test_the_runs_of_the_paper_have_its_values(
 
     engine = module.search
     assert isinstance(engine, SimulatedSearch)
-    assert (engine.model, engine.temperature, engine.max_tokens) == (simulator, 0.8, 600)
+    assert (engine.chat.model, engine.temperature, engine.max_tokens) == (simulator, 0.8, 600)
     assert engine.prompt.words_per_document == 30
 
     curriculum = next(c for c in run.trainer.callbacks if isinstance(c, NoiseCurriculum))  # type: ignore[attr-defined]

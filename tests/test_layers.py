@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
 # Lowest first; members of a tuple may import one another.
 LAYERS = [
-    ("types", "seeding", "text", "distributed", "run_names", "runs"),
+    ("types", "seeding", "text", "journal", "files", "distributed", "run_names", "runs"),
     ("data",),
     ("search",),
     ("simulator",),
@@ -22,6 +22,7 @@ LAYERS = [
     ("reward",),
     ("algorithms",),
     ("training",),
+    ("tuning",),
     ("callbacks",),
     ("evaluation",),
     ("assembly", "evaluate", "retriever", "train"),  # entry points

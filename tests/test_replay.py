@@ -17,7 +17,7 @@ from tests.helpers.openai_server import OpenAIServer, Reply, completion
 from tests.helpers.runs import computed, read_metrics, small_run
 from tests.helpers.words import COLOURS
 from zerosearch.runs import Summary
-from zerosearch.train import train
+from zerosearch.train import train_policy
 
 SPENT = ("cost/", "search/cached", "search/attempts", "search/tokens")
 
@@ -80,7 +80,7 @@ def network_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(folder: Path, *overrides: str) -> Path:
     folder.mkdir()
     summary = Summary(folder)
-    train(compose_config(folder, *overrides), summary)
+    train_policy(compose_config(folder, *overrides), summary)
     summary.write()
     return folder
 

@@ -18,6 +18,7 @@ from zerosearch import runs
 from zerosearch.runs import (
     Summary,
     expand_resume,
+    expand_simulator,
     find_checkpoint,
     git_commit,
     link_latest,
@@ -33,6 +34,27 @@ def make_run(folder: Path, *overrides: str) -> Path:
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").touch()
     return folder
+
+
+# -- simulator= on the command line ---------------------------------------------------------------
+
+
+def test_the_folder_of_a_tuned_simulator_is_a_simulator(tmp_path: Path) -> None:
+    exported = tmp_path / "my export"
+    exported.mkdir()
+    (exported / "prompt.j2").touch()
+    given = ["seed=1", f"simulator={exported}", "simulator.endpoints=[http://a:1/v1]"]
+    assert expand_simulator(given) == [
+        "seed=1",
+        "simulator=exported",
+        f"simulator.folder='{exported}'",
+        "simulator.endpoints=[http://a:1/v1]",
+    ]
+
+
+@pytest.mark.parametrize("name", ["prompted_7b", "scripted,scripted_fair", "no/such/folder"])
+def test_other_simulators_are_names(name: str) -> None:
+    assert expand_simulator([f"simulator={name}"]) == [f"simulator={name}"]
 
 
 # -- resume= on the command line ------------------------------------------------------------------

@@ -7,7 +7,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import datasets
 import hydra
@@ -19,17 +19,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.training.module import SearchPolicyModule
+from zerosearch.tuning.data import TuningData
+from zerosearch.tuning.examples import check_lengths
+from zerosearch.tuning.module import SimulatorTuningModule
 
 log = logging.getLogger(__name__)
 
 
+M = TypeVar("M", SearchPolicyModule, SimulatorTuningModule)
+D = TypeVar("D", bound=LightningDataModule)
+
+
 @dataclass(kw_only=True, slots=True)
-class Run:
+class Run(Generic[M, D]):
     """The objects of one training run."""
 
     trainer: Trainer
-    module: SearchPolicyModule
-    data: LightningDataModule
+    module: M
+    data: D
     hyper_parameters: dict[str, Any]
 
     @property
@@ -46,18 +53,35 @@ class Run:
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint where one is given."""
-        try:
-            with suppress(SIGTERMException):
-                self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
-        finally:
-            self.module.rollouts.stop()
+        with suppress(SIGTERMException):
+            self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
 
     def evaluate(self, phase: str) -> None:
-        """Answer the test questions and log the result as `<phase>/<engine>/...`."""
+        """Evaluate on the test data and log the result as `<phase>/...`."""
         self.module.phase = phase
         with suppress(SIGTERMException):
             self.trainer.test(self.module, self.data, verbose=False)
         self.module.phase = "val"
+
+    def log_hyper_parameters(self, metrics: dict[str, float]) -> None:
+        """Show settings beside final metrics (TensorBoard's HParams tab)."""
+        shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
+        step = max(0, self.module.policy_step - 1)  # of the last row: no stray point at 0
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.hyper_parameters, shown, step)
+                logger.save()
+
+
+class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
+    """A policy learns to search."""
+
+    def fit(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint where one is given."""
+        try:
+            super().fit(checkpoint)
+        finally:
+            self.module.rollouts.stop()
 
     def check_searches(self) -> None:
         """Raise where the last evaluation lost too many answers to failed searches.
@@ -71,10 +95,7 @@ class Run:
             raise self.module.evaluation_outage
 
     def final_metrics(self) -> dict[str, float]:
-        """Last training metrics, start and test metrics, and the headline as start/f1, test/f1.
-
-        Also logs the hyper-parameters beside them (TensorBoard's HParams tab).
-        """
+        """Last training metrics, start and test metrics, and the headline as start/f1, test/f1."""
         module = self.module
         metrics = {**module.train_metrics, **module.start_metrics, **module.evaluation_metrics}
         headline = next(iter(module.evaluations))
@@ -82,12 +103,35 @@ class Run:
             for name in ("f1", "em", "cover_em"):
                 if (value := metrics.get(f"{phase}/{headline}/{name}")) is not None:
                     metrics[f"{phase}/{name}"] = value
-        shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
-        step = max(0, module.policy_step - 1)  # of the last row: curves get no stray point at 0
-        for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.hyper_parameters, shown, step)
-                logger.save()
+        self.log_hyper_parameters(metrics)
+        return metrics
+
+
+class TuningRun(Run[SimulatorTuningModule, TuningData]):
+    """A simulator learns to write documents."""
+
+    def read_examples(self) -> None:
+        """Read the data, before any model is loaded; too long an example is an error.
+
+        Raises:
+            ValueError: names file, row or setting and the mend.
+        """
+        module, examples = self.module, self.data.examples
+        module.policy_source.check()
+        module.template = examples.template
+        check_lengths(module.encode(examples.train + examples.validation), module.max_tokens)
+        log.info(
+            "examples: %d for training, %d of %d for validation",
+            len(examples.train),
+            len(self.data.validation),
+            len(examples.validation),
+        )
+
+    def final_metrics(self) -> dict[str, float]:
+        """Metrics of the last step, and of the validations before and after."""
+        module = self.module
+        metrics = {**module.train_metrics, **module.start_metrics, **module.validation_metrics}
+        self.log_hyper_parameters(metrics)
         return metrics
 
 
@@ -106,19 +150,28 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
 
 
-def assemble(cfg: DictConfig) -> Run:
-    """Instantiate every node of the configuration.
+def assemble(cfg: DictConfig) -> PolicyRun:
+    """Instantiate every node of the configuration of a policy's training.
 
     Raises:
         ValueError: a node refuses its settings; the message says which key.
     """
+    return PolicyRun(**_objects(cfg))
+
+
+def assemble_tuning(cfg: DictConfig) -> TuningRun:
+    """The same of a simulator's tuning."""
+    return TuningRun(**_objects(cfg))
+
+
+def _objects(cfg: DictConfig) -> dict[str, Any]:
     quiet_libraries()
     data = hydra.utils.instantiate(cfg.data)
     module = hydra.utils.instantiate(cfg.module)
     callbacks = [hydra.utils.instantiate(node) for node in cfg.callbacks.values() if node]
     loggers = [hydra.utils.instantiate(node) for node in (cfg.logger or {}).values() if node]
     trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
-    return Run(trainer=trainer, module=module, data=data, hyper_parameters=_flat(cfg))
+    return {"trainer": trainer, "module": module, "data": data, "hyper_parameters": _flat(cfg)}
 
 
 def _flat(cfg: DictConfig) -> dict[str, Any]:

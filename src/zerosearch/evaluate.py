@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import hydra
 
-from zerosearch.runs import PROJECT_ROOT, Summary, run_job
+from zerosearch.runs import PROJECT_ROOT, Summary, expand_simulator, run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -44,4 +45,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = expand_simulator(sys.argv[1:])
     main()

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in a run folder
+PROMPT_FILE = "prompt.j2"  # in the folder of a simulator that was tuned here
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM and submitit, before time is up
 
 run_names.register()  # before Hydra composes anything
@@ -63,6 +64,18 @@ def expand_resume(arguments: list[str]) -> list[str]:
     taken = {_key(item) for item in arguments}
     kept = [item for item in saved if _key(item) not in taken]
     return [*kept, *arguments, f"hydra.run.dir='{folder}'"]
+
+
+def expand_simulator(arguments: list[str]) -> list[str]:
+    """Turn `simulator=<folder of a tuned simulator>` into the choice that uses such folders."""
+    expanded = []
+    for item in arguments:
+        value = item.removeprefix("simulator=")
+        if item != value and (Path(value) / PROMPT_FILE).is_file():
+            expanded += ["simulator=exported", f"simulator.folder='{value}'"]
+        else:
+            expanded.append(item)
+    return expanded
 
 
 def _key(override: str) -> str:
@@ -175,13 +188,11 @@ class Summary:
         }
 
     def headline(self) -> str:
-        """The run in one line: status, headline F1 before and after, where to look."""
-        f1 = [
-            f"{name} {self.facts[name]:.3f}"
-            for name in ("start/f1", "test/f1")
-            if name in self.facts
-        ]
-        return f"{self.facts['status']}: {', '.join(f1) or 'not evaluated'}; see {self.path.parent}"
+        """The run in one line: status, headline before and after, where to look."""
+        names = ("start/f1", "test/f1", "start/loss", "test/loss")  # of a policy, of a simulator
+        shown = [f"{name} {self.facts[name]:.3f}" for name in names if name in self.facts]
+        said = ", ".join(shown) or "not evaluated"
+        return f"{self.facts['status']}: {said}; see {self.path.parent}"
 
     def write(self) -> None:
         """Replace the file atomically, on rank 0."""

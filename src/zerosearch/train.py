@@ -1,4 +1,4 @@
-"""Train a policy to search: `python -m zerosearch.train experiment=NAME key=value ...`."""
+"""Train a model: `python -m zerosearch.train experiment=NAME key=value ...`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import hydra
 
-from zerosearch.runs import PROJECT_ROOT, Summary, expand_resume, find_checkpoint, run_job
+from zerosearch.runs import (
+    PROJECT_ROOT,
+    Summary,
+    expand_resume,
+    expand_simulator,
+    find_checkpoint,
+    run_job,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -16,7 +23,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 
-def train(cfg: DictConfig, summary: Summary) -> None:
+def train_policy(cfg: DictConfig, summary: Summary) -> None:
     """Evaluate, train, evaluate again; notes the final metrics and the status."""
     from lightning.pytorch import seed_everything
 
@@ -47,15 +54,39 @@ def train(cfg: DictConfig, summary: Summary) -> None:
     summary.facts["status"] = run.status
 
 
+def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
+    """Validate, tune, validate again; notes the final metrics and the status."""
+    from lightning.pytorch import seed_everything
+
+    from zerosearch.assembly import assemble_tuning
+    from zerosearch.policy.memory import check_memory
+    from zerosearch.training.preflight import check_accelerator
+
+    check_accelerator(cfg.trainer.accelerator)
+    check_memory(cfg)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    checkpoint = find_checkpoint(cfg.resume, summary.path.parent)
+    run = assemble_tuning(cfg)
+    run.read_examples()
+    if cfg.test and checkpoint is None:
+        run.evaluate("start")
+    if run.status == "completed":
+        run.fit(checkpoint)
+    if cfg.test and run.status == "completed":
+        run.evaluate("test")
+    summary.facts |= run.final_metrics()
+    summary.facts["status"] = run.status
+
+
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run one job of Hydra; returns what a hyper-parameter search would maximise."""
-    return run_job(cfg, train).get("test/f1")
+    return run_job(cfg, hydra.utils.get_method(cfg.job)).get("test/f1")
 
 
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = expand_resume(sys.argv[1:])
+        sys.argv[1:] = expand_simulator(expand_resume(sys.argv[1:]))
     except ValueError as error:
         sys.exit(str(error))
     main()

@@ -11,12 +11,12 @@ import torch
 from tests.helpers.generators import ScriptedGenerator
 from tests.helpers.models import make_tokenizer
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure, free_port
+from tests.helpers.simulated import simulated_search
 from tests.helpers.waiting import guarded
 from zerosearch.algorithms.advantages import grpo
 from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.training.batching import collate
 from zerosearch.types import Question, Trajectory
 
@@ -49,7 +49,7 @@ def search_then_answer(prompt: str) -> str:
 
 async def play(*endpoints: str, group_size: int = 2) -> list[Trajectory]:
     tokenizer = make_tokenizer()
-    engine = SimulatedSearch(
+    engine = simulated_search(
         list(endpoints), "m", backoff_s=0.005, probe_interval_s=0.05, max_outage_s=0.2
     )
     rollouter = Rollouter(ScriptedGenerator(tokenizer, search_then_answer), tokenizer, SETTINGS)
@@ -132,7 +132,7 @@ async def test_a_megabyte_of_hostile_text_keeps_to_its_budget(top_k: int) -> Non
     with OpenAIServer(answer=lambda _: completion(text)) as server:
         tokenizer = make_tokenizer()
         generator = ScriptedGenerator(tokenizer, search_then_answer)
-        engine = SimulatedSearch([server.url], "m")
+        engine = simulated_search([server.url], "m")
         with guarded():
             (trajectory,) = await Rollouter(generator, tokenizer, settings).rollout(
                 questions()[:1],

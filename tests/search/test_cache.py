@@ -14,6 +14,7 @@ import hydra
 import pytest
 
 from tests.helpers.configs import CONFIGS, compose_config
+from tests.helpers.simulated import simulated_search
 from zerosearch.data.geography.facts import load_facts
 from zerosearch.search import store
 from zerosearch.search.bm25 import BM25Search
@@ -433,7 +434,7 @@ def scripted(**fields: Any) -> ScriptedSimulator:
 
 
 def simulated(**fields: Any) -> SimulatedSearch:
-    return SimulatedSearch(**{"endpoints": ["http://127.0.0.1:9"], "model": "m", **fields})
+    return simulated_search(**{"endpoints": ["http://127.0.0.1:9"], "model": "m", **fields})
 
 
 def web(**fields: Any) -> WebSearch:

@@ -20,9 +20,11 @@ from tests.helpers.openai_server import (
     free_port,
     in_turn,
 )
+from tests.helpers.simulated import simulated_search
 from tests.helpers.waiting import GUARD_S, HANG_S, guarded, wait_until
+from zerosearch.search.chat_client import ChatClient
 from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
-from zerosearch.search.simulated import SimulatedSearch, draw_noisy
+from zerosearch.search.simulated import draw_noisy
 from zerosearch.types import SearchError, SearchRequest
 
 KEY = "sk-very-secret-4711"
@@ -48,7 +50,7 @@ def echo_template(tmp_path):
 
 
 def make_engine(*endpoints, **changes):
-    return SimulatedSearch(list(endpoints), "simulator-7b", **{"backoff_s": 0.005, **changes})
+    return simulated_search(list(endpoints), "simulator-7b", **{"backoff_s": 0.005, **changes})
 
 
 def request(**changes):
@@ -407,7 +409,7 @@ async def test_check_names_the_endpoint_that_does_not_answer_and_the_mend(server
 async def test_check_does_not_wait_for_a_server_that_hangs(server):
     server.models_reply = Reply(body={}, delay_s=HANG_S)
     with guarded(), pytest.raises(ValueError, match=r"no reply within 0\.2 s"):
-        await make_engine(server.url).check(timeout_s=0.2)
+        await ChatClient([server.url], "m").check(timeout_s=0.2)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +448,7 @@ async def test_check_lists_the_served_names_when_the_model_is_unknown(server):
 )
 def test_bad_endpoints(endpoints, message):
     with pytest.raises(ValueError, match=message) as caught:
-        SimulatedSearch(endpoints, "m")
+        simulated_search(endpoints, "m")
     assert KEY not in str(caught.value)
 
 
@@ -459,8 +461,8 @@ async def test_an_engine_without_endpoints_has_cache_keys_and_says_what_it_lacks
 
 
 def test_endpoints_are_brought_into_one_form():
-    engine = make_engine("http://a:1", "http://b:2/", "https://c/v1/", "http://d/api/v1")
-    assert engine.servers.endpoints == (
+    urls = ["http://a:1", "http://b:2/", "https://c/v1/", "http://d/api/v1"]
+    assert ChatClient(urls, "m").servers.endpoints == (
         "http://a:1/v1",
         "http://b:2/v1",
         "https://c/v1",
@@ -492,7 +494,7 @@ def test_values_out_of_range(name, value):
 
 def test_an_empty_model_name():
     with pytest.raises(ValueError, match=r"simulator\.model is empty"):
-        SimulatedSearch(["http://a"], "")
+        simulated_search(["http://a"], "")
 
 
 async def test_top_k_below_one(server):

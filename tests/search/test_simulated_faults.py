@@ -24,6 +24,7 @@ from tests.helpers.openai_server import (
     in_turn,
     self_signed_certificate,
 )
+from tests.helpers.simulated import simulated_search
 from tests.helpers.waiting import GUARD_S, HANG_S, guarded, until
 from zerosearch.rollout.environment import Observation, Position, SearchEnvironment
 from zerosearch.rollout.settings import EpisodeSettings
@@ -51,7 +52,7 @@ def three_servers() -> Iterator[list[OpenAIServer]]:
 
 def make_engine(*endpoints: str, **changes: Any) -> SimulatedSearch:
     usual: dict[str, Any] = {"backoff_s": 0.005, "probe_interval_s": 0.05, "max_outage_s": 0.3}
-    return SimulatedSearch(list(endpoints), "simulator-7b", **(usual | changes))
+    return simulated_search(list(endpoints), "simulator-7b", **(usual | changes))
 
 
 def request(**changes: Any) -> SearchRequest:

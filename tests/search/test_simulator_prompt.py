@@ -183,5 +183,5 @@ def test_messages_in_an_order_that_no_chat_has(tmp_path, text, message):
 
 
 def test_an_unknown_template_lists_the_shipped_ones():
-    with pytest.raises(ValueError, match=r"'x' is no file .*\['prompted', 'tuned'\]"):
+    with pytest.raises(ValueError, match=r"'x' is no file.*\['compact', 'prompted', 'tuned'\]"):
         SimulatorPrompt("x", 30)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers.configs import ROOT
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure
+from tests.helpers.simulated import simulated_search
 from zerosearch.data.geography.facts import load_facts
 from zerosearch.data.rows import Columns
 from zerosearch.search.simulated import SimulatedSearch
@@ -57,7 +58,7 @@ def simulator(reply: Any) -> OpenAIServer:
 
 
 def engine_at(url: str) -> SimulatedSearch:
-    return SimulatedSearch([url], "simulator-7b", max_retries=0, max_reply_retries=0)
+    return simulated_search([url], "simulator-7b", max_retries=0, max_reply_retries=0)
 
 
 async def test_a_faithful_simulator_passes() -> None:

@@ -12,12 +12,12 @@ import torch
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.models import save_policy_folder
 from tests.helpers.openai_server import OpenAIServer, free_port
+from tests.helpers.simulated import simulated_search
 from tests.helpers.training import EPISODE, make_training
 from tests.helpers.waiting import guarded
 from zerosearch.generation.transformers_generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.search.bm25 import BM25Search
-from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.preflight import check_accelerator, check_context, check_run
 
@@ -101,16 +101,16 @@ def test_a_generator_that_will_not_serve_the_policy_stops_the_run() -> None:
 
 def test_a_simulator_that_does_not_run_fails_fast_with_its_address() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    module = make_training(search=SimulatedSearch([url], "simulator-7b"))
+    module = make_training(search=simulated_search([url], "simulator-7b"))
     with guarded(), pytest.raises(ValueError, match=rf"no simulator answers at {url}.*vllm serve"):
         check_run(module)
 
 
 def test_a_simulator_that_runs_is_accepted() -> None:
     with OpenAIServer() as server:
-        check_run(make_training(search=SimulatedSearch([server.url], "simulator-7b")))
+        check_run(make_training(search=simulated_search([server.url], "simulator-7b")))
         with pytest.raises(ValueError, match=r"simulator\.model='other' is not served"):
-            check_run(make_training(search=SimulatedSearch([server.url], "other")))
+            check_run(make_training(search=simulated_search([server.url], "other")))
 
 
 def test_a_corpus_that_is_missing_is_found_before_training(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from zerosearch.callbacks.files import replacing
+from zerosearch.files import replacing
 from zerosearch.policy.checkpoints import is_sharded_checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from zerosearch.callbacks.files import replacing
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.records import RecordCallback
+from zerosearch.files import replacing
 from zerosearch.training.record import StepRecord
 
 FILE_NAME = "metrics.csv"

@@ -19,8 +19,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint import CheckpointException
 
-from zerosearch.callbacks.files import flush_folder, flush_tree, free_space, replacing
 from zerosearch.callbacks.policy_module import PolicyModule
+from zerosearch.files import flush_folder, flush_tree, free_space, replacing
 from zerosearch.training.failures import SearchOutage, TrainingCollapse
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from zerosearch.callbacks.files import replacing
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.records import RecordCallback
 from zerosearch.callbacks.transcript_text import transcript_json, transcript_markdown
+from zerosearch.files import replacing
 from zerosearch.training.record import StepRecord
 
 TRAIN = "train"

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def save_policy(
     folder: str | Path,
     extra: dict[str, Any],
     *,
+    texts: Mapping[str, str] | None = None,
     write: bool = True,
 ) -> Path:
     """Export model, tokenizer and settings; `folder` is whole or untouched, never half-written.
@@ -44,6 +46,7 @@ def save_policy(
         folder: target; its parents are made.
         extra: JSON values that inference must share with training (max turns, top-k, formatter,
             prompt template), written to `zerosearch.json`.
+        texts: further files by name, byte for byte.
         write: whether this process writes, or only takes part in gathering.
 
     Returns:
@@ -66,7 +69,8 @@ def save_policy(
         temporary.mkdir(parents=True)
         _plain_model(base_model(model), weights).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / SETTINGS_FILE).write_text(settings, encoding="utf-8")
+        for name, text in {SETTINGS_FILE: settings, **(texts or {})}.items():
+            (temporary / name).write_text(text, encoding="utf-8", newline="")
         _flush(temporary)
         _replace(temporary, folder)
     except (OSError, SafetensorError) as error:

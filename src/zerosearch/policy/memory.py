@@ -52,13 +52,13 @@ def plan_of(cfg: DictConfig) -> Plan:
     model = source.build_on_meta()
     strategy = cfg.trainer.get("strategy")
     settings: Any = strategy if _class_name(strategy) == SHARDED else {}
-    algorithm = hydra.utils.instantiate(cfg.algorithm, _convert_="all")
     gpus = _gpu_count(cfg.trainer)
+    longest, sequences = _sequences(cfg)
     kept, computed = _precision(cfg.trainer.precision, model.dtype)
     return Plan(
         model=model,
         shape=Shape(model.config),
-        sampler=_sampler(cfg, gpus, sharded=bool(settings)),
+        sampler=_sampler(cfg, longest, -(-sequences // gpus), sharded=bool(settings)),
         gpus=gpus,
         sharded=bool(settings),
         kept_dtype=kept,
@@ -66,22 +66,37 @@ def plan_of(cfg: DictConfig) -> Plan:
         reduce_dtype=_dtype(settings["reduce_dtype"]) if settings else computed,
         optimizer_states=states_per_parameter(hydra.utils.instantiate(cfg.optimizer)),
         critic=_critic(cfg, source),
-        with_reference=algorithm.needs_reference and source.lora is None,
+        with_reference=_needs_reference(cfg) and source.lora is None,
         cpu_offload=bool(settings) and settings["cpu_offload"],
         reshard_after_forward=bool(settings) and settings["reshard_after_forward"],
         gradient_checkpointing=source.gradient_checkpointing,
         tokens_per_micro_batch=cfg.module.tokens_per_micro_batch,
-        longest=cfg.episode.max_context_tokens,
+        longest=longest,
         logprob_chunk_tokens=cfg.module.logprob_chunk_tokens,
     )
 
 
+def _sequences(cfg: DictConfig) -> tuple[int, int]:
+    """Tokens of the longest sequence, and sequences sampled at a time over all GPUs."""
+    if cfg.get("episode") is None:  # a simulator is tuned
+        return cfg.module.max_tokens, cfg.module.fidelity_examples
+    return cfg.episode.max_context_tokens, cfg.questions_per_step * cfg.algorithm.group_size
+
+
+def _needs_reference(cfg: DictConfig) -> bool:
+    if cfg.get("algorithm") is None:
+        return False
+    return hydra.utils.instantiate(cfg.algorithm, _convert_="all").needs_reference
+
+
 def _critic(cfg: DictConfig, source: PolicySource) -> Critic | None:
+    from omegaconf import OmegaConf
+
     from zerosearch.policy.critic import put_value_head
     from zerosearch.policy.memory_plan import Critic
     from zerosearch.policy.memory_rows import states_per_parameter
 
-    settings = cfg.algorithm.get("critic")
+    settings = OmegaConf.select(cfg, "algorithm.critic")
     if settings is None:
         return None
     model = source.build_on_meta()
@@ -90,7 +105,8 @@ def _critic(cfg: DictConfig, source: PolicySource) -> Critic | None:
     return Critic(model=model, optimizer_states=states_per_parameter(optimizer))
 
 
-def _sampler(cfg: DictConfig, gpus: int, *, sharded: bool) -> Sampler:
+def _sampler(cfg: DictConfig, longest: int, sequences: int, *, sharded: bool) -> Sampler:
+    """What samples `sequences` at a time on each GPU."""
     from zerosearch.policy.memory_plan import Sampler
 
     generator, name = cfg.generator, _class_name(cfg.generator)
@@ -103,13 +119,11 @@ def _sampler(cfg: DictConfig, gpus: int, *, sharded: bool) -> Sampler:
     if name != "TransformersGenerator":
         return Sampler()  # on other GPUs
     copied = sharded or generator.get("copy_weights", False)
-    longest = cfg.episode.max_context_tokens
-    episodes = -(-cfg.questions_per_step * cfg.algorithm.group_size // gpus)
     return Sampler(
         uses_policy=not copied,
         holds_copy=copied,
         kv_tokens=min(
-            episodes * longest, generator.max_batch * longest + generator.kv_budget_tokens
+            sequences * longest, generator.max_batch * longest + generator.kv_budget_tokens
         ),
     )
 

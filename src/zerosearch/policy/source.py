@@ -34,7 +34,7 @@ from zerosearch.policy.adaptation import (
 )
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
-from zerosearch.policy.weights import check_files, resolve_path, safetensors_files
+from zerosearch.policy.weights import check_files, resolve_path, safetensors_files, weight_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # fields that decide the size of a model, compared when `architecture` and weights are both given
@@ -154,6 +154,24 @@ class PolicySource:
             revision=self.revision,
             local_files_only=arguments["local_files_only"],
         )
+
+    def weight_files(self) -> list[Path]:
+        """All files of the weights; none where they are random."""
+        if self.random_init:
+            return []
+        arguments = self._arguments("weights")
+        return weight_files(
+            arguments["pretrained_model_name_or_path"],
+            gguf_file=self.gguf_file,
+            revision=self.revision,
+            local_files_only=arguments["local_files_only"],
+        )
+
+    @property
+    def name(self) -> str:
+        """For people: package or path, and the file in it where that is named."""
+        parts = (self.package, self.path if self.path != "." else None, self.gguf_file)
+        return "/".join(part for part in parts if part)
 
     def load_file_configs(self) -> tuple[PretrainedConfig, GenerationConfig | None]:
         """Configuration and, where there is one, generation settings that lie with the weights."""

@@ -123,7 +123,35 @@ def safetensors_files(
         revision: hub revision; ignored for folders.
         local_files_only: whether the hub must not be asked.
     """
+    find = _finder(resolved, revision, local_files_only)
+    if (single := find(WEIGHT_FILES[0])) is not None:
+        with safe_open(single, framework="pt") as opened:
+            return dict.fromkeys(opened.keys(), single)
+    if (index := find(WEIGHT_FILES[1])) is None:
+        return None
+    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    files = {name: find(name) for name in set(places.values())}
+    return {name: file for name, place in places.items() if (file := files[place]) is not None}
 
+
+def weight_files(
+    resolved: str, *, gguf_file: str | None, revision: str | None, local_files_only: bool
+) -> list[Path]:
+    """All files of the weights, of whatever format; arguments as of `safetensors_files`."""
+    find = _finder(resolved, revision, local_files_only)
+    for name in WEIGHT_FILES if gguf_file is None else (gguf_file,):
+        if (file := find(name)) is None:
+            continue
+        if not name.endswith(".index.json"):
+            return [file]
+        shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(found for shard in shards if (found := find(shard)) is not None)
+    return []
+
+
+def _finder(
+    resolved: str, revision: str | None, local_files_only: bool
+) -> Callable[[str], Path | None]:
     def find(name: str) -> Path | None:
         found = cached_file(
             resolved,
@@ -134,14 +162,7 @@ def safetensors_files(
         )
         return None if found is None else Path(found)
 
-    if (single := find(WEIGHT_FILES[0])) is not None:
-        with safe_open(single, framework="pt") as opened:
-            return dict.fromkeys(opened.keys(), single)
-    if (index := find(WEIGHT_FILES[1])) is None:
-        return None
-    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    files = {name: find(name) for name in set(places.values())}
-    return {name: file for name, place in places.items() if (file := files[place]) is not None}
+    return find
 
 
 def _existing(file: Path) -> Path | None:

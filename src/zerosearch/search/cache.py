@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,8 @@ class CachedSearch:
         self.folder = Path(folder).expanduser()
         self.replay = replay
         self.size_gib = size_gib
+        # Called when the engine is about to be asked; what it raises, the search raises.
+        self.before_asking: Callable[[], None] | None = None
         self._store: TextStore | None = None
         self._asked: dict[str, asyncio.Future[SearchResult]] = {}
 
@@ -150,6 +152,8 @@ class CachedSearch:
         # many turns of the event loop as a kept result does, and trajectories keep their order.
         asked = self._asked[key] = asyncio.get_running_loop().create_future()
         try:
+            if self.before_asking is not None:
+                self.before_asking()
             result = self._keep(key, described, await self.engine.search(request))
             asked.set_result(result)
         except SearchError as error:

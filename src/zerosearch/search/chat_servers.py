@@ -80,6 +80,7 @@ class ChatServers:
 
     Args:
         endpoints: base URLs; `/v1` is added to a URL without a path. A replay needs none.
+        node: of the configuration, for messages.
         max_concurrency: most slots held at a time, over all endpoints.
         api_key_env: environment variable with the key; it may be unset.
 
@@ -87,10 +88,19 @@ class ChatServers:
         ValueError: an endpoint is no plain http(s) URL.
     """
 
-    def __init__(self, endpoints: Sequence[str], *, max_concurrency: int, api_key_env: str) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        node: str = "simulator",
+        max_concurrency: int,
+        api_key_env: str,
+    ) -> None:
+        field = f"{node}.endpoints"
         if isinstance(endpoints, str):
-            raise ValueError(f"simulator.endpoints={endpoints!r}: give a list, such as [URL,URL]")
-        self.endpoints = tuple(dict.fromkeys(_base_url(endpoint) for endpoint in endpoints))
+            raise ValueError(f"{field}={endpoints!r}: give a list, such as [URL,URL]")
+        self.endpoints = tuple(dict.fromkeys(_base_url(field, each) for each in endpoints))
+        self.node = node
         self.max_concurrency = max_concurrency
         self.api_key_env = api_key_env
         self._connections = PerLoop(self._connect, _Connections.close)
@@ -219,16 +229,16 @@ class ChatServers:
         if status in (401, 403):
             return f"; put the server's key into the environment variable {self.api_key_env}"
         if status == 404:
-            return "; set simulator.model to a name that the server serves"
+            return f"; set {self.node}.model to a name that the server serves"
         if status in (400, 413, 422):
-            return "; bring simulator.max_tokens and the prompt within the server's limits"
+            return f"; bring {self.node}.max_tokens and the prompt within the server's limits"
         return ""
 
     def _connect(self) -> _Connections:
         if not self.endpoints:
             raise ValueError(
-                "simulator.endpoints is empty: start a server with `vllm serve MODEL` and set "
-                "simulator.endpoints=[http://HOST:8000/v1]"
+                f"{self.node}.endpoints is empty: start a server with `vllm serve MODEL` and set "
+                f"{self.node}.endpoints=[http://HOST:8000/v1]"
             )
         return _Connections(self.endpoints, self.max_concurrency, self._key() or _NO_KEY)
 
@@ -236,8 +246,8 @@ class ChatServers:
         return key_from_env(self.api_key_env)
 
 
-def _base_url(endpoint: str) -> str:
-    url = checked_url("simulator.endpoints", endpoint)
+def _base_url(field: str, endpoint: str) -> str:
+    url = checked_url(field, endpoint)
     return url if url.count("/") > 2 else f"{url}/v1"
 
 

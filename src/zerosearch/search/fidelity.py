@@ -43,14 +43,13 @@ def observe(result: SearchResult, golden_answers: Sequence[str]) -> Observation:
     Args:
         result: what the engine returned.
         golden_answers: of the question that was searched for; looked for in the documents' texts,
-            not in their titles, which not every document style shows. "Yes" and "no" are in any
-            text and tell nothing.
+            not in their titles, which not every document style shows.
     """
-    sought = [answer for answer in golden_answers if normalize_answer(answer) not in _ANYWHERE]
+    sought = findable(golden_answers)
     texts = [document.text for document in result.documents]
     return Observation(
         noisy=result.noisy,
-        checked=any(normalize_answer(answer) for answer in sought),
+        checked=bool(sought),
         with_answer=sum(mentions(text, sought) for text in texts),
         requested=result.requested,
         words=tuple(len(text.split()) for text in texts),
@@ -62,6 +61,12 @@ def observe(result: SearchResult, golden_answers: Sequence[str]) -> Observation:
         tokens=result.tokens,
         cost_usd=result.cost_usd,
     )
+
+
+def findable(golden_answers: Sequence[str]) -> list[str]:
+    """Golden answers that can be looked for: "yes" and "no" are in any text and tell nothing."""
+    forms = {answer: normalize_answer(answer) for answer in golden_answers}
+    return [answer for answer, form in forms.items() if form and form not in _ANYWHERE]
 
 
 def fidelity_of(observations: Sequence[Observation]) -> dict[str, float]:

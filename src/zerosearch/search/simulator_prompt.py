@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import jinja2.meta
 
+from zerosearch.runs import PROMPT_FILE
 from zerosearch.types import SearchRequest
 
 SHIPPED = Path(str(resources.files("zerosearch.search") / "prompts"))
@@ -35,9 +36,9 @@ class SimulatorPrompt:
     that role, for a system message or for demonstrations. Each part is a template of its own.
 
     Args:
-        template: name of a shipped template, or path of a jinja2 file. It may use `query`,
-            `question`, `golden_answers` (list, possibly empty), `top_k`, `words_per_document` and
-            `noisy` (bool); it must use `query` and `noisy`.
+        template: name of a shipped template, path of a jinja2 file, or folder of a simulator that
+            was tuned here. It may use `query`, `question`, `golden_answers` (list, possibly empty),
+            `top_k`, `words_per_document` and `noisy` (bool); it must use `query` and `noisy`.
         words_per_document: length the documents should have.
 
     Raises:
@@ -51,8 +52,9 @@ class SimulatorPrompt:
         self._environment = jinja2.Environment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
         )
-        text = _read(template)
+        text = read_template(template)
         self._check_variables(text)
+        self._text = text
         self._parts = [
             (role, self._environment.from_string(part), bool(self._used(part) & set(_OF_A_SEARCH)))
             for role, part in self._divide(text)
@@ -81,6 +83,18 @@ class SimulatorPrompt:
     def render(self, request: SearchRequest, *, noisy: bool) -> str:
         """The text of all messages; of a template without divisions, the one user message."""
         return "\n".join(each["content"] for each in self.messages(request, noisy=noisy))
+
+    def fixed_text(self) -> str:
+        """The template with `words_per_document` as a constant: what a simulator was tuned on.
+
+        Whoever reads it needs no setting beside it.
+        """
+        constant = f"{{%- set words_per_document = {self.words_per_document} -%}}"
+        if not _MESSAGE.search(self._text):
+            return constant + self._text
+        return "\n".join(
+            f"{{# message: {role} #}}\n{constant}{part}" for role, part in self._divide(self._text)
+        )
 
     def _used(self, text: str) -> set[str]:
         tree = self._environment.parse(text)
@@ -128,12 +142,17 @@ class SimulatorPrompt:
         return list(zip(roles, parts, strict=True))
 
 
-def _read(template: str) -> str:
-    for path in (Path(template), SHIPPED / f"{template}.j2"):
+def read_template(template: str) -> str:
+    """Text of a template, see `SimulatorPrompt`.
+
+    Raises:
+        ValueError: there is no such template.
+    """
+    for path in (Path(template) / PROMPT_FILE, Path(template), SHIPPED / f"{template}.j2"):
         if path.is_file():
             return path.read_text(encoding="utf-8")
     names = sorted(path.stem for path in SHIPPED.glob("*.j2"))
     raise ValueError(
-        f"simulator.prompt_template={template!r} is no file and no shipped template: "
-        f"give a path or one of {names}"
+        f"simulator.prompt_template={template!r} is no file, no folder of a tuned simulator and no "
+        f"shipped template: give a path or one of {names}"
     )

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from zerosearch.runs import PROJECT_ROOT, link_latest, report_error
+from zerosearch.runs import PROJECT_ROOT, expand_simulator, link_latest, report_error
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,12 +35,9 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     )
     from zerosearch.simulator.launch import launched
 
-    if (
-        "endpoints" not in cfg.simulator
-        and HydraConfig.get().runtime.choices["search"] == "simulated"
-    ):
+    if "chat" not in cfg.simulator and HydraConfig.get().runtime.choices["search"] == "simulated":
         raise ValueError(
-            "search=simulated asks a served simulator, and the one chosen is scripted: add "
+            "search=simulated asks a language model, and the simulator chosen is scripted: add "
             "search=scripted"
         )
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")
@@ -76,4 +74,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = expand_simulator(sys.argv[1:])
     main()

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zerosearch.data.geography.source import GeographySource
+from zerosearch.data.geography.wording import word_query
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.data.rows import Columns, row_to_question
 from zerosearch.data.sources import fixed_selection
@@ -61,15 +62,17 @@ def read_questions(
     limit: int | None,
     query_column: str | None,
     columns: Columns,
+    split: str = "train",
 ) -> list[tuple[Question, str]]:
     """Questions with the query to search for.
 
     Args:
-        files: see `docs/data.md`; None: embedded ones, of one hop, that the scripted
-            simulator knows about.
+        files: see `docs/data.md`; None: embedded ones of one hop, with the query that asks for
+            just that.
         limit: use this many, a fixed selection; None: all.
         query_column: where a row holds its query; None: the question is the query.
         columns: where a row holds the rest.
+        split: of the embedded questions.
 
     Raises:
         ValueError: a file or a row cannot be read.
@@ -77,7 +80,8 @@ def read_questions(
     pairs = []
     if files is None:
         pairs = [
-            (question, question.text) for question in GeographySource(split="train", hops=1).load()
+            (question, word_query(question.metadata["relation"], question.metadata["subject"]))
+            for question in GeographySource(split=split, hops=1).load()
         ]
     for path in files or ():
         for file in local_files(path) or [hub_file(path, None, "test", streaming=False)]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.simulator.process import POLL_S, ServerProcess, answers
 from zerosearch.simulator.serving import ServerSettings
@@ -111,7 +111,8 @@ def launched(cfg: DictConfig, folder: Path) -> Iterator[list[str]]:
 def _only_replays(cfg: DictConfig) -> bool:
     """Whether training, and every evaluation that could ask the simulator, is a replay."""
     evaluations = [entry.search for entry in cfg.get("evaluation", {}).values()]
-    asking = [search for search in evaluations if "endpoints" in search.get("engine", {})]
+    place = "engine.chat.endpoints"  # a list, empty as yet, where the simulator is to be served
+    asking = [each for each in evaluations if OmegaConf.select(each, place) is not None]
     return all(search.get("cache") == "replay" for search in (cfg.search, *asking))
 
 

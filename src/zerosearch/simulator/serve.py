@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import hydra
 
-from zerosearch.runs import PROJECT_ROOT, report_error
+from zerosearch.runs import PROJECT_ROOT, expand_simulator, report_error
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -73,4 +73,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = expand_simulator(sys.argv[1:])
     main()

@@ -1,4 +1,4 @@
-"""Rows of a simulation-tuning data set -> the prompt of each, as the tuned model saw it.
+"""Rows of a simulation-tuning data set -> prompt and reply of each, as the tuned model saw them.
 
 Accepted are the two forms in which such sets are published: alpaca (`instruction`, `input`,
 `output`) and chat (`messages` or `conversations`, with `role`/`content` or `from`/`value`), and
@@ -16,7 +16,9 @@ from zerosearch.simulator.alignment import SYSTEM_END
 
 CHAT_KEYS = ("messages", "conversations")
 TEXT_KEYS = ("instruction", "prompt")
+REPLY_KEYS = ("output", "response", "completion")  # beside a prompt that is one text
 _USER_ROLES = ("user", "human")
+_MODEL_ROLES = ("assistant", "gpt")
 # Fields that rows may carry beside the prompt, by the template's name for them.
 FIELD_KEYS = {
     "query": ("query", "search_query"),
@@ -27,11 +29,12 @@ FIELD_KEYS = {
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class TuningRow:
-    """One example, without its reply."""
+    """One example."""
 
     location: str
     prompt: str
     system: str  # "" where there is none
+    reply: str = ""  # "" where there is none
     fields: dict[str, str | list[str]] = field(default_factory=dict)  # of FIELD_KEYS, where given
 
     @property
@@ -46,7 +49,9 @@ class TuningRow:
         return SYSTEM_END.join(message["content"] for message in self.messages)
 
 
-def read_rows(path: str, *, prompt_key: str | None, joiner: str) -> list[TuningRow]:
+def read_rows(
+    path: str, *, prompt_key: str | None, joiner: str, reply_key: str | None = None
+) -> list[TuningRow]:
     """Read a data set.
 
     Args:
@@ -54,6 +59,9 @@ def read_rows(path: str, *, prompt_key: str | None, joiner: str) -> list[TuningR
         prompt_key: field that holds the prompt, as text or as a list of messages; None: the first
             of `messages`, `conversations`, `instruction`, `prompt` that a row has.
         joiner: stands between `instruction` and a non-empty `input`.
+        reply_key: field that holds the reply where the prompt is a text; None: the first of
+            `output`, `response`, `completion` that a row has. The reply of a chat is its last
+            message.
 
     Raises:
         ValueError: no such file, no row, a row without a prompt, or a system message that only
@@ -61,7 +69,7 @@ def read_rows(path: str, *, prompt_key: str | None, joiner: str) -> list[TuningR
     """
     files = local_files(path) or [hub_file(path, None, "train", streaming=False)]
     rows = [
-        _read_row(row, location, prompt_key, joiner)
+        _read_row(row, location, prompt_key, joiner, reply_key)
         for file in files
         for _, location, row in file.read_all()
     ]
@@ -77,7 +85,11 @@ def read_rows(path: str, *, prompt_key: str | None, joiner: str) -> list[TuningR
 
 
 def _read_row(
-    row: Mapping[str, Any], location: str, prompt_key: str | None, joiner: str
+    row: Mapping[str, Any],
+    location: str,
+    prompt_key: str | None,
+    joiner: str,
+    reply_key: str | None,
 ) -> TuningRow:
     keys = [prompt_key] if prompt_key else [key for key in (*CHAT_KEYS, *TEXT_KEYS) if row.get(key)]
     if not keys or not row.get(keys[0]):
@@ -87,20 +99,26 @@ def _read_row(
         )
     key, value = keys[0], row[keys[0]]
     system = str(row.get("system") or "")
+    reply_keys = [reply_key] if reply_key else REPLY_KEYS
+    reply = next((str(row[key]) for key in reply_keys if row.get(key)), "")
     if not isinstance(value, str):
-        prompt, own_system = _from_chat(value, location, key)
-        system = own_system or system
+        prompt, own_system, own_reply = _from_chat(value, location, key)
+        system, reply = own_system or system, own_reply or reply
     elif key == "instruction" and row.get("input"):
         prompt = f"{value}{joiner}{row['input']}"
     else:
         prompt = value
     return TuningRow(
-        location=location, prompt=prompt, system=system, fields=_fields(row, prompt_key)
+        location=location,
+        prompt=prompt,
+        system=system,
+        reply=reply,
+        fields=_fields(row, prompt_key),
     )
 
 
-def _from_chat(messages: Any, location: str, key: str) -> tuple[str, str]:
-    """The one user message, and the system message or ""."""
+def _from_chat(messages: Any, location: str, key: str) -> tuple[str, str, str]:
+    """The one user message, then the system message and the reply, or ""."""
     if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
         raise ValueError(f"{location}: field '{key}' is neither a text nor a list of messages")
     texts: dict[str, list[str]] = {}
@@ -113,7 +131,8 @@ def _from_chat(messages: Any, location: str, key: str) -> tuple[str, str]:
             f"{location}: field '{key}' holds {len(users)} user messages (roles "
             f"{sorted(texts)}); a simulator is asked once, give rows with one"
         )
-    return users[0], "".join(texts.get("system", []))
+    replies = [text for role in _MODEL_ROLES for text in texts.get(role, [])]
+    return users[0], "".join(texts.get("system", [])), replies[-1] if replies else ""
 
 
 def _fields(row: Mapping[str, Any], prompt_key: str | None) -> dict[str, str | list[str]]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.policy.reference import ReferencePolicy
-from zerosearch.policy.weight_stream import gather
 from zerosearch.training.batching import collate, select, split_mini_batches
 from zerosearch.training.credit import Credit, assign_credit
 from zerosearch.training.metrics import Means
 from zerosearch.training.micro_batches import Backward, MicroBatches
+from zerosearch.training.trainee import Trainee
 from zerosearch.training.update import CriticUpdater, PolicyUpdater
 from zerosearch.types import PolicyBatch, Trajectory
 
@@ -30,45 +28,6 @@ _MEANS = {  # metric -> sum and count
     "ratio/importance_cut": ("importance_cut_sum", "tokens"),
     "rollout/logprob_gap": ("logprob_gap_sum", "sampled_tokens"),
 }
-
-
-U = TypeVar("U", PolicyUpdater, CriticUpdater)
-
-
-@dataclass(kw_only=True, slots=True)
-class Trainee(Generic[U]):
-    """A model with what changes it."""
-
-    model: nn.Module
-    updater: U
-    optimizer: Any  # torch's or Lightning's wrapper of it
-    schedule: LRScheduler
-    gradient_clip: float  # largest gradient norm
-
-    def update(self, batch: PolicyBatch, backward: Backward, *, mend: str) -> dict[str, float]:
-        """One optimizer update.
-
-        Returns:
-            The updater's metrics with `gradient_norm` and `learning_rate`.
-
-        Raises:
-            FloatingPointError: a metric or the gradient is not finite; nothing was changed.
-        """
-        self.optimizer.zero_grad()
-        found = self.updater.accumulate(self.model, batch, backward)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
-        found["gradient_norm"] = float(gather(norm))
-        broken = {name: value for name, value in found.items() if not abs(value) < float("inf")}
-        if broken:
-            raise FloatingPointError(
-                f"{broken} is not finite. The weights were not updated: resume from the last "
-                f"checkpoint with a lower {mend}"
-            )
-        found["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
-        self.schedule.step()
-        return found
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,0 +1,31 @@
+"""A model that only samples, in this process."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from zerosearch.generation.generator import Generator
+from zerosearch.policy.source import PolicySource
+
+
+def load_to_sample(
+    source: PolicySource, generator: Generator, device: str
+) -> PreTrainedTokenizerBase:
+    """Load a model, bind a generator to it, and return its tokenizer.
+
+    Args:
+        source: the model.
+        generator: samples from it from now on.
+        device: "auto" takes a GPU where there is one.
+
+    Raises:
+        ValueError: the model cannot be had; names the field and the mend.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = source.load_tokenizer()
+    model = source.load_model().requires_grad_(False).eval()
+    generator.bind(nn.Module.to(model, device), tokenizer)
+    return tokenizer

@@ -1,0 +1,111 @@
+"""Collect an agent's searches: `python -m zerosearch.simulator.collect folder=FOLDER key=value`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+from zerosearch.runs import PROJECT_ROOT, report_error
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from zerosearch.simulator.collecting import Outcome
+
+EPISODES = "episodes.jsonl"
+
+log = logging.getLogger(__name__)
+os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+
+
+def collect(cfg: DictConfig) -> Outcome:
+    """Play the episodes that are missing in `cfg.folder`."""
+    from zerosearch.journal import Journal
+    from zerosearch.search.engine import Checkable
+    from zerosearch.simulator.budget import Budget
+    from zerosearch.simulator.launch import launched
+
+    collector = hydra.utils.instantiate(cfg.collector, _convert_="all")
+    questions = hydra.utils.instantiate(cfg.questions, _convert_="all").load()
+    folder = Path(cfg.folder)
+    settings = {
+        "agent": collector.agent.settings(),
+        "search": HydraConfig.get().runtime.choices["search"],
+        "documents_per_search": collector.documents_per_search,
+        "seed": collector.seed,
+    }
+
+    async def run(journal: Journal, budget: Budget) -> Outcome:
+        await collector.agent.check()
+        if isinstance(collector.engine, Checkable):
+            await collector.engine.check()
+        return await collector.run(questions, journal, budget)
+
+    budget = Budget(folder / "spent.jsonl", **cfg.budget)
+    try:
+        with (
+            Journal(folder / EPISODES, key="id", settings=settings) as journal,
+            launched(cfg, folder),
+        ):
+            return asyncio.run(run(journal, budget))
+    finally:
+        budget.close()
+
+
+def import_log(path: str, folder: Path) -> int:
+    """Write the recorded searches of a file as episodes; returns how many there are."""
+    from zerosearch.journal import Journal
+    from zerosearch.simulator.records import read_episodes
+
+    episodes = read_episodes(path)
+    with Journal(folder / EPISODES, key="id", settings={"import_from": path}) as journal:
+        for episode in episodes:
+            if episode.id not in journal:
+                journal.append(episode.as_row())
+    return len(episodes)
+
+
+def _report(outcome: Outcome, path: Path) -> None:
+    facts: dict[str, Any] = {
+        "episodes": outcome.kept,
+        "correct": outcome.correct,
+        "searches": outcome.searches,
+        "without documents": outcome.empty,
+        "failed": outcome.failed,
+    }
+    log.info("%s: %s", path, ", ".join(f"{value} {name}" for name, value in facts.items()))
+    if outcome.failed:
+        log.warning(
+            "%d episodes failed and will be played by the next run; the first: %s",
+            outcome.failed,
+            outcome.error,
+        )
+    if outcome.stopped:
+        log.warning("%d episodes are missing: %s", outcome.unplayed, outcome.stopped)
+
+
+@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="collect")
+def main(cfg: DictConfig) -> None:
+    """Collect, or import."""
+    path = Path(cfg.folder) / EPISODES
+    try:
+        if cfg.import_from is not None:
+            log.info("%s: %d episodes", path, import_log(cfg.import_from, Path(cfg.folder)))
+            return
+        outcome = collect(cfg)
+    except Exception as error:
+        report_error(error)
+        raise SystemExit(1) from error
+    _report(outcome, path)
+    if outcome.signal is not None:
+        raise SystemExit(128 + outcome.signal)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Judge searches and make rows: `python -m zerosearch.simulator.judge folder=FOLDER`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+
+from zerosearch.runs import PROJECT_ROOT, report_error
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+
+
+def judge(cfg: DictConfig) -> None:
+    """Judge what is not judged yet, report, and write the rows."""
+    from zerosearch.journal import Journal
+    from zerosearch.simulator.judge_report import print_summary, summarize, write_report
+    from zerosearch.simulator.judging import cases_of, judged_searches
+    from zerosearch.simulator.records import read_episodes
+    from zerosearch.simulator.rows import write_rows
+
+    maker = hydra.utils.instantiate(cfg.rows, _convert_="all")
+    judging = hydra.utils.instantiate(cfg.judging, _convert_="all")
+    episodes = read_episodes(cfg.searches)
+    if cfg.only_correct:
+        episodes = [episode for episode in episodes if episode.correct]
+    found = list(cases_of(episodes))
+    if not found:
+        raise ValueError(
+            f"searches={cfg.searches}: no document to judge; collect searches first, or set "
+            "only_correct=false"
+        )
+    folder = Path(cfg.folder)
+    settings = judging.judge.settings()
+    with Journal(folder / "verdicts.jsonl", key="key", settings=settings) as journal:
+
+        async def run() -> str:
+            await judging.judge.check()
+            return await judging.run([case for _, _, case in found], journal)
+
+        missing = asyncio.run(run())
+        searches = judged_searches(found, journal)
+    summary = summarize(searches)
+    train, validation = maker.split(maker.make(searches))
+    write_rows(folder / "train.jsonl", train)
+    write_rows(folder / "validation.jsonl", validation)
+    summary |= {"rows": len(train), "rows_validation": len(validation)}
+    write_report(folder, summary, searches)
+    print_summary(summary)
+    log.info("written to %s: train.jsonl, validation.jsonl, judge.json", folder)
+    if missing:
+        log.warning(missing)
+
+
+@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="judge")
+def main(cfg: DictConfig) -> None:
+    """Judge one folder of searches."""
+    try:
+        judge(cfg)
+    except Exception as error:
+        report_error(error)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Batches of tuning examples; which examples a step gets is a function of seed and step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from zerosearch.data.loaders import rank_slice
+from zerosearch.seeding import derive_random
+from zerosearch.simulator.tuning_set import TuningExample, TuningFiles, TuningSet
+
+
+class ExampleBatch:
+    """Examples that Lightning passes on untouched: it walks into sequences (see `QuestionBatch`).
+
+    Args:
+        examples: of this rank.
+    """
+
+    __slots__ = ("examples",)
+
+    def __init__(self, examples: Sequence[TuningExample]) -> None:
+        self.examples = tuple(examples)
+
+
+class TuningLoader:
+    """Endless training batches from wherever training stands; it has no position of its own.
+
+    Args:
+        examples: of all ranks.
+        per_step: examples of one step over all ranks.
+        seed: of the order, which differs in every epoch.
+        rank: of this process.
+        world_size: number of processes.
+        steps_done: of training, asked whenever iteration starts.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[TuningExample],
+        per_step: int,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        steps_done: Callable[[], int],
+    ) -> None:
+        self._examples = examples
+        self._per_step = per_step
+        self._seed = seed
+        self._share = rank_slice(per_step, rank, world_size)
+        self._steps_done = steps_done
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def __iter__(self) -> Iterator[ExampleBatch]:
+        for step in count(self._steps_done()):
+            first = step * self._per_step
+            slots = range(first, first + self._per_step)[self._share]
+            yield ExampleBatch([self._draw(slot) for slot in slots])
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: Lightning warns of loaders that have no such method."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        assert not state_dict, "the position is that of training"
+
+    def _draw(self, slot: int) -> TuningExample:
+        epoch, position = divmod(slot, len(self._examples))
+        if self._order[0] != epoch:
+            order = list(range(len(self._examples)))
+            derive_random(self._seed, "tuning", epoch).shuffle(order)
+            self._order = (epoch, order)
+        return self._examples[self._order[1][position]]
+
+
+class TuningData(LightningDataModule):
+    """Training and validation examples of a simulator.
+
+    Args:
+        files: where they come from.
+        examples_per_step: examples of one optimizer update over all GPUs.
+        validation_limit: use this many validation examples; None: all.
+        seed: of the order.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        files: TuningFiles,
+        *,
+        examples_per_step: int,
+        validation_limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("examples_per_step", examples_per_step),
+            ("validation_limit", 1 if validation_limit is None else validation_limit),
+        ):
+            if value < 1:
+                raise ValueError(f"data.{name}={value}: give 1 or more")
+        self._files = files
+        self._per_step = examples_per_step
+        self._validation_limit = validation_limit
+        self._seed = seed
+        self._set: TuningSet | None = None
+
+    @property
+    def examples(self) -> TuningSet:
+        """What was read; the files are read once."""
+        if self._set is None:
+            self._set = self._files.load()
+        return self._set
+
+    @property
+    def validation(self) -> list[TuningExample]:
+        """The validation examples that are used: a fixed choice of both qualities."""
+        chosen = list(self.examples.validation)
+        derive_random("tuning validation limit", len(chosen)).shuffle(chosen)
+        return chosen[: self._validation_limit]
+
+    def train_dataloader(self) -> TuningLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        module = trainer.lightning_module
+        return TuningLoader(
+            self.examples.train,
+            self._per_step,
+            seed=self._seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            steps_done=lambda: int(module.policy_step),  # type: ignore[arg-type]
+        )
+
+    def val_dataloader(self) -> DataLoader[ExampleBatch]:
+        """One batch: this rank's share of all validation examples."""
+        assert self.trainer is not None
+        chosen = self.validation
+        share = rank_slice(len(chosen), self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader([ExampleBatch(chosen[share])], batch_size=None)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[ExampleBatch]:
+        return self.val_dataloader()

@@ -1,0 +1,92 @@
+"""Examples as token ids: the prompt is read, the reply is learned.
+
+Legend: B examples, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from zerosearch.policy.tokenizer import render_prompt
+from zerosearch.simulator.tuning_set import TuningExample
+from zerosearch.types import PolicyBatch
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class EncodedExample:
+    """Token ids of one example; the reply ends with EOS, which is learned too."""
+
+    prompt_ids: list[int]
+    reply_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.reply_ids)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, example: TuningExample, *, chat: bool
+) -> EncodedExample:
+    """Encode the prompt as a server does, and the reply as a model writes it.
+
+    Args:
+        tokenizer: prepared by `prepare_tokenizer`.
+        example: what to encode.
+        chat: whether prompts go through the chat template.
+    """
+    reply = tokenizer.encode(example.reply, add_special_tokens=False)
+    assert isinstance(tokenizer.eos_token_id, int)
+    return EncodedExample(
+        prompt_ids=render_prompt(tokenizer, example.messages, chat=chat),
+        reply_ids=[*reply, tokenizer.eos_token_id],
+    )
+
+
+def check_lengths(examples: Sequence[EncodedExample], max_tokens: int) -> None:
+    """Raise where an example is longer than allowed: a cut reply would teach to stop short.
+
+    Raises:
+        ValueError: says how many are, and the longest.
+    """
+    longer = [len(example) for example in examples if len(example) > max_tokens]
+    if longer:
+        raise ValueError(
+            f"module.max_tokens={max_tokens}: {len(longer)} of {len(examples)} examples are "
+            f"longer, up to {max(longer)} tokens; raise it, or make rows with fewer or shorter "
+            "documents"
+        )
+
+
+def collate(examples: Sequence[EncodedExample], *, pad_id: int) -> PolicyBatch:
+    """Pad examples on the right.
+
+    Args:
+        examples: B of them; none gives one empty row, so that a rank without data still runs the
+            forward and backward passes of the others.
+        pad_id: written where `attention_mask` is False.
+
+    Returns:
+        A batch whose `sampled_mask` is True on replies, as if a policy had sampled them.
+    """
+    shape = (max(1, len(examples)), max((len(example) for example in examples), default=2))
+    ids = torch.full(shape, pad_id)
+    attended = torch.zeros(shape, dtype=torch.bool)
+    learned = torch.zeros(shape, dtype=torch.bool)
+    if not examples:
+        attended[:] = True
+    for row, example in enumerate(examples):
+        start, end = len(example.prompt_ids), len(example)
+        ids[row, :end] = torch.tensor(example.prompt_ids + example.reply_ids)
+        attended[row, :end] = True
+        learned[row, start:end] = True
+    zeros = torch.zeros(shape, dtype=torch.float32)
+    return PolicyBatch(
+        input_ids=ids,
+        attention_mask=attended,
+        sampled_mask=learned,
+        behaviour_logprobs=zeros,
+        advantages=zeros.clone(),
+    )

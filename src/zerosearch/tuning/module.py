@@ -1,0 +1,293 @@
+"""Supervised tuning of a simulation LLM as a LightningModule (arXiv 2505.04588, section 3.2).
+
+Loss is on the replies alone, a mean over the tokens of all ranks and micro-batches, so that the
+gradient does not depend on how examples are split. Models, sharding, packing and chunked log-probs
+are those of the policy's training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase
+
+from zerosearch.generation.generator import Generator
+from zerosearch.policy.checkpoints import check_same_model, shapes_of
+from zerosearch.policy.export import save_policy
+from zerosearch.policy.loading import load_policy
+from zerosearch.policy.logprobs import packs_sequences
+from zerosearch.policy.source import PolicySource
+from zerosearch.runs import PROMPT_FILE
+from zerosearch.simulator.tuning_set import TuningExample
+from zerosearch.training.learner import Trainee
+from zerosearch.training.metrics import Means, peak_memory_gib
+from zerosearch.training.micro_batches import MicroBatches
+from zerosearch.training.record import StepRecord
+from zerosearch.training.sharded_strategy import sharding_of
+from zerosearch.tuning.chat_template import servable
+from zerosearch.tuning.data import ExampleBatch
+from zerosearch.tuning.examples import EncodedExample, collate, encode
+from zerosearch.tuning.update import ReplyUpdater
+from zerosearch.tuning.writing import Written, fidelity_metrics, write_replies
+
+
+class SimulatorTuningModule(LightningModule):
+    """Teaches a model to write useful and noisy documents.
+
+    Args:
+        policy: the model that is tuned.
+        generator: writes documents in validations.
+        optimizer: from parameters, e.g. a partial of AdamW.
+        schedule: from optimizer and number of updates, e.g. a partial of `warmup_schedule`.
+        steps: optimizer updates of the whole run.
+        fidelity_examples: validation examples whose documents are generated and measured over all
+            GPUs; 0: none.
+        max_tokens: longest example, prompt and reply together.
+        max_reply_tokens: of generated documents.
+        temperature: of generated documents; the default is the authors' scripts'.
+        tokens_per_micro_batch: padded tokens of one forward and backward pass.
+        logprob_chunk_tokens: rows of logits held at a time.
+        gradient_clip: largest gradient norm.
+        seed: of generated documents.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: PolicySource,
+        generator: Generator,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[[Optimizer, int], LRScheduler],
+        steps: int,
+        fidelity_examples: int = 64,
+        max_tokens: int = 2048,
+        max_reply_tokens: int = 600,
+        temperature: float = 0.8,
+        tokens_per_micro_batch: int = 16_384,
+        logprob_chunk_tokens: int = 4_096,
+        gradient_clip: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("steps", steps, 1),
+            ("fidelity_examples", fidelity_examples, 0),
+            ("max_reply_tokens", max_reply_tokens, 1),
+        ):
+            if value < least:
+                raise ValueError(f"module.{name}={value}: give {least} or more")
+        self.automatic_optimization = False
+        self.policy_source = policy
+        self.generator = generator
+        self.optimizer_factory = optimizer
+        self.schedule_factory = schedule
+        self.fidelity_examples = fidelity_examples
+        self.max_tokens = max_tokens
+        self.max_reply_tokens = max_reply_tokens
+        self.temperature = temperature
+        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.logprob_chunk_tokens = logprob_chunk_tokens
+        self.gradient_clip = gradient_clip
+        self.seed = seed
+        self.template = ""  # of the prompts, goes into the export; set with the data
+        self.model: nn.Module | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.phase = "val"  # or "start", "test": under which name validations are logged
+        self.validation_metrics: dict[str, float] = {}  # of the last validation
+        self.start_metrics: dict[str, float] = {}  # before tuning, kept for resume
+        self.train_metrics: dict[str, float] = {}  # of the last step
+        self.written: list[Written] = []  # documents of the last validation, of this rank
+        # what callbacks read, see `PolicyModule`; a step is one optimizer update here
+        self.policy_step = 0
+        self.policy_steps = steps
+        self.healthy = True
+        self.lag = 0
+        self.latest: StepRecord | None = None
+        self.evaluation_records: list[StepRecord] = []
+        self._is_bound = False
+
+    # -- set-up ------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load model and tokenizer."""
+        if self.model is None:
+            self.tokenizer = self.policy_source.load_tokenizer()
+            self.model = load_policy(self.policy_source, sharding_of(self))
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule of what is trained."""
+        assert self.model is not None
+        made = self.optimizer_factory([p for p in self.model.parameters() if p.requires_grad])
+        schedule = self.schedule_factory(made, self.policy_steps)
+        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule}}
+
+    def encode(self, examples: Sequence[TuningExample]) -> list[EncodedExample]:
+        """Token ids of examples."""
+        if self.tokenizer is None:
+            self.tokenizer = self.policy_source.load_tokenizer()
+        return [encode(self.tokenizer, each, chat=self.policy_source.chat) for each in examples]
+
+    # -- training ----------------------------------------------------------------------------
+
+    def training_step(self, batch: ExampleBatch, batch_index: int) -> None:
+        """One optimizer update on this rank's examples."""
+        started = time.perf_counter()
+        encoded = self.encode(batch.examples)
+        assert self.model is not None
+        trainee = Trainee(
+            model=self.model.train(),
+            updater=self._updater(),
+            optimizer=self.optimizers(),
+            schedule=self.lr_schedulers(),  # type: ignore[arg-type]
+            gradient_clip=self.gradient_clip,
+        )
+        found = trainee.update(
+            collate(encoded, pad_id=self._pad_id),
+            self.manual_backward,
+            mend="optimizer.lr or module.gradient_clip",
+        )
+        seconds = time.perf_counter() - started
+        tokens = Means()
+        tokens.add("tokens", sum(map(len, encoded)) * self.trainer.world_size)
+        metrics = {
+            "loss/reply": found["loss"],
+            "optimizer/gradient_norm": found["gradient_norm"],
+            "optimizer/learning_rate": found["learning_rate"],
+            "time/train_s": seconds,
+            "throughput/tokens_per_s": tokens.reduced()["tokens"] / seconds,
+            "memory/peak_gib": peak_memory_gib(self.device),
+        }
+        self.train_metrics = metrics
+        self.latest = self._record(metrics, "train")
+        self.policy_step += 1
+
+    def _updater(self) -> ReplyUpdater:
+        assert self.model is not None
+        return ReplyUpdater(
+            micro_batches=MicroBatches(
+                tokens=self.tokens_per_micro_batch,
+                device=self.device,
+                packed=packs_sequences(self.model),
+            ),
+            chunk_tokens=self.logprob_chunk_tokens,
+        )
+
+    @property
+    def _pad_id(self) -> int:
+        assert self.tokenizer is not None and isinstance(self.tokenizer.pad_token_id, int)
+        return self.tokenizer.pad_token_id
+
+    # -- validation --------------------------------------------------------------------------
+
+    def validation_step(self, batch: ExampleBatch, batch_index: int) -> None:
+        """Loss on the held-out replies, and what the model writes to some of their prompts."""
+        metrics = self._losses(batch.examples)
+        share = -(-self.fidelity_examples // self.trainer.world_size)
+        if self.fidelity_examples:
+            self.written = asyncio.run(self._write(batch.examples[:share]))
+            metrics |= fidelity_metrics(self.written)
+        named = {f"{self.phase}/{name}": value for name, value in metrics.items()}
+        self.validation_metrics = named
+        if self.phase == "start":
+            self.start_metrics = named
+        self.evaluation_records = [self._record(named, self.phase)]
+        loss = metrics["loss"]
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=1, sync_dist=True)
+
+    def test_step(self, batch: ExampleBatch, batch_index: int) -> None:
+        """As `validation_step`."""
+        self.validation_step(batch, batch_index)
+
+    def _losses(self, examples: Sequence[TuningExample]) -> dict[str, float]:
+        """Nats per token over all ranks: of all replies, and of each quality."""
+        assert self.model is not None
+        batch = collate(self.encode(examples), pad_id=self._pad_id)
+        logprobs = self._updater().logprobs(self.model.eval(), batch)
+        means = Means()
+        for row, example in enumerate(examples):
+            loss, tokens = -logprobs[row].sum().item(), int(batch.sampled_mask[row].sum())
+            means.add("loss", loss, tokens)
+            if example.noisy is not None:
+                means.add(f"loss_{'noisy' if example.noisy else 'useful'}", loss, tokens)
+        found = means.reduced()
+        return {**found, "perplexity": math.exp(min(found["loss"], 700.0))}
+
+    async def _write(self, examples: Sequence[TuningExample]) -> list[Written]:
+        assert self.model is not None and self.tokenizer is not None
+        if not self._is_bound:
+            self.generator.bind(self.model, self.tokenizer)
+            self._is_bound = True
+        await self.generator.sync_weights(self.model)
+        written = await write_replies(
+            self.generator,
+            [(each, self.encode([each])[0].prompt_ids) for each in examples],
+            max_tokens=self.max_reply_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+        await self.generator.release()
+        return written
+
+    def _record(self, metrics: Mapping[str, float], phase: str) -> StepRecord:
+        for logger in self.loggers:
+            logger.log_metrics(dict(metrics), step=self.policy_step)
+        return StepRecord(
+            step=self.policy_step,
+            phase=phase,
+            trajectories=[],
+            scores=[],
+            advantages=[],
+            noise_probability=0.0,
+            metrics=dict(metrics),
+        )
+
+    # -- checkpoints and export --------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["zerosearch"] = {
+            "policy_step": self.policy_step,
+            "start_metrics": self.start_metrics,
+            "template": self.template,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("zerosearch", {})
+        if "template" not in saved:
+            raise ValueError("resume: the checkpoint was not written by the tuning of a simulator")
+        if saved["template"] != self.template:
+            raise ValueError(
+                "resume: the prompts come from another template than those of the checkpoint's "
+                "run; set data.files back, or start a new run"
+            )
+        if "state_dict" in checkpoint:  # else the strategy has checked and restored it
+            check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
+        self.policy_step = saved["policy_step"]
+        self.start_metrics = saved["start_metrics"]
+        if "loops" in checkpoint:
+            # Lightning would take the end of a finished run for the end, however many steps follow
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            progress["is_last_batch"] = self.policy_step >= self.policy_steps
+
+    def export_policy(self, folder: Path) -> None:
+        """Write the simulator as a HF folder with its prompt template inside; collective."""
+        assert self.model is not None and self.tokenizer is not None
+        save_policy(
+            self.model,
+            servable(self.tokenizer, chat=self.policy_source.chat),
+            folder,
+            extra={"simulator": {"max_reply_tokens": self.max_reply_tokens}},
+            texts={PROMPT_FILE: self.template},
+            write=self.global_rank == 0,
+        )
