@@ -18,8 +18,8 @@ LAYERS = [
     ("simulator",),
     ("policy",),
     ("generation",),
-    ("rollout",),
     ("reward",),
+    ("rollout",),
     ("algorithms",),
     ("training",),
     ("tuning",),
@@ -95,7 +95,7 @@ def test_packages_do_not_re_export() -> None:
         ("from zerosearch import training", "zerosearch.types"),
         ("def f():\n    from zerosearch.policy.source import x", "zerosearch.search.bm25"),
         ("from ..callbacks import curriculum", "zerosearch.training.module"),
-        ("from ..reward.answer import extract_answer", "zerosearch.rollout.tags"),
+        ("from ..rollout.tags import SEARCH", "zerosearch.reward.answer"),
         (
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import zerosearch.reward",
             "zerosearch.data.sources",

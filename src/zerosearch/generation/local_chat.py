@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -51,13 +50,7 @@ class LocalChat:
     def model(self) -> str:
         """Path, and a digest of the weights: one tuned anew under the same path is another."""
         if self._name is None:
-            digest = hashlib.blake2b(digest_size=8)
-            if self.source.random_init:
-                digest.update(repr((self.source.architecture, self.source.init_seed)).encode())
-            for path in self.source.weight_files():
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "blake2b").digest())
-            self._name = f"{self.source.name}@{digest.hexdigest()}"
+            self._name = self.source.fingerprint()
         return self._name
 
     @asynccontextmanager
@@ -93,6 +86,7 @@ class LocalChat:
             text=completion.text,
             finish_reason="length" if completion.stop_reason == "length" else "stop",
             tokens=tokens,
+            sampled=len(completion.token_ids),
         )
 
     async def check(self) -> None:

@@ -6,17 +6,20 @@ wanted, from one question at a time; episodes under way together share the gener
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from zerosearch.generation.generator import CompletionStop, Generator
 from zerosearch.generation.loading import load_to_sample
 from zerosearch.policy.source import PolicySource
+from zerosearch.reward.answer import extract_answer
 from zerosearch.rollout.environment import Observation, Position, SearchEnvironment
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import ANSWER, SEARCH, STOP_TAGS
-from zerosearch.search.agent import Played
+from zerosearch.search.agent import OnText, Played
 from zerosearch.search.chat_client import ChatModel, Tally
+from zerosearch.search.chat_servers import ChatReply
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchError, Trajectory
 
@@ -51,7 +54,13 @@ class LocalAgent:
         self._rollouter: Rollouter | None = None
 
     async def play(
-        self, question: Question, engine: SearchEngine, *, seed: int, attempt: int
+        self,
+        question: Question,
+        engine: SearchEngine,
+        *,
+        seed: int,
+        attempt: int,
+        on_text: OnText | None = None,
     ) -> Played:
         """See `Agent`."""
         [trajectory] = await self._loaded().rollout(
@@ -62,8 +71,9 @@ class LocalAgent:
             seed=seed,
             step=attempt,
             decoding=self.decoding,
+            on_text=on_text,
         )
-        return Played(trajectory=trajectory)
+        return Played(trajectory=trajectory, answer=extract_answer(trajectory.final_text))
 
     async def check(self) -> None:
         """Load the model; ValueError where it cannot be had."""
@@ -73,10 +83,14 @@ class LocalAgent:
         """See `Agent`."""
         decoding = self.decoding
         return {
-            "model": self.policy.path,
+            "model": self._fingerprint,
             "episode": self.episode.as_dict(),
             "decoding": [decoding.temperature, decoding.top_p, decoding.top_k],
         }
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.policy.fingerprint()
 
     def _loaded(self) -> Rollouter:
         if self._rollouter is None:
@@ -119,7 +133,13 @@ class ChatAgent:
         self.turn_timeout_s = turn_timeout_s
 
     async def play(
-        self, question: Question, engine: SearchEngine, *, seed: int, attempt: int
+        self,
+        question: Question,
+        engine: SearchEngine,
+        *,
+        seed: int,
+        attempt: int,
+        on_text: OnText | None = None,
     ) -> Played:
         """See `Agent`."""
         trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
@@ -132,14 +152,18 @@ class ChatAgent:
         while True:
             tally = Tally()
             try:
-                text, ending = await self._turn(environment, messages, tally)
+                reply = await self._turn(environment, messages, tally)
             except SearchError as error:
                 trajectory.stop_reason = "search_failed"
                 trajectory.error = f"agent {error.endpoint}: {error.reason}"
                 break
             finally:
                 tokens += tally.tokens
+            text, ending = _read(reply)
+            if on_text is not None:
+                on_text(text)
             step = await environment.step(text, ending=ending)
+            step.turn.sampled_tokens = reply.sampled
             trajectory.turns.append(step.turn)
             if step.observation is None:
                 assert step.stop is not None
@@ -155,7 +179,8 @@ class ChatAgent:
                 trajectory.stop_reason = "context"
                 break
         cost_usd = tokens * self.chat.usd_per_million_tokens / 1e6
-        return Played(trajectory=trajectory, cost_usd=cost_usd)
+        answer = extract_answer(trajectory.final_text)
+        return Played(trajectory=trajectory, answer=answer, cost_usd=cost_usd)
 
     async def check(self) -> None:
         """Ask for the model; ValueError where no server has it."""
@@ -171,10 +196,10 @@ class ChatAgent:
 
     async def _turn(
         self, environment: SearchEnvironment, messages: list[dict[str, str]], tally: Tally
-    ) -> tuple[str, CompletionStop]:
+    ) -> ChatReply:
         position, turn = environment.position, environment.turns_taken
         async with self.chat.slot():
-            reply = await self.chat.ask(
+            return await self.chat.ask(
                 {
                     "messages": messages,
                     "temperature": self.temperature,
@@ -185,15 +210,19 @@ class ChatAgent:
                 timeout_s=self.turn_timeout_s,
                 tally=tally,
             )
-        if reply.finish_reason == "length":
-            return reply.text, "length"
-        whole = close_tag(reply.text)
-        return whole, "stop" if whole.endswith(STOP_TAGS) else "eos"
 
     def _is_full(self, messages: list[dict[str, str]]) -> bool:
         held = sum(len(message["content"]) for message in messages)
         room = self.episode.max_context_tokens - self.episode.max_turn_tokens
         return held > room * CHARS_PER_TOKEN
+
+
+def _read(reply: ChatReply) -> tuple[str, CompletionStop]:
+    """The text of a turn and what ended it."""
+    if reply.finish_reason == "length":
+        return reply.text, "length"
+    whole = close_tag(reply.text)
+    return whole, "stop" if whole.endswith(STOP_TAGS) else "eos"
 
 
 def close_tag(text: str) -> str:

@@ -20,23 +20,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zerosearch.journal import Journal
-from zerosearch.search.agent import Agent
+from zerosearch.search.agent import Agent, Played
 from zerosearch.search.engine import SearchEngine
 from zerosearch.simulator.budget import Budget, BudgetUsedUp, Metered
 from zerosearch.simulator.records import Episode, Search
-from zerosearch.types import Question, SearchRequest, SearchResult, Trajectory
+from zerosearch.types import Question, SearchRequest, SearchResult
 
 MIN_EPISODES = 20  # before a share of failures means anything
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class AnswerCheck:
-    """Reads the answer of an episode and says whether it is right."""
-
-    read: Callable[[str], str | None]  # from the sampled text of the last turn
-    score: Callable[[str | None, Sequence[str]], float]  # against the golden answers, in [0, 1]
 
 
 @dataclass(slots=True)
@@ -61,7 +53,7 @@ class Collector:
     Args:
         agent: who plays.
         engine: who answers queries.
-        answers: reads and scores answers.
+        score: of an answer against the golden ones, in [0, 1]; above 0 it is right.
         documents_per_search: documents kept of each search; the agent is shown the first ones, as
             many as it asks for.
         attempts: episodes per question.
@@ -72,7 +64,7 @@ class Collector:
 
     agent: Agent
     engine: SearchEngine
-    answers: AnswerCheck
+    score: Callable[[str | None, Sequence[str]], float]
     documents_per_search: int
     attempts: int = 1
     concurrency: int = 16
@@ -156,7 +148,7 @@ class Collector:
                 outcome.failed += 1
                 outcome.error = outcome.error or trajectory.error
                 continue
-            episode = self._episode(trajectory, attempt, recorder.searches)
+            episode = self._episode(played, attempt, recorder.searches)
             journal.append(episode.as_row())
             outcome.kept += 1
             outcome.correct += episode.correct
@@ -164,16 +156,15 @@ class Collector:
             outcome.empty += sum(not search.documents for search in episode.searches)
             advance()
 
-    def _episode(self, trajectory: Trajectory, attempt: int, searches: Sequence[Search]) -> Episode:
-        question = trajectory.question
-        answer = self.answers.read(trajectory.final_text)
+    def _episode(self, played: Played, attempt: int, searches: Sequence[Search]) -> Episode:
+        question = played.trajectory.question
         return Episode(
             id=episode_id(question, attempt),
             question=question.text,
             golden_answers=question.golden_answers,
             searches=tuple(searches),
-            answer=answer,
-            correct=self.answers.score(answer, question.golden_answers) > 0,
+            answer=played.answer,
+            correct=self.score(played.answer, question.golden_answers) > 0,
         )
 
     def _fails_too_often(self) -> bool:
