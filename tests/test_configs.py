@@ -64,6 +64,7 @@ NEEDED: dict[tuple[str, str], list[str]] = {
     ("simulator", "exported"): ["search=simulated", ENDPOINT, "simulator.folder=x", SHIPPED],
     ("simulator", "in_process"): ["search=simulated", "simulator.folder=x", SHIPPED],
     ("simulator", "tiny_tuned"): ["search=simulated", SHIPPED],
+    ("simulator", "tiny_untuned"): ["search=simulated"],
     ("simulator", "tiny_tuned_vllm"): ["search=simulated", SHIPPED],
     **{  # the template is derived first
         ("simulator", f"tuned_{size}"): ["search=simulated", ENDPOINT, SHIPPED]

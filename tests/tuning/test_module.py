@@ -141,7 +141,7 @@ def test_two_sharded_ranks_tune_as_one_process(policy: Path, rows: Path, tmp_pat
     assert two["val"] == pytest.approx(one["val"], rel=2e-5)
     for own, expected in zip(two["gradients"], one["gradients"], strict=True):
         for name, gradient in expected.items():
-            torch.testing.assert_close(own[name], gradient, rtol=0, atol=1e-5)
+            torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-5)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], weight, rtol=0, atol=1e-4)
 
