@@ -12,7 +12,17 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
 # Lowest first; members of a tuple may import one another.
 LAYERS = [
-    ("types", "seeding", "text", "journal", "files", "distributed", "run_names", "runs"),
+    (
+        "types",
+        "seeding",
+        "text",
+        "journal",
+        "files",
+        "distributed",
+        "progress",
+        "run_names",
+        "runs",
+    ),
     ("data",),
     ("search",),
     ("simulator",),

@@ -14,12 +14,9 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zerosearch.journal import Journal
+from zerosearch.progress import progress_bar
 from zerosearch.search.agent import Agent, Played
 from zerosearch.search.engine import SearchEngine
 from zerosearch.simulator.budget import Budget, BudgetUsedUp, Metered
@@ -98,7 +95,8 @@ class Collector:
         if len(open_pairs) < total:
             log.info("%d of %d episodes are there already", total - len(open_pairs), total)
         waiting, engine = iter(open_pairs), Metered(self.engine, budget)
-        with _progress(total, total - len(open_pairs)) as advance, self._signals() as stop:
+        bar = progress_bar("episodes", total, done=total - len(open_pairs))
+        with bar as advance, self._signals() as stop:
             async with asyncio.TaskGroup() as tasks:
                 workers = [
                     tasks.create_task(self._work(waiting, engine, journal, budget, advance))
@@ -129,7 +127,7 @@ class Collector:
         engine: SearchEngine,
         journal: Journal,
         budget: Budget,
-        advance: Callable[[], None],
+        advance: Callable[[int], None],
     ) -> None:
         outcome = self.outcome
         for question, attempt in waiting:
@@ -154,7 +152,7 @@ class Collector:
             outcome.correct += episode.correct
             outcome.searches += len(episode.searches)
             outcome.empty += sum(not search.documents for search in episode.searches)
-            advance()
+            advance(1)
 
     def _episode(self, played: Played, attempt: int, searches: Sequence[Search]) -> Episode:
         question = played.trajectory.question
@@ -212,15 +210,3 @@ class _Recorder:
 def episode_id(question: Question, attempt: int) -> str:
     """Of one attempt at a question."""
     return f"{question.uid}/{attempt}"
-
-
-@contextlib.contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns: list[Any] = [TextColumn("episodes"), BarColumn(), MofNCompleteColumn()]
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("episodes", total=total, completed=done)
-        yield lambda: bar.advance(task)
