@@ -35,7 +35,16 @@ LAYERS = [
     ("tuning",),
     ("callbacks",),
     ("evaluation",),
-    ("assembly", "evaluate", "retriever", "train"),  # entry points
+    ("answering",),
+    (
+        "assembly",
+        "ask",
+        "evaluate",
+        "retriever",
+        "serve_policy",
+        "service",
+        "train",
+    ),  # entry points
 ]
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
