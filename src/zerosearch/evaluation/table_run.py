@@ -21,7 +21,8 @@ from zerosearch.progress import progress_bar
 from zerosearch.search.agent import Agent
 from zerosearch.search.chat_client import ChatModel
 from zerosearch.search.engine import Checkable, SearchEngine
-from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
+from zerosearch.search.none import NoSearch
+from zerosearch.types import Question
 
 Rows = list[dict[str, Any]]
 
@@ -65,14 +66,6 @@ class Method:
     def __post_init__(self) -> None:
         if (self.agent is None) == (self.prompted is None):
             raise ValueError(f"method {self.label!r}: give either agent or prompted")
-
-
-class NoSearch:
-    """The engine of methods that never search."""
-
-    async def search(self, request: SearchRequest) -> SearchResult:
-        """Always fails."""
-        raise SearchError("none", "this method was to answer without a search; give it engines")
 
 
 _NONE = Engine(label="", engine=NoSearch())
