@@ -52,7 +52,7 @@ def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> 
     if "episode" not in saved:
         raise ValueError(f"{folder} is no policy of a training run: its settings name no episode")
     if policy is not None:
-        OmegaConf.update(cfg, "agent.policy.chat", saved["chat"])
+        cfg.agent.policy = OmegaConf.merge(policy, {"chat": saved["chat"]})
     cfg.episode = _episode(cfg, saved["episode"], overrides)
     cfg.agent.episode = cfg.episode
 

@@ -14,6 +14,4 @@ class NoSearch:
         Raises:
             SearchError: says what to change.
         """
-        raise SearchError(
-            "none", "a search was asked for where there is none; set episode.max_turns=0, or search="
-        )
+        raise SearchError("none", "there is no engine to search with; set episode.max_turns=0")
