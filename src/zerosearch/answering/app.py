@@ -26,6 +26,7 @@ from zerosearch.answering.events import Ended, Event, Found, Wrote
 from zerosearch.answering.load import Subject
 from zerosearch.search.formatters import get_formatter
 from zerosearch.search.http_failures import one_line
+from zerosearch.search.sanitize import neutralize_document
 from zerosearch.types import SearchResult
 
 RETRY_AFTER_S = 1
@@ -186,7 +187,10 @@ class _Desk:
 
     def shown(self, result: SearchResult) -> str:
         """Documents as text."""
-        forms = [self._form(number, each) for number, each in enumerate(result.documents, start=1)]
+        forms = [
+            self._form(number, neutralize_document(each))
+            for number, each in enumerate(result.documents, start=1)
+        ]
         return "\n<information>\n" + "".join(f"{form}\n" for form in forms) + "</information>\n"
 
     def reasoning(self, event: Event) -> str:
