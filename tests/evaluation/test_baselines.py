@@ -133,6 +133,7 @@ def test_a_model_that_is_gone_fails_the_episode(
     server.answer = lambda _: failure(500)
     played = play(server, kind, template)
     assert played.answer is None and "HTTP 500" in str(played.trajectory.error)
+    assert played.trajectory.stop_reason == "model_failed"
 
 
 def test_searches_beyond_the_limit_end_the_episode(server: OpenAIServer) -> None:

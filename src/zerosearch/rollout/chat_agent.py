@@ -83,7 +83,7 @@ class ChatAgent:
             answer = await self.converse(talk, trajectory, on_text)
         except SearchError as error:
             answer = None
-            trajectory.stop_reason = "search_failed"
+            trajectory.stop_reason = "model_failed"
             trajectory.error = f"agent {error.endpoint}: {error.reason}"
         cost_usd = talk.tokens * self.chat.usd_per_million_tokens / 1e6
         return Played(trajectory=trajectory, answer=answer, cost_usd=cost_usd)
