@@ -23,7 +23,7 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 def evaluate(cfg: DictConfig, summary: Summary) -> None:
     """Answer the questions, write and show the tables; notes the metrics and the status."""
     from zerosearch.evaluation.checkpoint import use_checkpoint
-    from zerosearch.evaluation.report import show, write_report
+    from zerosearch.evaluation.report import show, write_tables, write_times
     from zerosearch.simulator.launch import launched
 
     folder = summary.path.parent
@@ -31,7 +31,8 @@ def evaluate(cfg: DictConfig, summary: Summary) -> None:
     with launched(cfg, folder):
         run = table_run(cfg, folder)
         results = asyncio.run(run.run())
-    write_report(folder, results, run.times, cfg.paper_rows)
+    write_tables(folder, results, cfg.paper_rows)
+    write_times(folder, run.times)
     show(results, run.times)
     for (row, benchmark), metrics in results.cells.items():
         summary.facts |= {f"test/{row}/{benchmark}/{k}": v for k, v in metrics.items()}

@@ -93,6 +93,14 @@ def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_rows(tmp_path: Path) ->
         assert len(written) == len(QUESTIONS), "no answer twice"
 
 
+def test_answers_to_other_questions_are_not_taken_over(tmp_path: Path) -> None:
+    ask(tmp_path, Counting())
+    path = tmp_path / "x.jsonl"
+    path.write_text(path.read_text().replace("question 3", "another"))
+    with pytest.raises(ValueError, match=r"answers another question 'q:3': .*start a new run"):
+        ask(tmp_path, Counting())
+
+
 def test_a_lost_engine_ends_the_run_and_keeps_what_came_before(tmp_path: Path) -> None:
     failing = tuple(question.text for question in QUESTIONS[4:])
     agent = Counting()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 
 from tests.evaluation.rows import answers
+from zerosearch.evaluation.merge import merged
+from zerosearch.evaluation.report import write_tables
 from zerosearch.evaluation.results import cell_metrics, cell_times
 from zerosearch.evaluation.tables import (
     Results,
@@ -81,6 +84,21 @@ def test_csv_holds_every_number_unrounded() -> None:
         ("cot", "geography"),
     ]
     assert {name: float(rows[2][name]) for name in HALF} == HALF
+
+
+def test_tables_of_several_runs_are_merged(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tables(tmp_path / name, results(nq="NQ", popqa="PopQA"), None)
+    one = merged([tmp_path / "a"])
+    assert one == results(nq="NQ", popqa="PopQA")
+    both = merged([tmp_path / "a", tmp_path / "b"])
+    assert list(both.rows) == ["policy/search", "cot", "b:policy/search", "b:cot"]
+    assert len(both.cells) == 6 and len(main_table(both, policies=[])) == 5
+    with pytest.raises(ValueError, match=r"c holds no table\.csv"):
+        merged([tmp_path / "c"])
+    (tmp_path / "a" / "table.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(ValueError, match="no table of an evaluation"):
+        merged([tmp_path / "a"])
 
 
 def test_markdown_and_latex_keep_signs_that_mean_something_to_them() -> None:

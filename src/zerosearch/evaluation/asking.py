@@ -47,8 +47,15 @@ async def ask_all(
         A row per question, in their order; see `answer_row`.
 
     Raises:
-        ValueError: too much of a block failed; names who, and the mend.
+        ValueError: too much of a block failed, or the journal is of other questions; names who or
+            what, and the mend.
     """
+    for question in questions:
+        if question.uid in journal and journal.rows[question.uid]["question"] != question.text:
+            raise ValueError(
+                f"{journal.path} answers another question {question.uid!r}: the benchmark's file "
+                "has changed since; set it back, or start a new run"
+            )
 
     async def ask(question: Question) -> dict[str, Any]:
         started = time.perf_counter()

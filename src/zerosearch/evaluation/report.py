@@ -27,32 +27,31 @@ _SHOWN = ("method", "benchmark", "questions", "EM", "cover EM", "F1", "searches"
 Times = Mapping[tuple[str, str], Mapping[str, float]]
 
 
-def write_report(
-    folder: Path, results: Results, times: Times, policies: Sequence[str] | None
-) -> None:
-    """Write `table.md`, `table.csv`, `table.tex` and `times.csv`.
-
-    Equal runs write the first three in equal bytes; the clock is in the last alone.
+def write_tables(folder: Path, results: Results, policies: Sequence[str] | None) -> None:
+    """Write `table.md`, `table.csv` and `table.tex`; equal runs write them in equal bytes.
 
     Args:
-        folder: of the run.
+        folder: that takes them.
         results: the numbers.
-        times: seconds by row and benchmark.
         policies: whose of the paper's rows are shown; None: all.
     """
     main = main_table(results, policies=policies)
     note = f"\n{NOTE}\n" if any(row[0].endswith(MARK) for row in main) else ""
-    markdown = (
-        f"Exact match x 100\n\n{as_markdown(main)}{note}\nEvery number, with 95% intervals\n\n"
-    )
+    markdown = f"Exact match x 100\n\n{as_markdown(main)}{note}\n"
+    markdown += "Every number, with 95% intervals\n\n"
     for name, text in {
         "table.md": markdown + as_markdown(detail_table(results)),
         "table.csv": as_csv(results),
         "table.tex": as_latex(main),
-        "times.csv": _times_csv(times),
     }.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
+
+
+def write_times(folder: Path, times: Times) -> None:
+    """Write `times.csv`: seconds by row and benchmark."""
+    with replacing(folder / "times.csv") as file:
+        file.write(_times_csv(times).encode())
 
 
 def show(results: Results, times: Times) -> None:

@@ -93,12 +93,32 @@ def as_csv(results: Results) -> str:
     file = io.StringIO()
     writer: csv.DictWriter[str] | None = None
     for (row, benchmark), metrics in _in_order(results):
-        line = {"method": row, "benchmark": benchmark, **metrics}
+        labels = {"label": results.rows[row], "heading": results.benchmarks[benchmark]}
+        line = {"method": row, "benchmark": benchmark, **labels, **metrics}
         if writer is None:
             writer = csv.DictWriter(file, fieldnames=list(line), lineterminator="\n")
             writer.writeheader()
         writer.writerow(line)
     return file.getvalue()
+
+
+def from_csv(text: str) -> Results:
+    """What `as_csv` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    benchmarks: dict[str, str] = {}
+    rows: dict[str, str] = {}
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    for line in csv.DictReader(io.StringIO(text)):
+        try:
+            row, benchmark = line.pop("method"), line.pop("benchmark")
+            rows[row], benchmarks[benchmark] = line.pop("label"), line.pop("heading")
+            cells[row, benchmark] = {name: float(value) for name, value in line.items()}
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"it is no table of an evaluation ({error})") from error
+    return Results(benchmarks=benchmarks, rows=rows, cells=cells)
 
 
 def as_markdown(cells: Cells) -> str:
