@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,16 @@ def test_two_runs_and_one_that_was_killed_give_identical_bytes(
     run(again)
     assert journal.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1]), "nothing is asked again"
     assert outputs(tmp_path / "two") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
+def test_vllm_answers_as_transformers_do(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    save_word_policy(tmp_path / "tiny", max_position_embeddings=8192, head_dim=32)  # vLLM's kernels
+    greedy = ["temperature=0", "limit=6"]
+    run(command(tmp_path / "one", *greedy))
+    run(command(tmp_path / "two", *greedy, "generator=vllm"))
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
 
 
 def test_a_lost_engine_ends_the_run_with_its_name(

@@ -167,6 +167,8 @@ def test_a_local_model_plays_many_episodes_at_once(tmp_path: Path) -> None:
     [alone] = asyncio.run(together(1))
     assert alone.response_ids == found[0].response_ids, "an attempt is what it is in any company"
     assert len({tuple(each.response_ids) for each in found}) > 3
+    versions = {version for each in found for version in each.weight_versions}
+    assert versions == {1}, "loaded once, and a generator with weights of its own has got them"
     assert agent.settings()["model"].startswith(f"{tmp_path}@"), "and a digest of its weights"
 
 

@@ -44,6 +44,7 @@ class LocalChat:
         self.node = node
         self._device = device
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._loading = asyncio.Lock()
         self._name: str | None = None
 
     @property
@@ -64,7 +65,7 @@ class LocalChat:
         Raises:
             SearchError: the prompt is longer than the model's context, or the time is over.
         """
-        tokenizer = self._loaded()
+        tokenizer = await self._loaded()
         tally.attempts += 1
         tally.tried.append(self.source.name)
         prompt_ids = render_prompt(tokenizer, body["messages"], chat=self.source.chat)
@@ -96,7 +97,7 @@ class LocalChat:
             ValueError: it cannot be had; says why and what to do.
         """
         try:
-            self._loaded()
+            await self._loaded()
         except ValueError as error:
             raise ValueError(
                 f"{self.node}: no model in {self.source.name} ({error}); tune one first "
@@ -107,7 +108,10 @@ class LocalChat:
         """See `ChatModel`."""
         return one_line(text, [])
 
-    def _loaded(self) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
-            self._tokenizer = load_to_sample(self.source, self.generator, self._device)
-        return self._tokenizer
+    async def _loaded(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is not None:
+            return self._tokenizer
+        async with self._loading:  # the first of many chats loads
+            if self._tokenizer is None:
+                self._tokenizer = await load_to_sample(self.source, self.generator, self._device)
+            return self._tokenizer

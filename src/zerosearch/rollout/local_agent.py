@@ -6,6 +6,7 @@ wanted, from one question at a time; episodes under way together share the gener
 
 from __future__ import annotations
 
+import asyncio
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +46,7 @@ class LocalAgent:
         self.decoding = decoding or Decoding()
         self._device = device
         self._rollouter: Rollouter | None = None
+        self._loading = asyncio.Lock()
 
     async def play(
         self,
@@ -56,7 +58,8 @@ class LocalAgent:
         on_text: OnText | None = None,
     ) -> Played:
         """See `Agent`."""
-        [trajectory] = await self._loaded().rollout(
+        rollouter = await self._loaded()
+        [trajectory] = await rollouter.rollout(
             [question],
             engine,
             group_size=1,
@@ -70,7 +73,7 @@ class LocalAgent:
 
     async def check(self) -> None:
         """Load the model; ValueError where it cannot be had."""
-        self._loaded()
+        await self._loaded()
 
     def settings(self) -> dict[str, Any]:
         """See `Agent`."""
@@ -85,10 +88,13 @@ class LocalAgent:
     def _fingerprint(self) -> str:
         return self.policy.fingerprint()
 
-    def _loaded(self) -> Rollouter:
-        if self._rollouter is None:
-            tokenizer = load_to_sample(self.policy, self.generator, self._device)
-            self._rollouter = Rollouter(
-                self.generator, tokenizer, self.episode, chat=self.policy.chat
-            )
-        return self._rollouter
+    async def _loaded(self) -> Rollouter:
+        if self._rollouter is not None:
+            return self._rollouter
+        async with self._loading:  # the first of many episodes loads
+            if self._rollouter is None:
+                tokenizer = await load_to_sample(self.policy, self.generator, self._device)
+                self._rollouter = Rollouter(
+                    self.generator, tokenizer, self.episode, chat=self.policy.chat
+                )
+            return self._rollouter
