@@ -199,6 +199,22 @@ def test_too_many_are_told_to_come_again_and_too_slow_ends(serve: Serve) -> None
     assert httpx.get(health, trust_env=False).json() == {"status": "ok", "running": 0, "waiting": 0}
 
 
+def test_a_client_that_hangs_up_ends_its_episode(serve: Serve) -> None:
+    class Waiting(ScriptedEngine):
+        async def search(self, request):  # type: ignore[no-untyped-def]
+            await asyncio.sleep(3600)
+
+    url = serve(Waiting([]), ask=1.0)
+    health = url.removesuffix("/v1") + "/health"
+    body = {"messages": asked("colour 1"), "stream": True}
+    with httpx.stream("POST", f"{url}/chat/completions", json=body, trust_env=False) as reply:
+        for line in reply.iter_lines():
+            if "reasoning_content" in line:
+                assert httpx.get(health, trust_env=False).json()["running"] == 1
+                break  # closes the connection
+    wait_until(lambda: httpx.get(health, trust_env=False).json()["running"] == 0)
+
+
 @pytest.mark.parametrize(
     "limits", [{"max_concurrency": 0}, {"max_waiting": -1}, {"timeout_s": 0}, {"max_body_bytes": 0}]
 )

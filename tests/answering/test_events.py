@@ -86,7 +86,7 @@ def test_who_stops_listening_ends_the_episode(tmp_path: Path) -> None:
         async for event in events:
             if isinstance(event, Searching):
                 break
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
         await asyncio.sleep(0)
 
     asyncio.run(listen())

@@ -13,7 +13,8 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,7 +161,7 @@ class _Desk:
                 "overloaded",
             )
 
-    async def events(self, question: str) -> AsyncIterator[Event]:
+    async def events(self, question: str) -> AsyncGenerator[Event]:
         """The events of an episode, once there is a place.
 
         Raises:
@@ -171,8 +172,9 @@ class _Desk:
         try:
             async with self._places:
                 self.waiting, self.running, entered = self.waiting - 1, self.running + 1, True
-                async with asyncio.timeout(self._limits.timeout_s):
-                    async for event in self._subject.answer(question):
+                episode = self._subject.answer(question, self._limits.timeout_s)
+                async with aclosing(episode):  # a client that hangs up ends it at once
+                    async for event in episode:
                         yield event
         except TimeoutError as error:
             message = f"no answer within {self._limits.timeout_s:g} s"
@@ -200,11 +202,14 @@ class _Desk:
         return self.shown(event.result) if isinstance(event, Found) else ""
 
 
-async def _whole(head: dict[str, Any], events: AsyncIterator[Event], desk: _Desk) -> dict[str, Any]:
+async def _whole(
+    head: dict[str, Any], events: AsyncGenerator[Event], desk: _Desk
+) -> dict[str, Any]:
     reasoning = ""
     ended: Event | None = None
-    async for event in events:
-        reasoning, ended = reasoning + desk.reasoning(event), event
+    async with aclosing(events):
+        async for event in events:
+            reasoning, ended = reasoning + desk.reasoning(event), event
     assert isinstance(ended, Ended)
     message = {
         "role": "assistant",
@@ -218,7 +223,7 @@ async def _whole(head: dict[str, Any], events: AsyncIterator[Event], desk: _Desk
 
 
 async def _chunks(
-    head: dict[str, Any], events: AsyncIterator[Event], desk: _Desk
+    head: dict[str, Any], events: AsyncGenerator[Event], desk: _Desk
 ) -> AsyncIterator[str]:
     """Server-sent events; what fails on the way is the last of them."""
 
@@ -228,12 +233,13 @@ async def _chunks(
 
     yield chunk({"role": "assistant"})
     try:
-        async for event in events:
-            if piece := desk.reasoning(event):
-                yield chunk({"reasoning_content": piece})
-            if isinstance(event, Ended):
-                yield chunk({"content": _content(event)})
-                yield chunk({}, _finish(event))
+        async with aclosing(events):
+            async for event in events:
+                if piece := desk.reasoning(event):
+                    yield chunk({"reasoning_content": piece})
+                if isinstance(event, Ended):
+                    yield chunk({"content": _content(event)})
+                    yield chunk({}, _finish(event))
     except Refused as error:
         yield _data(error.body)
     yield "data: [DONE]\n\n"

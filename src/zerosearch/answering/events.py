@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from zerosearch.search.agent import Agent, Played
@@ -46,8 +46,8 @@ Event = Wrote | Searching | Found | Ended
 
 
 async def answer(
-    agent: Agent, engine: SearchEngine, text: str, *, seed: int
-) -> AsyncIterator[Event]:
+    agent: Agent, engine: SearchEngine, text: str, *, seed: int, timeout_s: float | None = None
+) -> AsyncGenerator[Event]:
     """Answer one question; whoever stops listening ends the episode.
 
     Args:
@@ -55,9 +55,11 @@ async def answer(
         engine: who is searched.
         text: of the question.
         seed: of all draws.
+        timeout_s: of the whole episode; None: any time.
 
     Raises:
         ValueError: the question does not fit the agent's prompt.
+        TimeoutError: the time is over.
     """
     events: asyncio.Queue[Event | None] = asyncio.Queue()
     question = Question(uid=text, text=text, golden_answers=())
@@ -73,7 +75,13 @@ async def answer(
     )
     playing.add_done_callback(lambda _: events.put_nowait(None))
     try:
-        while (event := await events.get()) is not None:
+        # The wait is bounded and not the block: a listener that is slow to take an event would be
+        # cancelled in the place of the episode.
+        while True:
+            rest = None if timeout_s is None else timeout_s - (time.perf_counter() - started)
+            event = await asyncio.wait_for(events.get(), rest)
+            if event is None:
+                break
             yield event
         yield Ended(played=playing.result(), seconds=time.perf_counter() - started)
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +36,9 @@ class Subject:
             await self.engine.check()
         await self.agent.check()
 
-    def answer(self, question: str) -> AsyncIterator[Event]:
+    def answer(self, question: str, timeout_s: float | None = None) -> AsyncGenerator[Event]:
         """See `zerosearch.answering.events.answer`."""
-        return answer(self.agent, self.engine, question, seed=self.seed)
+        return answer(self.agent, self.engine, question, seed=self.seed, timeout_s=timeout_s)
 
 
 @contextmanager
