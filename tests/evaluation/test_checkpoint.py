@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from tests.helpers.configs import compose_config
-from tests.helpers.words import save_word_policy
+from tests.helpers.words import make_word_model, save_word_policy
 from zerosearch.evaluation.checkpoint import find_policy, use_checkpoint
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.types import Question
@@ -48,6 +49,22 @@ def test_an_export_and_a_model_path_do_the_same(run: Path, tmp_path: Path) -> No
         overrides = [override] + ["model.package=null"] * override.startswith("model")
         agent = instantiate(used(tmp_path, *overrides).agent, _convert_="all")
         assert agent.episode.max_turns == 3 and agent.policy.path == str(run / "policy")
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints/last.ckpt"])
+def test_a_run_that_has_not_ended_gives_its_last_checkpoint(place: str, tmp_path: Path) -> None:
+    run, start = tmp_path / "run", save_word_policy(tmp_path / "start", 0)
+    (run / ".hydra").mkdir(parents=True)
+    source = "zerosearch.policy.source.PolicySource"
+    (run / ".hydra" / "config.yaml").write_text(f"model: {{_target_: {source}, path: {start}}}\n")
+    trained = {f"model.{n}": w for n, w in make_word_model(1).state_dict().items()}
+    (run / "checkpoints").mkdir()
+    saved = {"state_dict": trained, "zerosearch": {"episode": TRAINED.as_dict()}}
+    torch.save(saved, run / "checkpoints" / "last.ckpt")
+    agent = instantiate(used(tmp_path, f"checkpoint={run / place}").agent, _convert_="all")
+    weights = agent.policy.load_model().state_dict()
+    assert all(torch.equal(weights[name.removeprefix("model.")], trained[name]) for name in trained)
+    assert agent.episode.as_dict() == TRAINED.as_dict()
 
 
 def test_a_prompt_that_is_no_longer_shipped_comes_from_the_export(
