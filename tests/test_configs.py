@@ -12,14 +12,13 @@ import hydra
 import pytest
 import torch
 import torch.distributed as dist
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tests.helpers.configs import CONFIGS, compose_config
+from tests.helpers.configs import CONFIGS, compose_config, hydra_run
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.assembly import PolicyRun, assemble, assemble_tuning
 from zerosearch.callbacks.curriculum import NoiseCurriculum
@@ -212,11 +211,8 @@ EVALUATIONS = {  # what a choice needs beside itself
 def test_every_choice_of_an_evaluation_makes_a_table(group: str, name: str, tmp_path: Path) -> None:
     overrides = [f"{group}={name}", *EVALUATIONS.get((group, name), [])]
     cfg = compose_config(tmp_path, *overrides, name="evaluate", whole=True)
-    HydraConfig.instance().set_config(cfg)  # for the engine's label
-    try:
+    with hydra_run(cfg) as cfg:  # for the engine's label
         run = table_run(cfg, tmp_path)
-    finally:
-        HydraConfig.instance().cfg = None
     assert run.methods and run.engines and run.benchmarks
     assert all(isinstance(each, Method) for each in run.methods.values())
     made = [each.prompted(chat=None) for each in run.methods.values() if each.prompted]
