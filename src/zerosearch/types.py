@@ -23,6 +23,7 @@ StopReason = Literal[
     "turn_budget",  # the last turn ran out of tokens before it closed a tag
     "context",  # the next turn would not have fitted the context
     "search_failed",  # infrastructure: the trajectory is invalid
+    "model_failed",  # the same, of a model behind a server; never in training
 ]
 
 

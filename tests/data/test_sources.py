@@ -220,13 +220,13 @@ def test_damaged_pages_under_a_sound_footer(tmp_path: Path) -> None:
 
 
 def test_paths_that_name_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "qa.csv", rows(1))
+    (tmp_path / "qa.xlsx").touch()
     for path, message in (
         (str(tmp_path / "missing.parquet"), "does not exist"),
         ("missing.jsonl", "does not exist"),
         (str(tmp_path / "*.parquet"), "matches no file"),
         (str(tmp_path), "is a directory"),
-        (str(tmp_path / "qa.csv"), r"extension '\.csv', which is not supported; convert"),
+        (str(tmp_path / "qa.xlsx"), r"extension '\.xlsx', which is not supported; convert"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             load(path)

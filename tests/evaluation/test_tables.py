@@ -1,22 +1,109 @@
-"""The table of engines."""
+"""Cells of a table, and its forms."""
 
-from rich.console import Console
+from __future__ import annotations
 
-from zerosearch.evaluation.tables import engine_table
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.rows import answers
+from zerosearch.evaluation.merge import merged
+from zerosearch.evaluation.report import write_tables
+from zerosearch.evaluation.results import cell_metrics, cell_times
+from zerosearch.evaluation.tables import (
+    Results,
+    as_csv,
+    as_latex,
+    as_markdown,
+    detail_table,
+    main_table,
+)
+
+RED, HALF = (cell_metrics(answers(given)) for given in (["red"] * 4, ["red", "x", None, "a red"]))
 
 
-def test_every_engine_has_a_row_and_a_missing_metric_a_dash() -> None:
-    metrics = {
-        "test/bm25/f1": 0.8734,
-        "test/bm25/search/latency_s": 0.00031,
-        "test/web/f1": 0.5,
-        "test/web/search/failed": 0.125,
-    }
-    console = Console(width=120, record=True)
-    console.print(engine_table(["bm25", "web"], metrics))
-    rows = [line.split("│")[1:-1] for line in console.export_text().splitlines() if "│" in line]
-    cells = [[cell.strip() for cell in row] for row in rows]
-    assert cells == [
-        ["bm25", "-", "-", "0.873", "-", "0.0003", "-", "-"],
-        ["web", "-", "-", "0.500", "-", "-", "-", "12.5%"],
+def results(**benchmarks: str) -> Results:
+    """Two methods; the second lacks the last benchmark."""
+    names = list(benchmarks)
+    cells = {("policy/search", name): RED for name in names}
+    cells |= {("cot", name): HALF for name in names[: max(1, len(names) - 1)]}
+    rows = {"policy/search": "policy (bm25)", "cot": "CoT & co_2"}
+    return Results(benchmarks=benchmarks, rows=rows, cells=cells)
+
+
+def test_metrics_of_a_cell_count_every_question() -> None:
+    assert (HALF["em"], HALF["cover_em"], HALF["answered"], HALF["count"]) == (0.5, 0.5, 0.75, 4)
+    assert HALF["f1"] == pytest.approx(0.5) and HALF["em_low"] <= 0.5 <= HALF["em_high"]
+    assert (HALF["searches"], HALF["sampled_tokens"], HALF["cost_usd"]) == (1, 7, 0.5)
+    lost = cell_metrics(answers(["red", "red"], error="engine down"))
+    assert (lost["em"], lost["failed"], lost["answered"]) == (0, 1, 0)
+    assert cell_times(answers(["red"]))["question_s_p50"] == 0.25
+
+
+def test_the_papers_rows_stand_beside_ours() -> None:
+    cells = main_table(results(nq="NQ", bamboogle="Bamboogle"))
+    assert cells[0] == ["method", "NQ", "Bamboogle", "avg"]
+    assert ["Qwen2.5-7B ZeroSearch-base*", "42.40", "33.33", "37.86"] in cells
+    assert cells[-2:] == [
+        ["policy (bm25)", "100.00", "100.00", "100.00"],
+        ["CoT & co_2", "50.00", "", ""],
     ]
+    few = main_table(results(nq="NQ"), policies=["Llama-3.2-3B"])
+    assert len(few) == 1 + 2 + 2 and all(len(row) == 2 for row in few)
+
+
+def test_the_papers_averages_are_those_it_prints() -> None:
+    seven = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
+    cells = main_table(results(**dict.fromkeys(seven, "x")))
+    printed = {row[0]: row[-1] for row in cells}
+    assert printed["Qwen2.5-7B ZeroSearch-base*"] == "40.93"
+    assert printed["Qwen2.5-7B RAG*"] == "25.51" and printed["Qwen2.5-7B Direct answer*"] == "15.17"
+    assert printed["Llama-3.2-3B ZeroSearch-inst*"] == "30.98"
+
+
+def test_a_benchmark_of_our_own_has_no_row_of_the_paper() -> None:
+    assert [row[0] for row in main_table(results(geography="geography"))[1:]] == [
+        "policy (bm25)",
+        "CoT & co_2",
+    ]
+
+
+def test_details_show_intervals() -> None:
+    heading, first, second = detail_table(results(geography="geography"))
+    assert first[:4] == ["policy (bm25)", "geography", "4", "100.0 [100.0, 100.0]"]
+    assert dict(zip(heading, second, strict=True))["answered %"] == "75.0"
+
+
+def test_csv_holds_every_number_unrounded() -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(results(geography="g", nq="NQ")))))
+    assert [(row["method"], row["benchmark"]) for row in rows] == [
+        ("policy/search", "geography"),
+        ("policy/search", "nq"),
+        ("cot", "geography"),
+    ]
+    assert {name: float(rows[2][name]) for name in HALF} == HALF
+
+
+def test_tables_of_several_runs_are_merged(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tables(tmp_path / name, results(nq="NQ", popqa="PopQA"), None)
+    one = merged([tmp_path / "a"])
+    assert one == results(nq="NQ", popqa="PopQA")
+    both = merged([tmp_path / "a", tmp_path / "b"])
+    assert list(both.rows) == ["policy/search", "cot", "b:policy/search", "b:cot"]
+    assert len(both.cells) == 6 and len(main_table(both, policies=[])) == 5
+    with pytest.raises(ValueError, match=r"c holds no table\.csv"):
+        merged([tmp_path / "c"])
+    (tmp_path / "a" / "table.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(ValueError, match="no table of an evaluation"):
+        merged([tmp_path / "a"])
+
+
+def test_markdown_and_latex_keep_signs_that_mean_something_to_them() -> None:
+    cells = [["method", "a|b"], ["CoT & co_2", "50.00"], ["x", "60.00"]]
+    assert as_markdown(cells).splitlines()[:2] == ["| method | a\\|b |", "| --- | --- |"]
+    latex = as_latex(cells)
+    assert r"CoT \& co\_2 & 50.00 \\" in latex and r"x & \textbf{60.00} \\" in latex
+    assert latex.startswith(r"\begin{tabular}{lr}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -29,3 +32,15 @@ def compose_config(
         cfg = compose(name, overrides=[*paths, *overrides], return_hydra_config=whole)
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+@contextmanager
+def hydra_run(cfg: DictConfig) -> Iterator[DictConfig]:
+    """Within, Hydra knows of a run with this configuration, composed `whole`."""
+    HydraConfig.instance().set_config(cfg)
+    try:
+        with open_dict(cfg):
+            del cfg["hydra"]
+        yield cfg
+    finally:
+        HydraConfig.instance().cfg = None

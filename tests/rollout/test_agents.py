@@ -13,7 +13,8 @@ from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure
 from tests.helpers.words import save_word_policy
 from zerosearch.generation.transformers_generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
-from zerosearch.rollout.agents import ChatAgent, LocalAgent, close_tag
+from zerosearch.rollout.chat_agent import ChatAgent, close_tag
+from zerosearch.rollout.local_agent import LocalAgent
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.chat_client import ChatClient
 from zerosearch.types import Question, Trajectory
@@ -166,7 +167,9 @@ def test_a_local_model_plays_many_episodes_at_once(tmp_path: Path) -> None:
     [alone] = asyncio.run(together(1))
     assert alone.response_ids == found[0].response_ids, "an attempt is what it is in any company"
     assert len({tuple(each.response_ids) for each in found}) > 3
-    assert agent.settings()["model"] == str(tmp_path)
+    versions = {version for each in found for version in each.weight_versions}
+    assert versions == {1}, "loaded once, and a generator with weights of its own has got them"
+    assert agent.settings()["model"].startswith(f"{tmp_path}@"), "and a digest of its weights"
 
 
 @pytest.mark.parametrize("fields", [{"temperature": -1.0}, {"turn_timeout_s": 0.0}])

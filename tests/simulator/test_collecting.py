@@ -18,14 +18,13 @@ from tests.helpers.engines import ScriptedEngine
 from tests.helpers.waiting import wait_until
 from zerosearch.data.geography.facts import asset
 from zerosearch.journal import Journal
-from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.metrics import exact_match
-from zerosearch.search.agent import Played
+from zerosearch.search.agent import OnText, Played
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.engine import SearchEngine
 from zerosearch.simulator.budget import Budget, BudgetUsedUp
-from zerosearch.simulator.collecting import AnswerCheck, Collector, Outcome
+from zerosearch.simulator.collecting import Collector, Outcome
 from zerosearch.simulator.records import read_episodes
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult, Trajectory, Turn
 
@@ -44,7 +43,13 @@ class TwoSearches:
         return {}
 
     async def play(
-        self, question: Question, engine: SearchEngine, *, seed: int, attempt: int
+        self,
+        question: Question,
+        engine: SearchEngine,
+        *,
+        seed: int,
+        attempt: int,
+        on_text: OnText | None = None,
     ) -> Played:
         trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
         for number in range(2):
@@ -58,23 +63,29 @@ class TwoSearches:
                 result = await engine.search(request)
             except SearchError as error:
                 trajectory.error = str(error)
-                return Played(trajectory=trajectory)
+                return Played(trajectory=trajectory, answer=None)
             assert len(result.documents) <= result.requested == 1
             await asyncio.sleep(0)
         right = int(question.uid[2:]) % 2
-        text = f"<answer>{question.golden_answers[0] if right else 'no'}</answer>"
-        trajectory.turns.append(Turn(text=text, action="answer"))
-        return Played(trajectory=trajectory, cost_usd=0.01)
+        answer = question.golden_answers[0] if right else "no"
+        trajectory.turns.append(Turn(text=f"<answer>{answer}</answer>", action="answer"))
+        return Played(trajectory=trajectory, answer=answer, cost_usd=0.01)
 
 
 class AtOnce(TwoSearches):
     """Answers without a search, for a cent."""
 
     async def play(
-        self, question: Question, engine: SearchEngine, *, seed: int, attempt: int
+        self,
+        question: Question,
+        engine: SearchEngine,
+        *,
+        seed: int,
+        attempt: int,
+        on_text: OnText | None = None,
     ) -> Played:
         trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
-        return Played(trajectory=trajectory, cost_usd=0.01)
+        return Played(trajectory=trajectory, answer=None, cost_usd=0.01)
 
 
 class Paid(ScriptedEngine):
@@ -94,9 +105,8 @@ def collect(
     questions: list[Question] = QUESTIONS,
     **fields: Any,
 ) -> Outcome:
-    answers = AnswerCheck(read=extract_answer, score=exact_match)
     usual = {"agent": TwoSearches(), "documents_per_search": 3, "concurrency": 8}
-    collector = Collector(engine=engine, answers=answers, **{**usual, **fields})
+    collector = Collector(engine=engine, score=exact_match, **{**usual, **fields})
     budget = Budget(folder / "spent.jsonl", queries=queries, usd=usd)
     try:
         with Journal(folder / "episodes.jsonl", key="id", settings={}) as journal:

@@ -9,10 +9,12 @@ dates into timestamps and lists into strings, and golden answers must stay what 
 from __future__ import annotations
 
 import copy
+import csv
 import functools
 import glob
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -28,12 +30,15 @@ from datasets.exceptions import DatasetsError
 from datasets.io.parquet import ParquetDatasetReader
 from datasets.io.text import TextDatasetReader
 
+from zerosearch.data.whole_files import FILE_SUFFIXES, ROWS_KEY, json_array, table
+
 ROWS_PER_TABLE = 1000
 READ_ERRORS = (
     OSError,
     EOFError,
     UnicodeDecodeError,
     zlib.error,
+    csv.Error,
     pyarrow.ArrowException,
     DatasetsError,
 )
@@ -177,32 +182,6 @@ def hub_file(path: str, name: str | None, split: str, *, streaming: bool) -> Row
     return RowFile(name=f"{path} [{split}]", open=open_hub, parse=_parse_record)
 
 
-class _JsonArray:
-    """A `.json` file that holds one array: read whole, since such files are small."""
-
-    def __init__(self, path: str) -> None:
-        with open(path, encoding="utf-8-sig") as file:
-            try:
-                self._items = json.load(file)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column "
-                    f"{error.colno}); mend the line"
-                ) from error
-        self._next = 0
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        while self._next < len(self._items):
-            self._next += 1
-            yield self._items[self._next - 1]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._next = state_dict["next"]
-
-
 def _parse_record(name: str, index: int, raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     location = f"{name}, row {index} (counting from 0)"
     if not isinstance(raw, Mapping):
@@ -248,10 +227,14 @@ def _open_local(reader: type[ParquetDatasetReader] | type[TextDatasetReader], pa
 
 def _json(path: str) -> RowFile:
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        is_array = file.read(4096).lstrip().startswith("[")
-    if is_array:
-        return RowFile(name=path, open=lambda: _JsonArray(path), parse=_parse_record)
+        start = file.read(4096).lstrip()
+    if start.startswith("[") or re.match(rf'\{{\s*"{ROWS_KEY}"\s*:\s*\[', start):
+        return RowFile(name=path, open=lambda: json_array(path), parse=_parse_record)
     return _json_lines(path)
+
+
+def _separated(separator: str) -> Callable[[str], RowFile]:
+    return lambda path: RowFile(name=path, open=lambda: table(path, separator), parse=_parse_record)
 
 
 _FORMATS: dict[str, Callable[[str], RowFile]] = {
@@ -259,7 +242,10 @@ _FORMATS: dict[str, Callable[[str], RowFile]] = {
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
     ".json": _json,
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
 }
+assert tuple(_FORMATS) == FILE_SUFFIXES
 
 
 def _row_file(path: str) -> RowFile:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from zerosearch.data.rows import DEFAULT_COLUMNS, Columns, row_to_question
+from zerosearch.data.whole_files import FILE_SUFFIXES
 from zerosearch.seeding import derive_random
 from zerosearch.types import Question
 
@@ -56,8 +57,8 @@ class QASource:
     """Questions from a local file, a pattern of local files, or a hub data set.
 
     Args:
-        path: `.parquet`, `.jsonl`, `.jsonl.gz` or `.json` file, a glob pattern of such files, or
-            the name of a hub data set.
+        path: `.parquet`, `.jsonl`, `.jsonl.gz`, `.json`, `.csv` or `.tsv` file, a glob
+            pattern of such files, or the name of a hub data set.
         split: split of a hub data set; files are read whole.
         name: configuration of a hub data set.
         weight: share of the training questions relative to other sources; None: by size.
@@ -144,7 +145,7 @@ def fixed_selection(count: int, limit: int | None) -> list[int]:
 
 
 def _is_file(path: str) -> bool:
-    return path.endswith((".parquet", ".jsonl", ".jsonl.gz", ".json")) and not glob.has_magic(path)
+    return path.endswith(FILE_SUFFIXES) and not glob.has_magic(path)
 
 
 class _FileStream:

@@ -1,42 +1,193 @@
-"""Evaluation metrics as tables for people."""
+"""Tables of an evaluation: Markdown and LaTeX for people, CSV for programs.
+
+The first has the shape of the paper's main table (arXiv 2505.04588): a row per method, a column per
+benchmark, strict EM x 100; the paper's own rows stand beside ours where it has the benchmark.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 
-from rich.console import Console
 from rich.table import Table
 
-# heading -> metric of one engine, and how it is shown
-_COLUMNS = {
-    "EM": ("em", ".3f"),
-    "cover EM": ("cover_em", ".3f"),
-    "F1": ("f1", ".3f"),
-    "searches per question": ("rollout/searches", ".2f"),
-    "latency, mean s": ("search/latency_s", ".4f"),
-    "p95 s": ("search/latency_s_p95", ".4f"),
-    "failed": ("search/failed", ".1%"),
+Cells = list[list[str]]  # the heading first
+
+# heading -> metric, factor, format
+DETAILS = {
+    "EM": ("em", 100, ".1f"),
+    "cover EM": ("cover_em", 100, ".1f"),
+    "F1": ("f1", 100, ".1f"),
+    "searches": ("searches", 1, ".2f"),
+    "tokens": ("sampled_tokens", 1, ".0f"),
+    "answered %": ("answered", 100, ".1f"),
+    "failed %": ("failed", 100, ".1f"),
+    "failed searches %": ("failed_searches", 100, ".1f"),
+    "empty searches %": ("empty_searches", 100, ".1f"),
+    "US$": ("cost_usd", 1, ".4f"),
 }
+_INTERVALS = ("em", "cover_em", "f1")
+MARK = "*"  # of rows that are the paper's
+NOTE = f"{MARK} as the paper reports it (arXiv 2505.04588), on its own choice of questions."
 
 
-def engine_table(engines: Sequence[str], metrics: Mapping[str, float]) -> Table:
-    """One row per engine.
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Results:
+    """All cells of a table.
 
     Args:
-        engines: names under which the metrics stand.
-        metrics: `test/<engine>/<metric>` -> value; a metric that is missing is shown as a dash.
+        benchmarks: name -> heading, in the order of the columns.
+        rows: name -> label, in the order of the rows.
+        cells: (row, benchmark) -> metrics of `cell_metrics`.
     """
-    table = Table("engine", *_COLUMNS)
-    for engine in engines:
-        cells = []
-        for name, form in _COLUMNS.values():
-            value = metrics.get(f"test/{engine}/{name}")
-            cells.append("-" if value is None else format(value, form))
-        table.add_row(engine, *cells)
+
+    benchmarks: Mapping[str, str]
+    rows: Mapping[str, str]
+    cells: Mapping[tuple[str, str], Mapping[str, float]]
+
+
+def main_table(results: Results, *, policies: Sequence[str] | None = None) -> Cells:
+    """EM x 100 by method and benchmark, the paper's rows first.
+
+    Args:
+        results: ours.
+        policies: whose of the paper's rows are shown; None: all.
+    """
+    names = list(results.benchmarks)
+    cells = [["method", *results.benchmarks.values(), *(["avg"] if len(names) > 1 else [])]]
+    for row in _paper_rows():
+        if not any(row.get(name) for name in names):
+            continue
+        if policies is None or row["policy"] in policies:
+            label = f"{row['policy']} {row['method']}{MARK}"
+            values = [float(row[name]) if row.get(name) else None for name in names]
+            cells.append([label, *_with_average(values, ".2f")])
+    for row, label in results.rows.items():
+        found = [results.cells.get((row, name)) for name in names]
+        values = [None if each is None else 100 * each["em"] for each in found]
+        cells.append([label, *_with_average(values, ".2f")])
+    return cells
+
+
+def detail_table(results: Results) -> Cells:
+    """All numbers of every cell, scores with their 95% intervals."""
+    cells = [["method", "benchmark", "questions", *DETAILS]]
+    for (row, benchmark), metrics in _in_order(results):
+        values = []
+        for name, factor, form in DETAILS.values():
+            text = format(factor * metrics[name], form)
+            if name in _INTERVALS:
+                low, high = (format(factor * metrics[f"{name}_{end}"], form) for end in _ENDS)
+                text += f" [{low}, {high}]"
+            values.append(text)
+        count = f"{metrics['count']:.0f}"
+        cells.append([results.rows[row], results.benchmarks[benchmark], count, *values])
+    return cells
+
+
+def as_csv(results: Results) -> str:
+    """A line per cell with every metric, unrounded."""
+    file = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+    for (row, benchmark), metrics in _in_order(results):
+        labels = {"label": results.rows[row], "heading": results.benchmarks[benchmark]}
+        line = {"method": row, "benchmark": benchmark, **labels, **metrics}
+        if writer is None:
+            writer = csv.DictWriter(file, fieldnames=list(line), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(line)
+    return file.getvalue()
+
+
+def from_csv(text: str) -> Results:
+    """What `as_csv` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    benchmarks: dict[str, str] = {}
+    rows: dict[str, str] = {}
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    for line in csv.DictReader(io.StringIO(text)):
+        try:
+            row, benchmark = line.pop("method"), line.pop("benchmark")
+            rows[row], benchmarks[benchmark] = line.pop("label"), line.pop("heading")
+            cells[row, benchmark] = {name: float(value) for name, value in line.items()}
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"it is no table of an evaluation ({error})") from error
+    return Results(benchmarks=benchmarks, rows=rows, cells=cells)
+
+
+def as_markdown(cells: Cells) -> str:
+    """A pipe table."""
+    heading, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    rule = ["---"] * len(heading)
+    return "".join(f"| {' | '.join(row)} |\n" for row in (heading, rule, *rows))
+
+
+def as_latex(cells: Cells) -> str:
+    """A tabular of booktabs; the best in each column is bold."""
+    heading, *rows = cells
+    best = [_best([row[column] for row in rows]) for column in range(len(heading))]
+    lines = [r"\begin{tabular}{l" + "r" * (len(heading) - 1) + "}", r"\toprule"]
+    lines += [" & ".join(map(_escape, heading)) + r" \\", r"\midrule"]
+    for row in rows:
+        shown = [
+            rf"\textbf{{{cell}}}" if column and cell == best[column] else _escape(cell)
+            for column, cell in enumerate(row)
+        ]
+        lines.append(" & ".join(shown) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def as_rich(cells: Cells, title: str) -> Table:
+    """For a terminal."""
+    heading, *rows = cells
+    table = Table(title=title)
+    for index, name in enumerate(heading):
+        table.add_column(name, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def print_engines(engines: Sequence[str], metrics: Mapping[str, float]) -> None:
-    """Print `engine_table`; on rank 0, where the metrics are."""
-    if metrics:
-        Console().print(engine_table(engines, metrics))
+_ENDS = ("low", "high")
+
+
+def _in_order(results: Results) -> list[tuple[tuple[str, str], Mapping[str, float]]]:
+    keys = [(row, name) for row in results.rows for name in results.benchmarks]
+    return [(key, results.cells[key]) for key in keys if key in results.cells]
+
+
+def _with_average(values: Sequence[float | None], form: str) -> list[str]:
+    """Values as text; of several that are all there, their mean too."""
+    texts = ["" if value is None else format(value, form) for value in values]
+    if len(values) == 1:
+        return texts
+    known = [value for value in values if value is not None]
+    whole = len(known) == len(values)
+    return [*texts, format(sum(known) / len(known), form) if whole else ""]
+
+
+def _paper_rows() -> list[dict[str, str]]:
+    text = (resources.files("zerosearch.evaluation") / "paper.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def _best(texts: Sequence[str]) -> str | None:
+    def number(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            return float("-inf")
+
+    return max(texts, key=number, default=None)
+
+
+def _escape(text: str) -> str:
+    for sign in "\\&%$#_{}":
+        text = text.replace(sign, rf"\{sign}" if sign != "\\" else r"\textbackslash ")
+    return text

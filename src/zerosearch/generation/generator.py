@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
@@ -27,6 +28,8 @@ class Sampling:
     top_p: float = 1.0  # 1 is off
     top_k: int = 0  # 0 is off
     stop: tuple[str, ...] = ()  # texts that end the completion and stay in it
+    # Told the whole text so far whenever it grew, by generators that can, never half a character.
+    on_text: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -10,10 +10,10 @@ from zerosearch.generation.generator import Generator
 from zerosearch.policy.source import PolicySource
 
 
-def load_to_sample(
+async def load_to_sample(
     source: PolicySource, generator: Generator, device: str
 ) -> PreTrainedTokenizerBase:
-    """Load a model, bind a generator to it, and return its tokenizer.
+    """Load a model, let a generator sample from it, and return its tokenizer.
 
     Args:
         source: the model.
@@ -28,4 +28,5 @@ def load_to_sample(
     tokenizer = source.load_tokenizer()
     model = source.load_model().requires_grad_(False).eval()
     generator.bind(nn.Module.to(model, device), tokenizer)
+    await generator.sync_weights(model)
     return tokenizer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -45,19 +44,14 @@ class LocalChat:
         self.node = node
         self._device = device
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._loading = asyncio.Lock()
         self._name: str | None = None
 
     @property
     def model(self) -> str:
         """Path, and a digest of the weights: one tuned anew under the same path is another."""
         if self._name is None:
-            digest = hashlib.blake2b(digest_size=8)
-            if self.source.random_init:
-                digest.update(repr((self.source.architecture, self.source.init_seed)).encode())
-            for path in self.source.weight_files():
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "blake2b").digest())
-            self._name = f"{self.source.name}@{digest.hexdigest()}"
+            self._name = self.source.fingerprint()
         return self._name
 
     @asynccontextmanager
@@ -71,7 +65,7 @@ class LocalChat:
         Raises:
             SearchError: the prompt is longer than the model's context, or the time is over.
         """
-        tokenizer = self._loaded()
+        tokenizer = await self._loaded()
         tally.attempts += 1
         tally.tried.append(self.source.name)
         prompt_ids = render_prompt(tokenizer, body["messages"], chat=self.source.chat)
@@ -93,6 +87,7 @@ class LocalChat:
             text=completion.text,
             finish_reason="length" if completion.stop_reason == "length" else "stop",
             tokens=tokens,
+            sampled=len(completion.token_ids),
         )
 
     async def check(self) -> None:
@@ -102,7 +97,7 @@ class LocalChat:
             ValueError: it cannot be had; says why and what to do.
         """
         try:
-            self._loaded()
+            await self._loaded()
         except ValueError as error:
             raise ValueError(
                 f"{self.node}: no model in {self.source.name} ({error}); tune one first "
@@ -113,7 +108,10 @@ class LocalChat:
         """See `ChatModel`."""
         return one_line(text, [])
 
-    def _loaded(self) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
-            self._tokenizer = load_to_sample(self.source, self.generator, self._device)
-        return self._tokenizer
+    async def _loaded(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is not None:
+            return self._tokenizer
+        async with self._loading:  # the first of many chats loads
+            if self._tokenizer is None:
+                self._tokenizer = await load_to_sample(self.source, self.generator, self._device)
+            return self._tokenizer

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -219,6 +220,8 @@ class TransformersGenerator:
             if reason is not None:
                 slots.append(slot)
                 completions.append((row, _completion(row, reason, policy)))
+            elif row.sampling.on_text is not None:
+                _tell(row, row.sampling.on_text, policy)
         decoder.remove(slots, keep_kv=self._keep_kv)
         for row, completion in completions:
             row.future.set_result(completion)
@@ -246,6 +249,12 @@ def _stop_reason(request: _Request, eos_ids: frozenset[int]) -> CompletionStop |
     if len(request.logprobs) >= request.limit:
         return "length"
     return None
+
+
+def _tell(request: _Request, on_text: Callable[[str], None], policy: BoundPolicy) -> None:
+    text = policy.tokens.text(request.sampled)
+    if not text.endswith("\ufffd"):  # a character of several tokens, half-written
+        on_text(text)
 
 
 def _completion(request: _Request, reason: CompletionStop, policy: BoundPolicy) -> Completion:

@@ -7,6 +7,7 @@ and `load_tokenizer` do the work. Any Hugging Face causal LM, full or LoRA.
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -172,6 +173,16 @@ class PolicySource:
         """For people: package or path, and the file in it where that is named."""
         parts = (self.package, self.path if self.path != "." else None, self.gguf_file)
         return "/".join(part for part in parts if part)
+
+    def fingerprint(self) -> str:
+        """Name and a digest of the weights: a model trained anew under the same path is another."""
+        digest = hashlib.blake2b(digest_size=8)
+        if self.random_init:
+            digest.update(repr((self.architecture, self.init_seed)).encode())
+        for path in self.weight_files():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        return f"{self.name}@{digest.hexdigest()}"
 
     def load_file_configs(self) -> tuple[PretrainedConfig, GenerationConfig | None]:
         """Configuration and, where there is one, generation settings that lie with the weights."""

@@ -8,7 +8,7 @@ is bit for bit what was sampled (invariant 1).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -112,8 +112,20 @@ class Rollouter:
         step: int,
         decoding: Decoding,
         first_group: int = 0,
+        on_text: Callable[[str], None] | None = None,
     ) -> list[Trajectory]:
         """Play `group_size` episodes per question, all at once.
+
+        Args:
+            questions: what is asked.
+            engine: who answers queries.
+            group_size: episodes per question.
+            noise_probability: of each search.
+            seed: of all draws, together with `step`.
+            step: see there.
+            decoding: how tokens are drawn.
+            first_group: number of the first question's group.
+            on_text: of a single episode, is told what is sampled as it comes, piece by piece.
 
         Returns:
             [questions x group_size] trajectories, siblings next to each other; those hit by a
@@ -146,7 +158,7 @@ class Rollouter:
             async with asyncio.TaskGroup() as tasks:
                 for index, trajectory in enumerate(trajectories):
                     tasks.create_task(
-                        self._play(index, trajectory, environments[index], decoding, gate)
+                        self._play(index, trajectory, environments[index], decoding, gate, on_text)
                     )
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
@@ -159,19 +171,25 @@ class Rollouter:
         environment: SearchEnvironment,
         decoding: Decoding,
         gate: Lockstep | None,
+        on_text: Callable[[str], None] | None,
     ) -> None:
         """Take turns until the episode ends; fills the trajectory in place."""
-        while await self._take_turn(trajectory, environment, decoding):
+        while await self._take_turn(trajectory, environment, decoding, on_text):
             if gate is not None:
                 await gate.arrive(index)
         if gate is not None:
             gate.leave()
 
     async def _take_turn(
-        self, trajectory: Trajectory, environment: SearchEnvironment, decoding: Decoding
+        self,
+        trajectory: Trajectory,
+        environment: SearchEnvironment,
+        decoding: Decoding,
+        on_text: Callable[[str], None] | None,
     ) -> bool:
         """Sample one turn and insert the reply; returns whether another turn follows."""
         settings = self.settings
+        told = _Told(on_text) if on_text is not None else None
         context = trajectory.prompt_ids + trajectory.response_ids
         completion = await self.generator.generate(
             context,
@@ -184,8 +202,11 @@ class Rollouter:
                 seed=environment.position.seed_of(
                     trajectory.question, environment.turns_taken, "sample"
                 ),
+                on_text=told,
             ),
         )
+        if told is not None:
+            told(completion.text)
         _append(trajectory, completion.token_ids, completion.logprobs)
         trajectory.weight_versions.append(completion.weight_version)
         step = await environment.step(completion.text, ending=completion.stop_reason)
@@ -250,6 +271,19 @@ class Rollouter:
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+class _Told:
+    """Turns a text that grows into the pieces it grows by."""
+
+    def __init__(self, on_text: Callable[[str], None]) -> None:
+        self._on_text = on_text
+        self._told = ""
+
+    def __call__(self, text: str) -> None:
+        if text.startswith(self._told) and text != self._told:
+            self._on_text(text[len(self._told) :])
+            self._told = text
 
 
 def _append(trajectory: Trajectory, ids: list[int], logprobs: list[float] | None) -> None:

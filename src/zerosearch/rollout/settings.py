@@ -40,6 +40,8 @@ class EpisodeSettings:
         None  # inserted after a turn without an action; None ends the episode
     )
     search_timeout_s: float = 60.0  # all attempts of one search together
+    # The prompt itself, with {question} in it, in place of the template: of a saved episode.
+    prompt_text: str | None = None
 
     def __post_init__(self) -> None:
         get_formatter(self.formatter)
@@ -104,6 +106,8 @@ class EpisodeSettings:
         Raises:
             ValueError: the template uses a name that is not given to it.
         """
+        if self.prompt_text is not None:
+            return self.prompt_text.replace(_PLACEHOLDER.text, question.text)
         try:
             return self.template.render(
                 question=question.text, max_turns=self.max_turns, top_k=self.top_k

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, Trajectory
 
+OnText = Callable[[str], None]
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Played:
-    """One episode and what the agent itself cost; searches carry their own cost."""
+    """One episode, the answer read from it, and what the agent cost; searches carry their own."""
 
     trajectory: Trajectory
+    answer: str | None  # None: it gave none
     cost_usd: float = 0.0
 
 
@@ -21,7 +25,13 @@ class Agent(Protocol):
     """Plays episodes; safe to call concurrently."""
 
     async def play(
-        self, question: Question, engine: SearchEngine, *, seed: int, attempt: int
+        self,
+        question: Question,
+        engine: SearchEngine,
+        *,
+        seed: int,
+        attempt: int,
+        on_text: OnText | None = None,
     ) -> Played:
         """One episode; where a search or the model fails, its trajectory carries an `error`.
 
@@ -30,6 +40,8 @@ class Agent(Protocol):
             engine: who answers queries.
             seed: of all draws, together with question and attempt.
             attempt: number of earlier episodes of this question.
+            on_text: is told what the model writes, as soon as it is there; what it is told in a
+                turn adds up to the turn's text.
         """
         ...
 

@@ -45,6 +45,7 @@ class ChatReply:
     text: str
     finish_reason: str | None  # "stop", "length" or what else the server says
     tokens: int  # read and written; 0 where the server does not count
+    sampled: int = 0  # of these, written
 
 
 class _Connections:
@@ -154,7 +155,8 @@ class ChatServers:
             return ChatReply(
                 text=text if isinstance(text, str) else "",  # null: a model that only "reasoned"
                 finish_reason=finish_reason,
-                tokens=_total_tokens(usage),
+                tokens=_count(usage, "total_tokens"),
+                sampled=_count(usage, "completion_tokens"),
             )
         raise failure
 
@@ -251,9 +253,9 @@ def _base_url(field: str, endpoint: str) -> str:
     return url if url.count("/") > 2 else f"{url}/v1"
 
 
-def _total_tokens(usage: Any) -> int:
-    total = usage.get("total_tokens") if isinstance(usage, dict) else None
-    return total if isinstance(total, int) and total > 0 else 0
+def _count(usage: Any, name: str) -> int:
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 def _explain(error: BaseException) -> tuple[FailureKind, str]:

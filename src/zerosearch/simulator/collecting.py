@@ -14,29 +14,18 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zerosearch.journal import Journal
-from zerosearch.search.agent import Agent
+from zerosearch.progress import progress_bar
+from zerosearch.search.agent import Agent, Played
 from zerosearch.search.engine import SearchEngine
 from zerosearch.simulator.budget import Budget, BudgetUsedUp, Metered
 from zerosearch.simulator.records import Episode, Search
-from zerosearch.types import Question, SearchRequest, SearchResult, Trajectory
+from zerosearch.types import Question, SearchRequest, SearchResult
 
 MIN_EPISODES = 20  # before a share of failures means anything
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class AnswerCheck:
-    """Reads the answer of an episode and says whether it is right."""
-
-    read: Callable[[str], str | None]  # from the sampled text of the last turn
-    score: Callable[[str | None, Sequence[str]], float]  # against the golden answers, in [0, 1]
 
 
 @dataclass(slots=True)
@@ -61,7 +50,7 @@ class Collector:
     Args:
         agent: who plays.
         engine: who answers queries.
-        answers: reads and scores answers.
+        score: of an answer against the golden ones, in [0, 1]; above 0 it is right.
         documents_per_search: documents kept of each search; the agent is shown the first ones, as
             many as it asks for.
         attempts: episodes per question.
@@ -72,7 +61,7 @@ class Collector:
 
     agent: Agent
     engine: SearchEngine
-    answers: AnswerCheck
+    score: Callable[[str | None, Sequence[str]], float]
     documents_per_search: int
     attempts: int = 1
     concurrency: int = 16
@@ -106,7 +95,8 @@ class Collector:
         if len(open_pairs) < total:
             log.info("%d of %d episodes are there already", total - len(open_pairs), total)
         waiting, engine = iter(open_pairs), Metered(self.engine, budget)
-        with _progress(total, total - len(open_pairs)) as advance, self._signals() as stop:
+        bar = progress_bar("episodes", total, done=total - len(open_pairs))
+        with bar as advance, self._signals() as stop:
             async with asyncio.TaskGroup() as tasks:
                 workers = [
                     tasks.create_task(self._work(waiting, engine, journal, budget, advance))
@@ -137,7 +127,7 @@ class Collector:
         engine: SearchEngine,
         journal: Journal,
         budget: Budget,
-        advance: Callable[[], None],
+        advance: Callable[[int], None],
     ) -> None:
         outcome = self.outcome
         for question, attempt in waiting:
@@ -156,24 +146,23 @@ class Collector:
                 outcome.failed += 1
                 outcome.error = outcome.error or trajectory.error
                 continue
-            episode = self._episode(trajectory, attempt, recorder.searches)
+            episode = self._episode(played, attempt, recorder.searches)
             journal.append(episode.as_row())
             outcome.kept += 1
             outcome.correct += episode.correct
             outcome.searches += len(episode.searches)
             outcome.empty += sum(not search.documents for search in episode.searches)
-            advance()
+            advance(1)
 
-    def _episode(self, trajectory: Trajectory, attempt: int, searches: Sequence[Search]) -> Episode:
-        question = trajectory.question
-        answer = self.answers.read(trajectory.final_text)
+    def _episode(self, played: Played, attempt: int, searches: Sequence[Search]) -> Episode:
+        question = played.trajectory.question
         return Episode(
             id=episode_id(question, attempt),
             question=question.text,
             golden_answers=question.golden_answers,
             searches=tuple(searches),
-            answer=answer,
-            correct=self.answers.score(answer, question.golden_answers) > 0,
+            answer=played.answer,
+            correct=self.score(played.answer, question.golden_answers) > 0,
         )
 
     def _fails_too_often(self) -> bool:
@@ -221,15 +210,3 @@ class _Recorder:
 def episode_id(question: Question, attempt: int) -> str:
     """Of one attempt at a question."""
     return f"{question.uid}/{attempt}"
-
-
-@contextlib.contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns: list[Any] = [TextColumn("episodes"), BarColumn(), MofNCompleteColumn()]
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("episodes", total=total, completed=done)
-        yield lambda: bar.advance(task)

@@ -16,6 +16,7 @@ from zerosearch.training.sampled import SampledBatch
 from zerosearch.types import StopReason, Trajectory
 
 _TRUNCATED = ("turn_budget", "context")
+_FAILURES = ("search_failed", "model_failed")
 
 
 class Means:
@@ -65,7 +66,7 @@ def rollout_metrics(
         means.add("rollout/repetition", repetition(trajectory))
         means.add("rollout/truncated", trajectory.stop_reason in _TRUNCATED)
         for reason in get_args(StopReason):
-            if reason != "search_failed":  # counted as search/failed
+            if reason not in _FAILURES:  # counted as search/failed
                 means.add(f"stop/{reason}", trajectory.stop_reason == reason)
     return means.reduced() | _search_metrics(trajectories)
 

@@ -1,0 +1,96 @@
+"""Ask a policy: `python -m zerosearch.ask "Who wrote Hamlet?" checkpoint=RUN search=bm25 [--json]`.
+
+Without a question: one after the other from the keyboard, or from the lines of standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+from zerosearch.runs import PROJECT_ROOT, expand_simulator, report_error
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+QUESTIONS: list[str] = []  # of the command line, in words of people and so not Hydra's
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Questions, and what is Hydra's: a question has a space, or neither `=` nor a leading dash."""
+    questions, rest = [], []
+    for item in arguments:
+        if item == "--json":
+            rest.append("json=true")
+        elif " " in item.strip() or not ("=" in item or item.startswith("-")):
+            questions.append(item)
+        else:
+            rest.append(item)
+    return questions, rest
+
+
+def ask(cfg: DictConfig) -> int:
+    """Answer all questions; returns how many got no answer."""
+    from rich.console import Console
+
+    from zerosearch.answering.load import loaded
+    from zerosearch.answering.terminal import Screen, as_json
+
+    console = Console()
+    screen = Screen(console)
+    lacking = 0
+    with loaded(cfg, list(HydraConfig.get().overrides.task)) as subject:
+
+        async def one(question: str) -> bool:
+            ended: Any = None
+            async for event in subject.answer(question):
+                ended = event
+                if not cfg.json:
+                    screen.show(event)
+            if cfg.json:
+                print(as_json(question, ended), flush=True)
+            return ended.played.answer is not None
+
+        asyncio.run(subject.check())
+        for question in QUESTIONS or typed(console):
+            lacking += not asyncio.run(one(question))
+    return lacking
+
+
+def typed(console: Any) -> Iterator[str]:
+    """Questions from the keyboard until an empty one, or from the lines of a pipe."""
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin if line.strip())
+        return
+    while True:
+        try:
+            question = console.input("[bold]question[/] (empty: end) ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not question:
+            return
+        yield question
+
+
+@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="ask")
+def main(cfg: DictConfig) -> None:
+    """Ask; the exit code is 1 where a question got no answer."""
+    try:
+        lacking = ask(cfg)
+    except Exception as error:
+        report_error(error)
+        raise SystemExit(2) from error
+    raise SystemExit(int(lacking > 0))
+
+
+if __name__ == "__main__":
+    QUESTIONS, sys.argv[1:] = split_arguments(sys.argv[1:])
+    sys.argv[1:] = expand_simulator(sys.argv[1:])
+    main()

@@ -1,0 +1,101 @@
+"""The test sets of the table: who they are, where they come from, which questions are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from zerosearch.data.published import common_row
+from zerosearch.data.rows import row_to_question
+from zerosearch.data.sources import fixed_selection
+from zerosearch.types import Question
+
+
+class QuestionSet(Protocol):
+    """Where a benchmark's questions come from."""
+
+    def load(self) -> Sequence[Question]: ...
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Benchmark:
+    """One test set of the table.
+
+    Args:
+        label: heading of its column.
+        source: its questions.
+    """
+
+    label: str
+    source: QuestionSet
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class PublishedSet:
+    """Questions in a form that their authors published, see `common_row`.
+
+    Args:
+        path: file, pattern of files, or name of a hub data set.
+        name: configuration of a hub data set.
+        split: of a hub data set; files are read whole.
+        only: keep rows with this `data_source`, of a file that holds several sets.
+        limit: ask so many, a fixed choice (`fixed_selection`): the same ones for everybody. None:
+            all.
+        label: what questions' identities begin with.
+    """
+
+    path: str
+    label: str
+    name: str | None = None
+    split: str = "test"
+    only: str | None = None
+    limit: int | None = 500
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} of {self.label}: give 1 or more, or null for all")
+
+    def load(self) -> list[Question]:
+        """Read, check and choose the questions.
+
+        Returns:
+            Questions with the identity `label:position`, position among those kept of the file.
+
+        Raises:
+            ValueError: the file is missing, damaged or of another form, a row lacks a question or
+                an answer, an id comes twice, or no row is left.
+        """
+        # imported here: the library takes over a second, and embedded questions do not need it
+        from zerosearch.data.readers import hub_file, local_files
+
+        files = local_files(self.path)
+        questions: list[Question] = []
+        places: dict[str, str] = {}
+        for file in files or [hub_file(self.path, self.name, self.split, streaming=False)]:
+            for _, location, row in file.read_all():
+                if self.only is not None and row.get("data_source") != self.only:
+                    continue
+                common = common_row(row, location)
+                if common is None:
+                    continue
+                self._check_id(common["id"], location, places)
+                uid = f"{self.label}:{len(questions)}"
+                questions.append(
+                    row_to_question(common, location=location, source=self.label, uid=uid)
+                )
+        if not questions:
+            which = "" if self.only is None else f" with data_source={self.only!r}"
+            raise ValueError(f"benchmark file {self.path!r} has no rows{which}; check the file")
+        return [questions[index] for index in fixed_selection(len(questions), self.limit)]
+
+    @staticmethod
+    def _check_id(identity: str | None, location: str, places: dict[str, str]) -> None:
+        if identity is None:
+            return
+        if identity in places:
+            raise ValueError(
+                f"{location}: the id {identity!r} stands at {places[identity]} too; take one of "
+                "the rows out"
+            )
+        places[identity] = location

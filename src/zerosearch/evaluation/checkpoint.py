@@ -1,0 +1,99 @@
+"""A trained policy by one path: its weights, and the episodes it was trained on with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from zerosearch.policy.convert import convert
+from zerosearch.policy.export import SETTINGS_FILE, load_settings
+from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.runs import LAST_CHECKPOINT, is_checkpoint
+
+EXPORT = "policy"  # in a run folder
+_FIELDS = {field.name for field in dataclasses.fields(EpisodeSettings)}
+
+log = logging.getLogger(__name__)
+
+
+def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> None:
+    """Let the agent play the policy of `checkpoint`, on its own episodes.
+
+    Changes `agent.policy`, `agent.episode` and `episode`; `model` stays what it is.
+
+    Args:
+        cfg: with `checkpoint`, `agent`, `episode` and `allow_other_episode`.
+        overrides: of the command line; settings of the episode given there must be those of the
+            policy's training, unless `allow_other_episode`.
+        scratch: takes the weights of a checkpoint that was not exported yet.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the episode asked for is another.
+    """
+    OmegaConf.set_struct(cfg, False)
+    folder = None if cfg.checkpoint is None else find_policy(str(cfg.checkpoint), scratch)
+    policy = cfg.agent.get("policy")  # None: a server has the weights
+    if policy is not None and folder is not None:
+        kept = {name: policy[name] for name in ("dtype", "attn_implementation") if name in policy}
+        source = {"_target_": policy._target_, "_convert_": "all", "path": folder, **kept}
+        policy = OmegaConf.create({**source, "chat": policy.get("chat", False)})
+        cfg.agent.policy = policy
+    if policy is not None and folder is None and not policy.get("package"):
+        folder = str(policy.path)
+    if folder is None or not (Path(folder) / SETTINGS_FILE).is_file():
+        return
+    saved = load_settings(folder)
+    if "episode" not in saved:
+        raise ValueError(f"{folder} is no policy of a training run: its settings name no episode")
+    if policy is not None:
+        cfg.agent.policy = OmegaConf.merge(policy, {"chat": saved["chat"]})
+    cfg.episode = _episode(cfg, saved["episode"], overrides)
+    cfg.agent.episode = cfg.episode
+
+
+def find_policy(place: str, scratch: Path) -> str:
+    """Folder (or hub name) of a model, from a run folder, an export, a checkpoint or a model.
+
+    Raises:
+        ValueError: a checkpoint is damaged or lies outside its run folder.
+    """
+    path = Path(place)
+    if (path / EXPORT / SETTINGS_FILE).is_file():
+        return str(path / EXPORT)
+    if (path / SETTINGS_FILE).is_file():
+        return str(path)
+    if is_checkpoint(path / LAST_CHECKPOINT):
+        path = path / LAST_CHECKPOINT
+    if not is_checkpoint(path):
+        return place
+    target = scratch / EXPORT
+    if not (target / SETTINGS_FILE).is_file():
+        convert(path, target)
+    return str(target)
+
+
+def _episode(cfg: DictConfig, saved: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Settings of the episode: those saved, with what the command line says on top."""
+    given = {item.partition("=")[0].lstrip("+~") for item in overrides}
+    asked = {name: value for name, value in saved.items() if name in _FIELDS}
+    if "episode" in given:
+        asked = dict(cfg.episode)
+    for name in _FIELDS:
+        if f"episode.{name}" in given:
+            asked[name] = cfg.episode[name]
+            if name == "prompt_template":
+                asked["prompt_text"] = None
+    asked["_target_"] = cfg.episode._target_
+    try:
+        instantiate(asked).check_same(saved)
+    except ValueError as error:
+        if not cfg.allow_other_episode:
+            raise ValueError(f"{error}; allow_other_episode=true goes on all the same") from error
+        log.warning("%s", error)
+    return asked

@@ -1,0 +1,106 @@
+"""Whether two methods that answered the same questions differ, question by question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zerosearch.reward.metrics import bootstrap_interval
+
+SCORES = ("em", "cover_em", "f1")
+DRAWS = 10_000
+_CHUNK = 500
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Difference:
+    """Second minus first, of one score, over the questions that both answered."""
+
+    score: str
+    first: float
+    second: float
+    low: float  # 95% interval of the difference
+    high: float
+    p_value: float  # of the null hypothesis that the two are exchangeable
+    wins: int  # questions on which the second scores higher
+    losses: int
+
+
+def compare(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], *, seed: int = 0
+) -> list[Difference]:
+    """Paired differences of the scores.
+
+    The interval is the percentile bootstrap over questions; the p-value that of the two-sided
+    paired randomisation test, recommended for evaluations of retrieval by Smucker, Allan and
+    Carterette (CIKM 2007), with `DRAWS` draws, or the exact one (McNemar's) where every difference
+    is -1, 0 or 1.
+
+    Args:
+        first: rows of `answer_row`.
+        second: rows of the same questions.
+        seed: of bootstrap and test.
+
+    Raises:
+        ValueError: the questions differ; says how many, and names one.
+    """
+    ours = {row["id"]: row for row in first}
+    theirs = {row["id"]: row for row in second}
+    lone = sorted(ours.keys() ^ theirs.keys())
+    if lone or not ours:
+        raise ValueError(
+            f"{len(lone)} questions stand in only one of the two, such as {lone[:1]}: compare "
+            "evaluations of the same benchmark with the same limit"
+        )
+    changed = [key for key in ours if ours[key]["question"] != theirs[key]["question"]]
+    if changed:
+        raise ValueError(f"question {changed[0]!r} is another in each: the files were not the same")
+    return [_difference(name, ours, theirs, seed) for name in SCORES]
+
+
+def _difference(
+    name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], seed: int
+) -> Difference:
+    pairs = torch.tensor(
+        [[float(ours[key][name]), float(theirs[key][name])] for key in sorted(ours)],
+        dtype=torch.float64,
+    )
+    change = pairs[:, 1] - pairs[:, 0]
+    low, high = bootstrap_interval(change[:, None], resamples=DRAWS, seed=seed)
+    first, second = pairs.mean(dim=0).tolist()
+    wins, losses = int((change > 0).sum()), int((change < 0).sum())
+    whole = bool(((change == 0) | (change.abs() == 1)).all())
+    return Difference(
+        score=name,
+        first=first,
+        second=second,
+        low=float(low[0]),
+        high=float(high[0]),
+        p_value=mcnemar(wins, losses) if whole else randomisation(change, seed),
+        wins=wins,
+        losses=losses,
+    )
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Exact two-sided p-value that wins and losses are equally likely (McNemar 1947)."""
+    total = wins + losses
+    tail = sum(math.comb(total, count) for count in range(min(wins, losses) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def randomisation(change: torch.Tensor, seed: int) -> float:
+    """Two-sided p-value that the signs of paired differences [N] are arbitrary."""
+    moved = change[change != 0]
+    generator = torch.Generator().manual_seed(seed)
+    observed, extreme = float(moved.sum().abs()), 0
+    for start in range(0, DRAWS, _CHUNK):
+        draws = min(_CHUNK, DRAWS - start)
+        flips = torch.randint(2, (draws, len(moved)), generator=generator) * 2 - 1
+        sums = (flips.double() @ moved).abs()
+        extreme += int((sums >= observed - 1e-9).sum())
+    return (extreme + 1) / (DRAWS + 1)  # the observed assignment is one of them

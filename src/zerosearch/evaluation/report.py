@@ -1,0 +1,79 @@
+"""Writes and shows the tables of one or several evaluations."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from zerosearch.evaluation.tables import (
+    MARK,
+    NOTE,
+    Results,
+    as_csv,
+    as_latex,
+    as_markdown,
+    as_rich,
+    detail_table,
+    main_table,
+)
+from zerosearch.files import replacing
+
+_SHOWN = ("method", "benchmark", "questions", "EM", "cover EM", "F1", "searches", "failed %")
+
+Times = Mapping[tuple[str, str], Mapping[str, float]]
+
+
+def write_tables(folder: Path, results: Results, policies: Sequence[str] | None) -> None:
+    """Write `table.md`, `table.csv` and `table.tex`; equal runs write them in equal bytes.
+
+    Args:
+        folder: that takes them.
+        results: the numbers.
+        policies: whose of the paper's rows are shown; None: all.
+    """
+    main = main_table(results, policies=policies)
+    note = f"\n{NOTE}\n" if any(row[0].endswith(MARK) for row in main) else ""
+    markdown = f"Exact match x 100\n\n{as_markdown(main)}{note}\n"
+    markdown += "Every number, with 95% intervals\n\n"
+    for name, text in {
+        "table.md": markdown + as_markdown(detail_table(results)),
+        "table.csv": as_csv(results),
+        "table.tex": as_latex(main),
+    }.items():
+        with replacing(folder / name) as file:
+            file.write(text.encode())
+
+
+def write_times(folder: Path, times: Times) -> None:
+    """Write `times.csv`: seconds by row and benchmark."""
+    with replacing(folder / "times.csv") as file:
+        file.write(_times_csv(times).encode())
+
+
+def show(results: Results, times: Times) -> None:
+    """Print the numbers that matter most, and the clock."""
+    every = detail_table(results)
+    shown = [every[0].index(name) for name in _SHOWN]
+    keys = [(row, name) for row in results.rows for name in results.benchmarks]
+    clock = [f"{times[key]['question_s_mean']:.2f}" for key in keys if key in results.cells]
+    cells = [
+        [*(row[index].partition(" [")[0] for index in shown), seconds]
+        for row, seconds in zip(every, ["s/question", *clock], strict=True)
+    ]
+    Console().print(as_rich(cells, "EM, cover EM and F1 x 100"))
+
+
+def _times_csv(times: Times) -> str:
+    file = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+    for (row, benchmark), seconds in times.items():
+        line = {"method": row, "benchmark": benchmark, **seconds}
+        if writer is None:
+            writer = csv.DictWriter(file, fieldnames=list(line), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(line)
+    return file.getvalue()

@@ -1,0 +1,54 @@
+"""From answers to the numbers of a table's cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from zerosearch.evaluation.answers import TIMES
+from zerosearch.reward.metrics import AnswerMetrics
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def cell_metrics(rows: Rows) -> dict[str, float]:
+    """What a method reached on a benchmark; equal runs give equal numbers.
+
+    Args:
+        rows: of `answer_row`, at least one.
+
+    Returns:
+        `em`, `cover_em`, `f1` with `_low` and `_high` (95% bootstrap); shares `answered` and
+        `failed` (of questions), `failed_searches` and `empty_searches` (of searches); per question
+        `searches`, `sampled_tokens` and `cost_usd`; `count`.
+    """
+    metric = AnswerMetrics()
+    for row in rows:
+        metric.update(row["answer"], row["golden_answers"], failed=row["error"] is not None)
+    scores = {name: float(value) for name, value in metric.compute().items()}
+    searches = sum(row["searches"] for row in rows)
+    failed = sum(row["failed_searches"] for row in rows)
+    return scores | {
+        "searches": searches / len(rows),
+        "failed_searches": failed / max(1, searches + failed),
+        "empty_searches": sum(row["empty_searches"] for row in rows) / max(1, searches),
+        "sampled_tokens": sum(row["sampled_tokens"] for row in rows) / len(rows),
+        "cost_usd": sum(row["cost_usd"] for row in rows) / len(rows),
+    }
+
+
+def cell_times(rows: Rows) -> dict[str, float]:
+    """Seconds of the questions (among others under way) and of the searches."""
+    questions = [row[TIMES]["seconds"] for row in rows]
+    searches = [seconds for row in rows for seconds in row[TIMES]["search_seconds"]] or [0.0]
+    return {
+        f"{name}_{kind}": value
+        for name, seconds in (("question_s", questions), ("search_s", searches))
+        for kind, value in (
+            ("mean", float(np.mean(seconds))),
+            ("p50", float(np.percentile(seconds, 50))),
+            ("p95", float(np.percentile(seconds, 95))),
+        )
+    }

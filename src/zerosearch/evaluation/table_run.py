@@ -1,0 +1,182 @@
+"""A run that fills a table: methods x engines x benchmarks, one cell after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zerosearch.data.sources import fixed_selection
+from zerosearch.evaluation.answers import without_times
+from zerosearch.evaluation.asking import ask_all
+from zerosearch.evaluation.benchmarks import Benchmark
+from zerosearch.evaluation.results import cell_metrics, cell_times
+from zerosearch.evaluation.tables import Results
+from zerosearch.files import replacing
+from zerosearch.journal import Journal
+from zerosearch.progress import progress_bar
+from zerosearch.search.agent import Agent
+from zerosearch.search.chat_client import ChatModel
+from zerosearch.search.engine import Checkable, SearchEngine
+from zerosearch.search.none import NoSearch
+from zerosearch.types import Question
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Engine:
+    """A search engine of the table.
+
+    Args:
+        label: shown beside a method's.
+        engine: it.
+        settings: JSON values that tell it from others.
+    """
+
+    label: str
+    engine: SearchEngine
+    settings: Any = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Method:
+    """A row of the table for each of its engines.
+
+    Args:
+        label: name of the row.
+        agent: who answers; or
+        prompted: makes it of the chat model that all prompted methods share.
+        engines: names of those it searches with; None: all; []: it never searches.
+        limit: asks so many questions of each benchmark, a fixed choice; None: all of them.
+
+    Raises:
+        ValueError: neither or both of `agent` and `prompted` are given.
+    """
+
+    label: str
+    agent: Agent | None = None
+    prompted: partial[Agent] | None = None
+    engines: list[str] | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.agent is None) == (self.prompted is None):
+            raise ValueError(f"method {self.label!r}: give either agent or prompted")
+
+
+_NONE = Engine(label="", engine=NoSearch())
+
+
+@dataclass(kw_only=True, slots=True)
+class TableRun:
+    """The cells of one table, kept in a folder.
+
+    Args:
+        methods: rows, by name.
+        engines: by name.
+        benchmarks: columns, by name.
+        chat: makes the model of the prompted methods, when the first of them is played.
+        block: questions under way at a time.
+        max_failed_share: of a block, see `ask_all`.
+        seed: of all draws.
+        folder: takes `journal/` and `answers/`, a file per row and benchmark.
+    """
+
+    methods: Mapping[str, Method]
+    engines: Mapping[str, Engine]
+    benchmarks: Mapping[str, Benchmark]
+    chat: Callable[[], ChatModel]
+    block: int
+    max_failed_share: float
+    seed: int
+    folder: Path
+    times: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.methods or not self.benchmarks:
+            raise ValueError("a table needs methods=[...] and benchmark=[...]: name at least one")
+        if self.block < 1:
+            raise ValueError(f"block={self.block}: give 1 or more questions")
+        for name, method in self.methods.items():
+            for engine in method.engines or []:
+                if engine not in self.engines:
+                    raise ValueError(
+                        f"methods.{name}.engines names {engine!r}, which is none of "
+                        f"{sorted(self.engines)}; choose engines= that has it"
+                    )
+
+    async def run(self) -> Results:
+        """Fill what is missing of the table.
+
+        Raises:
+            ValueError: questions, an engine or a model cannot be had, or too much failed; what was
+                answered before is kept.
+        """
+        questions = {name: list(each.source.load()) for name, each in self.benchmarks.items()}
+        asked = [self._engines_of(method) for method in self.methods.values()]
+        for name in dict.fromkeys(name for names in asked for name in names if name is not None):
+            engine = self.engines[name].engine
+            if isinstance(engine, Checkable):
+                await engine.check()
+        shared: list[ChatModel] = []
+        rows: dict[str, str] = {}
+        cells: dict[tuple[str, str], dict[str, float]] = {}
+        for name, method in self.methods.items():
+            agent = method.agent
+            if method.prompted is not None:
+                shared = shared or [self.chat()]
+                agent = method.prompted(chat=shared[0])
+            assert agent is not None
+            await agent.check()
+            for engine in self._engines_of(method):
+                row = name if engine is None else f"{name}/{engine}"
+                rows[row] = method.label
+                if engine is not None:
+                    rows[row] += f" ({self.engines[engine].label})"
+                for benchmark, loaded in questions.items():
+                    answered = await self._cell(row, benchmark, agent, engine, loaded, method.limit)
+                    cells[row, benchmark] = cell_metrics(answered)
+                    self.times[row, benchmark] = cell_times(answered)
+        benchmarks = {name: each.label for name, each in self.benchmarks.items()}
+        return Results(benchmarks=benchmarks, rows=rows, cells=cells)
+
+    def _engines_of(self, method: Method) -> list[str | None]:
+        if method.engines is None:
+            return list(self.engines)
+        return list(method.engines) or [None]
+
+    async def _cell(
+        self,
+        row: str,
+        benchmark: str,
+        agent: Agent,
+        engine: str | None,
+        questions: list[Question],
+        limit: int | None,
+    ) -> Rows:
+        chosen = [questions[index] for index in fixed_selection(len(questions), limit)]
+        used = _NONE if engine is None else self.engines[engine]
+        settings = {"agent": agent.settings(), "engine": used.settings, "seed": self.seed}
+        path = self.folder / "journal" / row / f"{benchmark}.jsonl"
+        with (
+            Journal(path, key="id", settings=settings) as journal,
+            progress_bar(f"{row} {benchmark}", len(chosen)) as advance,
+        ):
+            answered = await ask_all(
+                agent,
+                used.engine,
+                chosen,
+                journal,
+                block=self.block,
+                max_failed_share=self.max_failed_share,
+                seed=self.seed,
+                on_answers=advance,
+            )
+        with replacing(self.folder / "answers" / row / f"{benchmark}.jsonl") as file:
+            for each in answered:
+                file.write(json.dumps(without_times(each), ensure_ascii=False).encode() + b"\n")
+        return answered

@@ -1,0 +1,100 @@
+"""An agent that is a model of this process.
+
+Training needs token ids and samples with the `Rollouter` itself. Here an episode is all that is
+wanted, from one question at a time; episodes under way together share the generator's batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cached_property
+from typing import Any
+
+from zerosearch.generation.generator import Generator
+from zerosearch.generation.loading import load_to_sample
+from zerosearch.policy.source import PolicySource
+from zerosearch.reward.answer import extract_answer
+from zerosearch.rollout.rollouter import Decoding, Rollouter
+from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.search.agent import OnText, Played
+from zerosearch.search.engine import SearchEngine
+from zerosearch.types import Question
+
+
+class LocalAgent:
+    """A model of this process, loaded when first needed.
+
+    Args:
+        policy: the model.
+        generator: samples from it.
+        episode: the shape of an episode.
+        decoding: how tokens are drawn.
+        device: "auto" takes a GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySource,
+        generator: Generator,
+        episode: EpisodeSettings,
+        decoding: Decoding | None = None,
+        device: str = "auto",
+    ) -> None:
+        self.policy = policy
+        self.generator = generator
+        self.episode = episode
+        self.decoding = decoding or Decoding()
+        self._device = device
+        self._rollouter: Rollouter | None = None
+        self._loading = asyncio.Lock()
+
+    async def play(
+        self,
+        question: Question,
+        engine: SearchEngine,
+        *,
+        seed: int,
+        attempt: int,
+        on_text: OnText | None = None,
+    ) -> Played:
+        """See `Agent`."""
+        rollouter = await self._loaded()
+        [trajectory] = await rollouter.rollout(
+            [question],
+            engine,
+            group_size=1,
+            noise_probability=0.0,
+            seed=seed,
+            step=attempt,
+            decoding=self.decoding,
+            on_text=on_text,
+        )
+        return Played(trajectory=trajectory, answer=extract_answer(trajectory.final_text))
+
+    async def check(self) -> None:
+        """Load the model; ValueError where it cannot be had."""
+        await self._loaded()
+
+    def settings(self) -> dict[str, Any]:
+        """See `Agent`."""
+        decoding = self.decoding
+        return {
+            "model": self._fingerprint,
+            "episode": self.episode.as_dict(),
+            "decoding": [decoding.temperature, decoding.top_p, decoding.top_k],
+        }
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.policy.fingerprint()
+
+    async def _loaded(self) -> Rollouter:
+        if self._rollouter is not None:
+            return self._rollouter
+        async with self._loading:  # the first of many episodes loads
+            if self._rollouter is None:
+                tokenizer = await load_to_sample(self.policy, self.generator, self._device)
+                self._rollouter = Rollouter(
+                    self.generator, tokenizer, self.episode, chat=self.policy.chat
+                )
+            return self._rollouter

@@ -1,0 +1,89 @@
+"""Serve a policy until Ctrl-C: `python -m zerosearch.serve_policy checkpoint=RUN search=bm25`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+from zerosearch.runs import PROJECT_ROOT, expand_simulator, report_error
+from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+log = logging.getLogger(__name__)
+os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+
+
+def serve(cfg: DictConfig) -> None:
+    """Bind, load the policy, answer until told to stop."""
+    from zerosearch.answering.load import loaded
+
+    exit_on_signals()
+    make_app = _import_app()
+    limits = hydra.utils.instantiate(cfg.limits)
+    key = _key(cfg)
+    with (
+        bind(cfg.host, cfg.port) as bound,  # before a model is loaded, which may take minutes
+        loaded(cfg, list(HydraConfig.get().overrides.task)) as subject,
+    ):
+        asyncio.run(subject.check())
+        app = make_app(subject, limits, name=cfg.name, formatter=cfg.episode.formatter, key=key)
+        bound.listen(BACKLOG)  # whoever reads the next line may connect
+        log.info("serving %s: base_url=http://%s/v1", cfg.name, shown_address(bound))
+        run_app(app, bound)
+
+
+def _key(cfg: DictConfig) -> str | None:
+    """The key that clients must send, from the environment.
+
+    Raises:
+        ValueError: the variable is not set.
+    """
+    if cfg.api_key_env is None:
+        if cfg.host not in LOOPBACK:
+            log.warning("host=%s: everybody on the network may ask; set api_key_env=NAME", cfg.host)
+        return None
+    key = os.environ.get(cfg.api_key_env)
+    if not key:
+        raise ValueError(
+            f"api_key_env={cfg.api_key_env}: this environment variable is not set; put the key "
+            "that clients are to send into it"
+        )
+    return key
+
+
+def _import_app() -> Any:
+    try:
+        from zerosearch.answering.app import make_app
+    except ImportError as error:
+        raise ValueError(
+            f"the server needs packages that are not installed ({error}): "
+            "pip install 'zerosearch[serve]'"
+        ) from error
+    return make_app
+
+
+@hydra.main(
+    version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="serve_policy"
+)
+def main(cfg: DictConfig) -> None:
+    """Serve one policy."""
+    try:
+        serve(cfg)
+    except Exception as error:
+        report_error(error)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = expand_simulator(sys.argv[1:])
+    main()

@@ -1,0 +1,130 @@
+"""Blocks of questions: kept whole, played again whole, ended where too much fails."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.engines import ScriptedEngine
+from zerosearch.evaluation.answers import without_times
+from zerosearch.evaluation.asking import ask_all
+from zerosearch.journal import Journal
+from zerosearch.search.agent import OnText, Played
+from zerosearch.search.engine import SearchEngine
+from zerosearch.types import Question, SearchError, SearchRequest, Trajectory, Turn
+
+QUESTIONS = [
+    Question(uid=f"q:{n}", text=f"question {n}", golden_answers=(str(n % 2),)) for n in range(10)
+]
+
+
+class Counting:
+    """Searches once and answers by how many play beside it, as a batch's rounding might."""
+
+    def __init__(self) -> None:
+        self.playing = 0
+        self.played: list[str] = []
+
+    async def check(self) -> None:
+        """It can always play."""
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    async def play(
+        self,
+        question: Question,
+        engine: SearchEngine,
+        *,
+        seed: int,
+        attempt: int,
+        on_text: OnText | None = None,
+    ) -> Played:
+        self.playing += 1
+        await asyncio.sleep(0)
+        beside = self.playing
+        await asyncio.sleep(0)
+        self.playing -= 1
+        self.played.append(question.uid)
+        trajectory = Trajectory(question=question, group=0, sibling=0, prompt_ids=[])
+        request = SearchRequest(query="q", question=question.text, golden_answers=())
+        try:
+            await engine.search(request)
+        except SearchError as error:
+            trajectory.stop_reason, trajectory.error = "search_failed", str(error)
+        trajectory.turns.append(Turn(text="x", action="answer"))
+        return Played(trajectory=trajectory, answer=str(beside))
+
+
+def ask(
+    folder: Path, agent: Counting, *, block: int = 4, share: float = 0.5, **engine: Any
+) -> list[dict[str, Any]]:
+    with Journal(folder / "x.jsonl", key="id", settings={}) as journal:
+        asked = ask_all(
+            agent,
+            ScriptedEngine(["document"], **engine),
+            QUESTIONS,
+            journal,
+            block=block,
+            max_failed_share=share,
+            seed=0,
+            on_answers=lambda _: None,
+        )
+        return [without_times(row) for row in asyncio.run(asked)]
+
+
+def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_rows(tmp_path: Path) -> None:
+    whole = ask(tmp_path / "whole", Counting())
+    assert [row["id"] for row in whole] == [question.uid for question in QUESTIONS]
+    lines = (tmp_path / "whole" / "x.jsonl").read_bytes().splitlines(keepends=True)
+    assert {row["answer"] for row in whole} == {"4", "2"}, "the last block is smaller"
+    for kept in range(len(lines) + 1):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        torn = lines[kept][:7] if kept < len(lines) else b""
+        (folder / "x.jsonl").write_bytes(b"".join(lines[:kept]) + torn)
+        agent = Counting()
+        assert ask(folder, agent) == whole
+        assert len(agent.played) == len(QUESTIONS) - kept // 4 * 4 or kept == len(lines)
+        written = (folder / "x.jsonl").read_bytes().splitlines()
+        assert len(written) == len(QUESTIONS), "no answer twice"
+
+
+def test_answers_to_other_questions_are_not_taken_over(tmp_path: Path) -> None:
+    ask(tmp_path, Counting())
+    path = tmp_path / "x.jsonl"
+    path.write_text(path.read_text().replace("question 3", "another"))
+    with pytest.raises(ValueError, match=r"answers another question 'q:3': .*start a new run"):
+        ask(tmp_path, Counting())
+
+
+def test_a_lost_engine_ends_the_run_and_keeps_what_came_before(tmp_path: Path) -> None:
+    failing = tuple(question.text for question in QUESTIONS[4:])
+    agent = Counting()
+    with pytest.raises(
+        ValueError, match=r"4 of 4 questions failed, more than max_failed_share=0\.5"
+    ):
+        ask(tmp_path, agent, failing=failing)
+    assert len((tmp_path / "x.jsonl").read_bytes().splitlines()) == 4
+    again = Counting()
+    rows = ask(tmp_path, again)
+    assert len(again.played) == 6 and all(row["error"] is None for row in rows)
+
+
+def test_a_few_failures_are_rows_and_count_as_wrong(tmp_path: Path) -> None:
+    rows = ask(tmp_path, Counting(), failing=("question 1",))
+    assert rows[1]["answer"] is None and "search.test" in rows[1]["error"]
+    assert rows[1]["failed_searches"] == 1 and rows[0]["searches"] == 0
+    assert len(rows) == len(QUESTIONS), "nothing is dropped"
+
+
+def test_a_defect_of_the_agent_is_no_answer(tmp_path: Path) -> None:
+    class Broken(Counting):
+        async def play(self, *_: Any, **__: Any) -> Played:
+            raise ValueError("the prompt of question 'q:0' has 9 tokens")
+
+    with pytest.raises(ValueError, match="the prompt of question"):
+        ask(tmp_path, Broken())

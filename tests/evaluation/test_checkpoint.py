@@ -1,0 +1,126 @@
+"""A policy by one path, on the episodes it was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from tests.helpers.configs import compose_config
+from tests.helpers.words import make_word_model, save_word_policy
+from zerosearch.evaluation.checkpoint import find_policy, use_checkpoint
+from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.types import Question
+
+TRAINED = EpisodeSettings(prompt_template="search", top_k=2, max_turns=3, formatter="verl")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path / "run"
+    save_word_policy(folder / "policy")
+    settings = {"episode": TRAINED.as_dict(), "chat": False}
+    (folder / "policy" / "zerosearch.json").write_text(json.dumps(settings))
+    return folder
+
+
+def used(tmp_path: Path, *overrides: str, **fields: Any) -> DictConfig:
+    cfg = compose_config(tmp_path / "out", *overrides, name=fields.get("name", "ask"))
+    use_checkpoint(cfg, overrides, tmp_path / "out")
+    return cfg
+
+
+def test_a_run_folder_brings_weights_and_episode(run: Path, tmp_path: Path) -> None:
+    cfg = used(tmp_path, f"checkpoint={run}")
+    agent = instantiate(cfg.agent, _convert_="all")
+    assert agent.policy.path == str(run / "policy") and agent.policy.package is None
+    assert agent.episode.as_dict() == TRAINED.as_dict()
+    assert cfg.model.package == "zerosearch", "prompted methods keep their own model"
+
+
+def test_an_export_and_a_model_path_do_the_same(run: Path, tmp_path: Path) -> None:
+    for override in (f"checkpoint={run / 'policy'}", f"model.path={run / 'policy'}"):
+        overrides = [override] + ["model.package=null"] * override.startswith("model")
+        agent = instantiate(used(tmp_path, *overrides).agent, _convert_="all")
+        assert agent.episode.max_turns == 3 and agent.policy.path == str(run / "policy")
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints/last.ckpt"])
+def test_a_run_that_has_not_ended_gives_its_last_checkpoint(place: str, tmp_path: Path) -> None:
+    run, start = tmp_path / "run", save_word_policy(tmp_path / "start", 0)
+    (run / ".hydra").mkdir(parents=True)
+    source = "zerosearch.policy.source.PolicySource"
+    (run / ".hydra" / "config.yaml").write_text(f"model: {{_target_: {source}, path: {start}}}\n")
+    trained = {f"model.{n}": w for n, w in make_word_model(1).state_dict().items()}
+    (run / "checkpoints").mkdir()
+    saved = {"state_dict": trained, "zerosearch": {"episode": TRAINED.as_dict()}}
+    torch.save(saved, run / "checkpoints" / "last.ckpt")
+    agent = instantiate(used(tmp_path, f"checkpoint={run / place}").agent, _convert_="all")
+    weights = agent.policy.load_model().state_dict()
+    assert all(torch.equal(weights[name.removeprefix("model.")], trained[name]) for name in trained)
+    assert agent.episode.as_dict() == TRAINED.as_dict()
+
+
+def test_a_prompt_that_is_no_longer_shipped_comes_from_the_export(
+    run: Path, tmp_path: Path
+) -> None:
+    file = run / "policy" / "zerosearch.json"
+    settings = json.loads(file.read_text())
+    settings["episode"] |= {"prompt_template": "gone.j2", "prompt_text": "Ask: {question} Now!"}
+    file.write_text(json.dumps(settings))
+    episode = instantiate(used(tmp_path, f"checkpoint={run}").agent, _convert_="all").episode
+    question = Question(uid="q", text="Why {question}?", golden_answers=("x",))
+    assert episode.render_prompt(question) == "Ask: Why {question}? Now!"
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("episode.top_k=5", "top_k is 5 but the policy was trained with 2"),
+        ("episode.formatter=zerosearch", "formatter is 'zerosearch'"),
+        ("episode.prompt_template=plain", "prompt_template is"),
+        ("episode=quickstart", "episode"),
+    ],
+)
+def test_another_episode_is_refused_or_overridden_explicitly(
+    override: str, field: str, run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"{field}.*allow_other_episode=true"):
+        used(tmp_path, f"checkpoint={run}", override)
+    cfg = used(tmp_path, f"checkpoint={run}", override, "allow_other_episode=true")
+    name, _, value = override.partition("=")
+    if name != "episode":
+        assert str(cfg.agent.episode[name.removeprefix("episode.")]) == value
+        assert cfg.agent.episode.max_turns == 3, "the rest is the policy's"
+
+
+def test_what_training_had_too_may_be_said_again(run: Path, tmp_path: Path) -> None:
+    cfg = used(tmp_path, f"checkpoint={run}", "episode.top_k=2", "episode.search_timeout_s=5")
+    assert cfg.agent.episode.search_timeout_s == 5, "patience is no part of an episode's shape"
+
+
+def test_a_policy_behind_a_server_needs_the_checkpoints_episode_alone(
+    run: Path, tmp_path: Path
+) -> None:
+    chat = ["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9]", "agent.chat.model=m"]
+    cfg = used(tmp_path, f"checkpoint={run}", *chat)
+    assert "policy" not in cfg.agent and cfg.agent.episode.formatter == "verl"
+
+
+def test_a_model_from_elsewhere_brings_no_episode(tmp_path: Path) -> None:
+    save_word_policy(tmp_path / "model")
+    cfg = used(tmp_path, f"checkpoint={tmp_path / 'model'}")
+    assert cfg.agent.policy.path == str(tmp_path / "model") and cfg.agent.episode.top_k == 1
+    assert find_policy("owner/model", tmp_path) == "owner/model"
+
+
+def test_settings_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
+    (run / "policy" / "zerosearch.json").write_text('{"quality": "x"}')
+    with pytest.raises(ValueError, match="no policy of a training run"):
+        used(tmp_path, f"checkpoint={run}")

@@ -1,0 +1,67 @@
+"""Paired significance against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.evaluation.rows import answers, write_answers
+from zerosearch.evaluation.compare import comparison_table
+from zerosearch.evaluation.comparison import compare, mcnemar, randomisation
+
+
+def test_mcnemar_is_the_binomial_tail() -> None:
+    assert mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert mcnemar(9, 1) == pytest.approx(2 * 11 / 1024)
+    assert mcnemar(3, 3) == 1.0 == mcnemar(0, 0)
+
+
+def test_randomisation_agrees_with_all_sign_flips() -> None:
+    change = torch.tensor([0.5, 0.25, -0.125, 0.5, 0.75, 0.0], dtype=torch.float64)
+    moved = change[change != 0]
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 5)
+    exact = float(((signs @ moved).abs() >= moved.sum().abs() - 1e-9).double().mean())
+    assert randomisation(change, 0) == pytest.approx(exact, abs=0.01)
+    assert randomisation(change, 0) == randomisation(change, 0)
+    assert randomisation(torch.zeros(4, dtype=torch.float64), 0) == 1.0
+
+
+def test_a_method_that_is_better_on_most_questions_is_significantly_better() -> None:
+    first = answers(["red"] * 40 + ["x"] * 60)
+    second = answers(["red"] * 35 + ["x"] * 5 + ["red"] * 30 + ["x"] * 30)
+    em = next(each for each in compare(first, second) if each.score == "em")
+    assert (em.first, em.second, em.wins, em.losses) == (0.40, 0.65, 30, 5)
+    assert em.p_value == pytest.approx(mcnemar(30, 5)) and em.p_value < 1e-4
+    assert 0 < em.low < 0.25 < em.high
+    assert compare(first, second) == compare(first, list(reversed(second)))
+
+
+def test_a_method_against_itself_is_no_difference() -> None:
+    rows = answers(["red", "x", "a red ball"])
+    for each in compare(rows, rows):
+        assert each.p_value == 1.0 and each.low == each.high == 0.0
+
+
+def test_other_questions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"1 questions stand in only one .*\['q:2'\]"):
+        compare(answers(["x"] * 2), answers(["x"] * 3))
+    other: list[dict[str, Any]] = answers(["x"])
+    other[0]["question"] = "another?"
+    with pytest.raises(ValueError, match=r"question 'q:0' is another in each"):
+        compare(answers(["x"]), other)
+
+
+def test_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
+    write_answers(tmp_path / "a" / "answers" / "policy" / "bm25" / "geography.jsonl", ["red", "x"])
+    write_answers(tmp_path / "b" / "answers" / "rag" / "bm25" / "geography.jsonl", ["red", "red"])
+    write_answers(tmp_path / "b" / "answers" / "cot" / "geography.jsonl", ["x", "red"])
+    cells = comparison_table(str(tmp_path / "a"), f"{tmp_path / 'b'}:rag/bm25")
+    em = next(row for row in cells if row[1] == "em")
+    assert em[:5] == ["geography", "em", "50.0", "100.0", "+50.0"] and em[-1] == "1 : 0"
+    with pytest.raises(ValueError, match=r"give .*b:METHOD with one of cot, rag/bm25"):
+        comparison_table(str(tmp_path / "a"), str(tmp_path / "b"))
+    with pytest.raises(ValueError, match="holds no answers/"):
+        comparison_table(str(tmp_path), str(tmp_path / "b"))
