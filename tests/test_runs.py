@@ -293,3 +293,12 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     code = "import sys, zerosearch.runs; print([m for m in ('torch', 'hydra') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_error_is_said_without_loading_anything_heavy() -> None:
+    code = (
+        "import sys, zerosearch.runs as runs; runs.report_error(ValueError('seed=x: a number'));"
+        "print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]" and "seed=x: a number" in done.stderr

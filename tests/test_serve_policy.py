@@ -56,7 +56,6 @@ def test_it_answers_the_stock_client_until_it_is_told_to_stop(
     ("override", "said"),
     [
         ("api_key_env=NO_SUCH_KEY", "api_key_env=NO_SUCH_KEY: this environment variable is not"),
-        ("limits.max_concurrency=0", "limits.max_concurrency=0: give 1 or more"),
         ("checkpoint=no/such/place", "model.path=no/such/place"),
         ("host=256.1.1.1", "host=256.1.1.1 port=0"),
     ],

@@ -24,6 +24,7 @@ def run(module: str, *overrides: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # seven processes one after the other, on a busy machine too
 def test_collect_judge_tune_measure_and_train(tmp_path: Path) -> None:
     logs = f"paths.log_dir={tmp_path}"

@@ -137,9 +137,7 @@ def git_commit() -> str | None:
 def report_error(error: Exception) -> str:
     """Log an error as one sentence where it was written for the user; returns the sentence."""
     from hydra.errors import InstantiationException
-    from lightning.fabric.utilities.rank_zero import rank_prefixed_message, rank_zero_only
     from omegaconf.errors import OmegaConfBaseException
-    from torch import OutOfMemoryError
 
     # Written for the user; anything else is a defect and shows its traceback.
     for_users = (ValueError, OSError, FloatingPointError, RuntimeError, OmegaConfBaseException)
@@ -148,12 +146,14 @@ def report_error(error: Exception) -> str:
         key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else None
         error = error.__cause__
     message = f"{key}: {error}" if key else str(error)
-    if isinstance(error, OutOfMemoryError):
+    if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
         message = _out_of_memory(message)
     if isinstance(error, OmegaConfBaseException):
         message = message.partition("\n")[0]  # the rest is about OmegaConf's own types
-    if rank_zero_only.rank:
-        message = rank_prefixed_message(message, rank_zero_only.rank)
+    if "lightning" in sys.modules:  # not for this: it takes seconds to load
+        from lightning.fabric.utilities.rank_zero import rank_prefixed_message, rank_zero_only
+
+        message = rank_prefixed_message(message, rank_zero_only.rank or None)
     if isinstance(error, for_users):
         log.error(message)
         log.debug("traceback of the error above", exc_info=error)

@@ -9,9 +9,10 @@ Shapes: `[B]` trajectories of a batch, `[T]` tokens, `[R]` response tokens of a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Action = Literal["search", "answer", "invalid"]
 

@@ -15,19 +15,19 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_METADATA_FILE = "meta.pt"  # beside the shards, as Lightning names it
 _OPTIMIZER = re.compile(r"optimizer_(\d+)")  # in a folder: as Lightning numbers them
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
     """Whether `path` is the folder of a sharded checkpoint."""
-    return (path / _METADATA_FILENAME).is_file()
+    return (path / _METADATA_FILE).is_file()
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -42,6 +42,8 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """
     if not is_sharded_checkpoint(path):
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    from lightning.fabric.utilities.load import _load_distributed_checkpoint  # takes seconds
+
     with naming_damage(path):
         FileSystemReader(path).read_metadata()  # where it is missing, torch looks further, noisily
         checkpoint = _load_distributed_checkpoint(path)
