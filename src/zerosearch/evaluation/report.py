@@ -62,9 +62,10 @@ def show(results: Results, times: Times) -> None:
     clock = [f"{times[key]['question_s_mean']:.2f}" for key in keys if key in results.cells]
     cells = [
         [*(row[index].partition(" [")[0] for index in shown), seconds]
-        for row, seconds in zip(every, ["s/question", *clock], strict=True)
+        for row, seconds in zip(every, ["s per question", *clock], strict=True)
     ]
-    Console().print(as_rich(cells, "EM, cover EM and F1 x 100"))
+    cells[0][shown.index(every[0].index("questions"))] = "n"  # leaves the names their width
+    Console().print(as_rich(cells, "EM, cover EM and F1 x 100, n questions"))
 
 
 def _times_csv(times: Times) -> str:

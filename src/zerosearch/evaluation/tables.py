@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 Cells = list[list[str]]  # the heading first
@@ -146,9 +147,15 @@ def as_latex(cells: Cells) -> str:
 def as_rich(cells: Cells, title: str) -> Table:
     """For a terminal."""
     heading, *rows = cells
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, name in enumerate(heading):
-        table.add_column(name, justify="right" if index else "left")
+        number = all(row[index][:1] in "+-[0123456789" for row in rows)  # stays whole
+        table.add_column(
+            name.replace(" ", "\n"),
+            justify="right" if index else "left",
+            overflow="fold",
+            no_wrap=number,
+        )
     for row in rows:
         table.add_row(*row)
     return table
