@@ -20,6 +20,7 @@ LAYERS = [
         "files",
         "distributed",
         "progress",
+        "endings",
         "run_names",
         "runs",
     ),

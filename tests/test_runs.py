@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from zerosearch import runs
@@ -22,7 +20,6 @@ from zerosearch.runs import (
     find_checkpoint,
     git_commit,
     link_latest,
-    report_error,
     run_job,
 )
 
@@ -167,38 +164,6 @@ def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path: Path, new: Path) 
 # -- errors ---------------------------------------------------------------------------------------
 
 
-CUDA_SAYS = (
-    "CUDA out of memory. Tried to allocate 11.60 GiB. GPU 0 has a total capacity of 79.11 GiB of "
-    "which 3.05 GiB is free. If reserved but unallocated memory is large try setting ..."
-)
-
-
-def test_out_of_memory_is_one_sentence_about_the_settings(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("DEBUG", logger="zerosearch.runs"):
-        said = report_error(torch.OutOfMemoryError(CUDA_SAYS))
-    first, second = caplog.records
-    assert first.levelname == "ERROR" and first.exc_info is None
-    assert first.getMessage() in said and "\n" not in said and "total capacity" not in said
-    for part in (
-        "Tried to allocate 11.60 GiB",
-        "module.tokens_per_micro_batch",
-        "module.logprob_chunk_tokens",
-        "model.gradient_checkpointing=true",
-        "generator.gpu_memory_utilization",
-        "zerosearch.policy.memory",
-    ):
-        assert part in said
-    assert second.levelname == "DEBUG" and second.exc_info is not None, "the traceback is kept"
-
-
-def test_another_rank_says_which_it_is(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert report_error(ValueError("seed=x: a number")) == "ValueError: seed=x: a number"
-    monkeypatch.setattr(rank_zero_only, "rank", 3)
-    assert report_error(ValueError("no file")) == "ValueError: [rank: 3] no file"
-
-
 # -- signals ---------------------------------------------------------------------------------------
 
 
@@ -228,6 +193,21 @@ def test_what_launched_the_run_gets_its_requeue_signal_when_all_is_saved(
     finally:
         signal.signal(number, earlier)
     assert received == passed_on and ended.value.code == 128 + number
+
+
+def test_ctrl_c_before_training_says_how_to_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stopped(cfg: object, summary: Summary) -> None:
+        raise KeyboardInterrupt
+
+    paths = {"output_dir": str(tmp_path), "log_dir": str(tmp_path / "logs")}
+    cfg = OmegaConf.create({"paths": paths, "task_name": "train", "seed": 0, "tags": []})
+    with pytest.raises(SystemExit) as ended:
+        run_job(cfg, stopped)
+    assert ended.value.code == 130
+    assert f"resume={tmp_path}" in caplog.text
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted by SIGINT"
 
 
 # -- latest ---------------------------------------------------------------------------------------
@@ -293,12 +273,3 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     code = "import sys, zerosearch.runs; print([m for m in ('torch', 'hydra') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_an_error_is_said_without_loading_anything_heavy() -> None:
-    code = (
-        "import sys, zerosearch.runs as runs; runs.report_error(ValueError('seed=x: a number'));"
-        "print([m for m in ('torch', 'lightning') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]" and "seed=x: a number" in done.stderr

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from zerosearch.runs import PROJECT_ROOT, expand_simulator, report_error
+from zerosearch.endings import ending_in_words
+from zerosearch.runs import PROJECT_ROOT, expand_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -82,11 +83,8 @@ def typed(console: Any) -> Iterator[str]:
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="ask")
 def main(cfg: DictConfig) -> None:
     """Ask; the exit code is 1 where a question got no answer."""
-    try:
+    with ending_in_words(code=2):
         lacking = ask(cfg)
-    except Exception as error:
-        report_error(error)
-        raise SystemExit(2) from error
     raise SystemExit(int(lacking > 0))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.endings import sigterm_as_ctrl_c
 from zerosearch.runs import PROJECT_ROOT, Summary, expand_resume, expand_simulator, run_job
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def identity(node: Any) -> Any:
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Run one job of Hydra."""
-    run_job(cfg, evaluate)
+    with sigterm_as_ctrl_c():
+        run_job(cfg, evaluate)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 
-from zerosearch.runs import PROJECT_ROOT, report_error
+from zerosearch.endings import ending_in_words
+from zerosearch.runs import PROJECT_ROOT
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
 
 if TYPE_CHECKING:
@@ -64,11 +65,8 @@ def _import_server() -> Any:
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="retriever")
 def main(cfg: DictConfig) -> None:
     """Serve one engine."""
-    try:
+    with ending_in_words():
         serve(cfg)
-    except Exception as error:
-        report_error(error)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run folders: resuming in place, the link to the latest run, errors, the summary at the end.
+"""Run folders: resuming in place, the link to the latest run, the summary at the end.
 
 Light on imports: it is loaded before the command line is parsed.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from zerosearch import run_names
+from zerosearch.endings import report_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,46 +134,6 @@ def git_commit() -> str | None:
     return commit.decode().strip() + ("+changes" if dirty.strip() else "")
 
 
-def report_error(error: Exception) -> str:
-    """Log an error as one sentence where it was written for the user; returns the sentence."""
-    from hydra.errors import InstantiationException
-    from omegaconf.errors import OmegaConfBaseException
-
-    # Written for the user; anything else is a defect and shows its traceback.
-    for_users = (ValueError, OSError, FloatingPointError, RuntimeError, OmegaConfBaseException)
-    key = None
-    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
-        key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else None
-        error = error.__cause__
-    message = f"{key}: {error}" if key else str(error)
-    if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
-        message = _out_of_memory(message)
-    if isinstance(error, OmegaConfBaseException):
-        message = message.partition("\n")[0]  # the rest is about OmegaConf's own types
-    if "lightning" in sys.modules:  # not for this: it takes seconds to load
-        from lightning.fabric.utilities.rank_zero import rank_prefixed_message, rank_zero_only
-
-        message = rank_prefixed_message(message, rank_zero_only.rank or None)
-    if isinstance(error, for_users):
-        log.error(message)
-        log.debug("traceback of the error above", exc_info=error)
-    else:
-        log.error(message, exc_info=error)
-    return f"{type(error).__name__}: {message}"
-
-
-def _out_of_memory(said: str) -> str:
-    """What to change, in place of how torch's allocator stands."""
-    tried = re.search(r"Tried to allocate [\d.]+ \w+", said)
-    return (
-        f"the GPU's memory is used up ({tried[0] if tried else said.splitlines()[0]}): lower "
-        "module.tokens_per_micro_batch, then module.logprob_chunk_tokens; set "
-        "model.gradient_checkpointing=true; with generator=vllm lower "
-        "generator.gpu_memory_utilization. `python -m zerosearch.policy.memory` with the same "
-        "overrides shows what takes how much"
-    )
-
-
 class Summary:
     """`summary.json` of a run folder: written when the run ends, however it ends."""
 
@@ -230,6 +190,9 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dic
     try:
         work(cfg, summary)
         log.info(summary.headline())
+    except KeyboardInterrupt:
+        summary.facts["status"] = "interrupted by SIGINT"
+        log.warning("interrupted: go on with resume=%s", folder)
     except Exception as error:
         summary.facts["error"] = report_error(error)
         raise SystemExit(1) from error

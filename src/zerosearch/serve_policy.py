@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from zerosearch.runs import PROJECT_ROOT, expand_simulator, report_error
+from zerosearch.endings import ending_in_words
+from zerosearch.runs import PROJECT_ROOT, expand_simulator
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
 
 if TYPE_CHECKING:
@@ -77,11 +78,8 @@ def _import_app() -> Any:
 )
 def main(cfg: DictConfig) -> None:
     """Serve one policy."""
-    try:
+    with ending_in_words():
         serve(cfg)
-    except Exception as error:
-        report_error(error)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Answers and documents compared as SQuAD compares them (arXiv 1606.05250)."""
+"""Text of outside made whole; answers and documents compared as SQuAD does (arXiv 1606.05250)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from collections.abc import Iterable
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def whole_characters(text: str) -> str:
+    """Text with U+FFFD for each half of a surrogate pair.
+
+    JSON may carry halves, left where a snippet was cut inside an emoji; no file, server or
+    tokenizer takes them.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def normalize_answer(text: str) -> str:

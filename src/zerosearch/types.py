@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from zerosearch.text import whole_characters
+
 if TYPE_CHECKING:
     import torch
 
@@ -48,6 +50,10 @@ class Document:
 
     text: str
     title: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("text", "title"):
+            object.__setattr__(self, name, whole_characters(getattr(self, name)))
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,17 @@ def test_an_export_and_a_model_path_do_the_same(run: Path, tmp_path: Path) -> No
         assert agent.episode.max_turns == 3 and agent.policy.path == str(run / "policy")
 
 
-@pytest.mark.parametrize("place", ["", "checkpoints/last.ckpt"])
-def test_a_run_that_has_not_ended_gives_its_last_checkpoint(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "went_on"), [("", False), ("checkpoints/last.ckpt", False), ("", True)]
+)
+def test_a_run_that_has_not_ended_gives_its_last_checkpoint(
+    place: str, went_on: bool, tmp_path: Path
+) -> None:
     run, start = tmp_path / "run", save_word_policy(tmp_path / "start", 0)
+    if went_on:  # after an earlier end
+        save_word_policy(run / "policy", 0)
+        (run / "policy" / "zerosearch.json").write_text('{"episode": {}, "chat": false}')
+        os.utime(run / "policy" / "zerosearch.json", ns=(0, 0))
     (run / ".hydra").mkdir(parents=True)
     source = "zerosearch.policy.source.PolicySource"
     (run / ".hydra" / "config.yaml").write_text(f"model: {{_target_: {source}, path: {start}}}\n")

@@ -22,7 +22,7 @@ from tests.helpers.openai_server import (
 )
 from tests.helpers.simulated import simulated_search
 from tests.helpers.waiting import GUARD_S, HANG_S, guarded, wait_until
-from zerosearch.search.chat_client import ChatClient
+from zerosearch.search.chat_client import ChatClient, Tally
 from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
 from zerosearch.search.simulated import draw_noisy
 from zerosearch.types import SearchError, SearchRequest
@@ -76,6 +76,13 @@ async def test_a_search_returns_the_documents_of_the_reply(server):
     assert [document.text for document in result.documents] == ["Lima is in Peru.", "Cusco, too."]
     assert (result.requested, result.noisy, result.cached) == (2, False, False)
     assert 0.1 <= result.latency_s < GUARD_S
+
+
+async def test_half_a_character_in_a_reply_is_made_whole(server):
+    server.answer = lambda _: completion("Sun \ud83c\udf1e, cut \ud83c")
+    chat, messages = make_engine(server.url).chat, [{"role": "user", "content": "?"}]
+    reply = await chat.ask({"messages": messages}, timeout_s=GUARD_S, tally=Tally())
+    assert reply.text == "Sun 🌞, cut \ufffd"
 
 
 async def test_the_servers_get_the_papers_sampling_values_and_a_seed(server):

@@ -134,6 +134,14 @@ async def test_documents_are_the_answer_box_and_the_snippets(provider: str) -> N
     assert result.cost_usd == 0.01 and result.latency_s > 0
 
 
+async def test_a_snippet_cut_inside_an_emoji_can_be_kept() -> None:
+    row = {"title": "Sun \ud83c\udf1e", "link": "x", "snippet": "It shines \ud83c"}
+    with HttpServer(in_turn(Sent(body={"organic": [row]}))) as server:
+        result = await make_engine(server.url, "serper").search(make_request())
+    assert result.documents == (Document(title="Sun 🌞", text="It shines \ufffd"),)
+    assert result.documents[0].text.encode(), "no half of a pair is left"
+
+
 @BOTH
 async def test_no_more_documents_than_asked_for(provider: str) -> None:
     with HttpServer(in_turn(Sent(body=REPLIES[provider]))) as server:

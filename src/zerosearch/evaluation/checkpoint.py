@@ -64,18 +64,27 @@ def find_policy(place: str, scratch: Path) -> str:
         ValueError: a checkpoint is damaged or lies outside its run folder.
     """
     path = Path(place)
-    if (path / EXPORT / SETTINGS_FILE).is_file():
+    last = path / LAST_CHECKPOINT
+    if (path / EXPORT / SETTINGS_FILE).is_file() and not _went_on(path):
         return str(path / EXPORT)
     if (path / SETTINGS_FILE).is_file():
         return str(path)
-    if is_checkpoint(path / LAST_CHECKPOINT):
-        path = path / LAST_CHECKPOINT
+    if is_checkpoint(last):
+        path = last
     if not is_checkpoint(path):
         return place
     target = scratch / EXPORT
     if not (target / SETTINGS_FILE).is_file():
         convert(path, target)
     return str(target)
+
+
+def _went_on(run: Path) -> bool:
+    """Whether a run was resumed after its export and has not ended again."""
+    last = run / LAST_CHECKPOINT
+    saved = last / "meta.pt" if last.is_dir() else last
+    exported = run / EXPORT / SETTINGS_FILE  # written last, and after the last checkpoint
+    return saved.is_file() and saved.stat().st_mtime_ns > exported.stat().st_mtime_ns
 
 
 def _episode(cfg: DictConfig, saved: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import os
 import hydra
 from omegaconf import DictConfig
 
-from zerosearch.runs import PROJECT_ROOT, report_error
+from zerosearch.endings import ending_in_words
+from zerosearch.runs import PROJECT_ROOT
 from zerosearch.simulator.serve import serve_until_told
 
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
@@ -18,12 +19,9 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 )
 def main(cfg: DictConfig) -> None:
     """Serve one policy; its weights come with the first sync of the run that trains it."""
-    try:
+    with ending_in_words():
         settings = hydra.utils.instantiate(cfg.server, _convert_="all")
         serve_until_told(settings, "generator=vllm_server generator.endpoints")
-    except Exception as error:
-        report_error(error)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 
-from zerosearch.runs import PROJECT_ROOT, report_error
+from zerosearch.endings import ending_in_words
+from zerosearch.runs import PROJECT_ROOT
 
 if TYPE_CHECKING:
     import torch
@@ -197,14 +198,11 @@ def main(cfg: DictConfig) -> None:
     from zerosearch.policy.memory_rows import memory_rows
 
     gpu_bytes = int(cfg.gpu_gib * GIB)
-    try:
+    with ending_in_words():
         plan = plan_of(cfg)
         rows = memory_rows(plan, gpu_bytes)
         _print(plan, rows, gpu_bytes)
         check_fits(rows, gpu_bytes)
-    except Exception as error:
-        report_error(error)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from zerosearch.search.endpoints import CallFailure, FailureKind
 from zerosearch.search.http_failures import checked_url, key_from_env, one_line, retry_after_s
 from zerosearch.search.http_pool import CONNECT_TIMEOUT_S, KEEPALIVE_S
 from zerosearch.search.per_loop import PerLoop
+from zerosearch.text import whole_characters
 
 PROBE_TIMEOUT_S = 5.0
 _NO_KEY = "EMPTY"  # what the client sends to servers that ask for none, such as vLLM
@@ -153,7 +154,8 @@ class ChatServers:
             )
         else:
             return ChatReply(
-                text=text if isinstance(text, str) else "",  # null: a model that only "reasoned"
+                # null: a model that only "reasoned"
+                text=whole_characters(text) if isinstance(text, str) else "",
                 finish_reason=finish_reason,
                 tokens=_count(usage, "total_tokens"),
                 sampled=_count(usage, "completion_tokens"),

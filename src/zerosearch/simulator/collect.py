@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from zerosearch.runs import PROJECT_ROOT, report_error
+from zerosearch.endings import ending_in_words
+from zerosearch.runs import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -94,14 +95,11 @@ def _report(outcome: Outcome, path: Path) -> None:
 def main(cfg: DictConfig) -> None:
     """Collect, or import."""
     path = Path(cfg.folder) / EPISODES
-    try:
+    with ending_in_words():
         if cfg.import_from is not None:
             log.info("%s: %d episodes", path, import_log(cfg.import_from, Path(cfg.folder)))
             return
         outcome = collect(cfg)
-    except Exception as error:
-        report_error(error)
-        raise SystemExit(1) from error
     _report(outcome, path)
     if outcome.signal is not None:
         raise SystemExit(128 + outcome.signal)

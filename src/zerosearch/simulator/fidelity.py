@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from zerosearch.runs import PROJECT_ROOT, expand_simulator, link_latest, report_error
+from zerosearch.endings import ending_in_words
+from zerosearch.runs import PROJECT_ROOT, expand_simulator, link_latest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -64,11 +65,8 @@ def main(cfg: DictConfig) -> None:
     """Measure one simulator."""
     folder = Path(cfg.paths.output_dir)
     link_latest(folder, Path(cfg.paths.log_dir) / cfg.task_name)
-    try:
+    with ending_in_words():
         warnings = measure(cfg, folder)
-    except Exception as error:
-        report_error(error)
-        raise SystemExit(1) from error
     if warnings and cfg.strict:
         raise SystemExit(1)
 

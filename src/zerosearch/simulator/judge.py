@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import hydra
 
-from zerosearch.runs import PROJECT_ROOT, report_error
+from zerosearch.endings import ending_in_words
+from zerosearch.runs import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,11 +64,8 @@ def judge(cfg: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="judge")
 def main(cfg: DictConfig) -> None:
     """Judge one folder of searches."""
-    try:
+    with ending_in_words("run again to go on: verdicts are kept"):
         judge(cfg)
-    except Exception as error:
-        report_error(error)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from rich.console import Console
-from rich.progress import Progress
+from typing import Any
 
 from zerosearch.journal import Journal
+from zerosearch.progress import progress_bar
 from zerosearch.simulator.judges import Case, Judge
 from zerosearch.simulator.records import Episode
 from zerosearch.simulator.rows import JudgedSearch
@@ -63,26 +62,25 @@ class Judging:
         waiting = iter([(key, case) for key, case in by_key.items() if key not in journal])
         if done := len(by_key.keys() & journal.rows.keys()):
             log.info("%d of %d documents are judged already", done, len(by_key))
-        console = Console(stderr=True)
-        with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("documents", total=len(by_key), completed=done)
+        count = _Count(journal)
+        with progress_bar("documents", len(by_key), done=done) as advance:
 
             async def work() -> None:
                 for key, case in waiting:
-                    if self._is_spent(journal):
+                    if self.budget_usd is not None and count.usd >= self.budget_usd:
                         return
                     verdict = await self.judge.judge(case)
-                    journal.append(
-                        {
-                            "key": key,
-                            "useful": verdict.useful,
-                            "query": case.query,
-                            "reply": verdict.reply,
-                            "cost_usd": verdict.cost_usd,
-                        }
-                    )
-                    self._check_replies(journal)
-                    bar.advance(task)
+                    row = {
+                        "key": key,
+                        "useful": verdict.useful,
+                        "query": case.query,
+                        "reply": verdict.reply,
+                        "cost_usd": verdict.cost_usd,
+                    }
+                    journal.append(row)
+                    count.add(row)
+                    self._check_replies(count)
+                    advance(1)
                     await asyncio.sleep(0)
 
             try:
@@ -99,21 +97,32 @@ class Judging:
             )
         return ""
 
-    def _is_spent(self, journal: Journal) -> bool:
-        if self.budget_usd is None:
-            return False
-        return sum(row["cost_usd"] for row in journal.rows.values()) >= self.budget_usd
-
-    def _check_replies(self, journal: Journal) -> None:
-        malformed = [r for r in journal.rows.values() if r["reply"] and r["useful"] is None]
-        share = len(malformed) / len(journal.rows)
-        if len(journal.rows) >= MIN_VERDICTS and share > self.max_malformed_share:
+    def _check_replies(self, count: _Count) -> None:
+        if count.rows >= MIN_VERDICTS and count.malformed > self.max_malformed_share * count.rows:
             raise ValueError(
-                f"{len(malformed)} of {len(journal.rows)} replies of the judge hold no verdict, "
+                f"{count.malformed} of {count.rows} replies of the judge hold no verdict, "
                 f"more than judging.max_malformed_share={self.max_malformed_share:g} allows; the "
-                f"last ends {malformed[-1]['reply'][-80:]!r}. Choose another judge.chat.model or "
+                f"last ends {count.last_malformed[-80:]!r}. Choose another judge.chat.model or "
                 "judge.prompt_template, and a new folder or remove verdicts.jsonl"
             )
+
+
+class _Count:
+    """Of all verdicts of a journal; kept beside it, so that a row costs the same at any length."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.rows = self.malformed = 0
+        self.usd = 0.0
+        self.last_malformed = ""
+        for row in journal.rows.values():
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rows += 1
+        self.usd += row["cost_usd"]
+        if row["reply"] and row["useful"] is None:
+            self.malformed += 1
+            self.last_malformed = row["reply"]
 
 
 def _for_users(error: Exception) -> Exception:

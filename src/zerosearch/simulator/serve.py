@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import hydra
 
-from zerosearch.runs import PROJECT_ROOT, expand_simulator, report_error
+from zerosearch.endings import ending_in_words
+from zerosearch.runs import PROJECT_ROOT, expand_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -65,11 +66,8 @@ def main(cfg: DictConfig) -> None:
     """Serve one simulator."""
     from zerosearch.simulator.launch import server_settings
 
-    try:
+    with ending_in_words():
         serve_until_told(server_settings(cfg.simulator), "search=simulated simulator.endpoints")
-    except Exception as error:
-        report_error(error)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":
