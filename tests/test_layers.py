@@ -23,6 +23,8 @@ LAYERS = [
         "endings",
         "run_names",
         "runs",
+        "sweeps",
+        "commands",
     ),
     ("data",),
     ("search",),

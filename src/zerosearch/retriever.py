@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 import hydra
 
+from zerosearch.commands import PORT, TEXT, command
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 
 def serve(cfg: DictConfig) -> None:
@@ -62,7 +60,7 @@ def _import_server() -> Any:
     return make_app
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="retriever")
+@command("retriever", keys={"host": TEXT, "port": PORT})
 def main(cfg: DictConfig) -> None:
     """Serve one engine."""
     with ending_in_words():

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import hydra
 from omegaconf import DictConfig
 
+from zerosearch.commands import command
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT
 from zerosearch.simulator.serve import serve_until_told
 
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
-
-@hydra.main(
-    version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="serve_generator"
-)
+@command("serve_generator", keys={})
 def main(cfg: DictConfig) -> None:
     """Serve one policy; its weights come with the first sync of the run that trains it."""
     with ending_in_words():

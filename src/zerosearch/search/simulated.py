@@ -11,7 +11,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from zerosearch.search.cache import CachedSearch
 from zerosearch.search.chat_client import ChatModel, Tally, check_least
+from zerosearch.search.engine import SearchEngine
 from zerosearch.search.replies import Problem, Reply, parse_reply
 from zerosearch.search.simulator_prompt import SimulatorPrompt
 from zerosearch.seeding import derive_random, derive_seed
@@ -65,6 +67,7 @@ class SimulatedSearch:
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.max_reply_retries = max_reply_retries
+        self.answered_by: set[str] = set()  # models, as they name themselves
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Ask for `request.top_k` documents of a quality drawn from `request.seed`.
@@ -155,6 +158,7 @@ class SimulatedSearch:
                 if not best.documents:
                     raise
                 break
+            self.answered_by.add(answer.model or self.chat.model)
             reply = parse_reply(answer.text, request.top_k, answer.finish_reason)
             problems += reply.problems
             if len(reply.documents) > len(best.documents):
@@ -171,3 +175,9 @@ class SimulatedSearch:
                 "simulator.prompt_template or simulator.model the means to write documents",
             )
         return best
+
+
+def answered_by(engine: SearchEngine) -> list[str]:
+    """The models that wrote documents in this process; none where the engine is no simulator."""
+    asked = engine.engine if isinstance(engine, CachedSearch) else engine
+    return sorted(asked.answered_by) if isinstance(asked, SimulatedSearch) else []

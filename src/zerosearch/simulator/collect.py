@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.commands import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT, command
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT
+from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 EPISODES = "episodes.jsonl"
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+KEYS = {
+    "seed": SEED,
+    "temperature": NOT_NEGATIVE,
+    "folder": TEXT,
+    "import_from": PLACE,
+    "documents_per_search": COUNT,
+    "attempts": COUNT,
+    "concurrency": COUNT,
+}
 
 
 def collect(cfg: DictConfig) -> Outcome:
@@ -91,7 +99,7 @@ def _report(outcome: Outcome, path: Path) -> None:
         log.warning("%d episodes are missing: %s", outcome.unplayed, outcome.stopped)
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="collect")
+@command("collect", keys=KEYS, checks=[check_simulator])
 def main(cfg: DictConfig) -> None:
     """Collect, or import."""
     path = Path(cfg.folder) / EPISODES

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 
+from zerosearch.commands import FLAG, TEXT, command
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 
 def judge(cfg: DictConfig) -> None:
@@ -61,7 +59,7 @@ def judge(cfg: DictConfig) -> None:
         log.warning(missing)
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="judge")
+@command("judge", keys={"folder": TEXT, "searches": TEXT, "only_correct": FLAG})
 def main(cfg: DictConfig) -> None:
     """Judge one folder of searches."""
     with ending_in_words("run again to go on: verdicts are kept"):

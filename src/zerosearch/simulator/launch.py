@@ -12,6 +12,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.simulator.chosen import only_replays
 from zerosearch.simulator.process import POLL_S, ServerProcess, answers
 from zerosearch.simulator.serving import ServerSettings
 
@@ -84,10 +85,10 @@ def launched(cfg: DictConfig, folder: Path) -> Iterator[list[str]]:
     Raises:
         ValueError: vLLM is missing, a port is taken, or a server does not come up.
     """
-    simulator = cfg.simulator
+    simulator = cfg.get("simulator") or OmegaConf.create()
     launch = simulator.get("launch", False)
-    if launch and _only_replays(cfg):
-        log.info("simulator.launch=true: nothing is launched, search.cache=replay asks nobody")
+    if launch and only_replays(cfg):  # or another engine answers
+        log.info("simulator.launch=true: nothing is launched, since no search asks the simulator")
         launch = False
     if not launch:
         yield list(simulator.get("endpoints", []))
@@ -106,14 +107,6 @@ def launched(cfg: DictConfig, folder: Path) -> Iterator[list[str]]:
             yield list(simulator.endpoints)
         finally:
             del os.environ[ENDPOINTS_VARIABLE]
-
-
-def _only_replays(cfg: DictConfig) -> bool:
-    """Whether training, and every evaluation that could ask the simulator, is a replay."""
-    evaluations = [entry.search for entry in cfg.get("evaluation", {}).values()]
-    place = "engine.chat.endpoints"  # a list, empty as yet, where the simulator is to be served
-    asking = [each for each in evaluations if OmegaConf.select(each, place) is not None]
-    return all(search.get("cache") == "replay" for search in (cfg.search, *asking))
 
 
 def _local_rank() -> int:
