@@ -92,7 +92,13 @@ def take_questions(arguments: list[str]) -> list[str]:
     return rest
 
 
-@command("ask", keys=KEYS, checks=[check_simulator], expand=[take_questions, expand_simulator])
+@command(
+    "ask",
+    keys=KEYS,
+    checks=[check_simulator],
+    expand=[take_questions, expand_simulator],
+    error_code=2,  # 1: a question got no answer
+)
 def main(cfg: DictConfig) -> None:
     """Ask; the exit code is 1 where a question got no answer."""
     with ending_in_words(code=2):

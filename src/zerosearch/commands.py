@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -65,7 +66,7 @@ class Key:
 
 
 COUNT = Key(Annotated[int, Field(ge=1)], "a whole number, 1 or more")
-COUNT_OR_ALL = Key(Annotated[int, Field(ge=1)] | None, "a whole number, 1 or more, or null for all")
+COUNT_OR_ALL = Key(Annotated[int | None, Field(ge=1)], "a whole number, 1 or more, or null for all")
 SEED = Key(Annotated[int, Field(ge=0, lt=2**32)], "a whole number from 0 to 4294967295")
 FLAG = Key(bool, "true or false")
 PLACE = Key(str | None, "a path, or null")
@@ -84,6 +85,7 @@ def command(
     keys: Mapping[str, Key],
     checks: Sequence[Callable[[DictConfig], None]] = (),
     expand: Sequence[Callable[[list[str]], list[str]]] = (),
+    error_code: int = 1,
 ) -> Callable[[Callable[[DictConfig], T]], Callable[[], T | None]]:
     """Make a function of the composed configuration a command.
 
@@ -94,6 +96,7 @@ def command(
             ValueError with one sentence.
         expand: turn the words of the command line into Hydra's, in this order; each raises a
             ValueError with one sentence.
+        error_code: exit code where the command line is wrong.
 
     Returns:
         A decorator. What it makes runs the function once, or in a sweep every job in a process of
@@ -108,7 +111,7 @@ def command(
         def job(cfg: DictConfig) -> T | float | None:
             if is_sweep():
                 return run_in_process(module)
-            with _refusals(cfg):
+            with _refusals(cfg, error_code):
                 for name, key in keys.items():
                     if name in cfg:
                         key.check(name, _plain(cfg, name))
@@ -136,7 +139,8 @@ def command(
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 if with_traceback:
                     raise
-                sys.exit(explain(error, config_name, arguments))
+                print(explain(error, config_name, arguments), file=sys.stderr)
+                raise SystemExit(error_code) from error
 
         return main
 
@@ -146,8 +150,9 @@ def command(
 class _refusals:
     """Within, a ValueError ends the program with its sentence, which `summary.json` keeps."""
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, error_code: int) -> None:
         self.cfg = cfg
+        self.error_code = error_code
 
     def __enter__(self) -> None:
         pass
@@ -159,7 +164,7 @@ class _refusals:
         if HydraConfig.get().output_subdir is not None:  # it has a run folder
             folder = Path(self.cfg.paths.output_dir)
             Summary(folder, error=said).write()
-        raise SystemExit(1) from error
+        raise SystemExit(self.error_code) from error
 
 
 def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
@@ -201,7 +206,7 @@ def _known_keys(config_name: str, arguments: Sequence[str], unknown: str) -> lis
     rest = [
         item for item in arguments if "=" in item and item.partition("=")[0].lstrip("+~") != unknown
     ]
-    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
             cfg = hydra.compose(config_name, [item for item in rest if not item.startswith("-")])

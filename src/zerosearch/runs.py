@@ -64,7 +64,7 @@ def expand_resume(arguments: list[str]) -> list[str]:
     taken = {_key(item) for item in arguments}
     kept = [item for item in saved if _key(item) not in taken]
     # it may have been a job of a sweep, whose settings are among those saved
-    return [*kept, *arguments, f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+    return [*kept, *arguments, "hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
 
 
 def expand_simulator(arguments: list[str]) -> list[str]:

@@ -65,7 +65,9 @@ def run_in_process(module: str) -> Any:
     if process.returncode != 0:
         said = facts.get("error") or facts.get("status") if process.returncode > 0 else None
         reason = said or _ending(process.returncode)
-        failure = f"job {job.num} ({job.override_dirname or 'no overrides'}): {reason}"
+        same = {word.lower() for word in sys.argv}  # Hydra writes true as True
+        differing = [item for item in overrides.task if item.lower() not in same]
+        failure = f"job {job.num} ({', '.join(differing)}): {reason}"
         _failures.append(failure)
         log.error(failure)
         raise JobFailed(failure)
