@@ -21,8 +21,11 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 def serve(cfg: DictConfig) -> None:
     """Bind, prepare the engine, answer until told to stop."""
+    from zerosearch.nodes import check_nodes
+
     exit_on_signals()
     make_app = _import_server()
+    check_nodes(cfg, "limits", "search.engine")
     limits = hydra.utils.instantiate(cfg.limits)
     with bind(cfg.host, cfg.port) as bound:  # before the corpus is read, which may take minutes
         engine = prepared_engine(cfg.search.engine)

@@ -19,7 +19,10 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 )
 def main(cfg: DictConfig) -> None:
     """Serve one policy; its weights come with the first sync of the run that trains it."""
+    from zerosearch.nodes import check_nodes
+
     with ending_in_words():
+        check_nodes(cfg, "server")
         settings = hydra.utils.instantiate(cfg.server, _convert_="all")
         serve_until_told(settings, "generator=vllm_server generator.endpoints")
 

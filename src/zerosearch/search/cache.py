@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zerosearch.ranges import Positive
 from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
 from zerosearch.search.store import StoreError, TextStore, holds_store
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
@@ -32,7 +33,7 @@ def build_search(
     *,
     cache: str = "none",
     cache_folder: str | Path = "search_cache",
-    cache_gib: float = 10.0,
+    cache_gib: Positive = 10.0,
 ) -> SearchEngine:
     """The engine of a run, with or without a cache around it.
 

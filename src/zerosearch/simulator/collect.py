@@ -28,10 +28,12 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 def collect(cfg: DictConfig) -> Outcome:
     """Play the episodes that are missing in `cfg.folder`."""
     from zerosearch.journal import Journal
+    from zerosearch.nodes import check_nodes
     from zerosearch.search.engine import Checkable
     from zerosearch.simulator.budget import Budget
     from zerosearch.simulator.launch import launched
 
+    check_nodes(cfg, "collector", "questions")
     collector = hydra.utils.instantiate(cfg.collector, _convert_="all")
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all").load()
     folder = Path(cfg.folder)

@@ -27,6 +27,7 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 def measure(cfg: DictConfig, folder: Path) -> list[str]:
     """Ask, report and write into `folder`; returns the warnings."""
+    from zerosearch.nodes import check_nodes
     from zerosearch.simulator.fidelity_report import (
         ask_all,
         print_summary,
@@ -41,6 +42,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
             "search=simulated asks a language model, and the simulator chosen is scripted: add "
             "search=scripted"
         )
+    check_nodes(cfg, "questions", "search")
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")
     with launched(cfg, folder):
         searching = ask_all(

@@ -23,11 +23,13 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 def judge(cfg: DictConfig) -> None:
     """Judge what is not judged yet, report, and write the rows."""
     from zerosearch.journal import Journal
+    from zerosearch.nodes import check_nodes
     from zerosearch.simulator.judge_report import print_summary, summarize, write_report
     from zerosearch.simulator.judging import cases_of, judged_searches
     from zerosearch.simulator.records import read_episodes
     from zerosearch.simulator.rows import write_rows
 
+    check_nodes(cfg, "rows", "judging")
     maker = hydra.utils.instantiate(cfg.rows, _convert_="all")
     judging = hydra.utils.instantiate(cfg.judging, _convert_="all")
     episodes = read_episodes(cfg.searches)
