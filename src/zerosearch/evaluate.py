@@ -13,12 +13,21 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.endings import sigterm_as_ctrl_c
-from zerosearch.runs import PROJECT_ROOT, Summary, expand_resume, expand_simulator, run_job
+from zerosearch.runs import (
+    PROJECT_ROOT,
+    Summary,
+    expand_null_groups,
+    expand_resume,
+    expand_simulator,
+    run_job,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+
+COMPONENTS = ("methods", "engines", "benchmark")
 
 
 def evaluate(cfg: DictConfig, summary: Summary) -> None:
@@ -29,7 +38,7 @@ def evaluate(cfg: DictConfig, summary: Summary) -> None:
     from zerosearch.simulator.launch import launched
 
     prompts = any(method.get("prompted") for method in cfg.methods.values())
-    check_nodes(cfg, "methods", "engines", "benchmark", *(["prompted"] if prompts else []))
+    check_nodes(cfg, *COMPONENTS, *(["prompted"] if prompts else []))
     folder = summary.path.parent
     use_checkpoint(cfg, list(HydraConfig.get().overrides.task), folder)
     with launched(cfg, folder):
@@ -89,7 +98,7 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = expand_simulator(expand_resume(sys.argv[1:]))
+        sys.argv[1:] = expand_null_groups(expand_simulator(expand_resume(sys.argv[1:])))
     except ValueError as error:
         sys.exit(str(error))
     main()

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -26,11 +26,11 @@ from zerosearch.ranges import Count, NotNegative, ShareAboveZero
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 PLAIN = (bool, int, float, str, NoneType, Path, Any, list, tuple, dict)
-CONTAINERS = (list, tuple, set, dict, Sequence, Iterable, Mapping)
+CONTAINERS: Any = (list, tuple, set, dict, Sequence, Iterable, Mapping)
 OF_HYDRA = ("_target_", "_convert_", "_recursive_", "_partial_", "_args_")
 # what libraries annotate more widely than they take, by how a target begins
 DEVICES = Count | Literal[-1] | Annotated[str, Field(pattern=r"^(auto|-1|\d+(,\d+)*)$")] | list[int]
-BATCHES = Count | ShareAboveZero | None
+BATCHES = Union[Count, ShareAboveZero, None]  # noqa: UP007 (pyright)
 NARROWER: dict[str, dict[str, Any]] = {
     "torch.optim.": {"lr": NotNegative, "weight_decay": NotNegative, "eps": NotNegative},
     "lightning.pytorch.Trainer": {
@@ -38,9 +38,8 @@ NARROWER: dict[str, dict[str, Any]] = {
         "num_nodes": Count,
         "limit_train_batches": BATCHES,
         "val_check_interval": BATCHES,
-        "log_every_n_steps": Count | None,
+        "log_every_n_steps": Count,
     },
-    "lightning.pytorch.trainer.trainer.Trainer": {},
     "peft.LoraConfig": {"r": Count, "lora_alpha": Count},
 }
 REMEDIES = {  # by pydantic's kind of error; other kinds keep its words
@@ -55,10 +54,10 @@ REMEDIES = {  # by pydantic's kind of error; other kinds keep its words
     "tuple_type": "a list, such as [a,b]",
     "dict_type": "names with values, such as {{a: 1}}",
     "none_required": "null",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
     "value_error": "a choice of its group, or a node with _target_",
 }
 
@@ -92,7 +91,7 @@ def _wrong_below(node: Any, seen: set[str]) -> Iterator[tuple[str, str]]:
         return
     seen.add(place)
     target = node.get("_target_") if isinstance(node, DictConfig) else None
-    parameters = annotations(str(target)) if target is not None else None
+    parameters = arguments_of(str(target)) if target is not None else None
     for name in range(len(node)) if isinstance(node, ListConfig) else list(node):
         if name in OF_HYDRA or OmegaConf.is_missing(node, name):
             continue
@@ -123,7 +122,7 @@ def _child(node: DictConfig | ListConfig, name: Any) -> Node:
 
 
 def _wrong_value(
-    child: Node, name: str, parameters: Mapping[str, Any]
+    child: Node, name: str, parameters: Mapping[str, TypeAdapter[Any]]
 ) -> Iterator[tuple[str, str]]:
     key = child._get_full_key(None)
     kind = parameters.get(name, parameters.get("**"))
@@ -132,16 +131,21 @@ def _wrong_value(
         advice = f"did you mean {close[0]}?" if close else f"known are {', '.join(parameters)}"
         yield key, f" is unknown: {advice}"
         return
-    value = OmegaConf.to_container(child) if OmegaConf.is_config(child) else child._value()
-    if _has_target(value):
-        return
+    if isinstance(child, DictConfig) and "_target_" in child:
+        return  # a node of its own
     try:
-        TypeAdapter(kind, config=STRICT).validate_json(json.dumps(value, default=str))
+        value: Any = (
+            OmegaConf.to_container(child, resolve=True) if _holds(child) else child._value()
+        )
+    except InterpolationKeyError:
+        return  # said where it stands
+    try:
+        kind.validate_json(json.dumps(value, default=str))
     except ValidationError as error:
         remedies: dict[tuple[str, str], list[str]] = {}
         for each in _telling(error.errors()):
             place, shown = _place(key, value, each["loc"])
-            words = REMEDIES.get(each["type"], each["msg"]).format(**each.get("ctx", {}))
+            words = REMEDIES.get(each["type"], str(each["msg"])).format(**each.get("ctx", {}))
             remedies.setdefault((place, str(shown)), []).append(words)
         for (place, shown), words in remedies.items():
             yield place, f"={shown}: give {' or '.join(dict.fromkeys(words))}"
@@ -153,7 +157,7 @@ def _telling(errors: Sequence[Any]) -> Sequence[Any]:
     return ranges or errors
 
 
-def _place(key: str, value: Any, where: Sequence[str | int]) -> tuple[str, Any]:
+def _place(key: str, value: Any, where: Sequence[Any]) -> tuple[str, Any]:
     """Key and value of what pydantic objects to; it also names alternatives of unions."""
     for part in where:
         if (isinstance(value, dict) and part in value) or (
@@ -164,7 +168,7 @@ def _place(key: str, value: Any, where: Sequence[str | int]) -> tuple[str, Any]:
 
 
 @cache
-def annotations(target: str) -> dict[str, Any] | None:
+def arguments_of(target: str) -> dict[str, TypeAdapter[Any]] | None:
     """What a target's arguments may be, by name; `**` stands for any other name.
 
     None where the target cannot be imported, or tells nothing.
@@ -185,7 +189,7 @@ def annotations(target: str) -> dict[str, Any] | None:
     for begin, narrower in NARROWER.items():
         if target.startswith(begin):
             kinds |= {name: kind for name, kind in narrower.items() if name in kinds}
-    return kinds
+    return {name: TypeAdapter(kind, config=STRICT) for name, kind in kinds.items()}
 
 
 def written(kind: Any, inside: Mapping[str, Any]) -> Any:
@@ -210,17 +214,19 @@ def written(kind: Any, inside: Mapping[str, Any]) -> Any:
     parts = tuple(written(each, inside) for each in arguments)
     if origin in (Union, UnionType):
         return Union[parts]  # noqa: UP007 (made while running)
-    if inspect.isclass(origin) and issubclass(origin, CONTAINERS) and origin is not Callable:
-        return origin[parts]
+    if inspect.isclass(origin) and issubclass(origin, CONTAINERS):
+        container: Any = origin
+        return container[parts]
     return MADE
 
 
-def _has_target(value: Any) -> bool:
-    return isinstance(value, dict) and "_target_" in value
+def _holds(child: Node) -> bool:
+    """Whether it is a list or a mapping."""
+    return isinstance(child, DictConfig | ListConfig) and not child._is_none()
 
 
 def _made(value: Any) -> Any:
-    if not _has_target(value):
+    if not isinstance(value, dict) or "_target_" not in value:
         raise ValueError("not a node")
     return value
 

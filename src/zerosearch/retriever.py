@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
+COMPONENTS = ("limits", "search.engine")
+
 
 def serve(cfg: DictConfig) -> None:
     """Bind, prepare the engine, answer until told to stop."""
@@ -25,7 +27,7 @@ def serve(cfg: DictConfig) -> None:
 
     exit_on_signals()
     make_app = _import_server()
-    check_nodes(cfg, "limits", "search.engine")
+    check_nodes(cfg, *COMPONENTS)
     limits = hydra.utils.instantiate(cfg.limits)
     with bind(cfg.host, cfg.port) as bound:  # before the corpus is read, which may take minutes
         engine = prepared_engine(cfg.search.engine)

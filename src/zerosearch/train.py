@@ -11,6 +11,7 @@ import hydra
 from zerosearch.runs import (
     PROJECT_ROOT,
     Summary,
+    expand_null_groups,
     expand_resume,
     expand_simulator,
     find_checkpoint,
@@ -92,7 +93,7 @@ def main(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = expand_simulator(expand_resume(sys.argv[1:]))
+        sys.argv[1:] = expand_null_groups(expand_simulator(expand_resume(sys.argv[1:])))
     except ValueError as error:
         sys.exit(str(error))
     main()

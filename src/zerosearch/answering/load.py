@@ -18,6 +18,8 @@ from zerosearch.search.agent import Agent
 from zerosearch.search.engine import Checkable, SearchEngine
 from zerosearch.simulator.launch import launched
 
+COMPONENTS = ("agent", "search")
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Subject:
@@ -53,7 +55,7 @@ def loaded(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Subject]:
     Raises:
         ValueError: a setting is wrong, or the checkpoint's episode is another.
     """
-    check_nodes(cfg, "agent", "search")
+    check_nodes(cfg, *COMPONENTS)
     with TemporaryDirectory(prefix="zerosearch-") as scratch:
         use_checkpoint(cfg, overrides, Path(scratch))
         with launched(cfg, Path(scratch)):

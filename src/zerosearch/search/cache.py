@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zerosearch.ranges import Positive
 from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
@@ -31,7 +31,7 @@ _SPENT = ("latency_s", "cached", "attempts", "tokens", "cost_usd")  # not part o
 def build_search(
     engine: SearchEngine,
     *,
-    cache: str = "none",
+    cache: Literal["none", "use", "replay"] = "none",
     cache_folder: str | Path = "search_cache",
     cache_gib: Positive = 10.0,
 ) -> SearchEngine:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zerosearch.simulator.collecting import Outcome
 
 EPISODES = "episodes.jsonl"
+COMPONENTS = ("collector", "questions")
 
 log = logging.getLogger(__name__)
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
@@ -33,7 +34,7 @@ def collect(cfg: DictConfig) -> Outcome:
     from zerosearch.simulator.budget import Budget
     from zerosearch.simulator.launch import launched
 
-    check_nodes(cfg, "collector", "questions")
+    check_nodes(cfg, *COMPONENTS)
     collector = hydra.utils.instantiate(cfg.collector, _convert_="all")
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all").load()
     folder = Path(cfg.folder)

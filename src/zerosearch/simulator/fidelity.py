@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
+COMPONENTS = ("questions", "search")
+
 
 def measure(cfg: DictConfig, folder: Path) -> list[str]:
     """Ask, report and write into `folder`; returns the warnings."""
@@ -42,7 +44,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
             "search=simulated asks a language model, and the simulator chosen is scripted: add "
             "search=scripted"
         )
-    check_nodes(cfg, "questions", "search")
+    check_nodes(cfg, *COMPONENTS)
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")
     with launched(cfg, folder):
         searching = ask_all(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
+COMPONENTS = ("rows", "judging")
+
 
 def judge(cfg: DictConfig) -> None:
     """Judge what is not judged yet, report, and write the rows."""
@@ -29,7 +31,7 @@ def judge(cfg: DictConfig) -> None:
     from zerosearch.simulator.records import read_episodes
     from zerosearch.simulator.rows import write_rows
 
-    check_nodes(cfg, "rows", "judging")
+    check_nodes(cfg, *COMPONENTS)
     maker = hydra.utils.instantiate(cfg.rows, _convert_="all")
     judging = hydra.utils.instantiate(cfg.judging, _convert_="all")
     episodes = read_episodes(cfg.searches)
