@@ -55,6 +55,7 @@ NEEDED: dict[tuple[str, str], list[str]] = {
     ("data", "files"): OWN_DATA,
     ("experiment", "r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "search_r1_7b"): [*ON_CPU, "generator=transformers_copy"],
+    ("model", "base"): ["model.path=mine"],
     ("search", "cached"): [ANY_ENGINE],
     ("search", "simulated"): ["simulator=prompted_3b", ENDPOINT],
     ("trainer", "gpu"): ON_CPU,

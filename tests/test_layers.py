@@ -20,6 +20,8 @@ LAYERS = [
         "files",
         "distributed",
         "progress",
+        "ranges",
+        "nodes",
         "endings",
         "run_names",
         "runs",

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from zerosearch import runs
 from zerosearch.runs import (
     Summary,
+    expand_null_groups,
     expand_resume,
     expand_simulator,
     find_checkpoint,
@@ -52,6 +53,12 @@ def test_the_folder_of_a_tuned_simulator_is_a_simulator(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["prompted_7b", "scripted,scripted_fair", "no/such/folder"])
 def test_other_simulators_are_names(name: str) -> None:
     assert expand_simulator([f"simulator={name}"]) == [f"simulator={name}"]
+
+
+def test_null_switches_off_a_group_and_stays_the_value_of_a_key() -> None:
+    given = ["logger=null", "model/lora=null", "resume=null", "health.gibberish=null", "seed=1"]
+    expected = ["~logger", "~model/lora", "resume=null", "health.gibberish=null", "seed=1"]
+    assert expand_null_groups(given) == expected
 
 
 # -- resume= on the command line ------------------------------------------------------------------

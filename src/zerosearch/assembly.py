@@ -168,9 +168,11 @@ def _objects(cfg: DictConfig) -> dict[str, Any]:
     quiet_libraries()
     data = hydra.utils.instantiate(cfg.data)
     module = hydra.utils.instantiate(cfg.module)
-    callbacks = [hydra.utils.instantiate(node) for node in cfg.callbacks.values() if node]
-    loggers = [hydra.utils.instantiate(node) for node in (cfg.logger or {}).values() if node]
-    trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    callbacks, loggers = (
+        [hydra.utils.instantiate(node) for node in (cfg.get(name) or {}).values() if node]
+        for name in ("callbacks", "logger")
+    )
+    trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     return {"trainer": trainer, "module": module, "data": data, "hyper_parameters": _flat(cfg)}
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -27,10 +27,11 @@ from hydra.errors import (
 )
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from zerosearch import ranges
 from zerosearch.endings import report_error
-from zerosearch.runs import PROJECT_ROOT, Summary
+from zerosearch.runs import PROJECT_ROOT, Summary, expand_null_groups
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 
 if TYPE_CHECKING:
@@ -65,18 +66,18 @@ class Key:
             raise ValueError(f"{name}={_shown(value)}: give {self.wanted}") from error
 
 
-COUNT = Key(Annotated[int, Field(ge=1)], "a whole number, 1 or more")
-COUNT_OR_ALL = Key(Annotated[int | None, Field(ge=1)], "a whole number, 1 or more, or null for all")
-SEED = Key(Annotated[int, Field(ge=0, lt=2**32)], "a whole number from 0 to 4294967295")
+COUNT = Key(ranges.Count, "a whole number, 1 or more")
+COUNT_OR_ALL = Key(ranges.Count | None, "a whole number, 1 or more, or null for all")
+SEED = Key(ranges.Seed, "a whole number from 0 to 4294967295")
 FLAG = Key(bool, "true or false")
 PLACE = Key(str | None, "a path, or null")
 TEXT = Key(str, "a text")
 WORDS = Key(list[str], "a list of words, such as [first,second]")
-SHARE = Key(Annotated[float, Field(ge=0, le=1)], "a number from 0 to 1")
-NOT_NEGATIVE = Key(Annotated[float, Field(ge=0)], "a number, 0 or more")
-POSITIVE = Key(Annotated[float, Field(gt=0)], "a number above 0")
-SECONDS = Key(Annotated[float, Field(gt=0)], "seconds, more than 0")
-PORT = Key(Annotated[int, Field(ge=0, lt=2**16)], "a port from 0 (any free one) to 65535")
+SHARE = Key(ranges.Share, "a number from 0 to 1")
+NOT_NEGATIVE = Key(ranges.NotNegative, "a number, 0 or more")
+POSITIVE = Key(ranges.Positive, "a number above 0")
+SECONDS = Key(ranges.Positive, "seconds, more than 0")
+PORT = Key(ranges.Port, "a port from 0 (any free one) to 65535")
 
 
 def command(
@@ -128,7 +129,7 @@ def command(
             try:
                 for step in expand:
                     arguments = step(arguments)
-                sys.argv[1:] = arguments
+                arguments = sys.argv[1:] = expand_null_groups(arguments)
                 run = hydra.main(
                     version_base="1.3", config_path=str(CONFIGS), config_name=config_name
                 )

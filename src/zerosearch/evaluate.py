@@ -41,13 +41,18 @@ KEYS = {
     "tags": WORDS,
 }
 
+COMPONENTS = ("methods", "engines", "benchmark")
+
 
 def evaluate(cfg: DictConfig, summary: Summary) -> None:
     """Answer the questions, write and show the tables; notes the metrics and the status."""
     from zerosearch.evaluation.checkpoint import use_checkpoint
     from zerosearch.evaluation.report import show, write_tables, write_times
+    from zerosearch.nodes import check_nodes
     from zerosearch.simulator.launch import launched
 
+    prompts = any(method.get("prompted") for method in cfg.methods.values())
+    check_nodes(cfg, *COMPONENTS, *(["prompted"] if prompts else []))
     folder = summary.path.parent
     use_checkpoint(cfg, list(HydraConfig.get().overrides.task), folder)
     with launched(cfg, folder):

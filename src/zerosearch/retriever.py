@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COMPONENTS = ("limits", "search.engine")
+
 
 def serve(cfg: DictConfig) -> None:
     """Bind, prepare the engine, answer until told to stop."""
+    from zerosearch.nodes import check_nodes
+
     exit_on_signals()
     make_app = _import_server()
+    check_nodes(cfg, *COMPONENTS)
     limits = hydra.utils.instantiate(cfg.limits)
     with bind(cfg.host, cfg.port) as bound:  # before the corpus is read, which may take minutes
         engine = prepared_engine(cfg.search.engine)

@@ -79,6 +79,15 @@ def expand_simulator(arguments: list[str]) -> list[str]:
     return expanded
 
 
+def expand_null_groups(arguments: list[str]) -> list[str]:
+    """Turn `logger=null` into `~logger`: the one is Hydra's for values, the other for groups."""
+    groups = (item.removesuffix("=null") for item in arguments)
+    return [
+        f"~{group}" if group != item and (PROJECT_ROOT / "configs" / group).is_dir() else item
+        for item, group in zip(arguments, groups, strict=True)
+    ]
+
+
 def _key(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~")
 

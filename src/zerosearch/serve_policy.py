@@ -37,9 +37,11 @@ log = logging.getLogger(__name__)
 def serve(cfg: DictConfig) -> None:
     """Bind, load the policy, answer until told to stop."""
     from zerosearch.answering.load import loaded
+    from zerosearch.nodes import check_nodes
 
     exit_on_signals()
     make_app = _import_app()
+    check_nodes(cfg, "limits")
     limits = hydra.utils.instantiate(cfg.limits)
     key = _key(cfg)
     with (

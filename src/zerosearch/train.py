@@ -25,6 +25,8 @@ KEYS = {
     "task_name": TEXT,
 }
 
+COMPONENTS = ("data", "module", "callbacks", "logger", "trainer")
+
 
 def train_policy(cfg: DictConfig, summary: Summary) -> None:
     """Evaluate, train, evaluate again; notes the final metrics and the status."""
@@ -32,11 +34,13 @@ def train_policy(cfg: DictConfig, summary: Summary) -> None:
 
     from zerosearch.assembly import assemble
     from zerosearch.data.loaders import check_shared
+    from zerosearch.nodes import check_nodes
     from zerosearch.policy.memory import check_memory
     from zerosearch.search.simulated import answered_by
     from zerosearch.simulator.launch import launched
     from zerosearch.training.preflight import check_accelerator, check_run
 
+    check_nodes(cfg, *COMPONENTS)
     check_accelerator(cfg.trainer.accelerator)
     check_memory(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -63,9 +67,11 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble_tuning
+    from zerosearch.nodes import check_nodes
     from zerosearch.policy.memory import check_memory
     from zerosearch.training.preflight import check_accelerator
 
+    check_nodes(cfg, *COMPONENTS)
     check_accelerator(cfg.trainer.accelerator)
     check_memory(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule
 from zerosearch.data.loaders import EvalLoader, TrainLoader
 from zerosearch.data.mixing import Draws, ShuffledQuestions, ShuffledStream, SourceMix
 from zerosearch.data.sources import QASource, QuestionSource, fixed_selection
+from zerosearch.ranges import Count, CountOrZero, Seed
 from zerosearch.types import Question
 
 log = logging.getLogger(__name__)
@@ -54,18 +55,18 @@ class QADataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        questions_per_step: int,
+        questions_per_step: Count,
         train: Sources = (),
         validation: Sources = (),
         test: Sources = (),
         files: Sequence[str] | None = None,
-        validation_batch: int = 64,
-        validation_limit: int | None = None,
-        test_limit: int | None = None,
-        seed: int = 0,
-        shuffle_block: int = 1024,
-        lag: int = 0,
-        spare_rounds: int = 0,
+        validation_batch: Count = 64,
+        validation_limit: Count | None = None,
+        test_limit: Count | None = None,
+        seed: Seed = 0,
+        shuffle_block: Count = 1024,
+        lag: CountOrZero = 0,
+        spare_rounds: CountOrZero = 0,
     ) -> None:
         super().__init__()
         chosen = train if files is None else file_sources(files)

@@ -9,6 +9,7 @@ from typing import Protocol
 from zerosearch.data.published import common_row
 from zerosearch.data.rows import row_to_question
 from zerosearch.data.sources import fixed_selection
+from zerosearch.ranges import Count
 from zerosearch.types import Question
 
 
@@ -50,7 +51,7 @@ class PublishedSet:
     name: str | None = None
     split: str = "test"
     only: str | None = None
-    limit: int | None = 500
+    limit: Count | None = 500
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

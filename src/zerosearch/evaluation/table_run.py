@@ -18,6 +18,7 @@ from zerosearch.evaluation.tables import Results
 from zerosearch.files import replacing
 from zerosearch.journal import Journal
 from zerosearch.progress import progress_bar
+from zerosearch.ranges import Count
 from zerosearch.search.agent import Agent
 from zerosearch.search.chat_client import ChatModel
 from zerosearch.search.engine import Checkable, SearchEngine
@@ -61,7 +62,7 @@ class Method:
     agent: Agent | None = None
     prompted: partial[Agent] | None = None
     engines: list[str] | None = None
-    limit: int | None = None
+    limit: Count | None = None
 
     def __post_init__(self) -> None:
         if (self.agent is None) == (self.prompted is None):

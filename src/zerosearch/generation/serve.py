@@ -13,7 +13,10 @@ from zerosearch.simulator.serve import serve_until_told
 @command("serve_generator", keys={})
 def main(cfg: DictConfig) -> None:
     """Serve one policy; its weights come with the first sync of the run that trains it."""
+    from zerosearch.nodes import check_nodes
+
     with ending_in_words():
+        check_nodes(cfg, "server")
         settings = hydra.utils.instantiate(cfg.server, _convert_="all")
         serve_until_told(settings, "generator=vllm_server generator.endpoints")
 

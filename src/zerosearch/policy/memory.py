@@ -191,11 +191,13 @@ def _print(plan: Plan, rows: list[Row], gpu_bytes: int) -> None:
 @command("memory", keys={"gpu_gib": POSITIVE})
 def main(cfg: DictConfig) -> None:
     """Print the table; exit code 1 where the run does not fit."""
+    from zerosearch.nodes import check_nodes
     from zerosearch.policy.memory_plan import GIB, check_fits
     from zerosearch.policy.memory_rows import memory_rows
 
     gpu_bytes = int(cfg.gpu_gib * GIB)
     with ending_in_words():
+        check_nodes(cfg, "module", "trainer")
         plan = plan_of(cfg)
         rows = memory_rows(plan, gpu_bytes)
         _print(plan, rows, gpu_bytes)

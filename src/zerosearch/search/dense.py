@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zerosearch.ranges import Count
 from zerosearch.search.batching import Batcher
 from zerosearch.search.corpus import Passage, join_contents
 from zerosearch.search.embedding import E5Encoder
@@ -69,9 +70,9 @@ class DenseSearch:
         *,
         index_dir: str | Path | None = None,
         factory: str = "Flat",
-        nprobe: int = 64,
-        batch_size: int = 64,
-        max_tokens: int = 512,
+        nprobe: Count = 64,
+        batch_size: Count = 64,
+        max_tokens: Count = 512,
     ) -> None:
         for name, value in (
             ("nprobe", nprobe),

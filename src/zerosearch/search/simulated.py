@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from zerosearch.ranges import Count, CountOrZero, NotNegative
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.chat_client import ChatModel, Tally, check_least
 from zerosearch.search.engine import SearchEngine
@@ -50,10 +51,10 @@ class SimulatedSearch:
         chat: ChatModel,
         *,
         prompt_template: str = "prompted",
-        temperature: float = 0.8,
-        max_tokens: int | None = 600,
-        words_per_document: int = 30,
-        max_reply_retries: int = 1,
+        temperature: NotNegative = 0.8,
+        max_tokens: Count | None = 600,
+        words_per_document: Count = 30,
+        max_reply_retries: CountOrZero = 1,
     ) -> None:
         for name, value, least in (
             ("temperature", temperature, 0),

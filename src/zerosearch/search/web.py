@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
+from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.attempts import Attempts, ServerFailure
 from zerosearch.search.http_failures import call, checked_url, json_body, key_from_env, one_line
 from zerosearch.search.http_pool import open_client
@@ -69,14 +70,14 @@ class WebSearch:
         self,
         provider: str = "serper",
         *,
-        usd_per_query: float,
-        max_queries: int,
-        queries_per_second: float = 5.0,
+        usd_per_query: NotNegative,
+        max_queries: Count,
+        queries_per_second: Positive = 5.0,
         language: str = "en",
         country: str = "us",
-        max_retries: int = 3,
-        attempt_timeout_s: float = 20.0,
-        backoff_s: float = 0.5,
+        max_retries: CountOrZero = 3,
+        attempt_timeout_s: Positive = 20.0,
+        backoff_s: NotNegative = 0.5,
         base_url: str | None = None,
     ) -> None:
         if not usd_per_query >= 0:

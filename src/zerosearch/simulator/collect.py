@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zerosearch.simulator.collecting import Outcome
 
 EPISODES = "episodes.jsonl"
+COMPONENTS = ("collector", "questions")
 
 log = logging.getLogger(__name__)
 KEYS = {
@@ -36,10 +37,12 @@ KEYS = {
 def collect(cfg: DictConfig) -> Outcome:
     """Play the episodes that are missing in `cfg.folder`."""
     from zerosearch.journal import Journal
+    from zerosearch.nodes import check_nodes
     from zerosearch.search.engine import Checkable
     from zerosearch.simulator.budget import Budget
     from zerosearch.simulator.launch import launched
 
+    check_nodes(cfg, *COMPONENTS)
     collector = hydra.utils.instantiate(cfg.collector, _convert_="all")
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all").load()
     folder = Path(cfg.folder)

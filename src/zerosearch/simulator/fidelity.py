@@ -29,9 +29,12 @@ KEYS = {
     "strict": FLAG,
 }
 
+COMPONENTS = ("questions", "search")
+
 
 def measure(cfg: DictConfig, folder: Path) -> list[str]:
     """Ask, report and write into `folder`; returns the warnings."""
+    from zerosearch.nodes import check_nodes
     from zerosearch.simulator.fidelity_report import (
         ask_all,
         print_summary,
@@ -41,6 +44,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     )
     from zerosearch.simulator.launch import launched
 
+    check_nodes(cfg, *COMPONENTS)
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")
     with launched(cfg, folder):
         searching = ask_all(

@@ -18,6 +18,7 @@ from zerosearch.data.geography.wording import word_query
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.data.rows import Columns, row_to_question
 from zerosearch.data.sources import fixed_selection
+from zerosearch.ranges import Count
 from zerosearch.search.engine import Checkable, SearchEngine
 from zerosearch.search.fidelity import Observation, fidelity_of, observe
 from zerosearch.seeding import derive_seed
@@ -59,7 +60,7 @@ class Asked:
 
 def read_questions(
     files: Sequence[str] | None,
-    limit: int | None,
+    limit: Count | None,
     query_column: str | None,
     columns: Columns,
     split: str = "train",

@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COMPONENTS = ("rows", "judging")
+
 
 def judge(cfg: DictConfig) -> None:
     """Judge what is not judged yet, report, and write the rows."""
     from zerosearch.journal import Journal
+    from zerosearch.nodes import check_nodes
     from zerosearch.simulator.judge_report import print_summary, summarize, write_report
     from zerosearch.simulator.judging import cases_of, judged_searches
     from zerosearch.simulator.records import read_episodes
     from zerosearch.simulator.rows import write_rows
 
+    check_nodes(cfg, *COMPONENTS)
     maker = hydra.utils.instantiate(cfg.rows, _convert_="all")
     judging = hydra.utils.instantiate(cfg.judging, _convert_="all")
     episodes = read_episodes(cfg.searches)

@@ -12,6 +12,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.nodes import check_nodes
 from zerosearch.simulator.chosen import only_replays
 from zerosearch.simulator.process import POLL_S, ServerProcess, answers
 from zerosearch.simulator.serving import ServerSettings
@@ -34,6 +35,7 @@ def server_settings(simulator: DictConfig) -> ServerSettings:
             "simulator: this one has no server (no node simulator.server); choose one of "
             "configs/simulator/ that has, such as simulator=prompted_7b or simulator=tiny"
         )
+    check_nodes(simulator, "server")
     settings = hydra.utils.instantiate(simulator.server, _convert_="all")
     assert isinstance(settings, ServerSettings)
     return settings

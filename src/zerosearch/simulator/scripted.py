@@ -18,6 +18,7 @@ from typing import Any
 
 from zerosearch.data.geography.facts import Entity, FactStore, name_key
 from zerosearch.data.geography.wording import word_passage
+from zerosearch.ranges import NotNegative, Share
 from zerosearch.seeding import derive_random
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
@@ -50,10 +51,10 @@ class ScriptedSimulator:
         facts: FactStore,
         *,
         splits: list[str] | None = None,
-        reliability: float = 1.0,
-        latency_s: float = 0.0,
-        latency_spread: float = 0.0,
-        failure_rate: float = 0.0,
+        reliability: Share = 1.0,
+        latency_s: NotNegative = 0.0,
+        latency_spread: Share = 0.0,
+        failure_rate: Share = 0.0,
     ) -> None:
         shares = {
             "reliability": reliability,
