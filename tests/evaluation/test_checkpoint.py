@@ -40,15 +40,14 @@ def used(tmp_path: Path, *overrides: str, **fields: Any) -> DictConfig:
 def test_a_run_folder_brings_weights_and_episode(run: Path, tmp_path: Path) -> None:
     cfg = used(tmp_path, f"checkpoint={run}")
     agent = instantiate(cfg.agent, _convert_="all")
-    assert agent.policy.path == str(run / "policy") and agent.policy.package is None
+    assert agent.policy.path == str(run / "policy")
     assert agent.episode.as_dict() == TRAINED.as_dict()
-    assert cfg.model.package == "zerosearch", "prompted methods keep their own model"
+    assert cfg.model.path.startswith("pkg://zerosearch"), "prompted methods keep their own model"
 
 
 def test_an_export_and_a_model_path_do_the_same(run: Path, tmp_path: Path) -> None:
     for override in (f"checkpoint={run / 'policy'}", f"model.path={run / 'policy'}"):
-        overrides = [override] + ["model.package=null"] * override.startswith("model")
-        agent = instantiate(used(tmp_path, *overrides).agent, _convert_="all")
+        agent = instantiate(used(tmp_path, override).agent, _convert_="all")
         assert agent.episode.max_turns == 3 and agent.policy.path == str(run / "policy")
 
 

@@ -33,7 +33,6 @@ def small_run(folder: Path) -> list[str]:
     train_file = write_questions(folder / "train.jsonl", 12)
     held_out = write_questions(folder / "held_out.jsonl", 5)
     return [
-        "model.package=null",
         f"model.path={policy}",
         "data=files",
         f"data.files=[{train_file}]",

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.policy.convert import convert
 from zerosearch.policy.export import SETTINGS_FILE, load_settings
+from zerosearch.policy.place import resolve_path
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.runs import LAST_CHECKPOINT, is_checkpoint
 
@@ -44,8 +45,8 @@ def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> 
         source = {"_target_": policy._target_, "_convert_": "all", "path": folder, **kept}
         policy = OmegaConf.create({**source, "chat": policy.get("chat", False)})
         cfg.agent.policy = policy
-    if policy is not None and folder is None and not policy.get("package"):
-        folder = str(policy.path)
+    if policy is not None and folder is None:
+        folder = resolve_path(str(policy.path))
     if folder is None or not (Path(folder) / SETTINGS_FILE).is_file():
         return
     saved = load_settings(folder)
