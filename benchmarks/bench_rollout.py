@@ -30,7 +30,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from zerosearch.generation.generator import Completion, Sampling
-from zerosearch.policy.place import resolve_path
+from zerosearch.places import resolve_path
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.seeding import derive_random

@@ -23,6 +23,8 @@ LAYERS = [
         "endings",
         "run_names",
         "runs",
+        "places",
+        "made_for",
     ),
     ("data",),
     ("search",),

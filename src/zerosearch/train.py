@@ -7,7 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.endings import ending_in_words
+from zerosearch.made_for import check_made_for
 from zerosearch.runs import (
     PROJECT_ROOT,
     Summary,
@@ -81,6 +84,8 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run one job of Hydra; returns what a hyper-parameter search would maximise."""
+    with ending_in_words():
+        check_made_for(cfg, HydraConfig.get().runtime.choices)
     return run_job(cfg, hydra.utils.get_method(cfg.job)).get("test/f1")
 
 

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import is_gguf_available
 
+from zerosearch.places import PACKAGE, resolve_path
 from zerosearch.policy.adaptation import (
     add_lora,
     check_lora,
@@ -34,7 +35,6 @@ from zerosearch.policy.adaptation import (
     switch_off_dropout,
 )
 from zerosearch.policy.logprobs import verify_logprobs
-from zerosearch.policy.place import PACKAGE, resolve_path
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
 from zerosearch.policy.weights import check_files, safetensors_files, weight_files
 

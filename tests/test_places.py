@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zerosearch.policy.place import resolve_path
+from zerosearch.places import resolve_path
 
 
 def test_a_path_is_the_users_and_pkg_names_a_package(tmp_path: Path) -> None:
@@ -30,7 +30,5 @@ def test_package_is_found_without_being_imported(
     monkeypatch.syspath_prepend(str(tmp_path))
     assert resolve_path("pkg://shipped_weights") == str(package)
     assert resolve_path("pkg://shipped_weights/small") == str(package / "small")
-    with pytest.raises(
-        ValueError, match=r"pkg://shipped_weights/large.*no folder large"
-    ):
+    with pytest.raises(ValueError, match=r"pkg://shipped_weights/large.*no folder large"):
         resolve_path("pkg://shipped_weights/large")
