@@ -56,6 +56,10 @@ NEEDED: dict[tuple[str, str], list[str]] = {
     ("experiment", "r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "search_r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "any_model"): ["model.path=mine"],
+    **{
+        ("experiment", name): [ENDPOINT, *ON_CPU, "generator=transformers_copy"]
+        for name in ("one_gpu_24gb", "one_gpu_24gb_lora", "one_gpu_80gb")
+    },
     ("model", "base"): ["model.path=mine"],
     ("model", "hf"): ["model.path=mine"],
     ("search", "cached"): [ANY_ENGINE],

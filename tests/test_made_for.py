@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hydra.errors import ConfigCompositionException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tests.helpers.configs import CONFIGS, ROOT, compose_config
@@ -76,6 +77,8 @@ def assert_coherent(cfg: DictConfig) -> None:
     assert not cfg.search._target_.endswith("NoSearch") or cfg.episode.max_turns == 0
     questions = [*cfg.data.get("train", {}).values(), *cfg.data.validation.values()]
     assert all("_target_" in source for source in questions)
+    if "vllm" not in cfg.generator._target_:
+        instantiate(cfg.generator)  # knows all that the experiment tells it
     if not any("geography" in source._target_ for source in questions):
         engines = [cfg.search, *(entry.search for entry in cfg.evaluation.values())]
         assert "data.geography" not in "".join(OmegaConf.to_yaml(engine) for engine in engines)
