@@ -30,7 +30,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from zerosearch.generation.generator import Completion, Sampling
-from zerosearch.policy.weights import resolve_path
+from zerosearch.places import resolve_path
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.seeding import derive_random
@@ -145,7 +145,7 @@ class Measured:
 
 def measure(args: argparse.Namespace, slots: int, seed: int, *, barrier: bool) -> Measured:
     """Play all episodes once."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_path("policy/quickstart", "zerosearch"))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_path("pkg://zerosearch/policy/quickstart"))
     settings = EpisodeSettings(
         prompt_template="plain",
         max_turns=args.turns,

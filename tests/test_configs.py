@@ -55,7 +55,13 @@ NEEDED: dict[tuple[str, str], list[str]] = {
     ("data", "files"): OWN_DATA,
     ("experiment", "r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "search_r1_7b"): [*ON_CPU, "generator=transformers_copy"],
+    ("experiment", "any_model"): ["model.path=mine"],
+    **{
+        ("experiment", name): [ENDPOINT, *ON_CPU, "generator=transformers_copy"]
+        for name in ("one_gpu_24gb", "one_gpu_24gb_lora", "one_gpu_80gb")
+    },
     ("model", "base"): ["model.path=mine"],
+    ("model", "hf"): ["model.path=mine"],
     ("search", "cached"): [ANY_ENGINE],
     ("search", "simulated"): ["simulator=prompted_3b", ENDPOINT],
     ("trainer", "gpu"): ON_CPU,
@@ -240,7 +246,8 @@ ROWS = "data.files.train=rows.jsonl"
 
 @pytest.mark.parametrize("name", sorted(name for kind, name in OF_TUNING if kind == "experiment"))
 def test_every_tuning_makes_the_objects_of_a_run(name: str, tmp_path: Path) -> None:
-    cfg = compose_config(tmp_path, f"experiment={name}", ROWS, *ON_CPU)
+    own = ["model.path=mine"] if name == "simulator_sft" else []
+    cfg = compose_config(tmp_path, f"experiment={name}", ROWS, *ON_CPU, *own)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.job == "zerosearch.train.tune_simulator"
     run = assemble_tuning(cfg)

@@ -26,6 +26,7 @@ PROMPTED = ["prompted=chat", "prompted.endpoints=[x]", "prompted.model=m"]
 # An engine of the world's facts: what the word policy asks is no place, so nothing is ever found.
 ENGINE = ["search=scripted", "search.engine.splits=null"]
 EPISODE = [
+    "made_for=null",
     "episode.max_turns=2",
     "episode.top_k=2",
     "episode.max_prompt_tokens=16",

@@ -25,6 +25,8 @@ LAYERS = [
         "endings",
         "run_names",
         "runs",
+        "places",
+        "made_for",
         "sweeps",
         "commands",
     ),

@@ -26,7 +26,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server for the quickstart's policy."""
     folder = tmp_path_factory.mktemp("server")
     settings = generator_server(
-        PolicySource(package="zerosearch", path="policy/quickstart"),
+        PolicySource(path="pkg://zerosearch/policy/quickstart"),
         folder=str(folder / "policy"),
         port=None,
         max_model_len=640,

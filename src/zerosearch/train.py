@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import hydra
 
 from zerosearch.commands import COUNT, FLAG, PLACE, SEED, TEXT, WORDS, command
+from zerosearch.made_for import check_choices
 from zerosearch.runs import Summary, expand_resume, expand_simulator, find_checkpoint, run_job
 from zerosearch.simulator.chosen import check_simulator
 
@@ -88,7 +89,12 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
     summary.facts["status"] = run.status
 
 
-@command("train", keys=KEYS, checks=[check_simulator], expand=[expand_resume, expand_simulator])
+@command(
+    "train",
+    keys=KEYS,
+    checks=[check_choices, check_simulator],
+    expand=[expand_resume, expand_simulator],
+)
 def main(cfg: DictConfig) -> float | None:
     """Run one job of Hydra; returns what a hyper-parameter search would maximise."""
     return run_job(cfg, hydra.utils.get_method(cfg.job)).get("test/f1")

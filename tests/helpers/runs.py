@@ -33,7 +33,7 @@ def small_run(folder: Path) -> list[str]:
     train_file = write_questions(folder / "train.jsonl", 12)
     held_out = write_questions(folder / "held_out.jsonl", 5)
     return [
-        "model.package=null",
+        "made_for=null",  # other numbers follow
         f"model.path={policy}",
         "data=files",
         f"data.files=[{train_file}]",

@@ -135,6 +135,25 @@ def test_a_critic_is_the_policys_model_with_an_optimizer_of_its_own(tmp_path: Pa
     assert sizes[0] - sizes[1] == (0 if tied else vocabulary * hidden) - (hidden + 1)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "beside"),
+    [
+        ([], False),
+        (["simulator.launch=true"], True),
+        (["simulator.launch=true", "simulator.server.gpus=[7]"], False),
+        (["simulator.launch=true", "simulator.server.gpus=[6,7]", "trainer.devices=[0,7]"], True),
+    ],
+)
+def test_a_simulator_counts_where_it_shares_a_gpu(
+    overrides: list[str], beside: bool, tmp_path: Path
+) -> None:
+    large = ["experiment=zerosearch_7b", "trainer.devices=7"]
+    found = plan(tmp_path, *large, *overrides).simulator
+    assert (found is not None) == beside
+    if found is not None:
+        assert found.share == 0.9 and found.weights == pytest.approx(2 * 7_615_616_512, rel=1e-3)
+
+
 def test_the_quickstart_fits_anywhere(tmp_path: Path) -> None:
     rows = memory_rows(plan(tmp_path), 8 * GIB)
     assert all(total(rows, phase) < 4 * GIB for phase in ("sync", "sampling", "training"))

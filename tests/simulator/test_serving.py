@@ -348,6 +348,17 @@ def test_a_simulator_that_anybody_may_ask_is_launched(
         pytest.fail("there is no such command")
 
 
+def test_endpoints_beside_a_launch_are_refused(tmp_path: Path) -> None:
+    cfg = launching({"model": "m", "served_name": "m", "command": ["/none"]})
+    cfg.simulator.endpoints = ["https://api.example/v1"]
+    said = r"launch=true .*names https://api.example/v1: set simulator.launch=false"
+    with pytest.raises(ValueError, match=said), launched(cfg, tmp_path):
+        pytest.fail("another server than the one that was named")
+    cfg.simulator.endpoints = ["http://127.0.0.1:8000/v1"]  # its own
+    with pytest.raises(ValueError, match="/none cannot be run"), launched(cfg, tmp_path):
+        pytest.fail("there is no such command")
+
+
 def test_a_launched_simulator_becomes_the_endpoints_of_all_processes(
     tmp_path: Path, facts: Callable[[], dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:

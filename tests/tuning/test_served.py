@@ -35,7 +35,7 @@ REQUESTS = [
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
     """The quickstart's policy, exported as a simulator."""
-    source = PolicySource(package="zerosearch", path="policy/quickstart")
+    source = PolicySource(path="pkg://zerosearch/policy/quickstart")
     template = SimulatorPrompt("compact", 30).fixed_text()
     tokenizer = servable(source.load_tokenizer(), chat=False)
     folder = tmp_path / "simulator"

@@ -11,12 +11,14 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.places import PACKAGE, resolve_path
 from zerosearch.policy.convert import convert
 from zerosearch.policy.export import SETTINGS_FILE, load_settings
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.runs import LAST_CHECKPOINT, is_checkpoint
 
 EXPORT = "policy"  # in a run folder
+_SHIPPED = f"{PACKAGE}zerosearch/"  # the quickstart's policy
 _FIELDS = {field.name for field in dataclasses.fields(EpisodeSettings)}
 
 log = logging.getLogger(__name__)
@@ -44,9 +46,10 @@ def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> 
         source = {"_target_": policy._target_, "_convert_": "all", "path": folder, **kept}
         policy = OmegaConf.create({**source, "chat": policy.get("chat", False)})
         cfg.agent.policy = policy
-    if policy is not None and folder is None and not policy.get("package"):
-        folder = str(policy.path)
+    if policy is not None and folder is None:
+        folder = resolve_path(str(policy.path))
     if folder is None or not (Path(folder) / SETTINGS_FILE).is_file():
+        _check_own_episode(cfg, policy)
         return
     saved = load_settings(folder)
     if "episode" not in saved:
@@ -55,6 +58,25 @@ def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> 
         cfg.agent.policy = OmegaConf.merge(policy, {"chat": saved["chat"]})
     cfg.episode = _episode(cfg, saved["episode"], overrides)
     cfg.agent.episode = cfg.episode
+
+
+def _check_own_episode(cfg: DictConfig, policy: Any) -> None:
+    """Refuse the quickstart's short episodes for a policy that brings none, unless it is its own.
+
+    Raises:
+        ValueError: says which episode to choose.
+    """
+    made_for = (cfg.get("made_for") or {}).get("episode")
+    asked = any("agent" in each for each in cfg["methods"].values()) if "methods" in cfg else True
+    if made_for is None or not asked or (policy is not None and policy.path.startswith(_SHIPPED)):
+        return
+    chat = policy is None
+    name = f"agent.chat.model={cfg.agent.chat.model}" if chat else f"model.path={policy.path}"
+    raise ValueError(
+        f"{name} is no policy of a training run here and so brings no episodes, and "
+        f"episode=quickstart, the default, is made for model={made_for.model}: use "
+        f"{made_for.otherwise}; made_for.episode=null takes it as it is"
+    )
 
 
 def find_policy(place: str, scratch: Path) -> str:

@@ -7,10 +7,11 @@ from omegaconf import DictConfig
 
 from zerosearch.commands import command
 from zerosearch.endings import ending_in_words
+from zerosearch.made_for import check_choices
 from zerosearch.simulator.serve import serve_until_told
 
 
-@command("serve_generator", keys={})
+@command("serve_generator", keys={}, checks=[check_choices])
 def main(cfg: DictConfig) -> None:
     """Serve one policy; its weights come with the first sync of the run that trains it."""
     from zerosearch.nodes import check_nodes

@@ -10,10 +10,12 @@ from zerosearch.commands import POSITIVE, command
 from zerosearch.endings import ending_in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import torch
     from omegaconf import DictConfig
 
-    from zerosearch.policy.memory_plan import Critic, Plan, Row, Sampler
+    from zerosearch.policy.memory_plan import Critic, Neighbour, Plan, Row, Sampler
     from zerosearch.policy.source import PolicySource
 
 SHARDED = "FullyShardedStrategy"
@@ -50,7 +52,8 @@ def plan_of(cfg: DictConfig) -> Plan:
     model = source.build_on_meta()
     strategy = cfg.trainer.get("strategy")
     settings: Any = strategy if _class_name(strategy) == SHARDED else {}
-    gpus = _gpu_count(cfg.trainer)
+    devices = _devices(cfg.trainer)
+    gpus = len(devices) * cfg.trainer.num_nodes
     longest, sequences = _sequences(cfg)
     kept, computed = _precision(cfg.trainer.precision, model.dtype)
     return Plan(
@@ -71,6 +74,7 @@ def plan_of(cfg: DictConfig) -> Plan:
         tokens_per_micro_batch=cfg.module.tokens_per_micro_batch,
         longest=longest,
         logprob_chunk_tokens=cfg.module.logprob_chunk_tokens,
+        simulator=_neighbour(cfg, devices),
     )
 
 
@@ -126,7 +130,22 @@ def _sampler(cfg: DictConfig, longest: int, sequences: int, *, sharded: bool) ->
     )
 
 
-def _gpu_count(trainer: DictConfig) -> int:
+def _neighbour(cfg: DictConfig, devices: Collection[int]) -> Neighbour | None:
+    """The simulator that the run serves on a GPU it trains on, if any."""
+    from zerosearch.policy.memory_plan import GIB, Neighbour
+
+    simulator = cfg.get("simulator")
+    if simulator is None or not simulator.get("launch", False):
+        return None
+    server = simulator.server
+    if not set(server.gpus or range(server.tensor_parallel)) & set(devices):
+        return None
+    weights = int((simulator.weights_gib or 0) * GIB) // server.tensor_parallel
+    return Neighbour(share=server.gpu_memory_utilization, weights=weights)
+
+
+def _devices(trainer: DictConfig) -> list[int]:
+    """The GPUs of each node, as Lightning counts them."""
     import torch
 
     devices = trainer.devices
@@ -137,8 +156,7 @@ def _gpu_count(trainer: DictConfig) -> int:
                 "trainer.devices=auto, but no GPU is visible here: say how many each node has, "
                 "such as trainer.devices=8"
             )
-    per_node = int(devices) if isinstance(devices, int | str) else len(devices)
-    return per_node * trainer.num_nodes
+    return list(range(int(devices)) if isinstance(devices, int | str) else devices)
 
 
 def _precision(name: Any, dtype: torch.dtype) -> tuple[torch.dtype | None, torch.dtype]:

@@ -35,6 +35,14 @@ class Critic:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class Neighbour:
+    """A simulator's server on the GPU that trains: a process of its own, there all the time."""
+
+    share: float  # of the GPU's memory, for weights, KV cache and all else
+    weights: int  # bytes on this GPU; 0: not known
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class Plan:
     """A run, as far as its memory depends on it."""
 
@@ -55,6 +63,7 @@ class Plan:
     tokens_per_micro_batch: int
     longest: int  # tokens of an episode
     logprob_chunk_tokens: int
+    simulator: Neighbour | None = None
 
     @property
     def shards(self) -> int:
@@ -71,6 +80,7 @@ class Row:
     sampling: int = 0
     training: int = 0
     remedy: str = ""
+    whole: bool = False  # taken in one piece, so that fragmentation costs nothing
 
 
 def total(rows: Iterable[Row], phase: str) -> int:

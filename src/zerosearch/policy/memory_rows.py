@@ -2,7 +2,7 @@
 
 Weights, gradients and optimizer states are exact (ZeRO, arXiv 1910.02054, section 3); activations
 are counted in `activation_memory`; what FSDP2 gathers and what a weight sync needs follows from the
-order of events, and nothing accounts for fragmentation.
+order of events. Fragmentation is an assumed tenth of what torch's allocator hands out in pieces.
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ from zerosearch.policy.activation_memory import (
     logits_bytes,
 )
 from zerosearch.policy.adaptation import decoder_layers
-from zerosearch.policy.memory_plan import GIB, Plan, Row
+from zerosearch.policy.memory_plan import GIB, PHASES, Plan, Row, total
 
 FIXED_BYTES = int(1.5 * GIB)  # CUDA context, kernels, cuBLAS, NCCL: an assumption
 
 _SPREAD = (
     "spread the policy over more GPUs (trainer=fsdp trainer.devices= trainer.num_nodes=), or keep "
     "it in host memory (trainer.strategy.cpu_offload=true), or train adapters (docs/scale.md)"
+)
+FRAGMENTATION = 0.1  # an assumption
+SERVER_BYTES = GIB  # least beside a server's weights: CUDA context, work space, KV cache
+_SIMULATOR = (
+    "lower simulator.server.gpu_memory_utilization, or choose a smaller simulator=, or serve it "
+    "elsewhere (simulator.launch=false simulator.endpoints=)"
 )
 _ENGINE = "lower generator.gpu_memory_utilization, or set generator.sleep_while_training=true"
 _TOKENS = "lower module.tokens_per_micro_batch"
@@ -41,11 +47,14 @@ def memory_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
     Raises:
         ValueError: the engine's share cannot hold the weights and one episode.
     """
+    rows = [*_state_rows(plan), *_sampler_rows(plan, gpu_bytes), *_training_rows(plan)]
+    pieces = [row for row in rows if not row.whole]
+    lost = {phase: int(FRAGMENTATION * total(pieces, phase)) for phase in PHASES}
     return [
-        *_state_rows(plan),
-        *_sampler_rows(plan, gpu_bytes),
-        *_training_rows(plan),
-        _always("CUDA, NCCL (assumed)", FIXED_BYTES),
+        *rows,
+        *_simulator_rows(plan, gpu_bytes),
+        Row(name="fragmentation (a tenth)", **lost),
+        _always("CUDA, NCCL (assumed)", FIXED_BYTES, whole=True),
     ]
 
 
@@ -112,8 +121,8 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _always(name: str, size: int, remedy: str = "") -> Row:
-    return Row(name=name, sync=size, sampling=size, training=size, remedy=remedy)
+def _always(name: str, size: int, remedy: str = "", *, whole: bool = False) -> Row:
+    return Row(name=name, sync=size, sampling=size, training=size, remedy=remedy, whole=whole)
 
 
 # -- sampling -------------------------------------------------------------------------------------
@@ -140,16 +149,40 @@ def _sampler_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
             )
         awake = not sampler.engine_sleeps
         rows += [
-            Row(name="vLLM: weights", sync=own, sampling=own, training=own * awake, remedy=_ENGINE),
+            Row(
+                name="vLLM: weights",
+                sync=own,
+                sampling=own,
+                training=own * awake,
+                remedy=_ENGINE,
+                whole=True,
+            ),
             Row(
                 name="vLLM: KV cache, work space",
                 sync=(share - own) * awake,
                 sampling=share - own,
                 training=(share - own) * awake,
                 remedy=_ENGINE,
+                whole=True,
             ),
         ]
     return rows
+
+
+def _simulator_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
+    if plan.simulator is None:
+        return []
+    share, own = int(plan.simulator.share * gpu_bytes), plan.simulator.weights
+    if share - own < SERVER_BYTES:
+        raise ValueError(
+            f"simulator.server.gpu_memory_utilization={plan.simulator.share} is "
+            f"{share / GIB:.1f} GiB per GPU, too little for the simulator's weights "
+            f"({own / GIB:.1f}) and a GiB beside them: raise it, or choose a smaller simulator="
+        )
+    return [
+        _always("simulator: weights", own, _SIMULATOR, whole=True),
+        _always("simulator: KV cache, work space", share - own, _SIMULATOR, whole=True),
+    ]
 
 
 def _sent_bytes(plan: Plan) -> int:
@@ -220,7 +253,8 @@ def _gathered_row(plan: Plan) -> Row:
     if not plan.sharded:
         kept = [plan.kept_dtype or parameter.dtype for parameter in plan.model.parameters()]
         copies = _count(plan.model) * c if plan.compute_dtype not in kept else 0
-        return Row(name="weights computed with", sampling=copies, training=copies)
+        sampling = copies if plan.sampler.uses_policy else 0
+        return Row(name="weights computed with", sampling=sampling, training=copies)
     largest = max(layers, key=_count)
     forward = (_root(plan, plan.model) + 2 * _count(largest)) * c
     gathered = forward if plan.reshard_after_forward else _count(plan.model) * c

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import is_gguf_available
 
+from zerosearch.places import PACKAGE, resolve_path
 from zerosearch.policy.adaptation import (
     add_lora,
     check_lora,
@@ -35,7 +36,7 @@ from zerosearch.policy.adaptation import (
 )
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
-from zerosearch.policy.weights import check_files, resolve_path, safetensors_files, weight_files
+from zerosearch.policy.weights import check_files, safetensors_files, weight_files
 from zerosearch.ranges import Seed
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -55,7 +56,7 @@ SIZE_FIELDS = (
 class PolicySource:
     """Description of a policy model. In YAML the node needs `_convert_: all`."""
 
-    path: str  # folder, hub name, or folder inside `package`
+    path: str  # folder, hub name, or pkg://package/folder of an installed package
     dtype: str = "float32"  # "auto" keeps the dtype of the files
     attn_implementation: str = "sdpa"
     chat: bool = False  # prompts go through the chat template
@@ -63,7 +64,6 @@ class PolicySource:
     gradient_checkpointing: bool = False
     compile: bool = False  # each decoder layer by torch.compile, for training alone
     gguf_file: str | None = None  # de-quantised when loaded
-    package: str | None = None  # installed package that ships the weights
     tokenizer_path: str | None = None  # where it is not beside the weights
     revision: str | None = None
     trust_remote_code: bool = False
@@ -171,8 +171,8 @@ class PolicySource:
 
     @property
     def name(self) -> str:
-        """For people: package or path, and the file in it where that is named."""
-        parts = (self.package, self.path if self.path != "." else None, self.gguf_file)
+        """For people: the path, and the file in it where that is named."""
+        parts = (self.path.removeprefix(PACKAGE), self.gguf_file)
         return "/".join(part for part in parts if part)
 
     def fingerprint(self) -> str:
@@ -261,7 +261,7 @@ class PolicySource:
 
     def _check_place(self) -> None:
         """Raise when weights (or with random weights, the config) cannot be had."""
-        resolved = resolve_path(self.path, self.package)
+        resolved = resolve_path(self.path)
         if self.random_init and self.architecture is not None:
             return
         check_files(
@@ -284,7 +284,7 @@ class PolicySource:
                 "pretrained_model_name_or_path": self.tokenizer_path,
                 "local_files_only": local,
             }
-        resolved = resolve_path(self.path, self.package)
+        resolved = resolve_path(self.path)
         if self.gguf_file is not None:
             arguments["gguf_file"] = self.gguf_file
         return arguments | {

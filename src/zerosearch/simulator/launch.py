@@ -96,6 +96,7 @@ def launched(cfg: DictConfig, folder: Path) -> Iterator[list[str]]:
         yield list(simulator.get("endpoints", []))
         return
     settings = server_settings(simulator)
+    _check_no_other_endpoints(list(simulator.get("endpoints", [])), settings)
     if _local_rank() > 0:
         shared = os.environ.get(ENDPOINTS_VARIABLE)
         simulator.endpoints = shared.split(",") if shared else settings.endpoints()
@@ -109,6 +110,17 @@ def launched(cfg: DictConfig, folder: Path) -> Iterator[list[str]]:
             yield list(simulator.endpoints)
         finally:
             del os.environ[ENDPOINTS_VARIABLE]
+
+
+def _check_no_other_endpoints(given: list[str], settings: ServerSettings) -> None:
+    """Raise where servers are named that a launch would put others in the place of."""
+    own = [] if settings.port is None else settings.endpoints()
+    if others := [endpoint for endpoint in given if endpoint not in own]:
+        raise ValueError(
+            f"simulator.launch=true starts a server of its own, and simulator.endpoints names "
+            f"{', '.join(others)}: set simulator.launch=false to ask that one, or "
+            "simulator.endpoints=[]"
+        )
 
 
 def _local_rank() -> int:
