@@ -16,6 +16,7 @@ from zerosearch.runs import (
     find_checkpoint,
     run_job,
 )
+from zerosearch.threads import wait_without_spinning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -85,6 +86,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    wait_without_spinning()
     try:
         sys.argv[1:] = expand_simulator(expand_resume(sys.argv[1:]))
     except ValueError as error:
