@@ -29,6 +29,7 @@ LAYERS = [
         "made_for",
         "sweeps",
         "commands",
+        "threads",
     ),
     ("data",),
     ("search",),

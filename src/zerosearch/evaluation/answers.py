@@ -18,7 +18,7 @@ def answer_row(question: Question, played: Played, seconds: float) -> dict[str, 
     Args:
         question: what was asked.
         played: the episode; one that failed counts as unanswered.
-        seconds: that it took, among others under way.
+        seconds: from its first token to its answer, other questions under way meanwhile.
     """
     trajectory = played.trajectory
     answer = played.answer if trajectory.valid else None
