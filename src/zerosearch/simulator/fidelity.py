@@ -27,14 +27,9 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 def measure(cfg: DictConfig, folder: Path) -> list[str]:
     """Ask, report and write into `folder`; returns the warnings."""
-    from zerosearch.simulator.fidelity_report import (
-        ask_all,
-        print_summary,
-        summarize,
-        warnings_of,
-        write_report,
-    )
+    from zerosearch.simulator.fidelity_report import print_summary, write_report
     from zerosearch.simulator.launch import launched
+    from zerosearch.simulator.probing import ask_all, summarize, warnings_of
 
     if "chat" not in cfg.simulator and HydraConfig.get().runtime.choices["search"] == "simulated":
         raise ValueError(
