@@ -78,6 +78,7 @@ class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint where one is given."""
+        self.module.resumed = checkpoint is not None
         try:
             super().fit(checkpoint)
         finally:
@@ -98,6 +99,7 @@ class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
         """Last training metrics, start and test metrics, and the headline as start/f1, test/f1."""
         module = self.module
         metrics = {**module.train_metrics, **module.start_metrics, **module.evaluation_metrics}
+        metrics |= module.costs.totals  # the last evaluation included
         headline = next(iter(module.evaluations))
         for phase in ("start", "test"):
             for name in ("f1", "em", "cover_em"):

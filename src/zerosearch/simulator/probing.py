@@ -121,16 +121,16 @@ async def probe(
     *,
     top_k: int,
     timeout_s: float,
-) -> list[Asked]:
-    """Search for every question: once for useful documents, and where the engine chooses quality,
-    once for noisy ones.
+    whose: str,
+) -> Probed:
+    """Search for every question, and again for noisy documents where the engine chooses quality.
 
     The seed is always the same, so that runs which share a cache share these answers.
 
     Raises:
         ValueError: the engine says beforehand that it cannot answer.
     """
-    asked = []
+    asked: list[Asked] = []
     for quality in QUALITIES:
         asked += await ask_all(
             engine,
@@ -143,7 +143,7 @@ async def probe(
         )
         if not any(each.result and each.result.noisy is not None for each in asked):
             break  # an engine that takes no wishes, or one that fails
-    return asked
+    return Probed(asked=asked, whose=whose)
 
 
 def summarize(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
@@ -161,18 +161,6 @@ def summarize(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
             **fidelity_of(answered),
         }
     return summary
-
-
-def answer_share(asked: Sequence[Asked]) -> float | None:
-    """Share of answered searches with a golden answer, of engines that choose no quality."""
-    seen = [each.observation for each in asked]
-    checked = [each.with_answer > 0 for each in seen if each is not None and each.checked]
-    return sum(checked) / len(checked) if checked else None
-
-
-def can_be_judged(asked: Sequence[Asked]) -> bool:
-    """Whether any question has a golden answer that can be looked for."""
-    return any(findable(each.question.golden_answers) for each in asked)
 
 
 def warnings_of(
@@ -209,3 +197,84 @@ def warnings_of(
             side = "below" if more_is_better else "above"
             warnings.append(f"{words} {value:.0%}, {side} {node}.{metric}={bound:g}")
     return warnings
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Probed:
+    """What an engine made of a few questions."""
+
+    asked: Sequence[Asked]
+    whose: str  # questions: "training", or the name of a benchmark
+
+    @property
+    def chooses_quality(self) -> bool:
+        """Whether the engine takes wishes as to quality: a simulator."""
+        return any(each.result and each.result.noisy is not None for each in self.asked)
+
+    def metrics(self) -> dict[str, float]:
+        """`questions`, `failed`, and shares of searches that found a golden answer.
+
+        `answer_in_useful` and `answer_in_noisy` of a simulator, `answer_in_documents` of another
+        engine.
+        """
+        summary = summarize(self.asked)
+        found = {
+            "questions": float(sum(each.quality == "useful" for each in self.asked)),
+            "failed": sum(each.result is None for each in self.asked) / len(self.asked),
+        }
+        for quality, part in summary.items():
+            if (share := part.get(f"answer_in_{quality}")) is not None:
+                found[f"answer_in_{quality}"] = share
+        seen = [each.observation for each in self.asked]
+        checked = [each.with_answer > 0 for each in seen if each is not None and each.checked]
+        if checked and not self.chooses_quality:
+            found["answer_in_documents"] = sum(checked) / len(checked)
+        return found
+
+    def sentence(self) -> str:
+        """The metrics in one line."""
+        found = self.metrics()
+        names = {
+            "answer_in_useful": "answer in useful",
+            "answer_in_noisy": "in noisy",
+            "answer_in_documents": "answer in documents",
+        }
+        parts = [f"{words} {found[name]:.2f}" for name, words in names.items() if name in found]
+        if found["failed"]:
+            parts.append(f"failed {found['failed']:.2f}")
+        who = "simulator" if self.chooses_quality else "search engine"
+        said = ", ".join(parts) or "no golden answer that can be looked for"
+        return f"{who}: {said} ({found['questions']:.0f} {self.whose} questions)"
+
+    def price(self) -> tuple[int, float]:
+        """Tokens and dollars, of searches that failed, too."""
+        spent = [each.result or each.failure for each in self.asked]
+        tokens = sum(each.tokens for each in spent if each is not None)
+        return tokens, sum(each.cost_usd for each in spent if each is not None)
+
+    def warnings(self, thresholds: Mapping[str, float | None], node: str) -> list[str]:
+        """What lies beyond its threshold; nothing is said of answers that cannot be looked for."""
+        can_be_judged = self.chooses_quality and any(
+            findable(each.question.golden_answers) for each in self.asked
+        )
+        bounds = {
+            name: bound
+            for name, bound in thresholds.items()
+            if can_be_judged or not name.startswith("answer_in")
+        }
+        return warnings_of(summarize(self.asked), bounds, node=node)
+
+    def example(self) -> str:
+        """One search that shows what is wrong: one that failed, or else one without the answer."""
+        for each in self.asked:
+            if each.failure is not None:
+                return f"One failed: {each.failure}"
+        useful = [each for each in self.asked if each.quality == "useful"]
+        missed = [each for each in useful if each.observation and not each.observation.with_answer]
+        shown = (missed or useful)[0]
+        assert shown.result is not None
+        texts = [document.text for document in shown.result.documents]
+        return (
+            f"The search for {shown.query!r:.100} (golden answers "
+            f"{list(shown.question.golden_answers)!r:.100}) found {texts!r:.200}"
+        )
