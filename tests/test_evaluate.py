@@ -24,7 +24,7 @@ from zerosearch.runs import Summary
 TIMEOUT_S = 600
 PROMPTED = ["prompted=chat", "prompted.endpoints=[x]", "prompted.model=m"]
 # An engine of the world's facts: what the word policy asks is no place, so nothing is ever found.
-ENGINE = ["search=scripted", "search.engine.splits=null"]
+ENGINE = ["search=scripted"]
 EPISODE = [
     "episode.max_turns=2",
     "episode.top_k=2",

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule
 
 from zerosearch.data.loaders import EvalLoader, TrainLoader
@@ -172,7 +173,7 @@ class QADataModule(LightningDataModule):
 
     def _warn_of_held_out(self) -> None:
         held_out = sorted({source.label for source in (*self._validation, *self._test)})
-        if self._held_out_is_foreign and held_out:
+        if self._held_out_is_foreign and held_out and rank_zero_only.rank == 0:
             log.warning(
                 "Training asks questions of %s, but validation and test ask those of %s, about "
                 "which the former teach nothing. Held-out questions of your own: data=files "

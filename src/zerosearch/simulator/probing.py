@@ -119,19 +119,28 @@ async def probe(
     engine: SearchEngine,
     questions: Sequence[tuple[Question, str]],
     *,
-    top_k: int,
-    timeout_s: float,
     whose: str,
+    top_k: int = 5,
+    timeout_s: float = 60.0,
+    qualities: Sequence[str] = tuple(QUALITIES),
 ) -> Probed:
     """Search for every question, and again for noisy documents where the engine chooses quality.
 
     The seed is always the same, so that runs which share a cache share these answers.
 
+    Args:
+        engine: is asked.
+        questions: with their queries.
+        whose: "training", or the name of a benchmark.
+        top_k: documents per search.
+        timeout_s: of each search.
+        qualities: to ask for, in this order.
+
     Raises:
         ValueError: the engine says beforehand that it cannot answer.
     """
     asked: list[Asked] = []
-    for quality in QUALITIES:
+    for quality in qualities:
         asked += await ask_all(
             engine,
             questions,
