@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.callbacks.budget_stop import used_up_budget
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.tuning.data import TuningData
@@ -75,6 +76,14 @@ class Run(Generic[M, D]):
 
 class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
     """A policy learns to search."""
+
+    @property
+    def status(self) -> str:
+        """As of any run, or "stopped: ..." where the budget of its simulator is used up."""
+        budget = used_up_budget(self.trainer)
+        if budget is None or self.stop_signal:
+            return super().status
+        return f"stopped: {budget.describe(self.module)}"
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint where one is given."""

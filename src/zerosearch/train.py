@@ -25,6 +25,9 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 def train_policy(cfg: DictConfig, summary: Summary) -> None:
     """Evaluate, train, evaluate again; notes the final metrics and the status."""
+    from zerosearch.simulator.plan import say_plan
+
+    say_plan(cfg)
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble
