@@ -132,6 +132,7 @@ def test_groups_are_those_of_the_design() -> None:
         "rubric",
         "search",
         "simulator",
+        "simulator_check",
         "task",
         "trainer",
     }
@@ -346,6 +347,16 @@ def test_training_never_sees_held_out_subjects(tmp_path: Path) -> None:
     splits = {split for _, split in run.module.search.facts.groups}
     assert "train" in splits and not splits & {"validation", "test"}
     assert next(iter(run.module.evaluations)) == "bm25", "the headline is a real engine"
+
+
+@pytest.mark.parametrize("program", ["evaluate", "ask", "serve_policy", "fidelity", "collect"])
+def test_outside_of_training_the_scripted_engine_knows_all_places(
+    tmp_path: Path, program: str
+) -> None:
+    choices = ["search=scripted", "simulator=scripted"]
+    cfg = compose_config(tmp_path, *choices, name=program)
+    engine = hydra.utils.instantiate(cfg.search, _convert_="all")
+    assert {"train", "validation", "test"} <= {split for _, split in engine.facts.groups}
 
 
 def test_trainers_use_the_devices_they_name(tmp_path: Path) -> None:

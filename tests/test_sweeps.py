@@ -27,9 +27,9 @@ def start_sweep(folder: Path, *overrides: str, **environment: str) -> subprocess
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         environment.setdefault(name, "")
     own = {name: value for name, value in (os.environ | environment).items() if value}
+    command = [sys.executable, "-m", "zerosearch.train", "-m", *small_run(folder), *SHORT]
     return subprocess.Popen(
-        [sys.executable, "-m", "zerosearch.train", "-m", *small_run(folder), *SHORT, *overrides]
-        + [f"paths.log_dir='{folder / 'logs'}'"],
+        [*command, *overrides, f"paths.log_dir='{folder / 'logs'}'"],
         cwd=ROOT,
         env=own | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

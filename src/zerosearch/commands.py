@@ -33,6 +33,7 @@ from zerosearch import ranges
 from zerosearch.endings import report_error
 from zerosearch.runs import PROJECT_ROOT, Summary, expand_null_groups
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
+from zerosearch.threads import wait_without_spinning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -68,6 +69,7 @@ class Key:
 
 COUNT = Key(ranges.Count, "a whole number, 1 or more")
 COUNT_OR_ALL = Key(ranges.Count | None, "a whole number, 1 or more, or null for all")
+COUNT_OR_NULL = Key(ranges.Count | None, "a whole number, 1 or more, or null")
 SEED = Key(ranges.Seed, "a whole number from 0 to 4294967295")
 FLAG = Key(bool, "true or false")
 PLACE = Key(str | None, "a path, or null")
@@ -123,6 +125,7 @@ def command(
         @functools.wraps(task)
         def main() -> T | None:
             os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+            wait_without_spinning()
             arguments = sys.argv[1:]
             with_traceback = os.environ.get(FULL_ERROR) == "1"
             os.environ[FULL_ERROR] = "1"  # Hydra then raises what is said in other words below

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import hydra
 
-from zerosearch.commands import COUNT, FLAG, PLACE, SEED, TEXT, WORDS, command
+from zerosearch.commands import COUNT, COUNT_OR_NULL, FLAG, PLACE, SEED, TEXT, WORDS, command
 from zerosearch.made_for import check_choices
 from zerosearch.runs import Summary, expand_resume, expand_simulator, find_checkpoint, run_job
 from zerosearch.simulator.chosen import check_simulator
@@ -19,6 +19,7 @@ KEYS = {
     "questions_per_step": COUNT,
     "steps": COUNT,
     "seed": SEED,
+    "threads": COUNT_OR_NULL,
     "test": FLAG,
     "resume": PLACE,
     "tags": WORDS,
@@ -31,6 +32,9 @@ COMPONENTS = ("data", "module", "callbacks", "logger", "trainer")
 
 def train_policy(cfg: DictConfig, summary: Summary) -> None:
     """Evaluate, train, evaluate again; notes the final metrics and the status."""
+    from zerosearch.simulator.plan import say_plan
+
+    say_plan(cfg)
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble

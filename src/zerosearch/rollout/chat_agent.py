@@ -179,7 +179,7 @@ class ChatAgent:
         trajectory.turns.append(step.turn)
         if step.observation is None:
             assert step.stop is not None
-            trajectory.stop_reason, trajectory.error = step.stop, step.error
+            trajectory.end(step.stop, step.failure)
             return False
         talk.messages.append({"role": "assistant", "content": written})
         step.turn.observation = await self.show(talk, step)

@@ -215,7 +215,7 @@ class Rollouter:
         trajectory.turns.append(step.turn)
         if step.observation is None:
             assert step.stop is not None
-            trajectory.stop_reason, trajectory.error = step.stop, step.error
+            trajectory.end(step.stop, step.failure)
             return False
         used = len(context) + len(completion.token_ids)
         room = settings.max_context_tokens - settings.max_turn_tokens - used

@@ -85,8 +85,12 @@ class SimulatedSearch:
         noisy = draw_noisy(request)
         body = self._body(request, noisy=noisy)
         tally, problems = Tally(), list[Problem]()
-        async with self.chat.slot():
-            reply = await self._best_reply(request, body, tally, problems)
+        try:
+            async with self.chat.slot():
+                reply = await self._best_reply(request, body, tally, problems)
+        except SearchError as error:
+            error.tokens, error.cost_usd = tally.tokens, self._price(tally)
+            raise
         return SearchResult(
             documents=reply.documents,
             requested=request.top_k,
@@ -95,8 +99,11 @@ class SimulatedSearch:
             attempts=tally.attempts,
             problems=tuple(problems),
             tokens=tally.tokens,
-            cost_usd=tally.tokens * self.chat.usd_per_million_tokens / 1e6,
+            cost_usd=self._price(tally),
         )
+
+    def _price(self, tally: Tally) -> float:
+        return tally.tokens * self.chat.usd_per_million_tokens / 1e6
 
     def cache_key(self, request: SearchRequest) -> dict[str, Any]:
         """Everything that determines the documents, as JSON values, and nothing else."""

@@ -20,7 +20,7 @@ from zerosearch.search.http_failures import call, checked_url, json_body, key_fr
 from zerosearch.search.http_pool import open_client
 from zerosearch.search.per_loop import PerLoop
 from zerosearch.search.web_providers import WebQuery, get_provider
-from zerosearch.types import Document, SearchRequest, SearchResult
+from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
 if TYPE_CHECKING:
     from aiolimiter import AsyncLimiter
@@ -125,9 +125,13 @@ class WebSearch:
             return await self._ask(held.client, key, query, spent)
 
         await held.limiter.acquire()
-        documents = await self.attempts.run(
-            attempt, endpoint=self.base_url, timeout_s=request.timeout_s
-        )
+        try:
+            documents = await self.attempts.run(
+                attempt, endpoint=self.base_url, timeout_s=request.timeout_s
+            )
+        except SearchError as error:
+            error.cost_usd = spent.paid * self.usd_per_query
+            raise
         return SearchResult(
             documents=tuple(documents[: request.top_k]),
             requested=request.top_k,

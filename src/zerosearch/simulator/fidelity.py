@@ -35,14 +35,9 @@ COMPONENTS = ("questions", "search")
 def measure(cfg: DictConfig, folder: Path) -> list[str]:
     """Ask, report and write into `folder`; returns the warnings."""
     from zerosearch.nodes import check_nodes
-    from zerosearch.simulator.fidelity_report import (
-        ask_all,
-        print_summary,
-        summarize,
-        warnings_of,
-        write_report,
-    )
+    from zerosearch.simulator.fidelity_report import print_summary, write_report
     from zerosearch.simulator.launch import launched
+    from zerosearch.simulator.probing import ask_all, summarize, warnings_of
 
     check_nodes(cfg, *COMPONENTS)
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")

@@ -22,7 +22,7 @@ from zerosearch.ranges import NotNegative, Share
 from zerosearch.seeding import derive_random
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
-WRITER_VERSION = 1  # raise it when other documents are written: cached ones are then not found
+WRITER_VERSION = 2  # raise it when other results come of a request: cached ones are then not found
 _MAX_DRAWS = 200  # draws of a peer without a golden answer before fewer documents are written
 
 
@@ -82,6 +82,10 @@ class ScriptedSimulator:
     async def search(self, request: SearchRequest) -> SearchResult:
         """Write `request.top_k` documents; every draw comes from `request.seed`.
 
+        About a query that names nothing known there is nothing useful to write: its documents are
+        random and on record as noisy. `reliability` leaves no trace on the record: it plays a model
+        that was asked for one quality and wrote the other.
+
         Raises:
             SearchError: with probability `failure_rate`.
         """
@@ -96,7 +100,7 @@ class ScriptedSimulator:
         return SearchResult(
             documents=self.write_documents(request, noisy == as_asked, rng),
             requested=request.top_k,
-            noisy=noisy,
+            noisy=noisy or self.facts.find(request.query) is None,
             latency_s=time.perf_counter() - start,
         )
 

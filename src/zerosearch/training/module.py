@@ -39,7 +39,7 @@ from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
 from zerosearch.training.learner import make_learner
-from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
+from zerosearch.training.metrics import peak_memory_gib, step_metrics
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.optimization import (
     check_strategy,
@@ -131,9 +131,9 @@ class SearchPolicyModule(EvaluatingModule):
         self.lag = lag
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
         self.healthy = True  # set by the health monitor
+        self.resumed = False  # whether training goes on from a checkpoint
         self.latest: StepRecord | None = None  # the last policy step
         self.train_metrics: dict[str, float] = {}  # of the last policy step
-        self.costs = Costs()
         sampler = EpisodeSampler(
             policy=self._policy,
             rollouter=lambda: self.rollouter(),  # which tests and subclasses may replace
