@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import is_gguf_available
 
+from zerosearch.hub import check_files
 from zerosearch.policy.adaptation import (
     add_lora,
     check_lora,
@@ -35,7 +36,7 @@ from zerosearch.policy.adaptation import (
 )
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
-from zerosearch.policy.weights import check_files, resolve_path, safetensors_files, weight_files
+from zerosearch.policy.weights import resolve_path, safetensors_files, weight_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # fields that decide the size of a model, compared when `architecture` and weights are both given
