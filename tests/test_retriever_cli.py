@@ -19,10 +19,10 @@ from omegaconf import DictConfig
 
 from tests.helpers.configs import CONFIGS, ROOT
 from tests.helpers.waiting import GUARD_S
+from zerosearch.data.corpus import read_corpus
 from zerosearch.data.geography.facts import asset
 from zerosearch.retriever import prepared_engine
 from zerosearch.search.bm25 import BM25Search
-from zerosearch.search.corpus import read_corpus
 from zerosearch.search.dense import DenseSearch
 from zerosearch.search.retriever import RetrieverSearch
 from zerosearch.service import bind
