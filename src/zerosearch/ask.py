@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import PROJECT_ROOT, expand_simulator
 
@@ -84,6 +85,7 @@ def typed(console: Any) -> Iterator[str]:
 def main(cfg: DictConfig) -> None:
     """Ask; the exit code is 1 where a question got no answer."""
     with ending_in_words(code=2):
+        check_places(cfg)
         lacking = ask(cfg)
     raise SystemExit(int(lacking > 0))
 

@@ -162,6 +162,19 @@ def file_metadata(
     return answer
 
 
+def reach_dataset(name: str, revision: str | None = None) -> None:
+    """Make sure that the hub has a data set, by asking for its card.
+
+    Raises:
+        HubRefusal: it cannot be had.
+    """
+    try:
+        file_metadata(name, "README.md", revision=revision, repo_type="dataset")
+    except HubRefusal as why:
+        if not isinstance(why.__cause__, hub_errors.EntryNotFoundError):  # a card is not needed
+            raise
+
+
 def refusal(
     error: Exception, *, file: str, revision: str | None = None, repo_type: str = "model"
 ) -> HubRefusal:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import PROJECT_ROOT
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
@@ -66,6 +67,7 @@ def _import_server() -> Any:
 def main(cfg: DictConfig) -> None:
     """Serve one engine."""
     with ending_in_words():
+        check_places(cfg)
         serve(cfg)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import PROJECT_ROOT, expand_simulator
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
@@ -79,6 +80,7 @@ def _import_app() -> Any:
 def main(cfg: DictConfig) -> None:
     """Serve one policy."""
     with ending_in_words():
+        check_places(cfg)
         serve(cfg)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import PROJECT_ROOT
 
@@ -99,6 +100,7 @@ def main(cfg: DictConfig) -> None:
         if cfg.import_from is not None:
             log.info("%s: %d episodes", path, import_log(cfg.import_from, Path(cfg.folder)))
             return
+        check_places(cfg)
         outcome = collect(cfg)
     _report(outcome, path)
     if outcome.signal is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import PROJECT_ROOT, expand_simulator, link_latest
 
@@ -66,6 +67,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.output_dir)
     link_latest(folder, Path(cfg.paths.log_dir) / cfg.task_name)
     with ending_in_words():
+        check_places(cfg)
         warnings = measure(cfg, folder)
     if warnings and cfg.strict:
         raise SystemExit(1)
