@@ -8,7 +8,8 @@ from pathlib import Path
 from tests.helpers.hub import Hub, lines, run_with_hub, serving
 
 ROWS = [{"question": f"question {n}?", "golden_answers": [f"answer {n}"]} for n in range(5)]
-CARD = b"---\nconfigs:\n- config_name: nq\n  data_files: [{split: test, path: nq/test.jsonl}]\n---\n"
+SPLITS = b"  data_files: [{split: test, path: nq/test.jsonl}]"
+CARD = b"---\nconfigs:\n- config_name: nq\n" + SPLITS + b"\n---\n"
 READ = """
 import json, sys, time
 from zerosearch.data.sources import QASource

@@ -36,7 +36,10 @@ def check_places(cfg: DictConfig) -> None:
     """
     folder = Path(cfg.paths.data_dir)
     seen: set[str] = set()
+    unused = "search" if "engines" in cfg else None  # a table asks the engines alone
     for group in GROUPS:
+        if group == unused:
+            continue
         for key, value in _named(cfg.get(group), group):
             if value is None:
                 raise ValueError(
@@ -114,19 +117,24 @@ def _named(node: Any, key: str) -> Iterator[tuple[str, str | None]]:
             if name in FILE_KEYS or (dense and name == "model"):
                 yield from _value(node, name, f"{key}.{name}")
             elif OmegaConf.is_dict(child := _get(node, name)):
-                yield from _named(child, f"{key}.{name}")
+                yield from _named(child, _taken_from(node, name) or f"{key}.{name}")
 
 
 def _value(node: Any, name: Any, key: str) -> Iterator[tuple[str, str | None]]:
-    raw = str(OmegaConf.to_container(node, resolve=False)[name])  # type: ignore[index]
     value = _get(node, name)
     if OmegaConf.is_missing(node, name) or (value is None and name == "path"):
-        # the user sets what it is taken from: benchmark_file, not each benchmark's path
-        yield (taken[1] if (taken := re.fullmatch(r"\$\{([\w.]+)\}", raw)) else key), None
+        yield _taken_from(node, name) or key, None
     elif isinstance(value, str):
         yield key, value
     else:
         yield from _named(value, key)
+
+
+def _taken_from(node: Any, name: Any) -> str | None:
+    """The key whose value this one takes (`${key}`): the one for the user to set."""
+    raw = OmegaConf.to_container(node, resolve=False)[name]  # type: ignore[index]
+    taken = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
+    return taken[1] if taken else None
 
 
 def _get(node: Any, name: Any) -> Any:
