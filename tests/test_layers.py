@@ -18,6 +18,7 @@ LAYERS = [
         "text",
         "journal",
         "files",
+        "hub",
         "distributed",
         "progress",
         "ranges",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, SEED, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import expand_simulator
 from zerosearch.simulator.chosen import check_simulator
@@ -95,7 +96,7 @@ def take_questions(arguments: list[str]) -> list[str]:
 @command(
     "ask",
     keys=KEYS,
-    checks=[check_simulator],
+    checks=[check_places, check_simulator],
     expand=[take_questions, expand_simulator],
     error_code=2,  # 1: a question got no answer
 )

@@ -21,6 +21,7 @@ from zerosearch.commands import (
     WORDS,
     command,
 )
+from zerosearch.data.places import check_places
 from zerosearch.endings import sigterm_as_ctrl_c
 from zerosearch.runs import Summary, expand_resume, expand_simulator, run_job
 from zerosearch.simulator.chosen import check_simulator
@@ -103,7 +104,12 @@ def identity(node: Any) -> Any:
     return node
 
 
-@command("evaluate", keys=KEYS, checks=[check_simulator], expand=[expand_resume, expand_simulator])
+@command(
+    "evaluate",
+    keys=KEYS,
+    checks=[check_places, check_simulator],
+    expand=[expand_resume, expand_simulator],
+)
 def main(cfg: DictConfig) -> None:
     """Run one job of Hydra."""
     with sigterm_as_ctrl_c():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 
 from zerosearch.commands import PORT, TEXT, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
 
@@ -65,7 +66,7 @@ def _import_server() -> Any:
     return make_app
 
 
-@command("retriever", keys={"host": TEXT, "port": PORT})
+@command("retriever", keys={"host": TEXT, "port": PORT}, checks=[check_places])
 def main(cfg: DictConfig) -> None:
     """Serve one engine."""
     with ending_in_words():

@@ -11,6 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, PORT, SEED, TEXT, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import expand_simulator
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
@@ -85,7 +86,9 @@ def _import_app() -> Any:
     return make_app
 
 
-@command("serve_policy", keys=KEYS, checks=[check_simulator], expand=[expand_simulator])
+@command(
+    "serve_policy", keys=KEYS, checks=[check_places, check_simulator], expand=[expand_simulator]
+)
 def main(cfg: DictConfig) -> None:
     """Serve one policy."""
     with ending_in_words():

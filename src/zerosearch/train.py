@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import hydra
 
 from zerosearch.commands import COUNT, COUNT_OR_NULL, FLAG, PLACE, SEED, TEXT, WORDS, command
+from zerosearch.data.places import check_places
 from zerosearch.made_for import check_choices
 from zerosearch.runs import Summary, expand_resume, expand_simulator, find_checkpoint, run_job
 from zerosearch.simulator.chosen import check_simulator
@@ -96,7 +97,7 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
 @command(
     "train",
     keys=KEYS,
-    checks=[check_choices, check_simulator],
+    checks=[check_choices, check_places, check_simulator],
     expand=[expand_resume, expand_simulator],
 )
 def main(cfg: DictConfig) -> float | None:

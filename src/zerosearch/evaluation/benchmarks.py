@@ -100,3 +100,14 @@ class PublishedSet:
                 "the rows out"
             )
         places[identity] = location
+
+
+def file_benchmark(path: str, *, label: str = "file", limit: int | None = 500) -> Benchmark:
+    """Any file of questions as a benchmark.
+
+    Args:
+        path: file, or pattern of files, in any form that `PublishedSet` reads.
+        label: heading of its column.
+        limit: as of `PublishedSet`.
+    """
+    return Benchmark(label=label, source=PublishedSet(path=path, label="file", limit=limit))

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import is_gguf_available
 
+from zerosearch.hub import check_files
 from zerosearch.places import PACKAGE, resolve_path
 from zerosearch.policy.adaptation import (
     add_lora,
@@ -36,7 +37,7 @@ from zerosearch.policy.adaptation import (
 )
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
-from zerosearch.policy.weights import check_files, safetensors_files, weight_files
+from zerosearch.policy.weights import safetensors_files, weight_files
 from zerosearch.ranges import Seed
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -22,8 +22,8 @@ import bm25s
 import numpy as np
 from bm25s.tokenization import Tokenizer
 
+from zerosearch.data.corpus import Passage
 from zerosearch.ranges import NotNegative, Share
-from zerosearch.search.corpus import Passage
 from zerosearch.search.retrieval import Hit, load_passages, write_folder
 from zerosearch.types import SearchRequest, SearchResult
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zerosearch.data.corpus import Passage, join_contents
 from zerosearch.ranges import Count
 from zerosearch.search.batching import Batcher
-from zerosearch.search.corpus import Passage, join_contents
 from zerosearch.search.embedding import E5Encoder
 from zerosearch.search.per_loop import PerLoop
 from zerosearch.search.retrieval import Hit, load_passages, retrieve_mixed, write_folder

@@ -18,9 +18,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from zerosearch.data.corpus import join_contents
 from zerosearch.ranges import Count, NotNegative
 from zerosearch.search.batching import Batcher, QueueFull
-from zerosearch.search.corpus import join_contents
 from zerosearch.search.retrieval import Hit, Retriever, retrieve_mixed
 
 RETRY_AFTER_S = 1

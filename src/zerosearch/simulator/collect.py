@@ -11,6 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.commands import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.simulator.chosen import check_simulator
 
@@ -102,7 +103,7 @@ def _report(outcome: Outcome, path: Path) -> None:
         log.warning("%d episodes are missing: %s", outcome.unplayed, outcome.stopped)
 
 
-@command("collect", keys=KEYS, checks=[check_simulator])
+@command("collect", keys=KEYS, checks=[check_places, check_simulator])
 def main(cfg: DictConfig) -> None:
     """Collect, or import."""
     path = Path(cfg.folder) / EPISODES

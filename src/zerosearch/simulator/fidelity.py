@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import hydra
 
 from zerosearch.commands import COUNT, FLAG, SECONDS, SEED, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import expand_simulator, link_latest
 from zerosearch.simulator.chosen import check_simulator
@@ -59,7 +60,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     return warnings
 
 
-@command("fidelity", keys=KEYS, checks=[check_simulator], expand=[expand_simulator])
+@command("fidelity", keys=KEYS, checks=[check_places, check_simulator], expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Measure one simulator."""
     folder = Path(cfg.paths.output_dir)
