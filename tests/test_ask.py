@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.configs import ROOT
 from zerosearch.ask import split_arguments
 
-WORLD = ["search=scripted", "search.engine.splits=null"]
+WORLD = ["search=scripted"]
 
 
 def ask(*arguments: str, said: str = "", code: int = 0) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from tests.helpers.configs import CONFIGS, compose_config, hydra_run
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.assembly import PolicyRun, assemble, assemble_tuning
 from zerosearch.callbacks.curriculum import NoiseCurriculum
+from zerosearch.data.geography.facts import asset
 from zerosearch.data.sources import QASource
 from zerosearch.evaluate import table_run
 from zerosearch.evaluation.table_run import Method
@@ -117,6 +118,7 @@ def test_groups_are_those_of_the_design() -> None:
         "algorithm",
         "callbacks",
         "compat",
+        "corpus",
         "curriculum",
         "data",
         "debug",
@@ -132,6 +134,7 @@ def test_groups_are_those_of_the_design() -> None:
         "rubric",
         "search",
         "simulator",
+        "simulator_check",
         "task",
         "trainer",
     }
@@ -200,6 +203,7 @@ def test_every_choice_of_collecting_makes_its_objects(
 CHAT = ["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9/v1]", "agent.chat.model=m"]
 PROMPTED = ["prompted=chat", "prompted.endpoints=[http://127.0.0.1:9/v1]", "prompted.model=m"]
 EVALUATIONS = {  # what a choice needs beside itself
+    ("benchmark", "file"): ["benchmark.file.path=x.parquet"],
     ("benchmark", "one_file"): ["benchmark_file=x.parquet"],
     ("prompted", "chat"): PROMPTED[1:],
     ("engines", "geography"): ["simulator.prompt_template=compact"],
@@ -295,6 +299,35 @@ def test_what_only_the_user_knows_is_asked_for(
     assert missing in OmegaConf.missing_keys(compose_config(tmp_path, *overrides))
 
 
+def corpus_of(folder: Path, *overrides: str) -> Any:
+    """What the engine of training reads."""
+    corpus = compose_config(folder, *overrides).search.engine.corpus
+    return hydra.utils.instantiate(corpus) if isinstance(corpus, DictConfig) else corpus
+
+
+def test_an_engine_over_a_corpus_follows_the_data(tmp_path: Path) -> None:
+    places = compose_config(tmp_path).paths.data_dir
+    small, own = f"{places}/hotpotqa_small/corpus.jsonl.gz", "search.engine.corpus=my.jsonl"
+    for engine in ("search=bm25", "search=dense"):
+        assert corpus_of(tmp_path, engine) == asset("corpus.jsonl.gz")
+        assert corpus_of(tmp_path, engine, "data=hotpotqa_small") == small
+        assert corpus_of(tmp_path, engine, "data=hotpotqa_small", "corpus=wiki18") != small
+        assert corpus_of(tmp_path, engine, "data=hotpotqa_small", own) == "my.jsonl"
+    assert corpus_of(tmp_path, "experiment=smollm2_135m") == small
+    assert corpus_of(tmp_path, "experiment=smollm2_135m", "data=geography") == asset(
+        "corpus.jsonl.gz"
+    )
+    for program in ("evaluate", "ask", "serve_policy", "retriever", "collect"):
+        cfg = compose_config(tmp_path, "corpus=hotpotqa_small", name=program)
+        assert cfg.search.engine.corpus == small
+
+
+def test_the_data_of_an_experiment_can_be_swapped(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "experiment=smollm2_135m", "data=geography", *ON_CPU)
+    run.data.setup("fit")
+    assert len(run.data.train_dataloader().__iter__().__next__()) == 2  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("group", ["experiment", "algorithm", "simulator", "model"])
 def test_an_unknown_name_lists_the_known_ones(group: str, tmp_path: Path) -> None:
     with pytest.raises(MissingConfigException) as error:
@@ -346,6 +379,16 @@ def test_training_never_sees_held_out_subjects(tmp_path: Path) -> None:
     splits = {split for _, split in run.module.search.facts.groups}
     assert "train" in splits and not splits & {"validation", "test"}
     assert next(iter(run.module.evaluations)) == "bm25", "the headline is a real engine"
+
+
+@pytest.mark.parametrize("program", ["evaluate", "ask", "serve_policy", "fidelity", "collect"])
+def test_outside_of_training_the_scripted_engine_knows_all_places(
+    tmp_path: Path, program: str
+) -> None:
+    choices = ["search=scripted", "simulator=scripted"]
+    cfg = compose_config(tmp_path, *choices, name=program)
+    engine = hydra.utils.instantiate(cfg.search, _convert_="all")
+    assert {"train", "validation", "test"} <= {split for _, split in engine.facts.groups}
 
 
 def test_trainers_use_the_devices_they_name(tmp_path: Path) -> None:
@@ -440,7 +483,10 @@ def test_the_learning_rate_of_the_paper_warms_up_for_most_of_the_run(
 def test_the_runs_of_the_paper_train_on_its_questions(name: str, tmp_path: Path) -> None:
     cfg = compose_config(tmp_path, *overrides_of("experiment", name))
     sources = hydra.utils.instantiate(cfg.data.train, _convert_="all")
-    assert [source.path for source in sources.values()] == ["Alibaba-NLP/ZeroSearch_dataset"]
+    fetched = f"{cfg.paths.data_dir}/nq_hotpotqa/train.parquet"
+    assert [source.path for source in sources.values()] == [fetched]
+    published = compose_config(tmp_path, name="fetch").sets.nq_hotpotqa
+    assert published.repo == "Alibaba-NLP/ZeroSearch_dataset"
     assert all(isinstance(source, QASource) for source in sources.values())
 
 

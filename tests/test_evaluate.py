@@ -24,7 +24,7 @@ from zerosearch.runs import Summary
 TIMEOUT_S = 600
 PROMPTED = ["prompted=chat", "prompted.endpoints=[x]", "prompted.model=m"]
 # An engine of the world's facts: what the word policy asks is no place, so nothing is ever found.
-ENGINE = ["search=scripted", "search.engine.splits=null"]
+ENGINE = ["search=scripted"]
 EPISODE = [
     "made_for=null",
     "episode.max_turns=2",
@@ -80,6 +80,7 @@ def test_two_runs_and_one_that_was_killed_give_identical_bytes(
 ) -> None:
     shown = run(command(tmp_path / "one"))
     assert "policy (scripted)" in shown and "NQ" in shown
+    assert "The engine scripted knows little of these questions" in shown
     whole = outputs(tmp_path / "one")
     assert set(whole) == {*SAME, "answers/policy/search/nq.jsonl"}
     rows = [json.loads(line) for line in whole["answers/policy/search/nq.jsonl"].splitlines()]
@@ -99,7 +100,7 @@ def test_two_runs_and_one_that_was_killed_give_identical_bytes(
     kept = journal.read_bytes()
     assert kept.count(b"\n") < 24, "it was killed half-way"
     again = [sys.executable, "-m", "zerosearch.evaluate", f"resume={tmp_path / 'two'}"]
-    run(again)
+    assert "knows little" not in run(again), "it was asked before"
     assert journal.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1]), "nothing is asked again"
     assert outputs(tmp_path / "two") == whole
 

@@ -19,10 +19,10 @@ from omegaconf import DictConfig
 
 from tests.helpers.configs import CONFIGS, ROOT
 from tests.helpers.waiting import GUARD_S
+from zerosearch.data.corpus import read_corpus
 from zerosearch.data.geography.facts import asset
 from zerosearch.retriever import prepared_engine
 from zerosearch.search.bm25 import BM25Search
-from zerosearch.search.corpus import read_corpus
 from zerosearch.search.dense import DenseSearch
 from zerosearch.search.retriever import RetrieverSearch
 from zerosearch.service import bind
@@ -92,7 +92,7 @@ def test_a_corpus_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     code, output = run(tmp_path, "port=0", "search.engine.corpus=gone.jsonl")
     assert code == 1
     assert output.count("\n") == 1
-    assert "corpus file gone.jsonl does not exist; give the path of" in output
+    assert "search.engine.corpus=gone.jsonl does not exist (looked in" in output
 
 
 # -- in this process, which is faster --------------------------------------------------------------

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from zerosearch import runs
 from zerosearch.runs import (
     Summary,
+    expand_null_groups,
     expand_resume,
     expand_simulator,
     find_checkpoint,
@@ -54,6 +55,12 @@ def test_other_simulators_are_names(name: str) -> None:
     assert expand_simulator([f"simulator={name}"]) == [f"simulator={name}"]
 
 
+def test_null_switches_off_a_group_and_stays_the_value_of_a_key() -> None:
+    given = ["logger=null", "model/lora=null", "resume=null", "health.gibberish=null", "seed=1"]
+    expected = ["~logger", "~model/lora", "resume=null", "health.gibberish=null", "seed=1"]
+    assert expand_null_groups(given) == expected
+
+
 # -- resume= on the command line ------------------------------------------------------------------
 
 
@@ -71,6 +78,7 @@ def test_a_run_folder_brings_its_overrides_back(tmp_path: Path) -> None:
         "+a.b=c",
         "~debug",
         resume,
+        "hydra.mode=RUN",  # it may have been a job of a sweep
         f"hydra.run.dir='{run}'",
     ]
 
@@ -78,7 +86,8 @@ def test_a_run_folder_brings_its_overrides_back(tmp_path: Path) -> None:
 def test_overrides_given_again_win(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "seed=3", "+a.b=c", "policy_steps=5", "resume=elsewhere")
     given = ["policy_steps=9", f"resume={run}", "++a.b=d"]
-    assert expand_resume(given) == ["seed=3", *given, f"hydra.run.dir='{run}'"]
+    here = ["hydra.mode=RUN", f"hydra.run.dir='{run}'"]
+    assert expand_resume(given) == ["seed=3", *given, *here]
 
 
 def test_the_link_to_the_latest_run_is_resumed_under_its_own_name(tmp_path: Path) -> None:

@@ -46,11 +46,13 @@ TIMEOUT_S = 600  # of a process; about 15 on a machine that has nothing else to 
 # -- runs in processes of their own ---------------------------------------------------------------
 
 
-def start(*arguments: str, pause: tuple[Path, int] | None = None) -> subprocess.Popen[str]:
+def start(
+    *arguments: str, pause: tuple[Path, int] | None = None, threads: int = 1
+) -> subprocess.Popen[str]:
     """The command, in the checkout; with `pause` it halts in that folder after so many steps."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "src"),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
     }
     if pause is not None:
@@ -146,8 +148,9 @@ def stop_twice(settings: list[str], logs: Path, folder: Path) -> list[dict[str, 
     process.kill()
     note(finish(process)[0])
 
-    code, output = finish(start(f"resume={logs / 'train' / 'latest'}"))
+    code, output = finish(start(f"resume={logs / 'train' / 'latest'}", threads=2))
     assert code == 0, output
+    assert "threads: 1, as the checkpoint was computed with (torch's choice here: 2)" in output
     return stops
 
 

@@ -6,21 +6,28 @@ Without a question: one after the other from the keyboard, or from the lines of 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, SEED, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT, expand_simulator
+from zerosearch.runs import expand_simulator
+from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+KEYS = {
+    "seed": SEED,
+    "checkpoint": PLACE,
+    "allow_other_episode": FLAG,
+    "temperature": NOT_NEGATIVE,
+    "json": FLAG,
+}
 QUESTIONS: list[str] = []  # of the command line, in words of people and so not Hydra's
 
 
@@ -80,7 +87,19 @@ def typed(console: Any) -> Iterator[str]:
         yield question
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="ask")
+def take_questions(arguments: list[str]) -> list[str]:
+    """Keep the questions of the command line; returns what is Hydra's."""
+    QUESTIONS[:], rest = split_arguments(arguments)
+    return rest
+
+
+@command(
+    "ask",
+    keys=KEYS,
+    checks=[check_places, check_simulator],
+    expand=[take_questions, expand_simulator],
+    error_code=2,  # 1: a question got no answer
+)
 def main(cfg: DictConfig) -> None:
     """Ask; the exit code is 1 where a question got no answer."""
     with ending_in_words(code=2):
@@ -89,6 +108,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    QUESTIONS, sys.argv[1:] = split_arguments(sys.argv[1:])
-    sys.argv[1:] = expand_simulator(sys.argv[1:])
     main()

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.callbacks.budget_stop import used_up_budget
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.tuning.data import TuningData
@@ -76,8 +77,17 @@ class Run(Generic[M, D]):
 class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
     """A policy learns to search."""
 
+    @property
+    def status(self) -> str:
+        """As of any run, or "stopped: ..." where the budget of its simulator is used up."""
+        budget = used_up_budget(self.trainer)
+        if budget is None or self.stop_signal:
+            return super().status
+        return f"stopped: {budget.describe(self.module)}"
+
     def fit(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint where one is given."""
+        self.module.resumed = checkpoint is not None
         try:
             super().fit(checkpoint)
         finally:
@@ -98,6 +108,7 @@ class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
         """Last training metrics, start and test metrics, and the headline as start/f1, test/f1."""
         module = self.module
         metrics = {**module.train_metrics, **module.start_metrics, **module.evaluation_metrics}
+        metrics |= module.costs.totals  # the last evaluation included
         headline = next(iter(module.evaluations))
         for phase in ("start", "test"):
             for name in ("f1", "em", "cover_em"):
@@ -168,9 +179,11 @@ def _objects(cfg: DictConfig) -> dict[str, Any]:
     quiet_libraries()
     data = hydra.utils.instantiate(cfg.data)
     module = hydra.utils.instantiate(cfg.module)
-    callbacks = [hydra.utils.instantiate(node) for node in cfg.callbacks.values() if node]
-    loggers = [hydra.utils.instantiate(node) for node in (cfg.logger or {}).values() if node]
-    trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    callbacks, loggers = (
+        [hydra.utils.instantiate(node) for node in (cfg.get(name) or {}).values() if node]
+        for name in ("callbacks", "logger")
+    )
+    trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     return {"trainer": trainer, "module": module, "data": data, "hyper_parameters": _flat(cfg)}
 
 

@@ -4,29 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.commands import (
+    COUNT,
+    COUNT_OR_ALL,
+    FLAG,
+    NOT_NEGATIVE,
+    PLACE,
+    SEED,
+    SHARE,
+    WORDS,
+    command,
+)
+from zerosearch.data.places import check_places
 from zerosearch.endings import sigterm_as_ctrl_c
-from zerosearch.runs import PROJECT_ROOT, Summary, expand_resume, expand_simulator, run_job
+from zerosearch.runs import Summary, expand_resume, expand_simulator, run_job
+from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+KEYS = {
+    "limit": COUNT_OR_ALL,
+    "block": COUNT,
+    "max_failed_share": SHARE,
+    "temperature": NOT_NEGATIVE,
+    "allow_other_episode": FLAG,
+    "seed": SEED,
+    "checkpoint": PLACE,
+    "resume": PLACE,
+    "benchmark_file": PLACE,
+    "tags": WORDS,
+}
+
+COMPONENTS = ("methods", "engines", "benchmark")
 
 
 def evaluate(cfg: DictConfig, summary: Summary) -> None:
     """Answer the questions, write and show the tables; notes the metrics and the status."""
     from zerosearch.evaluation.checkpoint import use_checkpoint
     from zerosearch.evaluation.report import show, write_tables, write_times
+    from zerosearch.nodes import check_nodes
     from zerosearch.simulator.launch import launched
 
+    prompts = any(method.get("prompted") for method in cfg.methods.values())
+    check_nodes(cfg, *COMPONENTS, *(["prompted"] if prompts else []))
     folder = summary.path.parent
     use_checkpoint(cfg, list(HydraConfig.get().overrides.task), folder)
     with launched(cfg, folder):
@@ -77,7 +104,12 @@ def identity(node: Any) -> Any:
     return node
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="evaluate")
+@command(
+    "evaluate",
+    keys=KEYS,
+    checks=[check_places, check_simulator],
+    expand=[expand_resume, expand_simulator],
+)
 def main(cfg: DictConfig) -> None:
     """Run one job of Hydra."""
     with sigterm_as_ctrl_c():
@@ -85,8 +117,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.argv[1:] = expand_simulator(expand_resume(sys.argv[1:]))
-    except ValueError as error:
-        sys.exit(str(error))
     main()

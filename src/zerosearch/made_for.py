@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.places import resolve_path
@@ -23,6 +24,11 @@ _CONFIGS = PROJECT_ROOT / "configs"
 _EMBEDDED = "zerosearch.data.geography."  # whatever knows the embedded places, or asks about them
 _SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 _NUMBERS_SHOWN = 6
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """`check_made_for` with the choices that Hydra made for this program."""
+    check_made_for(cfg, HydraConfig.get().runtime.choices)
 
 
 def check_made_for(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
@@ -157,7 +163,7 @@ def _check_engines(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
     if any(map(_is_embedded, _targets(cfg.data))):
         return
     remedies = {
-        "search": "search.engine.corpus=FILE (search=bm25 or dense) or another search=",
+        "search": "corpus=NAME or search.engine.corpus=FILE (search=bm25 or dense) or another search=",
         "evaluation": "evaluation=same_engine",
     }
     wrong = [group for group in remedies if any(map(_is_embedded, _targets(cfg.get(group))))]

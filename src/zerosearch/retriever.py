@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 import hydra
 
+from zerosearch.commands import PORT, TEXT, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+
+COMPONENTS = ("limits", "search.engine")
 
 
 def serve(cfg: DictConfig) -> None:
     """Bind, prepare the engine, answer until told to stop."""
+    from zerosearch.nodes import check_nodes
+
     exit_on_signals()
     make_app = _import_server()
+    check_nodes(cfg, *COMPONENTS)
     limits = hydra.utils.instantiate(cfg.limits)
     with bind(cfg.host, cfg.port) as bound:  # before the corpus is read, which may take minutes
         engine = prepared_engine(cfg.search.engine)
@@ -62,7 +66,7 @@ def _import_server() -> Any:
     return make_app
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="retriever")
+@command("retriever", keys={"host": TEXT, "port": PORT}, checks=[check_places])
 def main(cfg: DictConfig) -> None:
     """Serve one engine."""
     with ending_in_words():

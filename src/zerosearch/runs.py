@@ -63,7 +63,8 @@ def expand_resume(arguments: list[str]) -> list[str]:
     folder = folder.resolve()
     taken = {_key(item) for item in arguments}
     kept = [item for item in saved if _key(item) not in taken]
-    return [*kept, *arguments, f"hydra.run.dir='{folder}'"]
+    # it may have been a job of a sweep, whose settings are among those saved
+    return [*kept, *arguments, "hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
 
 
 def expand_simulator(arguments: list[str]) -> list[str]:
@@ -76,6 +77,15 @@ def expand_simulator(arguments: list[str]) -> list[str]:
         else:
             expanded.append(item)
     return expanded
+
+
+def expand_null_groups(arguments: list[str]) -> list[str]:
+    """Turn `logger=null` into `~logger`: the one is Hydra's for values, the other for groups."""
+    groups = (item.removesuffix("=null") for item in arguments)
+    return [
+        f"~{group}" if group != item and (PROJECT_ROOT / "configs" / group).is_dir() else item
+        for item, group in zip(arguments, groups, strict=True)
+    ]
 
 
 def _key(override: str) -> str:
@@ -123,6 +133,16 @@ def link_latest(run_folder: Path, task_folder: Path) -> None:
     os.replace(temporary, task_folder / "latest")
 
 
+def chosen() -> dict[str, str]:
+    """The choice of every group, as Hydra made it; empty outside of a program of Hydra's."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    choices = HydraConfig.get().runtime.choices
+    return {group: name for group, name in choices.items() if name and "hydra" not in str(group)}
+
+
 def git_commit() -> str | None:
     """Commit of the checkout, with "+changes" where files differ from it; None outside git."""
     try:
@@ -156,9 +176,7 @@ class Summary:
 
     def write(self) -> None:
         """Replace the file atomically, on rank 0."""
-        from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-        if rank_zero_only.rank != 0:
+        if global_rank() != 0:
             return
         self.facts["seconds"] = round(time.time() - self._started, 1)
         temporary = self.path.with_suffix(".tmp")
@@ -179,14 +197,12 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dic
     Raises:
         SystemExit: the job failed, or a signal interrupted it.
     """
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
     folder = Path(cfg.paths.output_dir)
-    if rank_zero_only.rank == 0:
+    if global_rank() == 0:
         link_latest(folder, Path(cfg.paths.log_dir) / cfg.task_name)
     else:
         logging.getLogger().setLevel(logging.WARNING)  # the first process says what goes well
-    summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags))
+    summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags), choices=chosen())
     try:
         work(cfg, summary)
         log.info(summary.headline())
@@ -208,6 +224,18 @@ def _pass_on(number: int) -> None:
     """Let whoever launched the run act on its signal too: submitit then requeues the job."""
     if number in REQUEUE_SIGNALS and callable(signal.getsignal(number)):
         signal.raise_signal(number)
+
+
+def global_rank() -> int:
+    """This process's number in the run; before Lightning is loaded, as it will count it."""
+    if "lightning" in sys.modules:
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+        return rank_zero_only.rank or 0
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
 
 
 def exit_code(status: str) -> int:

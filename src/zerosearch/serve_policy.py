@@ -5,31 +5,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, PORT, SEED, TEXT, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT, expand_simulator
+from zerosearch.runs import expand_simulator
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
+from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+KEYS = {
+    "seed": SEED,
+    "checkpoint": PLACE,
+    "allow_other_episode": FLAG,
+    "temperature": NOT_NEGATIVE,
+    "name": TEXT,
+    "host": TEXT,
+    "port": PORT,
+    "api_key_env": PLACE,
+}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 
 def serve(cfg: DictConfig) -> None:
     """Bind, load the policy, answer until told to stop."""
     from zerosearch.answering.load import loaded
+    from zerosearch.nodes import check_nodes
 
     exit_on_signals()
     make_app = _import_app()
+    check_nodes(cfg, "limits")
     limits = hydra.utils.instantiate(cfg.limits)
     key = _key(cfg)
     with (
@@ -73,8 +86,8 @@ def _import_app() -> Any:
     return make_app
 
 
-@hydra.main(
-    version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="serve_policy"
+@command(
+    "serve_policy", keys=KEYS, checks=[check_places, check_simulator], expand=[expand_simulator]
 )
 def main(cfg: DictConfig) -> None:
     """Serve one policy."""
@@ -83,5 +96,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = expand_simulator(sys.argv[1:])
     main()

@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 
-from zerosearch.endings import ending_in_words
-from zerosearch.made_for import check_made_for
-from zerosearch.runs import (
-    PROJECT_ROOT,
-    Summary,
-    expand_resume,
-    expand_simulator,
-    find_checkpoint,
-    run_job,
-)
+from zerosearch.commands import COUNT, COUNT_OR_NULL, FLAG, PLACE, SEED, TEXT, WORDS, command
+from zerosearch.data.places import check_places
+from zerosearch.made_for import check_choices
+from zerosearch.runs import Summary, expand_resume, expand_simulator, find_checkpoint, run_job
+from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+KEYS = {
+    "policy_steps": COUNT,
+    "questions_per_step": COUNT,
+    "steps": COUNT,
+    "seed": SEED,
+    "threads": COUNT_OR_NULL,
+    "test": FLAG,
+    "resume": PLACE,
+    "tags": WORDS,
+    "job": TEXT,
+    "task_name": TEXT,
+}
+
+COMPONENTS = ("data", "module", "callbacks", "logger", "trainer")
 
 
 def train_policy(cfg: DictConfig, summary: Summary) -> None:
     """Evaluate, train, evaluate again; notes the final metrics and the status."""
+    from zerosearch.simulator.plan import say_plan
+
+    say_plan(cfg)
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble
     from zerosearch.data.loaders import check_shared
+    from zerosearch.nodes import check_nodes
     from zerosearch.policy.memory import check_memory
+    from zerosearch.search.simulated import answered_by
     from zerosearch.simulator.launch import launched
     from zerosearch.training.preflight import check_accelerator, check_run
 
+    check_nodes(cfg, *COMPONENTS)
     check_accelerator(cfg.trainer.accelerator)
     check_memory(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -52,7 +63,7 @@ def train_policy(cfg: DictConfig, summary: Summary) -> None:
             run.fit(checkpoint)
         if cfg.test and run.status == "completed":
             run.evaluate("test")
-    summary.facts |= run.final_metrics()
+    summary.facts |= run.final_metrics() | {"simulator_models": answered_by(run.module.search)}
     run.check_searches()
     summary.facts["status"] = run.status
 
@@ -62,9 +73,11 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble_tuning
+    from zerosearch.nodes import check_nodes
     from zerosearch.policy.memory import check_memory
     from zerosearch.training.preflight import check_accelerator
 
+    check_nodes(cfg, *COMPONENTS)
     check_accelerator(cfg.trainer.accelerator)
     check_memory(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -81,17 +94,16 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
     summary.facts["status"] = run.status
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="train")
+@command(
+    "train",
+    keys=KEYS,
+    checks=[check_choices, check_places, check_simulator],
+    expand=[expand_resume, expand_simulator],
+)
 def main(cfg: DictConfig) -> float | None:
     """Run one job of Hydra; returns what a hyper-parameter search would maximise."""
-    with ending_in_words():
-        check_made_for(cfg, HydraConfig.get().runtime.choices)
     return run_job(cfg, hydra.utils.get_method(cfg.job)).get("test/f1")
 
 
 if __name__ == "__main__":
-    try:
-        sys.argv[1:] = expand_simulator(expand_resume(sys.argv[1:]))
-    except ValueError as error:
-        sys.exit(str(error))
     main()

@@ -71,7 +71,13 @@ class SearchRequest:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class SearchResult:
-    """What an engine returned; `noisy` is None for engines that do not choose the quality."""
+    """What an engine returned.
+
+    `noisy` is the quality that the documents were written in: drawn from the noise probability, and
+    True as well where nothing useful could be written. How well a simulator that tried for useful
+    documents did is no part of it (that is measured, see `search/fidelity.py`). None for engines
+    that do not choose the quality.
+    """
 
     documents: tuple[Document, ...]
     requested: int
@@ -90,12 +96,18 @@ class SearchError(Exception):
     Args:
         endpoint: who failed (URL or engine name), shown to the user.
         reason: what happened and how to mend it.
+        tokens: read and written in vain.
+        cost_usd: of all attempts.
     """
 
-    def __init__(self, endpoint: str, reason: str) -> None:
+    def __init__(
+        self, endpoint: str, reason: str, *, tokens: int = 0, cost_usd: float = 0.0
+    ) -> None:
         super().__init__(f"search engine {endpoint}: {reason}")
         self.endpoint = endpoint
         self.reason = reason
+        self.tokens = tokens
+        self.cost_usd = cost_usd
 
 
 @dataclass(kw_only=True, slots=True)
@@ -129,6 +141,15 @@ class Trajectory:
     weight_versions: list[int] = field(default_factory=list)  # of the sampler, one per turn
     stop_reason: StopReason = "answer"
     error: str | None = None
+    lost_tokens: int = 0  # of a search that failed
+    lost_usd: float = 0.0
+
+    def end(self, reason: StopReason, failure: SearchError | None = None) -> None:
+        """Note why the episode is over, and what a search that failed has cost."""
+        self.stop_reason = reason
+        if failure is not None:
+            self.error = str(failure)
+            self.lost_tokens, self.lost_usd = failure.tokens, failure.cost_usd
 
     @property
     def key(self) -> tuple[int, int]:

@@ -319,6 +319,50 @@ def test_files_replace_the_training_sources_and_mix_by_size(tmp_path: Path) -> N
     }
 
 
+def test_held_out_questions_of_another_source_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": f"q{n}", "golden_answers": ["a"]} for n in range(3)]
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = [Facts("held", 2)]
+    replaced = QADataModule(
+        questions_per_step=1, files=[str(own)], train=[Facts("embedded", 3)], validation=held_out
+    )
+    replaced.setup("fit")
+    assert "Training asks questions of own.jsonl, but validation and test ask those of held" in (
+        caplog.text
+    )
+    caplog.clear()
+    QADataModule(questions_per_step=1, files=[str(own)], validation=held_out).setup("fit")
+    QADataModule(questions_per_step=1, train=[Facts("t", 3)], validation=held_out).setup("fit")
+    assert not caplog.text, "nothing was replaced"
+
+
+def test_training_questions_are_shown_without_moving_on(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "golden_answers": ["a"]} for n in range(9)]
+    path = tmp_path / "stream.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make() -> QADataModule:
+        sources = [Facts("memory", 5), QASource(path=str(path), streaming=True)]
+        data = QADataModule(questions_per_step=4, train=sources)
+        data.setup("fit")
+        return data
+
+    def first_steps(data: QADataModule) -> list[list[str]]:
+        batches = iter(data.train_dataloader())
+        return [[question.uid for question in next(batches)] for _ in range(4)]
+
+    shown, untouched = make(), make()
+    questions = shown.training_questions(3)
+    assert [question.uid for question in questions] == [
+        *(f"memory:{n}" for n in range(5)),
+        *(f"stream.jsonl:{n}" for n in range(3)),
+    ]
+    assert first_steps(shown) == first_steps(untouched)
+
+
 def test_hydra_builds_it_from_yaml_and_overrides(tmp_path: Path) -> None:
     config = OmegaConf.create(f"""
         _target_: zerosearch.data.datamodule.QADataModule

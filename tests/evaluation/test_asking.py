@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from tests.helpers.engines import ScriptedEngine
 from zerosearch.evaluation.answers import without_times
 from zerosearch.evaluation.asking import ask_all
+from zerosearch.evaluation.results import cell_times
 from zerosearch.journal import Journal
 from zerosearch.search.agent import OnText, Played
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchError, SearchRequest, Trajectory, Turn
 
+PAUSE_S = 0.5
 QUESTIONS = [
     Question(uid=f"q:{n}", text=f"question {n}", golden_answers=(str(n % 2),)) for n in range(10)
 ]
@@ -59,6 +62,14 @@ class Counting:
         return Played(trajectory=trajectory, answer=str(beside))
 
 
+class Slow(Counting):
+    """Takes its time, which others may use."""
+
+    async def play(self, *arguments: Any, **fields: Any) -> Played:
+        await asyncio.sleep(PAUSE_S)
+        return await super().play(*arguments, **fields)
+
+
 def ask(
     folder: Path, agent: Counting, *, block: int = 4, share: float = 0.5, **engine: Any
 ) -> list[dict[str, Any]]:
@@ -91,6 +102,22 @@ def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_rows(tmp_path: Path) ->
         assert len(agent.played) == len(QUESTIONS) - kept // 4 * 4 or kept == len(lines)
         written = (folder / "x.jsonl").read_bytes().splitlines()
         assert len(written) == len(QUESTIONS), "no answer twice"
+
+
+def test_throughput_counts_the_clock_of_all_and_latency_that_of_each(tmp_path: Path) -> None:
+    ask(tmp_path, Slow(), block=5)
+    with Journal(tmp_path / "x.jsonl", key="id") as journal:
+        first = cell_times(list(journal.rows.values()))
+    assert first["episode_s_mean"] >= PAUSE_S, "every episode waits"
+    assert first["s_per_question"] < first["episode_s_mean"] / 2, "five at a time"
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+    time.sleep(4 * PAUSE_S)  # between a kill and the next start
+    ask(tmp_path, Slow(), block=5)
+    with Journal(path, key="id") as journal:
+        resumed = cell_times(list(journal.rows.values()))
+    assert resumed["s_per_question"] < resumed["episode_s_mean"] / 2, "the pause does not count"
+    assert resumed["questions_per_s"] == pytest.approx(1 / resumed["s_per_question"])
 
 
 def test_answers_to_other_questions_are_not_taken_over(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.evaluation.rows import answers
 from zerosearch.evaluation.merge import merged
-from zerosearch.evaluation.report import write_tables
+from zerosearch.evaluation.report import show, write_tables
 from zerosearch.evaluation.results import cell_metrics, cell_times
 from zerosearch.evaluation.tables import (
     Results,
@@ -39,7 +39,20 @@ def test_metrics_of_a_cell_count_every_question() -> None:
     assert (HALF["searches"], HALF["sampled_tokens"], HALF["cost_usd"]) == (1, 7, 0.5)
     lost = cell_metrics(answers(["red", "red"], error="engine down"))
     assert (lost["em"], lost["failed"], lost["answered"]) == (0, 1, 0)
-    assert cell_times(answers(["red"]))["question_s_p50"] == 0.25
+
+
+def test_latency_of_an_episode_and_throughput_of_all_are_two_figures(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    times = cell_times(answers(["red", "red"]))
+    assert (times["episode_s_mean"], times["episode_s_p50"]) == (0.25, 0.25)
+    assert (times["s_per_question"], times["questions_per_s"]) == (0.125, 8)
+    one = results(nq="NQ")
+    show(one, dict.fromkeys(one.cells, times))
+    shown = capsys.readouterr().out
+    assert "latency of an episode, throughput of all" in " ".join(shown.split())
+    [line] = [line for line in shown.splitlines() if "policy" in line]
+    assert line.split()[-2:] == ["0.25", "8"]
 
 
 def test_the_papers_rows_stand_beside_ours() -> None:

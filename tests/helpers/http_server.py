@@ -96,6 +96,9 @@ def _handler(server: HttpServer) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self._serve(None)
 
+        def do_HEAD(self) -> None:
+            self._serve(None)
+
         def do_POST(self) -> None:
             self._serve(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
@@ -116,6 +119,8 @@ def _handler(server: HttpServer) -> type[BaseHTTPRequestHandler]:
             for name, value in sent.headers.items():
                 self.send_header(name, value)
             self.end_headers()
+            if self.command == "HEAD":
+                return
             self.wfile.write(content[: sent.reset_after])
             if sent.reset_after is not None:
                 self.wfile.flush()

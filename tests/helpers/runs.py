@@ -52,6 +52,7 @@ def small_run(folder: Path) -> list[str]:
         "episode.max_observation_tokens=96",
         "episode.max_context_tokens=256",
         "trainer=cpu",
+        "simulator_check=off",  # the scripted simulator knows no colours
         "trainer.val_check_interval=2",
         "callbacks.checkpoint.every_n_steps=2",
     ]

@@ -55,7 +55,7 @@ def result(*texts: str) -> SearchResult:
 async def test_a_search_is_answered_and_recorded() -> None:
     engine = ScriptedEngine(["Lima is the capital.", "Cusco is a city."])
     step = await environment(engine).step(f"hm {SEARCH}", ending="stop")
-    assert (step.stop, step.error) == (None, None)
+    assert (step.stop, step.failure) == (None, None)
     assert (step.turn.action, step.turn.query) == ("search", "Peru")
     assert step.turn.result is not None and step.turn.result.requested == 3
     assert step.observation is not None
@@ -135,8 +135,8 @@ async def test_defect_13_a_failed_search_is_no_observation_and_names_the_endpoin
     engine = ScriptedEngine(["x"], failing=(QUESTION.text,))
     step = await environment(engine).step(SEARCH, ending="stop")
     assert (step.stop, step.observation, step.turn.result) == ("search_failed", None, None)
-    assert step.error is not None
-    assert "http://search.test/retrieve" in step.error and "after 3 attempts" in step.error
+    error = str(step.failure)
+    assert "http://search.test/retrieve" in error and "after 3 attempts" in error
     assert step.turn.query == "Peru", "the transcript shows which query failed"
 
 

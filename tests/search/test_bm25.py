@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.waiting import GUARD_S
+from zerosearch.data.corpus import Passage, read_corpus, write_corpus
 from zerosearch.search import bm25
 from zerosearch.search.bm25 import BM25Search, best_positions, fold_text
-from zerosearch.search.corpus import Passage, read_corpus, write_corpus
 from zerosearch.search.retrieval import retrieve_mixed
 from zerosearch.types import Document, SearchRequest
 

@@ -15,11 +15,11 @@ import pytest
 
 from tests.helpers.configs import CONFIGS, compose_config
 from tests.helpers.simulated import simulated_search
+from zerosearch.data.corpus import Passage
 from zerosearch.data.geography.facts import load_facts
 from zerosearch.search import store
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.cache import CachedSearch, build_search, describe
-from zerosearch.search.corpus import Passage
 from zerosearch.search.engine import SearchEngine
 from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.search.web import WebSearch

@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel
 
 from tests.helpers.models import VOCABULARY, make_tokenizer
 from tests.helpers.waiting import GUARD_S
+from zerosearch.data.corpus import Passage, join_contents, write_corpus
 from zerosearch.search import dense
-from zerosearch.search.corpus import Passage, join_contents, write_corpus
 from zerosearch.search.dense import DenseSearch
 from zerosearch.search.embedding import E5Encoder
 from zerosearch.search.engine import Cacheable, Checkable

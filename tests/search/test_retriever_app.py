@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from tests.helpers.waiting import GUARD_S, until, wait_until
+from zerosearch.data.corpus import Passage
 from zerosearch.search.bm25 import BM25Search
-from zerosearch.search.corpus import Passage
 from zerosearch.search.retrieval import Hit, Retriever
 from zerosearch.search.retriever import RetrieverSearch
 from zerosearch.types import Document, SearchError, SearchRequest

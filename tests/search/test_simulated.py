@@ -183,6 +183,13 @@ async def test_tokens_and_cost_of_all_attempts_are_counted(server):
     assert (free.tokens, free.cost_usd) == (0, 0.0)
 
 
+async def test_a_search_that_fails_says_what_it_has_cost(server):
+    server.answer = in_turn(completion("I cannot.", tokens=1000), completion("No.", tokens=500))
+    with pytest.raises(SearchError) as error:
+        await make_engine(server.url, usd_per_million_tokens=2.0).search(request())
+    assert error.value.tokens == 1500 and error.value.cost_usd == pytest.approx(0.003)
+
+
 def test_noise_is_drawn_from_the_seed_with_the_requests_probability():
     draws = [draw_noisy(request(seed=seed, noise_probability=0.3)) for seed in range(2000)]
     assert sum(draws) == pytest.approx(600, abs=60)

@@ -157,6 +157,15 @@ async def test_nothing_found_is_a_result_that_costs(provider: str) -> None:
     assert (result.documents, result.cost_usd, result.attempts) == ((), 0.01, 1)
 
 
+async def test_replies_that_are_paid_for_and_cannot_be_read_cost_too() -> None:
+    with HttpServer(in_turn(Sent(body={"organic": "none"}))) as server:
+        engine = make_engine(server.url, "serper", max_retries=1)
+        with pytest.raises(SearchError) as error:
+            await engine.search(make_request())
+        assert len(server.asked) == 2
+    assert error.value.cost_usd == pytest.approx(0.02)
+
+
 async def test_serper_is_asked_as_it_documents() -> None:
     with HttpServer(in_turn(Sent(body=NOTHING["serper"]))) as server:
         await make_engine(server.url, language="de", country="at").search(make_request())

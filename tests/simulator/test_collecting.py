@@ -23,7 +23,7 @@ from zerosearch.search.agent import OnText, Played
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.engine import SearchEngine
-from zerosearch.simulator.budget import Budget, BudgetUsedUp
+from zerosearch.simulator.budget import Budget, BudgetUsedUp, Metered
 from zerosearch.simulator.collecting import Collector, Outcome
 from zerosearch.simulator.records import read_episodes
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult, Trajectory, Turn
@@ -218,6 +218,23 @@ def test_a_cache_asks_for_nothing_beyond_the_budget(tmp_path: Path) -> None:
     outcome = collect(tmp_path, cached, queries=5, questions=QUESTIONS[:5])
     assert "budget.queries=5 are used up" in outcome.stopped
     assert Budget(tmp_path / "spent.jsonl", queries=None, usd=None).queries == 5
+
+
+async def test_a_search_that_fails_counts_what_it_cost(tmp_path: Path) -> None:
+    class Dear:
+        async def search(self, request: SearchRequest) -> SearchResult:
+            raise SearchError("http://sim", "no document", cost_usd=0.3)
+
+    budget = Budget(tmp_path / "spent.jsonl", queries=None, usd=0.5)
+    metered = Metered(Dear(), budget)
+    request = SearchRequest(query="q", question="q", golden_answers=())
+    for _ in range(2):
+        with pytest.raises(SearchError):
+            await metered.search(request)
+    assert budget.usd == 0.6
+    with pytest.raises(BudgetUsedUp):
+        await metered.search(request)
+    budget.close()
 
 
 def test_spending_outlives_the_process(tmp_path: Path) -> None:

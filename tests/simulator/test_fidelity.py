@@ -18,14 +18,8 @@ from tests.helpers.simulated import simulated_search
 from zerosearch.data.geography.facts import load_facts
 from zerosearch.data.rows import Columns
 from zerosearch.search.simulated import SimulatedSearch
-from zerosearch.simulator.fidelity_report import (
-    Asked,
-    ask_all,
-    read_questions,
-    summarize,
-    warnings_of,
-    write_report,
-)
+from zerosearch.simulator.fidelity_report import read_questions, write_report
+from zerosearch.simulator.probing import Asked, ask_all, summarize, warnings_of
 from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
 
@@ -201,7 +195,7 @@ def test_a_limit_keeps_a_fixed_selection() -> None:
 
 def test_the_command_reports_writes_and_is_strict_on_demand(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "zerosearch.simulator.fidelity", "search=scripted"),
+        *(sys.executable, "-m", "zerosearch.simulator.fidelity"),
         *("simulator=scripted_fair", "data.limit=40", "strict=true"),
         f"paths.log_dir='{tmp_path}'",
     ]
@@ -211,10 +205,3 @@ def test_the_command_reports_writes_and_is_strict_on_demand(tmp_path: Path) -> N
     report = json.loads((tmp_path / "fidelity" / "latest" / "fidelity.json").read_text())
     assert report["useful"]["searches"] == 40 and len(report["warnings"]) == 2
     assert len((tmp_path / "fidelity" / "latest" / "searches.csv").read_text().splitlines()) == 81
-
-
-def test_the_command_explains_a_simulator_without_its_engine(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "zerosearch.simulator.fidelity", "simulator=scripted"]
-    run = subprocess.run([*command, f"paths.log_dir='{tmp_path}'"], capture_output=True, text=True)
-    assert run.returncode == 1
-    assert "add search=scripted" in run.stdout + run.stderr

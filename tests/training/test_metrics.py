@@ -9,7 +9,15 @@ from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.training import metrics as module
 from zerosearch.training.metrics import Costs, Means, rollout_metrics, step_metrics
 from zerosearch.training.sampled import SampledBatch
-from zerosearch.types import Document, Question, SearchResult, StopReason, Trajectory, Turn
+from zerosearch.types import (
+    Document,
+    Question,
+    SearchError,
+    SearchResult,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 
 
 def result(*texts: str, noisy: bool | None = False, **fields: Any) -> SearchResult:
@@ -159,6 +167,23 @@ def test_costs_add_up_over_steps_and_count_what_a_failed_trajectory_spent() -> N
     costs.add([trajectory("x", paid, hit)])
     found = costs.add([trajectory(None, paid, **FAILED)])
     assert found == {"cost/searches": 3, "cost/calls": 4, "cost/tokens": 200, "cost/usd": 1.0}
+
+
+def test_evaluations_and_searches_that_failed_are_paid_for() -> None:
+    costs = Costs()
+    paid = trajectory("x", result("a", tokens=100, cost_usd=0.5, attempts=2))
+    lost = trajectory(None, **FAILED)
+    lost.end("search_failed", SearchError("http://sim", "no document", tokens=7, cost_usd=0.25))
+    costs.add([paid, lost])
+    costs.add_evaluation([paid, lost])
+    costs.charge(5, 1.0)
+    assert costs.totals == {
+        "cost/searches": 1,
+        "cost/calls": 2,
+        "cost/tokens": 219,
+        "cost/usd": 2.5,
+    }
+    assert costs.usd == 2.5
 
 
 def make_sampled(rounds: float | None, dropped: list[Trajectory]) -> SampledBatch:

@@ -30,6 +30,7 @@ from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.algorithms.kl import KLKind, kl_estimate
 from zerosearch.algorithms.kl_control import AdaptiveKL
 from zerosearch.algorithms.losses import TokenLossFunction, policy_loss, ppo_clip
+from zerosearch.ranges import Count, CountOrZero, NotNegative
 from zerosearch.types import PolicyBatch
 
 # (rewards [B], groups [B], valid [B] or None) -> [B]; or `values.generalized_advantages`
@@ -44,23 +45,23 @@ class Algorithm:
         ValueError: a setting, or a combination of settings, cannot work.
     """
 
-    group_size: int  # siblings sampled per question
-    resampling_rounds: int = 0  # times that groups of equal rewards are replaced in a step
+    group_size: Count  # siblings sampled per question
+    resampling_rounds: CountOrZero = 0  # times that groups of equal rewards are replaced in a step
     advantage: AdvantageFunction = grpo
     loss: TokenLossFunction = ppo_clip
     critic: CriticSettings | None = None  # for advantage generalized_advantages, and for it alone
     aggregation: Aggregation = "token-mean"
-    constant_length: int | None = None  # tokens per sequence that "constant" divides by
-    kl_coefficient: float = 0.001  # authors' scripts of arXiv 2505.04588
+    constant_length: Count | None = None  # tokens per sequence that "constant" divides by
+    kl_coefficient: NotNegative = 0.001  # authors' scripts of arXiv 2505.04588
     kl_kind: KLKind = "k3"  # authors' scripts
     kl_in: Literal["loss", "reward"] = "loss"
     kl_control: AdaptiveKL | None = None  # moves the coefficient; None: it stays
-    reference_reset_steps: int | None = None  # the reference becomes the policy; None: never
-    entropy_coefficient: float = 0.0
+    reference_reset_steps: Count | None = None  # the reference becomes the policy; None: never
+    entropy_coefficient: NotNegative = 0.0
     importance_correction: ImportanceCorrection | None = None  # sampler vs policy; None: off
     train_on_documents: bool = False  # True only to show what masking them is worth
-    inner_epochs: int = 1  # passes over the trajectories of one policy step
-    mini_batches: int = 1  # optimizer updates per pass
+    inner_epochs: Count = 1  # passes over the trajectories of one policy step
+    mini_batches: Count = 1  # optimizer updates per pass
 
     def __post_init__(self) -> None:
         check_algorithm(self)

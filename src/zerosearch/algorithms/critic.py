@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zerosearch.ranges import CountOrZero, Positive
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class CriticSettings:
@@ -19,9 +21,9 @@ class CriticSettings:
 
     optimizer: Callable[..., Optimizer]  # from parameters, e.g. a partial of AdamW
     schedule: Callable[[Optimizer, int], LRScheduler]  # from optimizer and number of updates
-    value_clip: float | None = 0.5  # see `value_loss`
-    warmup_steps: int = 0  # policy steps at the start in which the critic alone learns
-    gradient_clip: float = 1.0  # largest gradient norm
+    value_clip: Positive | None = 0.5  # see `value_loss`
+    warmup_steps: CountOrZero = 0  # policy steps at the start in which the critic alone learns
+    gradient_clip: Positive = 1.0  # largest gradient norm
 
     def __post_init__(self) -> None:
         if self.value_clip is not None and not self.value_clip > 0.0:

@@ -16,6 +16,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from zerosearch.ranges import NotNegative, Positive
+
 Kind = Literal["truncate", "mask"]
 Level = Literal["token", "sequence"]
 
@@ -48,8 +50,8 @@ class ImportanceCorrection:
 
     kind: Kind = "truncate"
     level: Level = "token"
-    low: float = 0.0  # smallest ratio that is kept
-    high: float = 2.0  # largest ratio that is kept
+    low: NotNegative = 0.0  # smallest ratio that is kept
+    high: Positive = 2.0  # largest ratio that is kept
 
     def __post_init__(self) -> None:
         for name, options in (("kind", get_args(Kind)), ("level", get_args(Level))):

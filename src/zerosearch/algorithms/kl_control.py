@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zerosearch.ranges import Positive
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class AdaptiveKL:
@@ -17,8 +19,8 @@ class AdaptiveKL:
         ValueError: a setting is not positive.
     """
 
-    target: float  # mean KL per sampled token (`loss/kl`)
-    rate: float = 0.1
+    target: Positive  # mean KL per sampled token (`loss/kl`)
+    rate: Positive = 0.1
 
     def __post_init__(self) -> None:
         for name in ("target", "rate"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zerosearch.algorithms.aggregation import only_sampled
+from zerosearch.ranges import Share
 
 
 def token_rewards(rewards_B: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def token_rewards(rewards_B: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
 
 
 def generalized_advantages(
-    rewards: Tensor, values: Tensor, mask: Tensor, *, discount: float = 1.0, trace: float = 1.0
+    rewards: Tensor, values: Tensor, mask: Tensor, *, discount: Share = 1.0, trace: Share = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16) over sampled tokens.
 

@@ -25,6 +25,7 @@ from starlette.responses import Response
 
 from zerosearch.answering.events import Ended, Event, Found, Wrote
 from zerosearch.answering.load import Subject
+from zerosearch.ranges import Count, CountOrZero, Positive
 from zerosearch.search.formatters import get_formatter
 from zerosearch.search.http_failures import one_line
 from zerosearch.search.sanitize import neutralize_document
@@ -49,11 +50,11 @@ class ServerLimits:
         ValueError: a number is out of range.
     """
 
-    max_concurrency: int = 64
-    max_waiting: int = 1024
-    timeout_s: float = 300.0
-    max_body_bytes: int = 1_000_000
-    max_question_chars: int = 4_000
+    max_concurrency: Count = 64
+    max_waiting: CountOrZero = 1024
+    timeout_s: Positive = 300.0
+    max_body_bytes: Count = 1_000_000
+    max_question_chars: Count = 4_000
 
     def __post_init__(self) -> None:
         for name in ("max_concurrency", "max_body_bytes", "max_question_chars"):

@@ -13,9 +13,12 @@ from omegaconf import DictConfig
 
 from zerosearch.answering.events import Event, answer
 from zerosearch.evaluation.checkpoint import use_checkpoint
+from zerosearch.nodes import check_nodes
 from zerosearch.search.agent import Agent
 from zerosearch.search.engine import Checkable, SearchEngine
 from zerosearch.simulator.launch import launched
+
+COMPONENTS = ("agent", "search")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -52,6 +55,7 @@ def loaded(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Subject]:
     Raises:
         ValueError: a setting is wrong, or the checkpoint's episode is another.
     """
+    check_nodes(cfg, *COMPONENTS)
     with TemporaryDirectory(prefix="zerosearch-") as scratch:
         use_checkpoint(cfg, overrides, Path(scratch))
         with launched(cfg, Path(scratch)):

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.records import RecordCallback
+from zerosearch.ranges import Positive, Share
 from zerosearch.training.record import StepRecord
 
 
@@ -30,10 +31,10 @@ class AdaptiveCurriculum(RecordCallback):
 
     def __init__(
         self,
-        start: float = 0.0,
-        end: float = 0.5,
+        start: Share = 0.0,
+        end: Share = 0.5,
         target: float = 0.5,
-        rate: float = 0.05,
+        rate: Positive = 0.05,
         metric: str = "reward/f1",
     ) -> None:
         if not 0.0 <= start <= end <= 1.0:

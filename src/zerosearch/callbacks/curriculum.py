@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import Callback, Trainer
 
 from zerosearch.callbacks.policy_module import PolicyModule
+from zerosearch.ranges import Positive, Share
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class NoiseCurriculum(Callback):
     """
 
     def __init__(
-        self, start: float, end: float, base: float = 4.0, schedule: Schedule = "exponential"
+        self, start: Share, end: Share, base: Positive = 4.0, schedule: Schedule = "exponential"
     ) -> None:
         _check_settings(start, end, base)
         if schedule not in get_args(Schedule):

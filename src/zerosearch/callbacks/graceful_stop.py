@@ -11,10 +11,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import Trainer
 
-from zerosearch.callbacks.policy_checkpoint import validation_follows
+from zerosearch.callbacks.stopping import StoppingCallback
 from zerosearch.runs import REQUEUE_SIGNALS
 
 log = logging.getLogger(__name__)
@@ -22,12 +21,11 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *REQUEUE_SIGNALS)
 
 
-class GracefulStop(Callback):
+class GracefulStop(StoppingCallback):
     """Stops the fit cleanly at the first signal; a second one ends the process at once.
 
     The running policy step is finished, and so is a validation that runs or is due right after
-    it; then `PolicyCheckpoint` saves, because `trainer.should_stop` is set, and `trainer.fit`
-    returns. The resumed run continues exactly there. With several processes one signal to any of
+    it (`StoppingCallback`). With several processes one signal to any of
     them stops all of them after the same step.
 
     Lightning would raise out of the middle of the step at Ctrl-C, and raises after the step at
@@ -45,11 +43,11 @@ class GracefulStop(Callback):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.signal_name: str | None = None
         self._received: int = 0
         self._handler: Callable[[int, FrameType | None], None] | None = None
         self._earlier: dict[int, Any] = {}
-        self._limit_val_batches: int | float | None = None
 
     @property
     def exit_code(self) -> int:
@@ -76,23 +74,17 @@ class GracefulStop(Callback):
         self._handler = handle
         self._earlier = {number: signal.signal(number, handle) for number in SIGNALS}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        if not self._agree(trainer):
-            return
-        if not validation_follows(trainer):
-            # should_stop makes Lightning validate once more, which the run without an interruption
-            # would not have done at this step
-            self._limit_val_batches = trainer.limit_val_batches
-            trainer.limit_val_batches = 0
-        trainer.should_stop = True
-
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and self._agree(trainer):
-            trainer.should_stop = True
+    def wants_to_stop(self, trainer: Trainer, pl_module: Any) -> bool:
+        """Exchange what was received; True on all ranks when any of them got a signal."""
+        received = torch.tensor(self._received, device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(received, reduce_op="max"))
+        if number:
+            self.signal_name = signal.Signals(number).name
+        return bool(number)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         # a signal that came after the last step must not get lost
-        if self._agree(trainer) and trainer.is_global_zero:
+        if self.wants_to_stop(trainer, pl_module) and trainer.is_global_zero:
             log.warning(
                 "Training stopped by %s after policy step %d of %d",
                 self.signal_name,
@@ -133,18 +125,8 @@ class GracefulStop(Callback):
         signal.signal(number, default)
         signal.raise_signal(number)
 
-    def _agree(self, trainer: Trainer) -> bool:
-        """Exchange what was received; True on all ranks when any of them got a signal."""
-        received = torch.tensor(self._received, device=trainer.strategy.root_device)
-        number = int(trainer.strategy.reduce(received, reduce_op="max"))
-        if number:
-            self.signal_name = signal.Signals(number).name
-        return bool(number)
-
     def _restore(self, trainer: Trainer) -> None:
-        if self._limit_val_batches is not None:
-            trainer.limit_val_batches = self._limit_val_batches
-            self._limit_val_batches = None
+        self.restore_validation(trainer)
         for number, handler in self._earlier.items():
             # Lightning silences SIGINT while it shuts down: only take away what is still ours
             if signal.getsignal(number) is self._handler:

@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from zerosearch.ranges import Count
+
 Base = Literal["value", "start", "best"]
 Action = Literal["warn", "stop"]
 
@@ -23,8 +25,8 @@ class HealthRule:
     above: float | None = None  # unhealthy beyond this many times the base
     below: float | None = None  # unhealthy under this many times the base
     of: Base = "value"  # base: 1; the first average; the highest average so far
-    average: int = 5  # policy steps that are averaged
-    steps: int = 3  # policy steps in a row that have to be unhealthy
+    average: Count = 5  # policy steps that are averaged
+    steps: Count = 3  # policy steps in a row that have to be unhealthy
     action: Action = "warn"
     advice: str = ""  # what to try, for the message
 

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.files import flush_folder, flush_tree, free_space, replacing
+from zerosearch.ranges import Count
 from zerosearch.training.failures import SearchOutage, TrainingCollapse
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ class PolicyCheckpoint(Checkpoint):
         ValueError: `every_n_steps` or `keep` is below 1.
     """
 
-    def __init__(self, dirpath: str | Path, every_n_steps: int = 10, keep: int | None = 2) -> None:
+    def __init__(
+        self, dirpath: str | Path, every_n_steps: Count = 10, keep: Count | None = 1
+    ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps}: save every 1 or more policy steps")
         if keep is not None and keep < 1:

@@ -12,6 +12,7 @@ from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.records import RecordCallback
 from zerosearch.callbacks.transcript_text import transcript_json, transcript_markdown
 from zerosearch.files import replacing
+from zerosearch.ranges import Count, CountOrZero
 from zerosearch.training.record import StepRecord
 
 TRAIN = "train"
@@ -41,9 +42,9 @@ class TranscriptWriter(RecordCallback):
     def __init__(
         self,
         dirpath: str | Path,
-        every_n_steps: int = 1,
-        max_per_step: int | None = None,
-        tensorboard_examples: int = 4,
+        every_n_steps: Count = 1,
+        max_per_step: Count | None = None,
+        tensorboard_examples: CountOrZero = 4,
     ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps}: write every 1 or more policy steps")

@@ -7,16 +7,19 @@ in a fixed order and nothing is dropped.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule
 
 from zerosearch.data.loaders import EvalLoader, TrainLoader
 from zerosearch.data.mixing import Draws, ShuffledQuestions, ShuffledStream, SourceMix
 from zerosearch.data.sources import QASource, QuestionSource, fixed_selection
+from zerosearch.ranges import Count, CountOrZero, Seed
 from zerosearch.types import Question
 
 log = logging.getLogger(__name__)
@@ -54,18 +57,18 @@ class QADataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        questions_per_step: int,
+        questions_per_step: Count,
         train: Sources = (),
         validation: Sources = (),
         test: Sources = (),
         files: Sequence[str] | None = None,
-        validation_batch: int = 64,
-        validation_limit: int | None = None,
-        test_limit: int | None = None,
-        seed: int = 0,
-        shuffle_block: int = 1024,
-        lag: int = 0,
-        spare_rounds: int = 0,
+        validation_batch: Count = 64,
+        validation_limit: Count | None = None,
+        test_limit: Count | None = None,
+        seed: Seed = 0,
+        shuffle_block: Count = 1024,
+        lag: CountOrZero = 0,
+        spare_rounds: CountOrZero = 0,
     ) -> None:
         super().__init__()
         chosen = train if files is None else file_sources(files)
@@ -80,6 +83,8 @@ class QADataModule(LightningDataModule):
             raise ValueError(f"shuffle_block={shuffle_block} must be at least 1 (1: no shuffling)")
         if spare_rounds < 0:
             raise ValueError(f"spare_rounds={spare_rounds} must be at least 0 (0: no spares)")
+        # the files take the place of sources that the held-out questions belong to
+        self._held_out_is_foreign = files is not None and bool(train)
         self._questions_per_step = questions_per_step
         self._validation_batch = validation_batch
         self._limits = {"validation": validation_limit, "test": test_limit}
@@ -100,6 +105,22 @@ class QADataModule(LightningDataModule):
             self._load_evaluation("validation", self._validation)
         if stage == "test":
             self._load_evaluation("test", self._test)
+
+    def training_questions(self, streamed: int) -> list[Question]:
+        """Training questions of all sources, without moving the position in them.
+
+        Args:
+            streamed: so many, the first ones, of a source that is not held in memory.
+        """
+        assert self._loaded is not None, "setup('fit') comes before training_questions()"
+        questions: list[Question] = []
+        for source in self._train:
+            loaded = self._loaded[source.label]
+            if not isinstance(loaded, Sequence):
+                # read anew: the position of the one in use is the training's
+                loaded = itertools.islice(source.load().read(None), streamed)
+            questions.extend(loaded)
+        return questions
 
     def train_dataloader(self) -> TrainLoader:
         # one loader per fit: if Lightning asks again, the position must not start over
@@ -142,6 +163,7 @@ class QADataModule(LightningDataModule):
             raise ValueError(
                 "data.train names no source of questions; add one, or give data.files=[my.parquet]"
             )
+        self._warn_of_held_out()
         loaded = {source.label: source.load() for source in self._train}
         in_memory = {k: v for k, v in loaded.items() if isinstance(v, Sequence)}
         check_unique([question for questions in in_memory.values() for question in questions])
@@ -149,6 +171,17 @@ class QADataModule(LightningDataModule):
             size = len(in_memory[label]) if label in in_memory else "streamed"
             log.info("training questions of %s: %s", label, size)
         return loaded
+
+    def _warn_of_held_out(self) -> None:
+        held_out = sorted({source.label for source in (*self._validation, *self._test)})
+        if self._held_out_is_foreign and held_out and rank_zero_only.rank == 0:
+            log.warning(
+                "Training asks questions of %s, but validation and test ask those of %s, about "
+                "which the former teach nothing. Held-out questions of your own: data=files "
+                "data.files=[...] data.validation.own.path=HELD_OUT evaluation=same_engine",
+                ", ".join(source.label for source in self._train),
+                ", ".join(held_out),
+            )
 
     def _draws(self, label: str, questions: Any) -> Draws:
         if isinstance(questions, Sequence):

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
-import httpx
 import pyarrow
 from datasets import config
 from datasets.exceptions import DatasetsError
@@ -31,6 +30,7 @@ from datasets.io.parquet import ParquetDatasetReader
 from datasets.io.text import TextDatasetReader
 
 from zerosearch.data.whole_files import FILE_SUFFIXES, ROWS_KEY, json_array, table
+from zerosearch.hub import HubRefusal, offline, reach_dataset
 
 ROWS_PER_TABLE = 1000
 READ_ERRORS = (
@@ -158,26 +158,38 @@ def local_files(path: str) -> list[RowFile] | None:
 def hub_file(path: str, name: str | None, split: str, *, streaming: bool) -> RowFile:
     """One split of a hub data set; nothing is fetched before it is opened.
 
-    Where the library's cache cannot be written the split is streamed instead of downloaded.
+    Where the hub cannot be reached, what the library has in its cache is read. Where that cache
+    cannot be written the split is streamed instead of downloaded.
     """
 
     def open_hub() -> Any:
         datasets.disable_progress_bars()
         scratch = _scratch_cache()
+        away: HubRefusal | None = None
         try:
-            return datasets.load_dataset(
-                path,
-                name,
-                split=split,
-                streaming=streaming or scratch is not None,
-                cache_dir=scratch,
-            )
-        except (*READ_ERRORS, ValueError, httpx.HTTPError) as error:
-            raise ValueError(
-                f"data set {path!r} (config {name!r}, split {split!r}) is neither a local file nor "
-                f"could it be loaded from the hub ({type(error).__name__}: {error}); check name "
-                f"and split, or without a network give files: data.files=[my.parquet]"
-            ) from error
+            reach_dataset(path)
+        except HubRefusal as why:
+            if not why.unreachable:
+                raise _not_had(why) from why
+            away = why
+        try:
+            with offline(away is not None):  # else the library tries for a minute
+                return datasets.load_dataset(
+                    path,
+                    name,
+                    split=split,
+                    streaming=streaming or scratch is not None,
+                    cache_dir=scratch,
+                )
+        except Exception as error:  # of several HTTP libraries, by the version of the hub's
+            raise _not_had(away or f"{type(error).__name__}: {error}") from error
+
+    def _not_had(reason: object) -> ValueError:
+        return ValueError(
+            f"data set {path!r} (config {name!r}, split {split!r}) is neither a local file nor "
+            f"could it be loaded from the hub ({reason}); check name and split, or without a "
+            "network name a local file in its place (`make data` fetches the public sets)"
+        )
 
     return RowFile(name=f"{path} [{split}]", open=open_hub, parse=_parse_record)
 

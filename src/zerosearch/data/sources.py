@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from zerosearch.data.rows import DEFAULT_COLUMNS, Columns, row_to_question
 from zerosearch.data.whole_files import FILE_SUFFIXES
+from zerosearch.ranges import Count, Positive
 from zerosearch.seeding import derive_random
 from zerosearch.types import Question
 
@@ -73,9 +74,9 @@ class QASource:
     path: str
     split: str = "train"
     name: str | None = None
-    weight: float | None = 1.0
+    weight: Positive | None = 1.0
     streaming: bool = False
-    limit: int | None = None
+    limit: Count | None = None
     columns: Columns = DEFAULT_COLUMNS
     label: str = ""
 

@@ -18,7 +18,7 @@ def answer_row(question: Question, played: Played, seconds: float) -> dict[str, 
     Args:
         question: what was asked.
         played: the episode; one that failed counts as unanswered.
-        seconds: that it took, among others under way.
+        seconds: from its first token to its answer, other questions under way meanwhile.
     """
     trajectory = played.trajectory
     answer = played.answer if trajectory.valid else None
@@ -46,7 +46,9 @@ def answer_row(question: Question, played: Played, seconds: float) -> dict[str, 
             }
             for turn in trajectory.turns
         ],
-        "cost_usd": played.cost_usd + sum(found.cost_usd for found in searches),
+        "cost_usd": played.cost_usd
+        + trajectory.lost_usd
+        + sum(found.cost_usd for found in searches),
         TIMES: {
             "seconds": round(seconds, 6),
             "search_seconds": [round(found.latency_s, 6) for found in searches],

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zerosearch.evaluation.answers import answer_row
+from zerosearch.evaluation.answers import TIMES, answer_row
 from zerosearch.journal import Journal
 from zerosearch.search.agent import Agent
 from zerosearch.search.engine import SearchEngine
@@ -66,9 +66,12 @@ async def ask_all(
         asked = questions[start : start + block]
         kept = sum(question.uid in journal for question in asked)
         if kept < len(asked):
+            started = time.perf_counter()
             rows = await _together([ask(question) for question in asked])
+            share = (time.perf_counter() - started) / len(asked)
             _check_failures(rows, max_failed_share)
             for row in rows:
+                row[TIMES]["share_of_block_seconds"] = round(share, 6)
                 if row["id"] not in journal:  # a kill may have come between two rows
                     journal.append(row)
         on_answers(len(asked))

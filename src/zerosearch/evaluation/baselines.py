@@ -112,7 +112,7 @@ class OneReply(ChatAgent):
         try:
             turn.result = await environment.engine.search(request)
         except SearchError as error:
-            trajectory.stop_reason, trajectory.error = "search_failed", str(error)
+            trajectory.end("search_failed", error)
             return None
         observation = show_documents(turn.result, self.episode)
         limit = self.episode.max_observation_tokens * CHARS_PER_TOKEN

@@ -9,6 +9,7 @@ from typing import Protocol
 from zerosearch.data.published import common_row
 from zerosearch.data.rows import row_to_question
 from zerosearch.data.sources import fixed_selection
+from zerosearch.ranges import Count
 from zerosearch.types import Question
 
 
@@ -50,7 +51,7 @@ class PublishedSet:
     name: str | None = None
     split: str = "test"
     only: str | None = None
-    limit: int | None = 500
+    limit: Count | None = 500
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -99,3 +100,14 @@ class PublishedSet:
                 "the rows out"
             )
         places[identity] = location
+
+
+def file_benchmark(path: str, *, label: str = "file", limit: int | None = 500) -> Benchmark:
+    """Any file of questions as a benchmark.
+
+    Args:
+        path: file, or pattern of files, in any form that `PublishedSet` reads.
+        label: heading of its column.
+        limit: as of `PublishedSet`.
+    """
+    return Benchmark(label=label, source=PublishedSet(path=path, label="file", limit=limit))

@@ -24,6 +24,8 @@ from zerosearch.files import replacing
 
 _SHOWN = ("method", "benchmark", "questions", "EM", "cover EM", "F1", "searches", "failed %")
 
+_CLOCK = ["s per episode", "questions per s"]  # latency while others are under way, throughput
+
 Times = Mapping[tuple[str, str], Mapping[str, float]]
 
 
@@ -49,7 +51,7 @@ def write_tables(folder: Path, results: Results, policies: Sequence[str] | None)
 
 
 def write_times(folder: Path, times: Times) -> None:
-    """Write `times.csv`: seconds by row and benchmark."""
+    """Write `times.csv`: latency and throughput by row and benchmark, see `cell_times`."""
     with replacing(folder / "times.csv") as file:
         file.write(_times_csv(times).encode())
 
@@ -59,13 +61,19 @@ def show(results: Results, times: Times) -> None:
     every = detail_table(results)
     shown = [every[0].index(name) for name in _SHOWN]
     keys = [(row, name) for row in results.rows for name in results.benchmarks]
-    clock = [f"{times[key]['question_s_mean']:.2f}" for key in keys if key in results.cells]
+    clock = [_CLOCK]
+    clock += [
+        [f"{times[key]['episode_s_mean']:.2f}", f"{times[key]['questions_per_s']:.3g}"]
+        for key in keys
+        if key in results.cells
+    ]
     cells = [
-        [*(row[index].partition(" [")[0] for index in shown), seconds]
-        for row, seconds in zip(every, ["s per question", *clock], strict=True)
+        [*(row[index].partition(" [")[0] for index in shown), *seconds]
+        for row, seconds in zip(every, clock, strict=True)
     ]
     cells[0][shown.index(every[0].index("questions"))] = "n"  # leaves the names their width
-    Console().print(as_rich(cells, "EM, cover EM and F1 x 100, n questions"))
+    title = "EM, cover EM and F1 x 100, n questions; latency of an episode, throughput of all"
+    Console().print(as_rich(cells, title))
 
 
 def _times_csv(times: Times) -> str:

@@ -40,15 +40,27 @@ def cell_metrics(rows: Rows) -> dict[str, float]:
 
 
 def cell_times(rows: Rows) -> dict[str, float]:
-    """Seconds of the questions (among others under way) and of the searches."""
-    questions = [row[TIMES]["seconds"] for row in rows]
+    """The clock of a cell.
+
+    Args:
+        rows: of a journal that `ask_all` wrote, at least one. One that was resumed holds the time
+            of the answers that were kept, not the time between a kill and the next start.
+
+    Returns:
+        `episode_s_*`: latency, the seconds from the start of an episode to its answer, while all
+        others of its block are under way (mean, median, 95th percentile); `search_s_*`: the same of
+        a search; `s_per_question` and `questions_per_s`: throughput, the seconds of all blocks
+        over their questions, and its inverse.
+    """
+    episodes = [row[TIMES]["seconds"] for row in rows]
     searches = [seconds for row in rows for seconds in row[TIMES]["search_seconds"]] or [0.0]
+    share = float(np.mean([row[TIMES]["share_of_block_seconds"] for row in rows]))
     return {
         f"{name}_{kind}": value
-        for name, seconds in (("question_s", questions), ("search_s", searches))
+        for name, seconds in (("episode_s", episodes), ("search_s", searches))
         for kind, value in (
             ("mean", float(np.mean(seconds))),
             ("p50", float(np.percentile(seconds, 50))),
             ("p95", float(np.percentile(seconds, 95))),
         )
-    }
+    } | {"s_per_question": share, "questions_per_s": 1 / max(share, 1e-6)}

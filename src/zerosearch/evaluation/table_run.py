@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,13 +19,20 @@ from zerosearch.evaluation.tables import Results
 from zerosearch.files import replacing
 from zerosearch.journal import Journal
 from zerosearch.progress import progress_bar
+from zerosearch.ranges import Count
 from zerosearch.search.agent import Agent
 from zerosearch.search.chat_client import ChatModel
 from zerosearch.search.engine import Checkable, SearchEngine
 from zerosearch.search.none import NoSearch
+from zerosearch.simulator.probing import choose, probe
 from zerosearch.types import Question
 
+log = logging.getLogger(__name__)
+
 Rows = list[dict[str, Any]]
+
+_PROBED = 32  # questions of a benchmark that a simulator is asked beforehand
+_LEAST_ANSWERS = 0.15  # share of them with a golden answer, as configs/simulator_check
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -61,7 +69,7 @@ class Method:
     agent: Agent | None = None
     prompted: partial[Agent] | None = None
     engines: list[str] | None = None
-    limit: int | None = None
+    limit: Count | None = None
 
     def __post_init__(self) -> None:
         if (self.agent is None) == (self.prompted is None):
@@ -95,6 +103,7 @@ class TableRun:
     seed: int
     folder: Path
     times: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    _probed: set[tuple[str, str]] = field(default_factory=set)  # engines and benchmarks
 
     def __post_init__(self) -> None:
         if not self.methods or not self.benchmarks:
@@ -144,6 +153,28 @@ class TableRun:
         benchmarks = {name: each.label for name, each in self.benchmarks.items()}
         return Results(benchmarks=benchmarks, rows=rows, cells=cells)
 
+    async def _probe(
+        self, used: Engine, benchmark: str, questions: list[Question], *, begun: bool
+    ) -> None:
+        """Say where a simulator knows nothing of a benchmark's questions; once for each pair."""
+        if begun or (used.label, benchmark) in self._probed:
+            return
+        self._probed.add((used.label, benchmark))
+        pairs = choose(questions, _PROBED)
+        probed = await probe(used.engine, pairs[:1], whose=benchmark, qualities=["useful"])
+        if not probed.chooses_quality:
+            return  # a real engine finds what it finds
+        probed = await probe(used.engine, pairs, whose=benchmark, qualities=["useful"])
+        log.info(probed.sentence())
+        if probed.metrics().get("answer_in_useful", 1.0) < _LEAST_ANSWERS:
+            log.warning(
+                "The engine %s knows little of these questions, and the figures will say more of "
+                "it than of the policy. %s. Choose an engine that knows them, such as search=bm25 "
+                "search.engine.corpus=FILE",
+                used.label,
+                probed.example(),
+            )
+
     def _engines_of(self, method: Method) -> list[str | None]:
         if method.engines is None:
             return list(self.engines)
@@ -162,6 +193,7 @@ class TableRun:
         used = _NONE if engine is None else self.engines[engine]
         settings = {"agent": agent.settings(), "engine": used.settings, "seed": self.seed}
         path = self.folder / "journal" / row / f"{benchmark}.jsonl"
+        await self._probe(used, benchmark, chosen, begun=path.is_file())
         with (
             Journal(path, key="id", settings=settings) as journal,
             progress_bar(f"{row} {benchmark}", len(chosen)) as advance,

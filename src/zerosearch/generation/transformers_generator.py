@@ -24,6 +24,7 @@ from zerosearch.generation.decoder import BatchDecoder, Row
 from zerosearch.generation.generator import Completion, CompletionStop, Sampling
 from zerosearch.generation.sampling import draw_uniforms
 from zerosearch.generation.stops import StopMatcher
+from zerosearch.ranges import Count, CountOrZero
 
 # A coroutine whose search came back passes through a few callbacks before it submits again.
 _QUIET_TURNS = 3
@@ -64,10 +65,10 @@ class TransformersGenerator:
     def __init__(
         self,
         *,
-        max_batch: int = 256,
+        max_batch: Count = 256,
         reuse_kv: bool = True,
-        kv_budget_tokens: int = 131_072,
-        prefill_tokens: int = 4_096,
+        kv_budget_tokens: CountOrZero = 131_072,
+        prefill_tokens: Count = 4_096,
         copy_weights: bool = False,
         copy_dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:

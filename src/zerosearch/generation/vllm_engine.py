@@ -30,6 +30,7 @@ from zerosearch.generation.vllm_peers import Peers
 from zerosearch.generation.vllm_policy import DTYPES, LoraSync, VLLMPolicy, adapter_rank
 from zerosearch.generation.vllm_shared import News, SharedEngine
 from zerosearch.policy.source import PolicySource
+from zerosearch.ranges import Count, ShareAboveZero
 
 T = TypeVar("T")
 _IDLE_S = 0.002
@@ -67,9 +68,9 @@ class VLLMGenerator:
     def __init__(
         self,
         *,
-        max_model_len: int | None = None,
-        gpu_memory_utilization: float = 0.4,
-        tensor_parallel_size: int = 1,
+        max_model_len: Count | None = None,
+        gpu_memory_utilization: ShareAboveZero = 0.4,
+        tensor_parallel_size: Count = 1,
         dtype: str = "auto",
         lora: LoraSync = "merged",
         sleep_while_training: bool = True,

@@ -21,6 +21,7 @@ from zerosearch.generation.vllm_fit import Needs, inspect
 from zerosearch.generation.vllm_policy import DTYPES, VLLMPolicy
 from zerosearch.generation.vllm_sync import ServerSync, Synced
 from zerosearch.policy.source import PolicySource
+from zerosearch.ranges import CountOrZero, Positive
 from zerosearch.search.endpoints import AllDown, CallFailure, EndpointPool
 from zerosearch.types import SearchError
 
@@ -50,9 +51,9 @@ class VLLMServerGenerator:
         *,
         endpoints: Sequence[str],
         dtype: str = "auto",
-        max_retries: int = 2,
-        timeout_s: float = 1800.0,
-        sync_timeout_s: float = 600.0,
+        max_retries: CountOrZero = 2,
+        timeout_s: Positive = 1800.0,
+        sync_timeout_s: Positive = 600.0,
     ) -> None:
         if isinstance(endpoints, str) or not endpoints:
             raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,19 +15,38 @@ from zerosearch.generation.vllm_adapter import (
     check_installed,
 )
 from zerosearch.policy.source import PolicySource
+from zerosearch.ranges import Count, Port, Positive, ShareAboveZero
 from zerosearch.simulator.serving import ServerSettings
 
 
 def generator_server(
-    policy: PolicySource, *, folder: str, extra_args: Sequence[Any] = (), **settings: Any
+    policy: PolicySource,
+    *,
+    folder: str,
+    host: str = "127.0.0.1",
+    port: Port | None = 8100,
+    gpus: list[int] | None = None,
+    tensor_parallel: Count = 1,
+    max_model_len: Count = 4096,
+    gpu_memory_utilization: ShareAboveZero = 0.9,
+    dtype: str = "auto",
+    ready_timeout_s: Positive = 600.0,
+    extra_args: Sequence[str | float] = (),
 ) -> ServerSettings:
     """Settings of servers whose weights come from the policy that is trained.
 
     Args:
         policy: gives the server its config and tokenizer; its weights are not loaded.
         folder: takes them.
+        host: see `ServerSettings`, as for the others up to `ready_timeout_s`.
+        port: of the first server.
+        gpus: counted as trainer.devices does.
+        tensor_parallel: GPUs per server.
+        max_model_len: tokens of prompt and completion.
+        gpu_memory_utilization: share of the GPU's memory.
+        dtype: "auto" is the policy's.
+        ready_timeout_s: longest wait for a server.
         extra_args: to vLLM, as they are.
-        settings: further fields of `ServerSettings`.
 
     Raises:
         ValueError: vLLM is missing or of an untried version, the policy cannot be had, or a
@@ -40,8 +58,6 @@ def generator_server(
     shutil.rmtree(folder, ignore_errors=True)  # an earlier server's, perhaps of another model
     config.save_pretrained(folder)
     policy.load_tokenizer().save_pretrained(folder)
-    if settings.get("dtype", "auto") == "auto" and policy.dtype != "auto":
-        settings["dtype"] = policy.dtype
     return ServerSettings(
         model=str(Path(folder).absolute()),
         served_name="policy",
@@ -49,7 +65,14 @@ def generator_server(
         extra_args=["--load-format", "dummy", *_flags(), *extra_args],
         # the routes that pause and call the workers; their threads are left where they are
         environment={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-        **settings,
+        host=host,
+        port=port,
+        gpus=gpus,
+        tensor_parallel=tensor_parallel,
+        max_model_len=max_model_len,
+        gpu_memory_utilization=gpu_memory_utilization,
+        dtype=policy.dtype if dtype == "auto" else dtype,
+        ready_timeout_s=ready_timeout_s,
     )
 
 

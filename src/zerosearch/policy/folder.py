@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zerosearch.hub import CONFIG_FILE
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.source import PolicySource
-from zerosearch.policy.weights import CONFIG_FILE
 
 
 def plain_folder(source: PolicySource, folder: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import hydra
 
+from zerosearch.commands import POSITIVE, command
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
     from zerosearch.policy.memory_plan import Critic, Neighbour, Plan, Row, Sampler
     from zerosearch.policy.source import PolicySource
-
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 SHARDED = "FullyShardedStrategy"
 
@@ -209,14 +206,16 @@ def _print(plan: Plan, rows: list[Row], gpu_bytes: int) -> None:
     Console().print(table)
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="memory")
+@command("memory", keys={"gpu_gib": POSITIVE})
 def main(cfg: DictConfig) -> None:
     """Print the table; exit code 1 where the run does not fit."""
+    from zerosearch.nodes import check_nodes
     from zerosearch.policy.memory_plan import GIB, check_fits
     from zerosearch.policy.memory_rows import memory_rows
 
     gpu_bytes = int(cfg.gpu_gib * GIB)
     with ending_in_words():
+        check_nodes(cfg, "module", "trainer")
         plan = plan_of(cfg)
         rows = memory_rows(plan, gpu_bytes)
         _print(plan, rows, gpu_bytes)

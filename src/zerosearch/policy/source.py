@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import is_gguf_available
 
+from zerosearch.hub import check_files
 from zerosearch.places import PACKAGE, resolve_path
 from zerosearch.policy.adaptation import (
     add_lora,
@@ -36,7 +37,8 @@ from zerosearch.policy.adaptation import (
 )
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
-from zerosearch.policy.weights import check_files, safetensors_files, weight_files
+from zerosearch.policy.weights import safetensors_files, weight_files
+from zerosearch.ranges import Seed
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # fields that decide the size of a model, compared when `architecture` and weights are both given
@@ -68,7 +70,7 @@ class PolicySource:
     trust_remote_code: bool = False
     architecture: dict[str, Any] | None = None  # published config fields: size without network
     random_init: bool = False  # weights from `init_seed` instead of files: tests, benchmarks
-    init_seed: int = 0  # of random weights and of LoRA matrices: the same on every rank
+    init_seed: Seed = 0  # of random weights and of LoRA matrices: the same on every rank
 
     def check(self) -> None:
         """Raise at once, in one sentence, what would make loading fail or train wrongly.

@@ -6,6 +6,7 @@ see configs/rubric/shaped.yaml.
 
 from __future__ import annotations
 
+from zerosearch.ranges import Count
 from zerosearch.reward.metrics import cover_match
 from zerosearch.types import Trajectory
 
@@ -35,7 +36,7 @@ def retrieved_answer(trajectory: Trajectory) -> float:
     )
 
 
-def overlong(trajectory: Trajectory, *, limit: int, buffer: int) -> float:
+def overlong(trajectory: Trajectory, *, limit: Count, buffer: Count) -> float:
     """0 up to `limit - buffer` sampled tokens, then falling in a line to -1 at `limit` and beyond.
 
     Source: soft overlong punishment of DAPO, arXiv 2503.14476, eq. 13. Only sampled tokens count:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zerosearch.generation.generator import CompletionStop
+from zerosearch.ranges import NotNegative, Positive
 from zerosearch.reward.answer import extract_answer
 from zerosearch.rollout.environment import Observation, Position, SearchEnvironment, Step
 from zerosearch.rollout.settings import EpisodeSettings
@@ -50,8 +51,8 @@ class ChatAgent:
         chat: ChatModel,
         episode: EpisodeSettings,
         *,
-        temperature: float = 1.0,
-        turn_timeout_s: float = 120.0,
+        temperature: NotNegative = 1.0,
+        turn_timeout_s: Positive = 120.0,
     ) -> None:
         if not temperature >= 0 or not turn_timeout_s > 0:
             raise ValueError(
@@ -178,7 +179,7 @@ class ChatAgent:
         trajectory.turns.append(step.turn)
         if step.observation is None:
             assert step.stop is not None
-            trajectory.stop_reason, trajectory.error = step.stop, step.error
+            trajectory.end(step.stop, step.failure)
             return False
         talk.messages.append({"role": "assistant", "content": written})
         step.turn.observation = await self.show(talk, step)

@@ -68,7 +68,7 @@ class Step:
     turn: Turn
     observation: Observation | None = None
     stop: StopReason | None = None
-    error: str | None = None  # of a failed search, which makes the trajectory invalid
+    failure: SearchError | None = None  # of a search, which makes the trajectory invalid
 
 
 def show_documents(
@@ -154,7 +154,7 @@ class SearchEnvironment:
             try:
                 turn.result = await self._search(parsed.content, turn_index)
             except SearchError as error:
-                return Step(turn=turn, stop="search_failed", error=str(error))
+                return Step(turn=turn, stop="search_failed", failure=error)
             observation = show_documents(turn.result, self.settings, self.special_tokens)
             return Step(turn=turn, observation=observation)
         if last or self.settings.invalid_hint is None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.policy.tokenizer import render_prompt
+from zerosearch.ranges import CountOrZero, NotNegative, ShareAboveZero
 from zerosearch.rollout.environment import (
     Observation,
     Position,
@@ -36,9 +37,9 @@ _DOCUMENT_TOKENS = 16
 class Decoding:
     """How tokens are drawn; the defaults sample from the policy itself (invariant 8)."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: NotNegative = 1.0
+    top_p: ShareAboveZero = 1.0
+    top_k: CountOrZero = 0
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
@@ -214,7 +215,7 @@ class Rollouter:
         trajectory.turns.append(step.turn)
         if step.observation is None:
             assert step.stop is not None
-            trajectory.stop_reason, trajectory.error = step.stop, step.error
+            trajectory.end(step.stop, step.failure)
             return False
         used = len(context) + len(completion.token_ids)
         room = settings.max_context_tokens - settings.max_turn_tokens - used

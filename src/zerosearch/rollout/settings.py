@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from zerosearch.ranges import Count, CountOrZero, Positive
 from zerosearch.search.formatters import get_formatter
 from zerosearch.types import Question
 
@@ -30,16 +31,16 @@ class EpisodeSettings:
 
     prompt_template: str  # name of a shipped template or path of a jinja2 file
     formatter: str = "zerosearch"  # how a document is shown, see search/formatters.py
-    max_turns: int = 5  # searches an episode may make; one more turn must answer
-    top_k: int = 5  # documents per search
-    max_prompt_tokens: int = 2048
-    max_turn_tokens: int = 500
-    max_observation_tokens: int = 2048
-    max_context_tokens: int = 4096
+    max_turns: CountOrZero = 5  # searches an episode may make; one more turn must answer
+    top_k: Count = 5  # documents per search
+    max_prompt_tokens: Count = 2048
+    max_turn_tokens: Count = 500
+    max_observation_tokens: Count = 2048
+    max_context_tokens: Count = 4096
     invalid_hint: str | None = (
         None  # inserted after a turn without an action; None ends the episode
     )
-    search_timeout_s: float = 60.0  # all attempts of one search together
+    search_timeout_s: Positive = 60.0  # all attempts of one search together
     # The prompt itself, with {question} in it, in place of the template: of a saved episode.
     prompt_text: str | None = None
 

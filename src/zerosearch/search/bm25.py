@@ -22,7 +22,8 @@ import bm25s
 import numpy as np
 from bm25s.tokenization import Tokenizer
 
-from zerosearch.search.corpus import Passage
+from zerosearch.data.corpus import Passage
+from zerosearch.ranges import NotNegative, Share
 from zerosearch.search.retrieval import Hit, load_passages, write_folder
 from zerosearch.types import SearchRequest, SearchResult
 
@@ -75,8 +76,8 @@ class BM25Search:
     def __init__(
         self,
         corpus: str | Path | Sequence[Passage],
-        k1: float = 1.5,
-        b: float = 0.75,
+        k1: NotNegative = 1.5,
+        b: Share = 0.75,
         stopwords: str | Sequence[str] | None = "en",
         index_dir: str | Path | None = None,
     ) -> None:

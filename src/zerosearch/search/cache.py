@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from zerosearch.ranges import Positive
 from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
 from zerosearch.search.store import StoreError, TextStore, holds_store
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
@@ -30,9 +31,9 @@ _SPENT = ("latency_s", "cached", "attempts", "tokens", "cost_usd")  # not part o
 def build_search(
     engine: SearchEngine,
     *,
-    cache: str = "none",
+    cache: Literal["none", "use", "replay"] = "none",
     cache_folder: str | Path = "search_cache",
-    cache_gib: float = 10.0,
+    cache_gib: Positive = 10.0,
 ) -> SearchEngine:
     """The engine of a run, with or without a cache around it.
 

@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.attempts import Attempts, ServerFailure
 from zerosearch.search.chat_servers import ChatReply, ChatServers
 from zerosearch.search.endpoints import AllDown, EndpointPool
@@ -98,13 +99,13 @@ class ChatClient:
         model: str,
         *,
         node: str = "simulator",
-        max_concurrency: int = 320,
-        max_retries: int = 3,
-        attempt_timeout_s: float = 30.0,
-        backoff_s: float = 0.5,
-        probe_interval_s: float = 1.0,
-        max_outage_s: float = 120.0,
-        usd_per_million_tokens: float = 0.0,
+        max_concurrency: Count = 320,
+        max_retries: CountOrZero = 3,
+        attempt_timeout_s: Positive = 30.0,
+        backoff_s: NotNegative = 0.5,
+        probe_interval_s: Positive = 1.0,
+        max_outage_s: NotNegative = 120.0,
+        usd_per_million_tokens: NotNegative = 0.0,
         api_key_env: str = "OPENAI_API_KEY",
     ) -> None:
         if not model:

@@ -47,6 +47,7 @@ class ChatReply:
     finish_reason: str | None  # "stop", "length" or what else the server says
     tokens: int  # read and written; 0 where the server does not count
     sampled: int = 0  # of these, written
+    model: str = ""  # who says it answered; empty where the server does not say
 
 
 class _Connections:
@@ -146,7 +147,7 @@ class ChatServers:
             values = json.loads(reply)
             choice = values["choices"][0]
             text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
-            usage = values.get("usage")
+            usage, model = values.get("usage"), values.get("model")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             shown = self.redact(reply.decode(errors="replace"))[:100]
             failure = CallFailure(
@@ -159,6 +160,7 @@ class ChatServers:
                 finish_reason=finish_reason,
                 tokens=_count(usage, "total_tokens"),
                 sampled=_count(usage, "completion_tokens"),
+                model=model if isinstance(model, str) else "",
             )
         raise failure
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zerosearch.data.corpus import Passage, join_contents
+from zerosearch.ranges import Count
 from zerosearch.search.batching import Batcher
-from zerosearch.search.corpus import Passage, join_contents
 from zerosearch.search.embedding import E5Encoder
 from zerosearch.search.per_loop import PerLoop
 from zerosearch.search.retrieval import Hit, load_passages, retrieve_mixed, write_folder
@@ -69,9 +70,9 @@ class DenseSearch:
         *,
         index_dir: str | Path | None = None,
         factory: str = "Flat",
-        nprobe: int = 64,
-        batch_size: int = 64,
-        max_tokens: int = 512,
+        nprobe: Count = 64,
+        batch_size: Count = 64,
+        max_tokens: Count = 512,
     ) -> None:
         for name, value in (
             ("nprobe", nprobe),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zerosearch.search.corpus import split_contents
+from zerosearch.data.corpus import split_contents
 from zerosearch.types import Document
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedModel
 
+from zerosearch.hub import check_files
+
 # What e5 was trained with (section 4.3 of its paper): without them it finds noticeably less.
 QUERY_PREFIX = "query: "
 PASSAGE_PREFIX = "passage: "
+PARTS: tuple[Literal["weights", "tokenizer"], ...] = ("weights", "tokenizer")
 
 
 class E5Encoder:
@@ -34,9 +38,11 @@ class E5Encoder:
                 raise ValueError(f"{name}={value}: give 1 or more")
         self._batch_size = batch_size
         self._max_tokens = max_tokens
+        whole = [check_files(model, part, field="search.engine.model") for part in PARTS]
+        where = {"local_files_only": all(whole)}  # what is on this machine is not asked of the hub
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-            encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, **where)
+            encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32, **where)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"model={model!r} cannot be loaded as an encoder ({str(error).strip()}); give a "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from zerosearch.search.corpus import Passage, read_corpus
+from zerosearch.data.corpus import Passage, read_corpus
 from zerosearch.types import Document
 
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.attempts import Attempts, ServerFailure
 from zerosearch.search.dialects import get_dialect
 from zerosearch.search.http_failures import call, checked_url, json_body, key_from_env
@@ -50,10 +51,10 @@ class RetrieverSearch:
         url: str,
         dialect: str = "search_r1",
         *,
-        max_concurrency: int = 256,
-        max_retries: int = 3,
-        attempt_timeout_s: float = 30.0,
-        backoff_s: float = 0.5,
+        max_concurrency: Count = 256,
+        max_retries: CountOrZero = 3,
+        attempt_timeout_s: Positive = 30.0,
+        backoff_s: NotNegative = 0.5,
         api_key_env: str | None = None,
     ) -> None:
         self.url = checked_url("url", url)

@@ -18,8 +18,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from zerosearch.data.corpus import join_contents
+from zerosearch.ranges import Count, NotNegative
 from zerosearch.search.batching import Batcher, QueueFull
-from zerosearch.search.corpus import join_contents
 from zerosearch.search.retrieval import Hit, Retriever, retrieve_mixed
 
 RETRY_AFTER_S = 1
@@ -43,13 +44,13 @@ class ServerLimits:
         ValueError: a number is out of range.
     """
 
-    max_batch: int = 64
-    max_wait_ms: float = 0.0
-    max_queued: int = 4096
-    max_queries: int = 1024
-    max_query_chars: int = 10_000
-    max_topk: int = 100
-    default_topk: int = 3
+    max_batch: Count = 64
+    max_wait_ms: NotNegative = 0.0
+    max_queued: Count = 4096
+    max_queries: Count = 1024
+    max_query_chars: Count = 10_000
+    max_topk: Count = 100
+    default_topk: Count = 3
 
     def __post_init__(self) -> None:
         for name in (

@@ -11,7 +11,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from zerosearch.ranges import Count, CountOrZero, NotNegative
+from zerosearch.search.cache import CachedSearch
 from zerosearch.search.chat_client import ChatModel, Tally, check_least
+from zerosearch.search.engine import SearchEngine
 from zerosearch.search.replies import Problem, Reply, parse_reply
 from zerosearch.search.simulator_prompt import SimulatorPrompt
 from zerosearch.seeding import derive_random, derive_seed
@@ -48,10 +51,10 @@ class SimulatedSearch:
         chat: ChatModel,
         *,
         prompt_template: str = "prompted",
-        temperature: float = 0.8,
-        max_tokens: int | None = 600,
-        words_per_document: int = 30,
-        max_reply_retries: int = 1,
+        temperature: NotNegative = 0.8,
+        max_tokens: Count | None = 600,
+        words_per_document: Count = 30,
+        max_reply_retries: CountOrZero = 1,
     ) -> None:
         for name, value, least in (
             ("temperature", temperature, 0),
@@ -65,6 +68,7 @@ class SimulatedSearch:
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.max_reply_retries = max_reply_retries
+        self.answered_by: set[str] = set()  # models, as they name themselves
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """Ask for `request.top_k` documents of a quality drawn from `request.seed`.
@@ -81,8 +85,12 @@ class SimulatedSearch:
         noisy = draw_noisy(request)
         body = self._body(request, noisy=noisy)
         tally, problems = Tally(), list[Problem]()
-        async with self.chat.slot():
-            reply = await self._best_reply(request, body, tally, problems)
+        try:
+            async with self.chat.slot():
+                reply = await self._best_reply(request, body, tally, problems)
+        except SearchError as error:
+            error.tokens, error.cost_usd = tally.tokens, self._price(tally)
+            raise
         return SearchResult(
             documents=reply.documents,
             requested=request.top_k,
@@ -91,8 +99,11 @@ class SimulatedSearch:
             attempts=tally.attempts,
             problems=tuple(problems),
             tokens=tally.tokens,
-            cost_usd=tally.tokens * self.chat.usd_per_million_tokens / 1e6,
+            cost_usd=self._price(tally),
         )
+
+    def _price(self, tally: Tally) -> float:
+        return tally.tokens * self.chat.usd_per_million_tokens / 1e6
 
     def cache_key(self, request: SearchRequest) -> dict[str, Any]:
         """Everything that determines the documents, as JSON values, and nothing else."""
@@ -155,6 +166,7 @@ class SimulatedSearch:
                 if not best.documents:
                     raise
                 break
+            self.answered_by.add(answer.model or self.chat.model)
             reply = parse_reply(answer.text, request.top_k, answer.finish_reason)
             problems += reply.problems
             if len(reply.documents) > len(best.documents):
@@ -171,3 +183,9 @@ class SimulatedSearch:
                 "simulator.prompt_template or simulator.model the means to write documents",
             )
         return best
+
+
+def answered_by(engine: SearchEngine) -> list[str]:
+    """The models that wrote documents in this process; none where the engine is no simulator."""
+    asked = engine.engine if isinstance(engine, CachedSearch) else engine
+    return sorted(asked.answered_by) if isinstance(asked, SimulatedSearch) else []

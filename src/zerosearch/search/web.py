@@ -14,12 +14,13 @@ from urllib.parse import quote
 
 import httpx
 
+from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.attempts import Attempts, ServerFailure
 from zerosearch.search.http_failures import call, checked_url, json_body, key_from_env, one_line
 from zerosearch.search.http_pool import open_client
 from zerosearch.search.per_loop import PerLoop
 from zerosearch.search.web_providers import WebQuery, get_provider
-from zerosearch.types import Document, SearchRequest, SearchResult
+from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
 if TYPE_CHECKING:
     from aiolimiter import AsyncLimiter
@@ -69,14 +70,14 @@ class WebSearch:
         self,
         provider: str = "serper",
         *,
-        usd_per_query: float,
-        max_queries: int,
-        queries_per_second: float = 5.0,
+        usd_per_query: NotNegative,
+        max_queries: Count,
+        queries_per_second: Positive = 5.0,
         language: str = "en",
         country: str = "us",
-        max_retries: int = 3,
-        attempt_timeout_s: float = 20.0,
-        backoff_s: float = 0.5,
+        max_retries: CountOrZero = 3,
+        attempt_timeout_s: Positive = 20.0,
+        backoff_s: NotNegative = 0.5,
         base_url: str | None = None,
     ) -> None:
         if not usd_per_query >= 0:
@@ -124,9 +125,13 @@ class WebSearch:
             return await self._ask(held.client, key, query, spent)
 
         await held.limiter.acquire()
-        documents = await self.attempts.run(
-            attempt, endpoint=self.base_url, timeout_s=request.timeout_s
-        )
+        try:
+            documents = await self.attempts.run(
+                attempt, endpoint=self.base_url, timeout_s=request.timeout_s
+            )
+        except SearchError as error:
+            error.cost_usd = spent.paid * self.usd_per_query
+            raise
         return SearchResult(
             documents=tuple(documents[: request.top_k]),
             requested=request.top_k,

@@ -7,7 +7,7 @@ from pathlib import Path
 from zerosearch.journal import Journal
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.engine import SearchEngine
-from zerosearch.types import SearchRequest, SearchResult
+from zerosearch.types import SearchError, SearchRequest, SearchResult
 
 
 class BudgetUsedUp(Exception):
@@ -95,6 +95,10 @@ class Metered:
         """
         if not self._cached:
             self._budget.take_query()
-        result = await self._engine.search(request)
+        try:
+            result = await self._engine.search(request)
+        except SearchError as error:
+            self._budget.spend(error.cost_usd)
+            raise
         self._budget.spend(result.cost_usd)
         return result

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.commands import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT
+from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,18 +21,29 @@ if TYPE_CHECKING:
     from zerosearch.simulator.collecting import Outcome
 
 EPISODES = "episodes.jsonl"
+COMPONENTS = ("collector", "questions")
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+KEYS = {
+    "seed": SEED,
+    "temperature": NOT_NEGATIVE,
+    "folder": TEXT,
+    "import_from": PLACE,
+    "documents_per_search": COUNT,
+    "attempts": COUNT,
+    "concurrency": COUNT,
+}
 
 
 def collect(cfg: DictConfig) -> Outcome:
     """Play the episodes that are missing in `cfg.folder`."""
     from zerosearch.journal import Journal
+    from zerosearch.nodes import check_nodes
     from zerosearch.search.engine import Checkable
     from zerosearch.simulator.budget import Budget
     from zerosearch.simulator.launch import launched
 
+    check_nodes(cfg, *COMPONENTS)
     collector = hydra.utils.instantiate(cfg.collector, _convert_="all")
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all").load()
     folder = Path(cfg.folder)
@@ -91,7 +103,7 @@ def _report(outcome: Outcome, path: Path) -> None:
         log.warning("%d episodes are missing: %s", outcome.unplayed, outcome.stopped)
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="collect")
+@command("collect", keys=KEYS, checks=[check_places, check_simulator])
 def main(cfg: DictConfig) -> None:
     """Collect, or import."""
     path = Path(cfg.folder) / EPISODES

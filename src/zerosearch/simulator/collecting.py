@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from zerosearch.journal import Journal
 from zerosearch.progress import progress_bar
+from zerosearch.ranges import Count, Seed, Share
 from zerosearch.search.agent import Agent, Played
 from zerosearch.search.engine import SearchEngine
 from zerosearch.simulator.budget import Budget, BudgetUsedUp, Metered
@@ -62,11 +63,11 @@ class Collector:
     agent: Agent
     engine: SearchEngine
     score: Callable[[str | None, Sequence[str]], float]
-    documents_per_search: int
-    attempts: int = 1
-    concurrency: int = 16
-    max_failed_share: float = 0.1
-    seed: int = 0
+    documents_per_search: Count
+    attempts: Count = 1
+    concurrency: Count = 16
+    max_failed_share: Share = 0.1
+    seed: Seed = 0
     outcome: Outcome = field(default_factory=Outcome)
 
     def __post_init__(self) -> None:

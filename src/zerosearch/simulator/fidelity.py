@@ -7,40 +7,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.commands import COUNT, FLAG, SECONDS, SEED, command
+from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT, expand_simulator, link_latest
+from zerosearch.runs import expand_simulator, link_latest
+from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+KEYS = {
+    "seed": SEED,
+    "top_k": COUNT,
+    "timeout_s": SECONDS,
+    "concurrency": COUNT,
+    "strict": FLAG,
+}
+
+COMPONENTS = ("questions", "search")
 
 
 def measure(cfg: DictConfig, folder: Path) -> list[str]:
     """Ask, report and write into `folder`; returns the warnings."""
-    from zerosearch.simulator.fidelity_report import (
-        ask_all,
-        print_summary,
-        summarize,
-        warnings_of,
-        write_report,
-    )
+    from zerosearch.nodes import check_nodes
+    from zerosearch.simulator.fidelity_report import print_summary, write_report
     from zerosearch.simulator.launch import launched
+    from zerosearch.simulator.probing import ask_all, summarize, warnings_of
 
-    if "chat" not in cfg.simulator and HydraConfig.get().runtime.choices["search"] == "simulated":
-        raise ValueError(
-            "search=simulated asks a language model, and the simulator chosen is scripted: add "
-            "search=scripted"
-        )
+    check_nodes(cfg, *COMPONENTS)
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")
     with launched(cfg, folder):
         searching = ask_all(
@@ -60,7 +60,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     return warnings
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="fidelity")
+@command("fidelity", keys=KEYS, checks=[check_places, check_simulator], expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Measure one simulator."""
     folder = Path(cfg.paths.output_dir)
@@ -72,5 +72,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = expand_simulator(sys.argv[1:])
     main()

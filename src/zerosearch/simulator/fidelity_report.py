@@ -1,12 +1,10 @@
-"""Asks an engine for useful and for noisy documents to the same questions, and compares."""
+"""The report on a simulator: which questions it is asked, and how its answers are shown."""
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from zerosearch.data.geography.source import GeographySource
-from zerosearch.data.geography.wording import word_query
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.data.rows import Columns, row_to_question
 from zerosearch.data.sources import fixed_selection
-from zerosearch.search.engine import Checkable, SearchEngine
-from zerosearch.search.fidelity import Observation, fidelity_of, observe
-from zerosearch.seeding import derive_seed
-from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
+from zerosearch.ranges import Count
+from zerosearch.simulator.probing import Asked, query_of
+from zerosearch.types import Question
 
-QUALITIES = {"useful": 0.0, "noisy": 1.0}  # noise probability of the request
 _COUNTS = ("attempts", "tokens", "requested", "documents", "words", "words_p95", "cost_usd")
 _FIRST = ("searches", "failed", "answer_in", "answer_documents", "requested", "documents")
-# What is compared with a threshold: metric, quality, whether more is better, words for people.
-_JUDGED = (
-    ("answer_in_useful", "useful", True, "useful documents hold a golden answer in"),
-    ("answer_in_noisy", "noisy", False, "noisy documents hold a golden answer in"),
-    ("incomplete", "useful", False, "fewer useful documents than asked for came in"),
-    ("incomplete", "noisy", False, "fewer noisy documents than asked for came in"),
-    ("duplicates", "useful", False, "useful documents repeat one of the same search in"),
-    ("duplicates", "noisy", False, "noisy documents repeat one of the same search in"),
-    ("failed", "useful", False, "searches for useful documents failed in"),
-    ("failed", "noisy", False, "searches for noisy documents failed in"),
-)
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Asked:
-    """One search of the report: what was asked for and what came of it."""
-
-    question: Question
-    query: str
-    quality: str
-    result: SearchResult | None
-    error: str | None
-
-    @property
-    def observation(self) -> Observation | None:
-        """What is measured; None where the search failed."""
-        if self.result is None:
-            return None
-        return observe(self.result, self.question.golden_answers)
 
 
 def read_questions(
     files: Sequence[str] | None,
-    limit: int | None,
+    limit: Count | None,
     query_column: str | None,
     columns: Columns,
     split: str = "train",
@@ -80,7 +46,7 @@ def read_questions(
     pairs = []
     if files is None:
         pairs = [
-            (question, word_query(question.metadata["relation"], question.metadata["subject"]))
+            (question, query_of(question))
             for question in GeographySource(split=split, hops=1).load()
         ]
     for path in files or ():
@@ -99,89 +65,6 @@ def read_questions(
     return [pairs[index] for index in fixed_selection(len(pairs), limit)]
 
 
-async def ask_all(
-    engine: SearchEngine,
-    questions: Sequence[tuple[Question, str]],
-    *,
-    top_k: int,
-    timeout_s: float,
-    concurrency: int,
-    seed: int,
-) -> list[Asked]:
-    """Search for every question once per quality, at most `concurrency` at a time.
-
-    Raises:
-        ValueError: the engine says beforehand that it cannot answer.
-    """
-    if isinstance(engine, Checkable):
-        await engine.check()
-    places = asyncio.Semaphore(concurrency)
-
-    async def ask(question: Question, query: str, quality: str) -> Asked:
-        request = SearchRequest(
-            query=query,
-            question=question.text,
-            golden_answers=question.golden_answers,
-            noise_probability=QUALITIES[quality],
-            top_k=top_k,
-            seed=derive_seed(seed, "fidelity", question.uid, query, quality),
-            timeout_s=timeout_s,
-        )
-        result, reason = None, None
-        async with places:
-            try:
-                result = await engine.search(request)
-            except SearchError as error:
-                reason = str(error)
-        return Asked(question=question, query=query, quality=quality, result=result, error=reason)
-
-    return await asyncio.gather(
-        *(ask(question, query, quality) for question, query in questions for quality in QUALITIES)
-    )
-
-
-def summarize(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
-    """Per quality: `searches`, `failed` (share), and what `fidelity_of` says of the others."""
-    summary = {}
-    for quality in QUALITIES:
-        own = [each for each in asked if each.quality == quality]
-        found = [each.observation for each in own]
-        answered = [observation for observation in found if observation is not None]
-        summary[quality] = {
-            "searches": len(own),
-            "failed": 1 - len(answered) / len(own),
-            **fidelity_of(answered),
-        }
-    return summary
-
-
-def warnings_of(
-    summary: Mapping[str, Mapping[str, float]], thresholds: Mapping[str, float]
-) -> list[str]:
-    """What lies beyond its threshold, in words.
-
-    Raises:
-        ValueError: a threshold is of something that is not judged.
-    """
-    if unknown := sorted(set(thresholds) - {metric for metric, *_ in _JUDGED}):
-        raise ValueError(f"thresholds.{unknown[0]} is unknown: {[m for m, *_ in _JUDGED]} are")
-    warnings = []
-    for metric, quality, more_is_better, words in _JUDGED:
-        bound, value = thresholds.get(metric), summary[quality].get(metric)
-        if bound is None:
-            continue
-        if value is None:
-            if metric.startswith("answer_in"):
-                warnings.append(
-                    f"{metric} is not known: no search of that quality was answered, "
-                    "or no golden answer can be looked for"
-                )
-        elif value < bound if more_is_better else value > bound:
-            side = "below" if more_is_better else "above"
-            warnings.append(f"{words} {value:.0%}, {side} thresholds.{metric}={bound:g}")
-    return warnings
-
-
 # -- output ---------------------------------------------------------------------------------------
 
 
@@ -198,7 +81,7 @@ def print_summary(
     for name in sorted({name for column in columns for name in column}, key=_position):
         table.add_row(name, *(_cell(name, column.get(name)) for column in columns))
     console.print(table)
-    for error in list(dict.fromkeys(each.error for each in asked if each.error))[:3]:
+    for error in list(dict.fromkeys(str(each.failure) for each in asked if each.failure))[:3]:
         console.print(f"failed: {error}", markup=False)
     for warning in warnings:
         console.print(f"[yellow]warning[/yellow]: {warning}")
@@ -236,7 +119,7 @@ def _row(asked: Asked) -> dict[str, Any]:
         "golden_answers": json.dumps(asked.question.golden_answers, ensure_ascii=False),
         "query": asked.query,
         "quality": asked.quality,
-        "error": asked.error or "",
+        "error": str(asked.failure or ""),
         "with_answer": seen.with_answer if seen and seen.checked else "",
         "documents_count": len(result.documents) if result else "",
         "latency_s": round(result.latency_s, 4) if result else "",

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 
+from zerosearch.commands import FLAG, TEXT, command
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+
+COMPONENTS = ("rows", "judging")
 
 
 def judge(cfg: DictConfig) -> None:
     """Judge what is not judged yet, report, and write the rows."""
     from zerosearch.journal import Journal
+    from zerosearch.nodes import check_nodes
     from zerosearch.simulator.judge_report import print_summary, summarize, write_report
     from zerosearch.simulator.judging import cases_of, judged_searches
     from zerosearch.simulator.records import read_episodes
     from zerosearch.simulator.rows import write_rows
 
+    check_nodes(cfg, *COMPONENTS)
     maker = hydra.utils.instantiate(cfg.rows, _convert_="all")
     judging = hydra.utils.instantiate(cfg.judging, _convert_="all")
     episodes = read_episodes(cfg.searches)
@@ -61,7 +63,7 @@ def judge(cfg: DictConfig) -> None:
         log.warning(missing)
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="judge")
+@command("judge", keys={"folder": TEXT, "searches": TEXT, "only_correct": FLAG})
 def main(cfg: DictConfig) -> None:
     """Judge one folder of searches."""
     with ending_in_words("run again to go on: verdicts are kept"):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jinja2
 
+from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.chat_client import ChatModel, Tally, check_least
 from zerosearch.search.fidelity import findable
 from zerosearch.seeding import derive_seed
@@ -121,10 +122,10 @@ class LLMJudge:
         chat: ChatModel,
         *,
         prompt_template: str = "judge",
-        temperature: float = 0.0,
-        max_tokens: int = 200,
-        max_reply_retries: int = 2,
-        timeout_s: float = 120.0,
+        temperature: NotNegative = 0.0,
+        max_tokens: Count = 200,
+        max_reply_retries: CountOrZero = 2,
+        timeout_s: Positive = 120.0,
     ) -> None:
         for name, value, least in (
             ("temperature", temperature, 0),

@@ -11,6 +11,7 @@ from typing import Any
 
 from zerosearch.journal import Journal
 from zerosearch.progress import progress_bar
+from zerosearch.ranges import Count, NotNegative, Share
 from zerosearch.simulator.judges import Case, Judge
 from zerosearch.simulator.records import Episode
 from zerosearch.simulator.rows import JudgedSearch
@@ -33,9 +34,9 @@ class Judging:
     """
 
     judge: Judge
-    concurrency: int = 64
-    max_malformed_share: float = 0.1
-    budget_usd: float | None = None
+    concurrency: Count = 64
+    max_malformed_share: Share = 0.1
+    budget_usd: NotNegative | None = None
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:

@@ -12,6 +12,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.nodes import check_nodes
+from zerosearch.simulator.chosen import only_replays
 from zerosearch.simulator.process import POLL_S, ServerProcess, answers
 from zerosearch.simulator.serving import ServerSettings
 
@@ -33,6 +35,7 @@ def server_settings(simulator: DictConfig) -> ServerSettings:
             "simulator: this one has no server (no node simulator.server); choose one of "
             "configs/simulator/ that has, such as simulator=prompted_7b or simulator=tiny"
         )
+    check_nodes(simulator, "server")
     settings = hydra.utils.instantiate(simulator.server, _convert_="all")
     assert isinstance(settings, ServerSettings)
     return settings
@@ -84,10 +87,10 @@ def launched(cfg: DictConfig, folder: Path) -> Iterator[list[str]]:
     Raises:
         ValueError: vLLM is missing, a port is taken, or a server does not come up.
     """
-    simulator = cfg.simulator
+    simulator = cfg.get("simulator") or OmegaConf.create()
     launch = simulator.get("launch", False)
-    if launch and _only_replays(cfg):
-        log.info("simulator.launch=true: nothing is launched, search.cache=replay asks nobody")
+    if launch and only_replays(cfg):  # or another engine answers
+        log.info("simulator.launch=true: nothing is launched, since no search asks the simulator")
         launch = False
     if not launch:
         yield list(simulator.get("endpoints", []))
@@ -118,14 +121,6 @@ def _check_no_other_endpoints(given: list[str], settings: ServerSettings) -> Non
             f"{', '.join(others)}: set simulator.launch=false to ask that one, or "
             "simulator.endpoints=[]"
         )
-
-
-def _only_replays(cfg: DictConfig) -> bool:
-    """Whether training, and every evaluation that could ask the simulator, is a replay."""
-    evaluations = [entry.search for entry in cfg.get("evaluation", {}).values()]
-    place = "engine.chat.endpoints"  # a list, empty as yet, where the simulator is to be served
-    asking = [each for each in evaluations if OmegaConf.select(each, place) is not None]
-    return all(search.get("cache") == "replay" for search in (cfg.search, *asking))
 
 
 def _local_rank() -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.files import replacing
+from zerosearch.ranges import Count, Share
 from zerosearch.search.fidelity import findable
 from zerosearch.seeding import derive_random
 from zerosearch.simulator.judges import Case
@@ -46,9 +47,9 @@ class RowMaker:
     """
 
     top_k: Sequence[int] = (1,)
-    max_words: int | None = None
+    max_words: Count | None = None
     allow_fewer: bool = False
-    validation_share: float = 0.05
+    validation_share: Share = 0.05
 
     def __post_init__(self) -> None:
         if not self.top_k or min(self.top_k) < 1:

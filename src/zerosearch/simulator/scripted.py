@@ -18,10 +18,11 @@ from typing import Any
 
 from zerosearch.data.geography.facts import Entity, FactStore, name_key
 from zerosearch.data.geography.wording import word_passage
+from zerosearch.ranges import NotNegative, Share
 from zerosearch.seeding import derive_random
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
-WRITER_VERSION = 1  # raise it when other documents are written: cached ones are then not found
+WRITER_VERSION = 2  # raise it when other results come of a request: cached ones are then not found
 _MAX_DRAWS = 200  # draws of a peer without a golden answer before fewer documents are written
 
 
@@ -50,10 +51,10 @@ class ScriptedSimulator:
         facts: FactStore,
         *,
         splits: list[str] | None = None,
-        reliability: float = 1.0,
-        latency_s: float = 0.0,
-        latency_spread: float = 0.0,
-        failure_rate: float = 0.0,
+        reliability: Share = 1.0,
+        latency_s: NotNegative = 0.0,
+        latency_spread: Share = 0.0,
+        failure_rate: Share = 0.0,
     ) -> None:
         shares = {
             "reliability": reliability,
@@ -81,6 +82,10 @@ class ScriptedSimulator:
     async def search(self, request: SearchRequest) -> SearchResult:
         """Write `request.top_k` documents; every draw comes from `request.seed`.
 
+        About a query that names nothing known there is nothing useful to write: its documents are
+        random and on record as noisy. `reliability` leaves no trace on the record: it plays a model
+        that was asked for one quality and wrote the other.
+
         Raises:
             SearchError: with probability `failure_rate`.
         """
@@ -95,7 +100,7 @@ class ScriptedSimulator:
         return SearchResult(
             documents=self.write_documents(request, noisy == as_asked, rng),
             requested=request.top_k,
-            noisy=noisy,
+            noisy=noisy or self.facts.find(request.query) is None,
             latency_s=time.perf_counter() - start,
         )
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
-import hydra
-
+from zerosearch.commands import command
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import PROJECT_ROOT, expand_simulator
+from zerosearch.runs import expand_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from zerosearch.simulator.serving import ServerSettings
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 
 def serve_until_told(settings: ServerSettings, override: str) -> None:
@@ -61,15 +58,14 @@ def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="serve")
+@command("serve", keys={}, expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Serve one simulator."""
     from zerosearch.simulator.launch import server_settings
 
     with ending_in_words():
-        serve_until_told(server_settings(cfg.simulator), "search=simulated simulator.endpoints")
+        serve_until_told(server_settings(cfg.simulator), "simulator.endpoints")
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = expand_simulator(sys.argv[1:])
     main()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from zerosearch.ranges import Count, Port, Positive, ShareAboveZero
+
 # Of a distributed training run; vLLM would take them for its own.
 _LAUNCHER_VARIABLES = [
     "RANK",
@@ -52,14 +54,14 @@ class ServerSettings:
     served_name: str  # what clients ask for: simulator.model
     node: str = "simulator.server"  # of the configuration, for messages
     host: str = "127.0.0.1"
-    port: int | None = 8000  # of the first server, the others follow; None: any free ones
+    port: Port | None = 8000  # of the first server, the others follow; None: any free ones
     gpus: list[int] | None = None  # counted as trainer.devices does; None: what vLLM finds
-    tensor_parallel: int = 1  # GPUs per server
-    max_model_len: int = 4096  # tokens of prompt and reply
-    gpu_memory_utilization: float = 0.9
+    tensor_parallel: Count = 1  # GPUs per server
+    max_model_len: Count = 4096  # tokens of prompt and reply
+    gpu_memory_utilization: ShareAboveZero = 0.9
     dtype: str = "auto"
     prefix_caching: bool = True  # prompts share their instructions
-    ready_timeout_s: float = 1200.0  # a large model may have to be downloaded
+    ready_timeout_s: Positive = 1200.0  # a large model may have to be downloaded
     command: list[str] | None = None  # e.g. [/other/env/bin/vllm, serve]; None: vLLM of this one
     extra_args: list[str | float] = field(default_factory=list)  # to vLLM, as they are
     environment: dict[str, str | float] = field(default_factory=dict)  # added to this process's

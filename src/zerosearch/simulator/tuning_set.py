@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import UndefinedError
 
 from zerosearch.data.readers import hub_file, local_files
+from zerosearch.ranges import Count, Share
 from zerosearch.search.replies import parse_reply
 from zerosearch.search.simulator_prompt import SimulatorPrompt, read_template
 from zerosearch.seeding import derive_random
@@ -70,9 +71,9 @@ class TuningFiles:
     train: str
     validation: str | None = None
     prompt_template: str | None = None
-    words_per_document: int = 30
-    validation_share: float = 0.05
-    limit: int | None = None
+    words_per_document: Count = 30
+    validation_share: Share = 0.05
+    limit: Count | None = None
     prompt_key: str | None = None
     reply_key: str | None = None
     joiner: str = "\n"

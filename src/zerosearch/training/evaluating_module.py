@@ -12,6 +12,7 @@ from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
 from zerosearch.training.failures import RESUME, SearchOutage
+from zerosearch.training.metrics import Costs
 from zerosearch.training.record import StepRecord
 from zerosearch.types import Question, Trajectory
 
@@ -48,7 +49,8 @@ class EvaluatingModule(LightningModule, ABC):
         self.evaluation_records: list[StepRecord] = []  # the last evaluation, one per engine
         self.evaluation_metrics: dict[str, float] = {}  # of the last evaluation
         self.evaluation_outage: SearchOutage | None = None  # of the last evaluation
-        self.start_metrics: dict[str, float] = {}  # evaluation before training, kept for resume
+        self.start_metrics: dict[str, float] = {}  # from before training, kept for resume
+        self.costs = Costs()
         self._evaluation_run: EvaluationRun | None = None
 
     @abstractmethod
@@ -93,6 +95,7 @@ class EvaluatingModule(LightningModule, ABC):
         every: dict[str, float] = {}
         self.evaluation_records = []
         for name, (trajectories, scores, metrics) in self._evaluation_run.results().items():
+            self.costs.add_evaluation(trajectories)
             named = {f"{self.phase}/{name}/{key}": value for key, value in metrics.items()}
             every |= named
             self.evaluation_records.append(
@@ -109,7 +112,7 @@ class EvaluatingModule(LightningModule, ABC):
         f1 = every[f"{self.phase}/{headline}/f1"]
         self.log("f1", f1, prog_bar=True, logger=False, batch_size=1, sync_dist=True)
         if self.phase == "start":
-            self.start_metrics = every
+            self.start_metrics |= every
         self.evaluation_metrics = every
         mend = RESUME if self.phase == "val" else "evaluate again"
         self.evaluation_outage = self._evaluation_run.outage(self.max_failed_share, mend)

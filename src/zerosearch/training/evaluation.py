@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from zerosearch.distributed import gather_objects
+from zerosearch.ranges import Share
 from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.metrics import AnswerMetrics
 from zerosearch.reward.rubric import RewardScore, Rubric
@@ -29,7 +30,7 @@ class Evaluation:
     """One way to answer held-out questions."""
 
     search: SearchEngine
-    noise_probability: float = 0.0
+    noise_probability: Share = 0.0
     decoding: Decoding = field(default=GREEDY)
     breakdown: str | None = None  # key of Question.metadata to show apart, e.g. "hops"
 

@@ -101,27 +101,56 @@ def _search_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 class Costs:
-    """What the searches of a whole run have cost so far, over all ranks and resumptions."""
+    """What a whole run has cost so far, over all ranks and resumptions.
+
+    `cost/searches` and `cost/calls` (requests to servers, repeated ones included; a cached search
+    makes none) count the training episodes. `cost/tokens` and `cost/usd` count whatever was paid
+    for: evaluations, searches that failed, and the check of the simulator, too.
+    """
 
     def __init__(self) -> None:
         self.totals = {"cost/searches": 0.0, "cost/calls": 0.0, "cost/tokens": 0.0, "cost/usd": 0.0}
 
     def add(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """Count the searches of some trajectories of this rank; returns the totals; a collective.
-
-        `cost/calls` are requests to servers, repeated ones included; a cached search makes none.
-        """
+        """Count training episodes of this rank; returns the totals; a collective."""
         results = [result for trajectory in trajectories for result in trajectory.searches]
-        own = {
-            "cost/searches": len(results),
-            "cost/calls": sum(result.attempts for result in results),
-            "cost/tokens": sum(result.tokens for result in results),
-            "cost/usd": sum(result.cost_usd for result in results),
-        }
+        self._gather(
+            {
+                "cost/searches": len(results),
+                "cost/calls": sum(result.attempts for result in results),
+                **_paid(trajectories),
+            }
+        )
+        return dict(self.totals)
+
+    def add_evaluation(self, trajectories: Sequence[Trajectory]) -> None:
+        """Count what evaluation episodes of this rank have cost; a collective."""
+        self._gather(_paid(trajectories))
+
+    def charge(self, tokens: float, usd: float) -> None:
+        """Count what all ranks know of."""
+        self.totals["cost/tokens"] += tokens
+        self.totals["cost/usd"] += usd
+
+    @property
+    def usd(self) -> float:
+        """Dollars so far; the same on all ranks."""
+        return self.totals["cost/usd"]
+
+    def _gather(self, own: dict[str, float]) -> None:
         for part in gather_objects(own):
             for name, value in part.items():
                 self.totals[name] += value
-        return dict(self.totals)
+
+
+def _paid(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    results = [result for trajectory in trajectories for result in trajectory.searches]
+    tokens = sum(result.tokens for result in results)
+    usd = sum(result.cost_usd for result in results)
+    return {
+        "cost/tokens": tokens + sum(trajectory.lost_tokens for trajectory in trajectories),
+        "cost/usd": usd + sum(trajectory.lost_usd for trajectory in trajectories),
+    }
 
 
 def step_metrics(

@@ -28,6 +28,7 @@ from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.policy.source import PolicySource
+from zerosearch.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
@@ -38,7 +39,7 @@ from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
 from zerosearch.training.learner import make_learner
-from zerosearch.training.metrics import Costs, peak_memory_gib, step_metrics
+from zerosearch.training.metrics import peak_memory_gib, step_metrics
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.optimization import (
     check_strategy,
@@ -93,16 +94,16 @@ class SearchPolicyModule(EvaluatingModule):
         optimizer: Callable[..., Optimizer],
         schedule: Callable[[Optimizer, int], LRScheduler],
         evaluations: Mapping[str, Evaluation],
-        policy_steps: int,
+        policy_steps: Count,
         rubric: Rubric | None = None,
         decoding: Decoding | None = None,
-        tokens_per_micro_batch: int = 16_384,
-        logprob_chunk_tokens: int = 4_096,
-        gradient_clip: float = 1.0,
-        max_failed_share: float = 0.1,
+        tokens_per_micro_batch: Count = 16_384,
+        logprob_chunk_tokens: Count = 4_096,
+        gradient_clip: Positive = 1.0,
+        max_failed_share: Share = 0.1,
         lockstep: bool = False,
-        lag: int = 0,
-        seed: int = 0,
+        lag: CountOrZero = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(
             evaluations=evaluations,
@@ -130,9 +131,9 @@ class SearchPolicyModule(EvaluatingModule):
         self.lag = lag
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
         self.healthy = True  # set by the health monitor
+        self.resumed = False  # whether training goes on from a checkpoint
         self.latest: StepRecord | None = None  # the last policy step
         self.train_metrics: dict[str, float] = {}  # of the last policy step
-        self.costs = Costs()
         sampler = EpisodeSampler(
             policy=self._policy,
             rollouter=lambda: self.rollouter(),  # which tests and subclasses may replace

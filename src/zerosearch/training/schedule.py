@@ -8,14 +8,16 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from zerosearch.ranges import Share
+
 
 def warmup_schedule(
     optimizer: Optimizer,
     total_updates: int,
     *,
-    warmup_fraction: float = 0.0,
+    warmup_fraction: Share = 0.0,
     decay: Literal["constant", "linear", "cosine"] = "constant",
-    final_share: float = 0.0,
+    final_share: Share = 0.0,
 ) -> LambdaLR:
     """Linear warm-up, then constant, linear or cosine decay.
 

@@ -31,6 +31,7 @@ from zerosearch.policy.checkpoints import (
     state_names,
 )
 from zerosearch.policy.sharding import Sharding
+from zerosearch.ranges import Positive
 from zerosearch.training.rank_watch import WatchedLauncher
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -65,7 +66,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         reduce_dtype: Dtype = "float32",
         cpu_offload: bool = False,
         reshard_after_forward: bool = True,
-        timeout_minutes: float = 30,
+        timeout_minutes: Positive = 30,
     ) -> None:
         for name, value in (("param_dtype", param_dtype), ("reduce_dtype", reduce_dtype)):
             if value not in get_args(Dtype):

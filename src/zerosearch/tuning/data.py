@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from zerosearch.data.loaders import rank_slice
+from zerosearch.ranges import Count, Seed
 from zerosearch.seeding import derive_random
 from zerosearch.simulator.tuning_set import TuningExample, TuningFiles, TuningSet
 
@@ -94,9 +95,9 @@ class TuningData(LightningDataModule):
         self,
         files: TuningFiles,
         *,
-        examples_per_step: int,
-        validation_limit: int | None = None,
-        seed: int = 0,
+        examples_per_step: Count,
+        validation_limit: Count | None = None,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         for name, value in (

@@ -26,6 +26,7 @@ from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.source import PolicySource
+from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, Seed
 from zerosearch.runs import PROMPT_FILE
 from zerosearch.simulator.tuning_set import TuningExample
 from zerosearch.training.learner import Trainee
@@ -70,15 +71,15 @@ class SimulatorTuningModule(LightningModule):
         generator: Generator,
         optimizer: Callable[..., Optimizer],
         schedule: Callable[[Optimizer, int], LRScheduler],
-        steps: int,
-        fidelity_examples: int = 64,
-        max_tokens: int = 2048,
-        max_reply_tokens: int = 600,
-        temperature: float = 0.8,
-        tokens_per_micro_batch: int = 16_384,
-        logprob_chunk_tokens: int = 4_096,
-        gradient_clip: float = 1.0,
-        seed: int = 0,
+        steps: Count,
+        fidelity_examples: CountOrZero = 64,
+        max_tokens: Count = 2048,
+        max_reply_tokens: Count = 600,
+        temperature: NotNegative = 0.8,
+        tokens_per_micro_batch: Count = 16_384,
+        logprob_chunk_tokens: Count = 4_096,
+        gradient_clip: Positive = 1.0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         for name, value, least in (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from zerosearch.data.geography.facts import asset
 from zerosearch.data.sources import QASource, fixed_selection
+from zerosearch.ranges import Count, Positive
 from zerosearch.types import Question
 
 SPLITS = ("train", "validation", "test")
@@ -25,9 +26,9 @@ class GeographySource:
     """
 
     split: str = "train"
-    hops: int | None = None
-    limit: int | None = None
-    weight: float | None = 1.0
+    hops: Count | None = None
+    limit: Count | None = None
+    weight: Positive | None = 1.0
     label: str = "geography"
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from zerosearch.search.corpus import (
+from zerosearch.data.corpus import (
     Passage,
     join_contents,
     read_corpus,

@@ -57,24 +57,28 @@ def read_corpus(path: str | Path) -> list[Passage]:
             missing or of the wrong type, a passage without text, an id seen before. The message
             names file, line and field.
     """
-    path = _checked_path(path)
     passages: list[Passage] = []
     first_line: dict[str, int] = {}
-    for number, line in _numbered_lines(path):
-        try:
-            passage = _parse_row(line)
-            if passage.id in first_line:
-                raise ValueError(
-                    f"field 'id' is {passage.id!r}, used before on line {first_line[passage.id]}; "
-                    "give each passage its own id"
-                )
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+    for number, passage in _numbered_passages(_checked_path(path)):
+        if passage.id in first_line:
+            raise ValueError(
+                f"{path}, line {number}: field 'id' is {passage.id!r}, used before on line "
+                f"{first_line[passage.id]}; give each passage its own id"
+            )
         first_line[passage.id] = number
         passages.append(passage)
     if not passages:
         raise ValueError(f"{path}: no passages in the file; a corpus needs at least one row")
     return passages
+
+
+def count_passages(path: str | Path) -> int:
+    """Passages of a corpus, each checked but none kept; an id that comes twice is not seen.
+
+    Raises:
+        ValueError: as of `read_corpus`.
+    """
+    return sum(1 for _ in _numbered_passages(_checked_path(path)))
 
 
 def write_corpus(path: str | Path, passages: Iterable[Passage]) -> None:
@@ -159,6 +163,14 @@ def _write_rows(path: Path, passages: Iterable[Passage], file: IO[bytes]) -> Non
         seen.add(passage.id)
         row = {"id": passage.id, "contents": join_contents(passage.title, passage.text)}
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def _numbered_passages(path: Path) -> Iterator[tuple[int, Passage]]:
+    for number, line in _numbered_lines(path):
+        try:
+            yield number, _parse_row(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -1,4 +1,4 @@
-"""Missing or unreachable weights: one sentence, at once, before anything is loaded."""
+"""Missing or unreachable models and data sets: one sentence, at once, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants, errors
 
 from tests.helpers.waiting import HANG_S, guarded
-from zerosearch.policy import weights
-from zerosearch.policy.weights import check_files
+from zerosearch import hub
+from zerosearch.hub import check_files
 
 
 @pytest.fixture(autouse=True)
@@ -130,8 +130,8 @@ def test_reachable_model_is_loaded_from_the_hub(monkeypatch: pytest.MonkeyPatch)
     [
         (hub_error(errors.GatedRepoError), "is gated: accept its terms"),
         (hub_error(errors.RepositoryNotFoundError), "the hub has no such model: check the name"),
-        (hub_error(errors.RevisionNotFoundError), "has no revision model.revision=None"),
-        (hub_error(errors.EntryNotFoundError), "on the hub has no file config.json"),
+        (hub_error(errors.RevisionNotFoundError), "has no revision None on the hub: choose"),
+        (hub_error(errors.EntryNotFoundError), "has no file config.json on the hub"),
         (ConnectionError("refused"), "cannot be reached .ConnectionError.: download it first"),
     ],
 )
@@ -146,7 +146,7 @@ def test_answers_of_the_hub(
 
 def test_a_silent_network_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
-    monkeypatch.setattr(weights, "HUB_TIMEOUT_S", -0.8)  # leaves 0.2 s
+    monkeypatch.setattr(hub, "HUB_TIMEOUT_S", -0.8)  # leaves 0.2 s
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: over.wait(HANG_S))
     with guarded(), pytest.raises(ValueError, match=r"cannot be reached .TimeoutError"):
         check_files("owner/model", "weights")

