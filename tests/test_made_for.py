@@ -25,8 +25,7 @@ MY_ENGINE = ["search=bm25", "search.engine.corpus=mine.jsonl", "evaluation=same_
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 TUNING = [name for name in EXPERIMENTS if name.startswith("simulator_sft")]
 GROUPS = ("model", "data", "episode", "evaluation")
-OTHER_GROUPS = ("algorithm", "callbacks", "compat", "curriculum", "debug", "generator", "health")
-OTHER_GROUPS += ("rubric", "search", "task", "trainer")
+OTHER_GROUPS = ("algorithm", "callbacks", "compat", "debug", "generator", "search", "task")
 # what a choice needs to be complete, and what an experiment leaves to the user
 NEEDED = {"data=files": OWN[1:], "data=simulation": ["data.files.train=rows.jsonl"]}
 ABSTRACT = {
@@ -128,10 +127,16 @@ def test_every_experiment_is_made_for_what_it_chooses(name: str, tmp_path: Path)
         ),
         (["model.path=Qwen/Qwen2.5-0.5B"], "not for model.path=Qwen/Qwen2.5-0.5B"),
         (["episode=paper"], "made for episode=quickstart, not for episode=paper"),
-        (OWN, "search=scripted and evaluation=geography: .* data=files asks other questions; set "),
-        (["experiment=smollm2_135m", "data=geography"], "use experiment=any_model"),
+        (
+            OWN,
+            "search=simulated and evaluation=geography: .* data=files asks other questions; set ",
+        ),
+        (["experiment=smollm2_135m", "model=qwen2_5_3b"], "use experiment=any_model"),
         (["experiment=smollm2_135m", "evaluation=geography"], "set evaluation=same_engine"),
-        (["experiment=zerosearch_7b", "search=bm25"], "set search.engine.corpus=FILE"),
+        (
+            ["experiment=zerosearch_7b", "search=bm25"],
+            "search=bm25: .*set corpus=NAME, search.engine.corpus=FILE",
+        ),
         (["experiment=zerosearch_7b", "search=none"], "set episode.max_turns=0"),
         (["experiment=zerosearch_7b", "episode=quickstart"], "use episode=paper"),
         (["experiment=zerosearch_7b", "model=llama_3_2_3b"], "curriculum.end=0.75"),
@@ -168,6 +173,7 @@ def test_who_insists_goes_on(tmp_path: Path) -> None:
         # another model of the size that stands in its file, which is compared when it is loaded
         ["experiment=zerosearch_7b", "model.path=Qwen/Qwen2.5-7B-Instruct", "model.chat=true"],
         ["experiment=zerosearch_3b", "data=geography"],
+        ["experiment=smollm2_135m", "data=geography"],  # the corpus follows
         ["data.files=[mine.parquet]"],
     ],
     ids=" ".join,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, open_dict
 
-from tests.helpers.configs import compose_config
+from tests.helpers.configs import ROOT, compose_config
 from zerosearch.made_for import check_made_for
 from zerosearch.policy.memory import plan_of
 from zerosearch.policy.memory_plan import GIB, PHASES, check_fits, total
@@ -41,6 +41,10 @@ CHAT = {  # the tuned twin of each base model, of the same size
     }[name]
     for name in SIZES
 }
+
+
+def card_bytes(experiment: str) -> int:
+    return int(CARDS[experiment.split("_")[2]] * GIB)
 
 
 def composed(folder: Path, *overrides: str) -> DictConfig:
@@ -75,7 +79,7 @@ def test_runs_fit_their_card_with_all_that_runs_beside_them(
     lora = experiment.endswith("lora")
     assert (sum(p.numel() for p in trained) == SIZES[name]) == (not lora)
     assert plan.with_reference == (not lora), "with adapters off, the base is the reference"
-    gpu_bytes = int(CARDS[experiment.split("_")[2]] * GIB)
+    gpu_bytes = card_bytes(experiment)
     rows = memory_rows(plan, gpu_bytes)
     check_fits(rows, gpu_bytes)
     named = {row.name for row in rows}
@@ -83,6 +87,25 @@ def test_runs_fit_their_card_with_all_that_runs_beside_them(
     others = [row for row in rows if not row.name.startswith("fragmentation")]
     worst = max(total(others, phase) for phase in PHASES)
     assert 1.1 * worst < gpu_bytes, "even were the tenth one of everything"
+
+
+def test_the_page_has_the_numbers_of_the_plan(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "one_gpu.md").read_text().splitlines()
+    for experiment, name in RUNS:
+        cfg = composed(tmp_path, f"experiment={experiment}", f"model={name}")
+        rows = memory_rows(plan_of(cfg), card_bytes(experiment))
+        sums = " | ".join(f"{total(rows, phase) / GIB:.1f}" for phase in PHASES)
+        assert (
+            f"| `{experiment}` | `{name}` | `{cfg.model.path}` | `{CHAT[name]}` | {sums} |" in page
+        )
+
+
+def test_a_larger_simulator_fits_where_the_page_says_so(tmp_path: Path) -> None:
+    larger = ["simulator=prompted_3b", "simulator.server.gpu_memory_utilization=0.3"]
+    gpu_bytes = card_bytes("one_gpu_24gb")
+    for name in ("smollm2_360m", "qwen2_5_0_5b"):
+        cfg = composed(tmp_path, "experiment=one_gpu_24gb", f"model={name}", *larger)
+        check_fits(memory_rows(plan_of(cfg), gpu_bytes), gpu_bytes)
 
 
 def test_a_simulator_elsewhere_takes_no_memory_here(tmp_path: Path) -> None:
@@ -108,4 +131,6 @@ def test_what_was_not_counted_is_refused(overrides: list[str], said: str, tmp_pa
 def test_whole_training_of_a_larger_model_does_not_fit(tmp_path: Path) -> None:
     cfg = composed(tmp_path, "experiment=one_gpu_80gb", "model=qwen2_5_1_5b")
     with pytest.raises(ValueError, match="GiB"):
-        check_fits(memory_rows(plan_of(cfg), int(23.6 * GIB)), int(23.6 * GIB))
+        check_fits(
+            memory_rows(plan_of(cfg), card_bytes("one_gpu_24gb")), card_bytes("one_gpu_24gb")
+        )

@@ -160,12 +160,16 @@ def _check_engines(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
             f"search=none answers nothing and episode.max_turns={cfg.episode.max_turns} allows "
             "searches: set episode.max_turns=0, or choose another search="
         )
+    if chosen.get("search") == "simulated" and cfg.get("simulator") is None:
+        return  # see `zerosearch.simulator.chosen`
     if any(map(_is_embedded, _targets(cfg.data))):
         return
     remedies = {
-        "search": "search.engine.corpus=FILE (search=bm25 or dense) or another search=",
+        "search": "corpus=NAME, search.engine.corpus=FILE (search=bm25, dense), or another search=",
         "evaluation": "evaluation=same_engine",
     }
+    if chosen.get("evaluation") == "same_engine":
+        del remedies["evaluation"]
     wrong = [group for group in remedies if any(map(_is_embedded, _targets(cfg.get(group))))]
     if wrong:
         engines = " and ".join(f"{group}={chosen.get(group)}" for group in wrong)

@@ -49,11 +49,11 @@ def memory_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
     """
     rows = [*_state_rows(plan), *_sampler_rows(plan, gpu_bytes), *_training_rows(plan)]
     pieces = [row for row in rows if not row.whole]
-    lost = {phase: int(FRAGMENTATION * total(pieces, phase)) for phase in PHASES}
+    sync, sampling, training = (int(FRAGMENTATION * total(pieces, phase)) for phase in PHASES)
     return [
         *rows,
         *_simulator_rows(plan, gpu_bytes),
-        Row(name="fragmentation (a tenth)", **lost),
+        Row(name="fragmentation (a tenth)", sync=sync, sampling=sampling, training=training),
         _always("CUDA, NCCL (assumed)", FIXED_BYTES, whole=True),
     ]
 
@@ -134,7 +134,8 @@ def _sampler_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
     kv = kv_bytes_per_token(plan.shape, dtype)
     rows = [Row(name="weights being sent", sync=_sent_bytes(plan))]
     if sampler.holds_copy:
-        rows.append(_always("the sampler's copy", weights, "set generator=transformers"))
+        remedy = "set generator=transformers"
+        rows.append(_always("the sampler's copy", weights, remedy, whole=True))  # never given back
     if sampler.kv_tokens:
         remedy = "lower generator.max_batch and generator.kv_budget_tokens"
         rows.append(Row(name="KV cache", sampling=sampler.kv_tokens * kv, remedy=remedy))
