@@ -151,8 +151,8 @@ def test_a_lost_engine_ends_the_run_with_its_name(
         (["methods=[direct]", *PROMPTED], r"prompted\.endpoints='?x"),
         (["block=0"], "block=0: give 1 or more"),
         (["checkpoint=nowhere/at/all"], "model.path=nowhere/at/all"),
-        (["temperature=-1"], "give temperature >= 0"),
-        (["+methods.policy.engines=[google]"], "none of"),
+        (["temperature=-1"], "temperature=-1: give at least 0"),
+        (["methods.policy.engines=[google]"], "none of"),
     ],
 )
 def test_bad_input_is_one_sentence(

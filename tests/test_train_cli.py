@@ -386,9 +386,9 @@ def test_a_corrupt_parquet_file(
         (["search=bm25", "search.engine.corpus=no_such.jsonl"], "no_such.jsonl"),
         (["simulator.reliability=2"], "simulator.reliability=2"),
         (["simulator.failure_rate=1"], "module.max_failed_share=0.1"),
-        (["algorithm.advantage.scale=no_such"], "scale='no_such'"),
-        (["curriculum.end=1.5"], "end=1.5"),
-        (["optimizer.lr=-1"], "Invalid learning rate: -1"),
+        (["algorithm.advantage.scale=no_such"], "algorithm.advantage.scale=no_such: give 'std'"),
+        (["curriculum.end=1.5"], "curriculum.end=1.5: give at most 1"),
+        (["optimizer.lr=-1"], "optimizer.lr=-1: give at least 0"),
         (["resume=no_such_run"], "resume=no_such_run"),
     ],
     ids=lambda part: part[-1] if isinstance(part, list) else "",
@@ -467,7 +467,7 @@ def test_a_replay_needs_nothing_that_an_engine_lacks(
 def test_a_step_that_cannot_be_shared_by_the_processes(
     settings: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    processes = ["trainer.devices=3", "trainer.num_nodes=2", "+trainer.strategy=ddp"]
+    processes = ["trainer.devices=3", "trainer.num_nodes=2", "trainer.strategy=ddp"]
     said = refuse(tmp_path, caplog, *settings, *processes, "questions_per_step=8")
     assert "questions_per_step=8 is not a positive multiple of the 6 processes" in said
     assert "use 6 or 12" in said
