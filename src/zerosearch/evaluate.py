@@ -13,8 +13,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.data.places import check_places
-from zerosearch.endings import ending_in_words, sigterm_as_ctrl_c
-from zerosearch.runs import PROJECT_ROOT, Summary, expand_resume, expand_simulator, run_job
+from zerosearch.endings import sigterm_as_ctrl_c
+from zerosearch.runs import (
+    PROJECT_ROOT,
+    Summary,
+    check_early,
+    expand_resume,
+    expand_simulator,
+    run_job,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -81,8 +88,7 @@ def identity(node: Any) -> Any:
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Run one job of Hydra."""
-    with ending_in_words():
-        check_places(cfg)
+    check_early(cfg, check_places)
     with sigterm_as_ctrl_c():
         run_job(cfg, evaluate)
 

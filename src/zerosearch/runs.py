@@ -156,14 +156,38 @@ class Summary:
 
     def write(self) -> None:
         """Replace the file atomically, on rank 0."""
-        from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-        if rank_zero_only.rank != 0:
+        if _rank() != 0:
             return
         self.facts["seconds"] = round(time.time() - self._started, 1)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.facts, indent=2, default=str) + "\n")
         os.replace(temporary, self.path)
+
+
+def check_early(cfg: DictConfig, *checks: Callable[[DictConfig], None]) -> None:
+    """Check a job before anything heavy is imported; a refusal is kept in its run folder.
+
+    Raises:
+        SystemExit: one of the checks raised a ValueError, which was shown.
+    """
+    try:
+        for check in checks:
+            check(cfg)
+    except ValueError as error:
+        summary = Summary(Path(cfg.paths.output_dir), seed=cfg.seed, tags=list(cfg.tags))
+        summary.facts["error"] = report_error(error)
+        summary.write()
+        raise SystemExit(1) from error
+
+
+def _rank() -> int:
+    """This process's rank, from Lightning where it is loaded, else from what launchers set."""
+    if "lightning" in sys.modules:  # not for this: it takes seconds to load
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+        return rank_zero_only.rank or 0
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
 
 
 def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dict[str, Any]:

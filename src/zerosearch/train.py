@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import hydra
 
 from zerosearch.data.places import check_places
-from zerosearch.endings import ending_in_words
 from zerosearch.runs import (
     PROJECT_ROOT,
     Summary,
+    check_early,
     expand_resume,
     expand_simulator,
     find_checkpoint,
@@ -83,8 +83,7 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
 @hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run one job of Hydra; returns what a hyper-parameter search would maximise."""
-    with ending_in_words():
-        check_places(cfg)
+    check_early(cfg, check_places)
     return run_job(cfg, hydra.utils.get_method(cfg.job)).get("test/f1")
 
 
