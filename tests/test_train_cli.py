@@ -291,7 +291,7 @@ def test_a_run_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
         "experiment=zerosearch_7b",
         "generator=transformers",
         "trainer=cpu",
-        *("model=quickstart", "episode=quickstart"),  # whose weights are there
+        *("model=quickstart", "episode=quickstart", "data=geography"),  # which are there
         f"paths.log_dir={tmp_path}",
         f"hydra.run.dir={tmp_path / 'run'}",
     ]
