@@ -23,6 +23,7 @@ LAYERS = [
         "endings",
         "run_names",
         "runs",
+        "chosen_policy",
         "threads",
     ),
     ("data",),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.chosen_policy import choose_policy
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import PROJECT_ROOT, expand_simulator
 
@@ -39,6 +40,9 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def ask(cfg: DictConfig) -> int:
     """Answer all questions; returns how many got no answer."""
+    overrides = list(HydraConfig.get().overrides.task)
+    choose_policy(cfg, overrides)
+
     from rich.console import Console
 
     from zerosearch.answering.load import loaded
@@ -47,7 +51,7 @@ def ask(cfg: DictConfig) -> int:
     console = Console()
     screen = Screen(console)
     lacking = 0
-    with loaded(cfg, list(HydraConfig.get().overrides.task)) as subject:
+    with loaded(cfg, overrides) as subject:
 
         async def one(question: str) -> bool:
             ended: Any = None

@@ -6,14 +6,24 @@ import asyncio
 import dataclasses
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.chosen_policy import choose_policy
 from zerosearch.endings import sigterm_as_ctrl_c
-from zerosearch.runs import PROJECT_ROOT, Summary, expand_resume, expand_simulator, run_job
+from zerosearch.runs import (
+    PROJECT_ROOT,
+    Summary,
+    expand_resume,
+    expand_simulator,
+    keep_override,
+    link_latest,
+    run_job,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,12 +33,18 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 def evaluate(cfg: DictConfig, summary: Summary) -> None:
     """Answer the questions, write and show the tables; notes the metrics and the status."""
+    folder = summary.path.parent
+    overrides = list(HydraConfig.get().overrides.task)
+    choose_policy(cfg, overrides)
+    if cfg.checkpoint is not None:
+        keep_override(folder, "checkpoint", cfg.checkpoint)  # what latest is may have changed
+        summary.facts["checkpoint"] = cfg.checkpoint
+
     from zerosearch.evaluation.checkpoint import use_checkpoint
     from zerosearch.evaluation.report import show, write_tables, write_times
     from zerosearch.simulator.launch import launched
 
-    folder = summary.path.parent
-    use_checkpoint(cfg, list(HydraConfig.get().overrides.task), folder)
+    use_checkpoint(cfg, overrides, folder)
     with launched(cfg, folder):
         run = table_run(cfg, folder)
         results = asyncio.run(run.run())
@@ -66,6 +82,7 @@ def table_run(cfg: DictConfig, folder: Path) -> Any:
         max_failed_share=cfg.max_failed_share,
         seed=cfg.seed,
         folder=folder,
+        on_begin=partial(link_latest, folder, Path(cfg.paths.log_dir) / cfg.task_name),
     )
 
 
@@ -86,7 +103,7 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = expand_simulator(expand_resume(sys.argv[1:]))
+        sys.argv[1:] = expand_simulator(expand_resume(sys.argv[1:], "evaluate"))
     except ValueError as error:
         sys.exit(str(error))
     main()

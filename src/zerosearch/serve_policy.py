@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.chosen_policy import choose_policy
 from zerosearch.endings import ending_in_words
 from zerosearch.runs import PROJECT_ROOT, expand_simulator
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
@@ -26,6 +27,9 @@ os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 def serve(cfg: DictConfig) -> None:
     """Bind, load the policy, answer until told to stop."""
+    overrides = list(HydraConfig.get().overrides.task)
+    choose_policy(cfg, overrides)
+
     from zerosearch.answering.load import loaded
 
     exit_on_signals()
@@ -34,7 +38,7 @@ def serve(cfg: DictConfig) -> None:
     key = _key(cfg)
     with (
         bind(cfg.host, cfg.port) as bound,  # before a model is loaded, which may take minutes
-        loaded(cfg, list(HydraConfig.get().overrides.task)) as subject,
+        loaded(cfg, overrides) as subject,
     ):
         asyncio.run(subject.check())
         app = make_app(subject, limits, name=cfg.name, formatter=cfg.episode.formatter, key=key)
