@@ -104,9 +104,7 @@ def check(group: str, name: str, experiment: str | None, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("group", "name"), [each for each in CHOICES if each[0] not in GLOBAL], ids=lambda part: part
 )
-def test_a_choice_is_what_the_default_run_is_made_of(
-    group: str, name: str, tmp_path: Path
-) -> None:
+def test_a_choice_is_what_the_default_run_is_made_of(group: str, name: str, tmp_path: Path) -> None:
     check(group, name, None, tmp_path)
 
 

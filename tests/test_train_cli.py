@@ -148,7 +148,7 @@ def stop_twice(settings: list[str], logs: Path, folder: Path) -> list[dict[str, 
     process.kill()
     note(finish(process)[0])
 
-    code, output = finish(start(f"resume={logs / 'train' / 'latest'}", threads=2))
+    code, output = finish(start("resume=latest", f"paths.log_dir={logs}", threads=2))
     assert code == 0, output
     assert "threads: 1, as the checkpoint was computed with (torch's choice here: 2)" in output
     return stops
@@ -303,6 +303,7 @@ def test_a_run_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     assert summary["status"] == "failed" and "simulator.endpoints" in summary["error"]
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {".hydra", "summary.json", "train.log"}
+    assert not (tmp_path / "train").exists(), "latest stays with a run that has begun"
 
 
 def test_a_run_that_is_nowhere_cannot_be_resumed(tmp_path: Path) -> None:
