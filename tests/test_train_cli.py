@@ -39,7 +39,7 @@ from zerosearch.train import train_policy
 from zerosearch.training.preflight import check_run
 from zerosearch.types import SearchError, SearchRequest
 
-PAUSING = f"search.engine._target_={pausing.__name__}.PausingSimulator"
+PAUSING = f"simulator.engine._target_={pausing.__name__}.PausingSimulator"
 TIMEOUT_S = 600  # of a process; about 15 on a machine that has nothing else to do
 
 
@@ -406,7 +406,7 @@ def test_bad_settings_are_one_clear_sentence(
 
 LACKING = {
     "endpoints": (
-        ["search=simulated", "simulator=llm", "simulator.model=m"],
+        ["simulator=llm", "simulator.model=m"],
         "simulator.endpoints is empty: start a server",
     ),
     "retriever key": (
