@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from tests.helpers.configs import ROOT
 from zerosearch.ask import split_arguments
+from zerosearch.rollout.settings import EpisodeSettings
 
-WORLD = ["search=scripted"]
+WORLD = ["model=quickstart", "search=scripted"]
 
 
 def ask(*arguments: str, said: str = "", code: int = 0) -> tuple[str, str]:
@@ -58,11 +60,33 @@ def test_lines_of_json_from_a_pipe_and_nothing_else() -> None:
 
 def test_bad_settings_are_one_sentence_on_standard_error() -> None:
     shown, errors = ask("Who?", "checkpoint=no/such/place", "--json", code=2)
-    assert shown == "" and "model.path=no/such/place" in errors
+    assert shown == "" and "checkpoint=no/such/place: there is nothing" in errors
+
+
+def test_the_policy_that_answers_is_named_or_asked_for(tmp_path: Path) -> None:
+    shown, errors = ask("Who?", f"paths.log_dir={tmp_path}", "--json", code=2)
+    [line] = errors.splitlines()
+    assert shown == "" and f"no run under {tmp_path / 'train'} was completed" in line
+    run = tmp_path / "train" / "runs" / "a"
+    shutil.copytree(ROOT / "src" / "zerosearch" / "policy" / "quickstart", run / "policy")
+    settings = {
+        "episode": EpisodeSettings(prompt_template="search", top_k=1).as_dict(),
+        "chat": False,
+    }
+    (run / "policy" / "zerosearch.json").write_text(json.dumps(settings))
+    (run / "summary.json").write_text('{"status": "completed", "test/f1": 0.25}')
+    shown, errors = ask("In which country is Lyon?", *WORLD[1:], f"paths.log_dir={tmp_path}")
+    assert f"checkpoint: {run} (the last completed run; F1 0.250)" in errors
 
 
 def test_a_question_that_gets_no_answer_is_an_exit_code(tmp_path: Path) -> None:
-    broken = ["search=scripted", "simulator.failure_rate=1", "temperature=1", "seed=3"]
+    broken = [
+        "model=quickstart",
+        "search=scripted",
+        "simulator.failure_rate=1",
+        "temperature=1",
+        "seed=3",
+    ]
     words = [f"In which country is Lyon? {n}" for n in range(20)]
     shown, _ = ask("--json", *broken, said="\n".join(words), code=1)
     rows = [json.loads(line) for line in shown.splitlines()]

@@ -140,6 +140,12 @@ def test_groups_are_those_of_the_design() -> None:
     }
 
 
+@pytest.mark.parametrize("override", ["~logger", "logger=none"])
+def test_a_run_may_have_no_logger(override: str, tmp_path: Path) -> None:
+    assert make_run(tmp_path).trainer.loggers
+    assert make_run(tmp_path, override).trainer.loggers == []
+
+
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda part: part)
 def test_every_choice_makes_the_objects_of_a_run(group: str, name: str, tmp_path: Path) -> None:
     cfg = compose_config(tmp_path, *overrides_of(group, name))

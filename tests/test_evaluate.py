@@ -141,6 +141,8 @@ def test_a_lost_engine_ends_the_run_with_its_name(
     facts = evaluated(
         tmp_path / "allowed", "search.engine.failure_rate=1", "max_failed_share=1"
     ).facts
+    assert (tmp_path / "evaluate" / "latest").resolve() == tmp_path / "allowed"
+    assert facts["checkpoint"] == str(tmp_path / "tiny")
     assert facts["test/policy/search/nq/failed"] > 0 and facts["test/policy/search/nq/count"] == 24
 
 
@@ -150,9 +152,10 @@ def test_a_lost_engine_ends_the_run_with_its_name(
         (["benchmark.nq.source.path=none.jsonl"], "'none.jsonl' does not exist"),
         (["methods=[direct]", *PROMPTED], r"prompted\.endpoints='?x"),
         (["block=0"], "block=0: give 1 or more"),
-        (["checkpoint=nowhere/at/all"], "model.path=nowhere/at/all"),
-        (["temperature=-1"], "give temperature >= 0"),
-        (["+methods.policy.engines=[google]"], "none of"),
+        (["checkpoint=nowhere/at/all"], "checkpoint=nowhere/at/all: there is nothing"),
+        (["checkpoint=latest"], "no run under .*train has a policy yet"),
+        (["temperature=-1"], "temperature=-1: give at least 0"),
+        (["methods.policy.engines=[google]"], "none of"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -160,3 +163,4 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     with pytest.raises((ValueError, InstantiationException), match=said):
         evaluated(tmp_path / "run", *overrides)
+    assert not (tmp_path / "evaluate" / "latest").is_symlink(), "it never began"

@@ -30,6 +30,7 @@ LAYERS = [
         "made_for",
         "sweeps",
         "commands",
+        "chosen_policy",
         "threads",
     ),
     ("data",),

@@ -20,6 +20,7 @@ from zerosearch.runs import (
     expand_simulator,
     find_checkpoint,
     git_commit,
+    keep_override,
     link_latest,
     run_job,
 )
@@ -94,6 +95,44 @@ def test_the_link_to_the_latest_run_is_resumed_under_its_own_name(tmp_path: Path
     run = make_run(tmp_path / "runs" / "2026-01-01")
     link_latest(run, tmp_path)
     assert expand_resume([f"resume={tmp_path}/latest"])[-1] == f"hydra.run.dir='{run}'"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_latest_is_the_commands_newest_run_that_has_begun(command: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / command / "runs" / "2026-01-01", "seed=3")
+    place = f"paths.log_dir='{tmp_path}'"
+    with pytest.raises(ValueError, match=rf"resume=latest: no run of .*{command} has begun"):
+        expand_resume(["resume=latest", place], command)
+    link_latest(run, tmp_path / command)
+    assert expand_resume(["resume=latest", place], command) == [
+        "seed=3",
+        place,
+        f"resume='{run}'",
+        f"hydra.run.dir='{run}'",
+    ]
+
+
+def test_a_run_of_another_command_is_not_resumed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / ".hydra" / "hydra.yaml").write_text("hydra: {job: {config_name: evaluate}}")
+    with pytest.raises(ValueError, match=r"run is a run of evaluate, and this is train"):
+        expand_resume([f"resume={run}"])
+    assert expand_resume([f"resume={run}"], "evaluate")[-1] == f"hydra.run.dir='{run}'"
+
+
+def test_a_sweep_is_no_run(tmp_path: Path) -> None:
+    job = make_run(tmp_path / "sweep" / "0", "seed=1")
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    with pytest.raises(ValueError, match=r"is a sweep: name one of its runs, such as .*sweep/0"):
+        expand_resume([f"resume={tmp_path / 'sweep'}"])
+    assert expand_resume([f"resume={job}"])[0] == "seed=1"
+
+
+def test_what_a_setting_came_to_mean_is_kept_for_a_resumed_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "my run", "seed=3", "checkpoint=latest")
+    keep_override(run, "checkpoint", "/logs/a run")
+    assert expand_resume([f"resume={run}"])[:2] == ["seed=3", "checkpoint='/logs/a run'"]
+    keep_override(tmp_path / "new", "checkpoint", "x")  # composed by a test: nothing to keep
 
 
 def test_a_run_without_overrides_can_be_resumed(tmp_path: Path) -> None:
@@ -204,10 +243,20 @@ def test_what_launched_the_run_gets_its_requeue_signal_when_all_is_saved(
     assert received == passed_on and ended.value.code == 128 + number
 
 
-def test_ctrl_c_before_training_says_how_to_go_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ("checkpoints/last.ckpt", "go on with resume={folder}"),
+        ("journal/policy.jsonl", "go on with resume={folder}"),  # of an evaluation
+        ("metrics.csv", "nothing was saved yet, so start again"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on_where_that_is_possible(
+    saved: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stopped(cfg: object, summary: Summary) -> None:
+        (tmp_path / saved).parent.mkdir(exist_ok=True)
+        (tmp_path / saved).touch()
         raise KeyboardInterrupt
 
     paths = {"output_dir": str(tmp_path), "log_dir": str(tmp_path / "logs")}
@@ -215,8 +264,9 @@ def test_ctrl_c_before_training_says_how_to_go_on(
     with pytest.raises(SystemExit) as ended:
         run_job(cfg, stopped)
     assert ended.value.code == 130
-    assert f"resume={tmp_path}" in caplog.text
+    assert f"interrupted: {said.format(folder=tmp_path)}" in caplog.text
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted by SIGINT"
+    assert not (tmp_path / "logs").exists(), "the run never began"
 
 
 # -- latest ---------------------------------------------------------------------------------------

@@ -15,7 +15,10 @@ import pytest
 from tests.helpers.configs import ROOT
 from tests.helpers.waiting import wait_until
 
-COMMAND = [sys.executable, "-m", "zerosearch.serve_policy", "search=scripted", "port=0"]
+COMMAND = [
+    *(sys.executable, "-m", "zerosearch.serve_policy"),
+    *("model=quickstart", "search=scripted", "port=0"),
+]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -56,7 +59,7 @@ def test_it_answers_the_stock_client_until_it_is_told_to_stop(
     ("override", "said"),
     [
         ("api_key_env=NO_SUCH_KEY", "api_key_env=NO_SUCH_KEY: this environment variable is not"),
-        ("checkpoint=no/such/place", "model.path=no/such/place"),
+        ("checkpoint=no/such/place", "checkpoint=no/such/place: there is nothing"),
         ("host=256.1.1.1", "host=256.1.1.1 port=0"),
     ],
 )

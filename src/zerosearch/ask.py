@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, SEED, command
 from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
@@ -46,6 +47,9 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def ask(cfg: DictConfig) -> int:
     """Answer all questions; returns how many got no answer."""
+    overrides = list(HydraConfig.get().overrides.task)
+    choose_policy(cfg, overrides)
+
     from rich.console import Console
 
     from zerosearch.answering.load import loaded
@@ -54,7 +58,7 @@ def ask(cfg: DictConfig) -> int:
     console = Console()
     screen = Screen(console)
     lacking = 0
-    with loaded(cfg, list(HydraConfig.get().overrides.task)) as subject:
+    with loaded(cfg, overrides) as subject:
 
         async def one(question: str) -> bool:
             ended: Any = None

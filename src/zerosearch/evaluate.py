@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import (
     COUNT,
     COUNT_OR_ALL,
@@ -23,7 +25,14 @@ from zerosearch.commands import (
 )
 from zerosearch.data.places import check_places
 from zerosearch.endings import sigterm_as_ctrl_c
-from zerosearch.runs import Summary, expand_resume, expand_simulator, run_job
+from zerosearch.runs import (
+    Summary,
+    expand_resume,
+    expand_simulator,
+    keep_override,
+    link_latest,
+    run_job,
+)
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
@@ -47,6 +56,13 @@ COMPONENTS = ("methods", "engines", "benchmark")
 
 def evaluate(cfg: DictConfig, summary: Summary) -> None:
     """Answer the questions, write and show the tables; notes the metrics and the status."""
+    folder = summary.path.parent
+    overrides = list(HydraConfig.get().overrides.task)
+    choose_policy(cfg, overrides)
+    if cfg.checkpoint is not None:
+        keep_override(folder, "checkpoint", cfg.checkpoint)  # what latest is may have changed
+        summary.facts["checkpoint"] = cfg.checkpoint
+
     from zerosearch.evaluation.checkpoint import use_checkpoint
     from zerosearch.evaluation.report import show, write_tables, write_times
     from zerosearch.nodes import check_nodes
@@ -54,8 +70,7 @@ def evaluate(cfg: DictConfig, summary: Summary) -> None:
 
     prompts = any(method.get("prompted") for method in cfg.methods.values())
     check_nodes(cfg, *COMPONENTS, *(["prompted"] if prompts else []))
-    folder = summary.path.parent
-    use_checkpoint(cfg, list(HydraConfig.get().overrides.task), folder)
+    use_checkpoint(cfg, overrides, folder)
     with launched(cfg, folder):
         run = table_run(cfg, folder)
         results = asyncio.run(run.run())
@@ -93,6 +108,7 @@ def table_run(cfg: DictConfig, folder: Path) -> Any:
         max_failed_share=cfg.max_failed_share,
         seed=cfg.seed,
         folder=folder,
+        on_begin=partial(link_latest, folder, Path(cfg.paths.log_dir) / cfg.task_name),
     )
 
 
@@ -108,7 +124,7 @@ def identity(node: Any) -> Any:
     "evaluate",
     keys=KEYS,
     checks=[check_places, check_simulator],
-    expand=[expand_resume, expand_simulator],
+    expand=[partial(expand_resume, command="evaluate"), expand_simulator],
 )
 def main(cfg: DictConfig) -> None:
     """Run one job of Hydra."""

@@ -118,7 +118,14 @@ def _child(node: DictConfig | ListConfig, name: Any) -> Node:
     """What a name stands for; an interpolation gives what it points to, with its own key."""
     child = node._get_node(name)
     assert isinstance(child, Node)
-    return child._dereference_node() if child._is_interpolation() else child
+    if not child._is_interpolation():
+        return child
+    if selects := re.fullmatch(r"\$\{oc\.select:([\w.]+),.*\}", str(child._value())):
+        *path, last = selects[1].split(".")
+        holder = OmegaConf.select(node._get_root(), ".".join(path)) if path else node._get_root()
+        if isinstance(holder, DictConfig) and last in holder:
+            return _child(holder, last)
+    return child._dereference_node()
 
 
 def _wrong_value(

@@ -29,18 +29,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+LATEST = "latest"  # in a task folder: the newest run that has begun
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in a run folder
+EXPORT = "policy"  # in a run folder: what was trained, as a model
+SETTINGS_FILE = "zerosearch.json"  # in an export, written last
+JOURNAL = "journal"  # in the folder of an evaluation: what was answered
 PROMPT_FILE = "prompt.j2"  # in the folder of a simulator that was tuned here
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM and submitit, before time is up
 
 run_names.register()  # before Hydra composes anything
 
 
-def expand_resume(arguments: list[str]) -> list[str]:
+def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     """Turn `resume=<run folder>` into the saved overrides of that run, in that folder.
 
     Overrides given again on the command line win. A checkpoint file is left as it is: it starts a
-    new run folder.
+    new run folder. `resume=latest` is the newest run of the command that has begun.
+
+    Args:
+        arguments: of the command line.
+        command: whose runs can be resumed, by the name of its configuration.
 
     Raises:
         ValueError: nothing to resume there.
@@ -48,23 +56,61 @@ def expand_resume(arguments: list[str]) -> list[str]:
     given = [item.removeprefix("resume=") for item in arguments if item.startswith("resume=")]
     if not given or given[-1] in ("null", ""):
         return arguments
-    folder = Path(given[-1])
+    place = given[-1]
+    if place == LATEST:
+        place = str(_latest_run(arguments, command))
+        arguments = [item for item in arguments if not item.startswith("resume=")]
+        arguments = [*arguments, f"resume='{place}'"]
+    folder = Path(place)
     if is_checkpoint(folder):
         return arguments
     saved_file = folder / ".hydra" / "overrides.yaml"
     if not saved_file.is_file():
+        if (folder / "multirun.yaml").is_file():
+            raise ValueError(f"resume={place} is a sweep: name one of its runs, such as {place}/0")
         raise ValueError(
-            f"resume={given[-1]} is neither a checkpoint file nor a run folder (it has no "
-            ".hydra/overrides.yaml): give logs/train/latest, a folder of logs/train/runs or a .ckpt"
+            f"resume={place} is neither a checkpoint file nor a run folder (it has no "
+            f".hydra/overrides.yaml): give latest, a folder of logs/{command}/runs or a .ckpt"
         )
     saved = yaml.safe_load(saved_file.read_text())
     if saved is None:
-        raise ValueError(f"resume={given[-1]}: {saved_file} is empty; give a .ckpt of that run")
+        raise ValueError(f"resume={place}: {saved_file} is empty; give a .ckpt of that run")
+    if (other := _command_of(folder)) not in (None, command):
+        raise ValueError(f"resume={place} is a run of {other}, and this is {command}")
     folder = folder.resolve()
-    taken = {_key(item) for item in arguments}
-    kept = [item for item in saved if _key(item) not in taken]
+    taken = {override_key(item) for item in arguments}
+    kept = [item for item in saved if override_key(item) not in taken]
     # it may have been a job of a sweep, whose settings are among those saved
     return [*kept, *arguments, "hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
+
+
+def _latest_run(arguments: list[str], command: str) -> Path:
+    """Where `latest` of a command's own task points."""
+    key = "paths.log_dir="
+    given = [item.removeprefix(key).strip("'") for item in arguments if item.startswith(key)]
+    task = Path([str(PROJECT_ROOT / "logs"), *given][-1]) / command
+    if not (task / LATEST).is_dir():
+        raise ValueError(f"resume={LATEST}: no run of {task} has begun; start one without resume=")
+    return (task / LATEST).resolve()
+
+
+def _command_of(run: Path) -> str | None:
+    """Name of the configuration that a run was composed from."""
+    file = run / ".hydra" / "hydra.yaml"
+    return (
+        yaml.safe_load(file.read_text())["hydra"]["job"]["config_name"] if file.is_file() else None
+    )
+
+
+def keep_override(run: Path, key: str, value: str) -> None:
+    """Note what a setting came to mean, so that the run means the same when it is resumed."""
+    file = run / ".hydra" / "overrides.yaml"
+    if file.is_file():
+        saved = yaml.safe_load(file.read_text()) or []
+        kept = [item for item in saved if override_key(item) != key]
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(yaml.safe_dump([*kept, f"{key}='{value}'"]))
+        os.replace(temporary, file)
 
 
 def expand_simulator(arguments: list[str]) -> list[str]:
@@ -88,7 +134,8 @@ def expand_null_groups(arguments: list[str]) -> list[str]:
     ]
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """The key that an override sets."""
     return override.split("=", 1)[0].lstrip("+~")
 
 
@@ -125,12 +172,12 @@ def find_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
 
 
 def link_latest(run_folder: Path, task_folder: Path) -> None:
-    """Point `<task folder>/latest` at a run, atomically."""
+    """Point `<task folder>/latest` at a run, atomically; when its first step or question begins."""
     task_folder.mkdir(parents=True, exist_ok=True)
     temporary = task_folder / f".latest-{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(run_folder, task_folder), target_is_directory=True)
-    os.replace(temporary, task_folder / "latest")
+    os.replace(temporary, task_folder / LATEST)
 
 
 def chosen() -> dict[str, str]:
@@ -198,9 +245,7 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dic
         SystemExit: the job failed, or a signal interrupted it.
     """
     folder = Path(cfg.paths.output_dir)
-    if global_rank() == 0:
-        link_latest(folder, Path(cfg.paths.log_dir) / cfg.task_name)
-    else:
+    if global_rank() != 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first process says what goes well
     summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags), choices=chosen())
     try:
@@ -208,7 +253,11 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dic
         log.info(summary.headline())
     except KeyboardInterrupt:
         summary.facts["status"] = "interrupted by SIGINT"
-        log.warning("interrupted: go on with resume=%s", folder)
+        saved = is_checkpoint(folder / LAST_CHECKPOINT) or (folder / JOURNAL).is_dir()
+        log.warning(
+            "interrupted: %s",
+            f"go on with resume={folder}" if saved else "nothing was saved yet, so start again",
+        )
     except Exception as error:
         summary.facts["error"] = report_error(error)
         raise SystemExit(1) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, PORT, SEED, TEXT, command
 from zerosearch.data.places import check_places
 from zerosearch.endings import ending_in_words
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 def serve(cfg: DictConfig) -> None:
     """Bind, load the policy, answer until told to stop."""
+    overrides = list(HydraConfig.get().overrides.task)
+    choose_policy(cfg, overrides)
+
     from zerosearch.answering.load import loaded
     from zerosearch.nodes import check_nodes
 
@@ -47,7 +51,7 @@ def serve(cfg: DictConfig) -> None:
     key = _key(cfg)
     with (
         bind(cfg.host, cfg.port) as bound,  # before a model is loaded, which may take minutes
-        loaded(cfg, list(HydraConfig.get().overrides.task)) as subject,
+        loaded(cfg, overrides) as subject,
     ):
         asyncio.run(subject.check())
         app = make_app(subject, limits, name=cfg.name, formatter=cfg.episode.formatter, key=key)

@@ -18,11 +18,7 @@ from zerosearch.runs import LAST_CHECKPOINT, Summary
 from zerosearch.train import train_policy
 
 USD = TOKENS * 1e-6 * 10  # of a call, at 10 dollars per million tokens
-PRICED = [
-    "simulator.usd_per_million_tokens=10",
-    "callbacks.checkpoint.every_n_steps=100",
-    "module.lockstep=true",  # bit for bit, in whatever order a server replies
-]
+PRICED = ["simulator.usd_per_million_tokens=10", "callbacks.checkpoint.every_n_steps=100"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -46,7 +46,7 @@ def fit(folder, *, die_in_step=None, die_in_validation=None, resume=False, every
 
     module = PolicyStub(STEPS, die(die_in_step), die(die_in_validation))
     callbacks = [
-        PolicyCheckpoint(folder / "checkpoints", every),  # Lightning moves it to the end
+        PolicyCheckpoint(folder / "checkpoints", every, keep=2),  # Lightning moves it to the end
         MetricsCsv(folder),
         PolicyExport(folder / "policy"),
     ]

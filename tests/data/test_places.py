@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,7 @@ def test_programs_end_before_anything_heavy_is_imported(
     done = run_with_hub(None, tmp_path, *command, ZEROSEARCH_DATA=str(tmp_path / "public"))
     assert done.stdout.strip().splitlines()[-1] == "ended with 1, heavy: []", done.stdout
     assert key in done.stdout and "Traceback" not in done.stdout + done.stderr
+    assert key in json.loads((tmp_path / "run" / "summary.json").read_text())["error"]
 
 
 def test_a_data_set_of_the_hub_that_is_there_is_not_refused(tmp_path: Path) -> None:

@@ -156,3 +156,15 @@ def test_settings_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None
     (run / "policy" / "zerosearch.json").write_text('{"quality": "x"}')
     with pytest.raises(ValueError, match="no policy of a training run"):
         used(tmp_path, f"checkpoint={run}")
+
+
+def test_the_checkpoint_of_a_tuning_run_is_no_policy(tmp_path: Path) -> None:
+    run, start = tmp_path / "run", save_word_policy(tmp_path / "start", 0)
+    for folder in (".hydra", "checkpoints"):
+        (run / folder).mkdir(parents=True)
+    source = "zerosearch.policy.source.PolicySource"
+    (run / ".hydra" / "config.yaml").write_text(f"model: {{_target_: {source}, path: {start}}}\n")
+    saved = {"state_dict": {}, "zerosearch": {"step": 4}}
+    torch.save(saved, run / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt is no policy: its run tuned a simulator"):
+        used(tmp_path, f"checkpoint={run}")

@@ -32,5 +32,6 @@ def asking_run(folder: Path, url: str, *overrides: str) -> list[str]:
         f"simulator.endpoints=[{url}]",
         "simulator.max_tokens=64",
         "evaluation=same_engine",
+        "module.lockstep=true",  # bit for bit, in whatever order the server replies
         *overrides,
     ]

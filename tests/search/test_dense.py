@@ -290,7 +290,7 @@ def test_bad_settings_are_refused_at_once():
 async def test_check_finds_what_is_missing(model, tmp_path):
     with pytest.raises(ValueError, match=r"corpus file .* does not exist"):
         await DenseSearch(tmp_path / "gone.jsonl", model).check()
-    with pytest.raises(ValueError, match=r"model='.*gone' cannot be loaded as an encoder"):
+    with pytest.raises(ValueError, match=r"model=.*gone is not a folder on this machine"):
         await DenseSearch(PASSAGES, str(tmp_path / "gone")).check()
 
 

@@ -117,8 +117,9 @@ class QADataModule(LightningDataModule):
         for source in self._train:
             loaded = self._loaded[source.label]
             if not isinstance(loaded, Sequence):
-                # read anew: the position of the one in use is the training's
-                loaded = itertools.islice(source.load().read(None), streamed)
+                stream = source.load()  # anew: the position of the one in use is the training's
+                assert not isinstance(stream, Sequence)
+                loaded = itertools.islice(stream.read(None), streamed)
             questions.extend(loaded)
         return questions
 

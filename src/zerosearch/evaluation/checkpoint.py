@@ -13,11 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.places import PACKAGE, resolve_path
 from zerosearch.policy.convert import convert
-from zerosearch.policy.export import SETTINGS_FILE, load_settings
+from zerosearch.policy.export import load_settings
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.runs import LAST_CHECKPOINT, is_checkpoint
+from zerosearch.runs import EXPORT, LAST_CHECKPOINT, SETTINGS_FILE, is_checkpoint
 
-EXPORT = "policy"  # in a run folder
 _SHIPPED = f"{PACKAGE}zerosearch/"  # the quickstart's policy
 _FIELDS = {field.name for field in dataclasses.fields(EpisodeSettings)}
 

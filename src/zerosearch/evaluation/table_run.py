@@ -20,6 +20,7 @@ from zerosearch.files import replacing
 from zerosearch.journal import Journal
 from zerosearch.progress import progress_bar
 from zerosearch.ranges import Count
+from zerosearch.runs import JOURNAL
 from zerosearch.search.agent import Agent
 from zerosearch.search.chat_client import ChatModel
 from zerosearch.search.engine import Checkable, SearchEngine
@@ -92,6 +93,7 @@ class TableRun:
         max_failed_share: of a block, see `ask_all`.
         seed: of all draws.
         folder: takes `journal/` and `answers/`, a file per row and benchmark.
+        on_begin: called when engines and the first agent are ready, before the first question.
     """
 
     methods: Mapping[str, Method]
@@ -102,6 +104,7 @@ class TableRun:
     max_failed_share: float
     seed: int
     folder: Path
+    on_begin: Callable[[], None] = lambda: None
     times: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     _probed: set[tuple[str, str]] = field(default_factory=set)  # engines and benchmarks
 
@@ -147,6 +150,8 @@ class TableRun:
                 if engine is not None:
                     rows[row] += f" ({self.engines[engine].label})"
                 for benchmark, loaded in questions.items():
+                    if not cells:
+                        self.on_begin()
                     answered = await self._cell(row, benchmark, agent, engine, loaded, method.limit)
                     cells[row, benchmark] = cell_metrics(answered)
                     self.times[row, benchmark] = cell_times(answered)
@@ -192,7 +197,7 @@ class TableRun:
         chosen = [questions[index] for index in fixed_selection(len(questions), limit)]
         used = _NONE if engine is None else self.engines[engine]
         settings = {"agent": agent.settings(), "engine": used.settings, "seed": self.seed}
-        path = self.folder / "journal" / row / f"{benchmark}.jsonl"
+        path = self.folder / JOURNAL / row / f"{benchmark}.jsonl"
         await self._probe(used, benchmark, chosen, begun=path.is_file())
         with (
             Journal(path, key="id", settings=settings) as journal,

@@ -46,6 +46,11 @@ def convert(checkpoint: Path, folder: Path) -> Path:
         )
     source = _source_of(checkpoint)
     saved = read_checkpoint(checkpoint, mmap=True)
+    if "episode" not in saved["zerosearch"]:
+        raise ValueError(
+            f"{checkpoint} is no policy: its run tuned a simulator; resume= that run, whose end "
+            "exports the simulator to simulator/ in its folder"
+        )
     weights = {
         name.removeprefix(_PREFIX): tensor
         for name, tensor in saved["state_dict"].items()

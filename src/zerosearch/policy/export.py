@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from zerosearch.policy.sharding import base_model, is_sharded
 from zerosearch.policy.weight_stream import stream_weights
-
-SETTINGS_FILE = "zerosearch.json"
+from zerosearch.runs import SETTINGS_FILE
 
 
 def save_policy(

@@ -51,6 +51,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
             concurrency=cfg.concurrency,
             seed=cfg.seed,
         )
+        link_latest(folder, Path(cfg.paths.log_dir) / cfg.task_name)
         asked = asyncio.run(searching)
     summary = summarize(asked)
     warnings = warnings_of(summary, cfg.thresholds)
@@ -64,7 +65,6 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
 def main(cfg: DictConfig) -> None:
     """Measure one simulator."""
     folder = Path(cfg.paths.output_dir)
-    link_latest(folder, Path(cfg.paths.log_dir) / cfg.task_name)
     with ending_in_words():
         warnings = measure(cfg, folder)
     if warnings and cfg.strict:

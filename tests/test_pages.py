@@ -1,0 +1,65 @@
+"""The pages in Markdown show what they hold: tables, fences, links to files and headings."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+
+
+def cells(row: str) -> int:
+    return len(re.split(r"(?<!\\)\|", row.strip().strip("|")))
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    tokens = MARKDOWN.parse(page.read_text())
+    titles = [b.content for a, b in pairwise(tokens) if a.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_have_a_header_and_rows_of_one_width(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    blocks = [token for token in MARKDOWN.parse(page.read_text()) if token.map and token.level == 0]
+    tables = [slice(*token.map) for token in blocks if token.type == "table_open" and token.map]
+    code = [slice(*token.map) for token in blocks if token.type == "fence" and token.map]
+    shown = {number for part in [*tables, *code] for number in range(part.start, part.stop)}
+    bare = [n + 1 for n, line in enumerate(lines) if line.startswith("|") and n not in shown]
+    assert not bare, f"lines {bare} are no table: a header, or the rule below it, is missing"
+    for part in tables:
+        assert len({cells(row) for row in lines[part]}) == 1, f"the table in line {part.start + 1}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_is_closed_and_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    assert text.count("\n```") % 2 == 0
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.S)):
+        if "://" in target:
+            continue
+        file, _, heading = target.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
+        assert not heading or heading in headings(linked), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_key_that_a_page_names_stands_in_the_configuration(page: Path) -> None:
+    added = re.findall(r"(?<![\w+])\+[a-z][\w./]*=", page.read_text())
+    assert not added, f"{added}: Hydra asks for a + where the configuration has no such key"
+
+
+def test_settings_of_a_machine_are_not_in_git() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not in git")
+    file = "configs/local/default.yaml"
+    assert subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", file]).returncode == 0
