@@ -403,6 +403,7 @@ def test_hydra_builds_it_from_yaml_and_overrides(tmp_path: Path) -> None:
         ({"train": [Facts("a", 1), Facts("a", 1)]}, "data.train has two sources with label 'a'"),
         ({"train": [Facts("a", 1, weight=0.0)]}, "weight of 'a' is 0.0; it must be positive"),
         ({"train": [Facts("a", 1, weight=float("nan"))]}, "weight of 'a' is nan"),
+        ({"validation": {"own": {"path": "x"}}}, r"data\.validation has settings .*data=files for"),
         ({"train": ["a.parquet"]}, "data.train holds 'a.parquet', which has no label"),
         ({"test": {"t": None}}, "data.test holds None"),
         ({"shuffle_block": 0}, "shuffle_block=0"),
