@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -82,17 +82,14 @@ SECONDS = Key(ranges.Positive, "seconds, more than 0")
 PORT = Key(ranges.Port, "a port from 0 (any free one) to 65535")
 
 
-def command(
-    config_name: str,
-    *,
-    keys: Mapping[str, Key],
-    checks: Sequence[Callable[[DictConfig], None]] = (),
-    expand: Sequence[Callable[[list[str]], list[str]]] = (),
-    error_code: int = 1,
-) -> Callable[[Callable[[DictConfig], T]], Callable[[], T | None]]:
-    """Make a function of the composed configuration a command.
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """A function of the composed configuration as a program: calling this runs it.
+
+    Its parts serve whoever composes a command line and checks it without running anything.
 
     Args:
+        task: the function.
         config_name: of its YAML in `configs/`.
         keys: what the command reads by itself, checked where the YAML has it.
         checks: further checks of the configuration that import nothing heavy; each raises a
@@ -100,53 +97,82 @@ def command(
         expand: turn the words of the command line into Hydra's, in this order; each raises a
             ValueError with one sentence.
         error_code: exit code where the command line is wrong.
-
-    Returns:
-        A decorator. What it makes runs the function once, or in a sweep every job in a process of
-        its own, and ends the program with one sentence where the command line is wrong.
     """
 
-    def decorate(task: Callable[[DictConfig], T]) -> Callable[[], T | None]:
-        spec = task.__globals__.get("__spec__")
-        module = task.__module__ if spec is None else spec.name
+    task: Callable[[DictConfig], T]
+    config_name: str
+    keys: Mapping[str, Key]
+    checks: Sequence[Callable[[DictConfig], None]]
+    expand: Sequence[Callable[[list[str]], list[str]]]
+    error_code: int
 
-        @functools.wraps(task)
+    def words(self, arguments: list[str]) -> list[str]:
+        """The words of a command line as Hydra takes them; a ValueError where one is wrong."""
+        for step in self.expand:
+            arguments = step(arguments)
+        return expand_null_groups(arguments)
+
+    def check(self, cfg: DictConfig) -> None:
+        """Raise a ValueError with one sentence where the configuration cannot work."""
+        for name, key in self.keys.items():
+            if name in cfg:
+                key.check(name, _plain(cfg, name))
+        for check in self.checks:
+            check(cfg)
+
+    def __call__(self) -> T | None:
+        """Run the function once, or in a sweep every job in a process of its own.
+
+        Raises:
+            SystemExit: the command line is wrong, after one sentence, or a job failed.
+        """
+        os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
+        wait_without_spinning()
+        arguments = sys.argv[1:]
+        with_traceback = os.environ.get(FULL_ERROR) == "1"
+        os.environ[FULL_ERROR] = "1"  # Hydra then raises what is said in other words below
+        try:
+            arguments = sys.argv[1:] = self.words(arguments)
+            run = hydra.main(
+                version_base="1.3", config_path=str(CONFIGS), config_name=self.config_name
+            )
+            return run(self._job())()
+        except JobFailed as error:
+            report_failures()
+            raise SystemExit(1) from error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if with_traceback:
+                raise
+            print(explain(error, self.config_name, arguments), file=sys.stderr)
+            raise SystemExit(self.error_code) from error
+
+    def _job(self) -> Callable[[DictConfig], T | float | None]:
+        spec = self.task.__globals__.get("__spec__")
+        module = self.task.__module__ if spec is None else spec.name
+
+        @functools.wraps(self.task)  # Hydra names the job after it
         def job(cfg: DictConfig) -> T | float | None:
             if is_sweep():
                 return run_in_process(module)
-            with _refusals(cfg, error_code):
-                for name, key in keys.items():
-                    if name in cfg:
-                        key.check(name, _plain(cfg, name))
-                for check in checks:
-                    check(cfg)
-            return task(cfg)
+            with _refusals(cfg, self.error_code):
+                self.check(cfg)
+            return self.task(cfg)
 
-        @functools.wraps(task)
-        def main() -> T | None:
-            os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
-            wait_without_spinning()
-            arguments = sys.argv[1:]
-            with_traceback = os.environ.get(FULL_ERROR) == "1"
-            os.environ[FULL_ERROR] = "1"  # Hydra then raises what is said in other words below
-            try:
-                for step in expand:
-                    arguments = step(arguments)
-                arguments = sys.argv[1:] = expand_null_groups(arguments)
-                run = hydra.main(
-                    version_base="1.3", config_path=str(CONFIGS), config_name=config_name
-                )
-                return run(job)()
-            except JobFailed as error:
-                report_failures()
-                raise SystemExit(1) from error
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                if with_traceback:
-                    raise
-                print(explain(error, config_name, arguments), file=sys.stderr)
-                raise SystemExit(error_code) from error
+        return job
 
-        return main
+
+def command(
+    config_name: str,
+    *,
+    keys: Mapping[str, Key],
+    checks: Sequence[Callable[[DictConfig], None]] = (),
+    expand: Sequence[Callable[[list[str]], list[str]]] = (),
+    error_code: int = 1,
+) -> Callable[[Callable[[DictConfig], T]], Command[T]]:
+    """Make a function a `Command`, whose arguments these are."""
+
+    def decorate(task: Callable[[DictConfig], T]) -> Command[T]:
+        return Command(task, config_name, keys, checks, expand, error_code)
 
     return decorate
 
