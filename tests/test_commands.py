@@ -76,6 +76,8 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("simulator.collect", "attempts=0", "attempts=0: give a whole number, 1 or more"),
         ("simulator.judge", "only_correct=1", "only_correct=1: give true or false"),
         ("simulator.fidelity", "timeout_s=soon", "timeout_s=soon: give seconds, more than 0"),
+        ("data.fetch", "name=wiki81", "name=wiki81: choose one of nq_hotpotqa"),
+        ("data.fetch", "nmae=wiki18", "nmae: fetch has no such key; did you mean name?"),
         ("policy.memory", "gpu_gib=-80", "gpu_gib=-80: give a number above 0"),
     ],
 )

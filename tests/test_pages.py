@@ -8,11 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MARKDOWN = MarkdownIt("commonmark").enable("table")
+from tests.helpers.configs import ROOT
+from tests.helpers.pages import MARKDOWN, PAGES
 
 
 def cells(row: str) -> int:

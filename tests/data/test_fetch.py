@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from tests.helpers.configs import compose_config
 from tests.helpers.hub import COMMIT, Hub, lines, parquet, run_with_hub, serving
 from zerosearch.data.corpus import read_corpus
-from zerosearch.data.fetch import fetch
+from zerosearch.data.fetch import fetch, main
 from zerosearch.data.sources import QASource
 
 NQ = "Alibaba-NLP/ZeroSearch_dataset"
@@ -111,7 +111,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def run(folder: Path, *overrides: str) -> None:
-    fetch(compose_config(folder, f"folder={folder / 'data'}", *overrides, name="fetch"))
+    cfg = compose_config(folder, f"folder={folder / 'data'}", *overrides, name="fetch")
+    main.check(cfg)
+    fetch(cfg)
 
 
 def run_small(folder: Path, *more: str) -> None:

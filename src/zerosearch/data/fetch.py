@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import huggingface_hub
 import hydra
 
+from zerosearch.commands import TEXT, command
 from zerosearch.endings import ending_in_words
 from zerosearch.files import GIB, flush_tree
 from zerosearch.hub import HubRefusal, file_metadata, refusal
-from zerosearch.runs import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,11 +29,16 @@ if TYPE_CHECKING:
     from zerosearch.data.public import PublicSet
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
 
 MANIFEST = "manifest.json"  # in the folder of a set: where it is from; size and rows of each file
 SHA256_DIGITS = 64
 AGAIN = "the same command goes on, and keeps the files that are whole"
+
+
+def check_name(cfg: DictConfig) -> None:
+    """Raise a ValueError where `cfg.name` is none of the sets."""
+    if cfg.get("name") not in cfg.sets:
+        raise ValueError(f"name={cfg.get('name')}: choose one of {', '.join(cfg.sets)}")
 
 
 def fetch(cfg: DictConfig) -> None:
@@ -42,8 +47,6 @@ def fetch(cfg: DictConfig) -> None:
     Raises:
         ValueError: it cannot be had, is damaged, or cannot be written; says what to do.
     """
-    if cfg.get("name") not in cfg.sets:
-        raise ValueError(f"name={cfg.get('name')}: choose one of {', '.join(cfg.sets)}")
     public: PublicSet = hydra.utils.instantiate(cfg.sets[cfg.name], _convert_="all")
     target = Path(cfg.folder).expanduser().absolute() / cfg.name
     said = "is there"
@@ -189,7 +192,7 @@ def size_of(facts: Mapping[str, Any]) -> int:
     return sum(file["bytes"] for file in facts["files"].values())
 
 
-@hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "configs"), config_name="fetch")
+@command("fetch", keys={"folder": TEXT}, checks=[check_name])
 def main(cfg: DictConfig) -> None:
     """Fetch one set."""
     with ending_in_words(AGAIN):

@@ -1,0 +1,109 @@
+"""Command lines checked in this process as the programs themselves would, up to their first refusal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from tests.helpers.configs import compose_config, hydra_run
+from zerosearch.chosen_policy import choose_policy
+from zerosearch.commands import Command
+from zerosearch.nodes import check_nodes
+from zerosearch.training.preflight import check_accelerator
+
+Composed = tuple[str, DictConfig]  # the module of a program, and what it was composed to
+
+
+class _Parsed(BaseException):
+    """The words of a program with flags are right."""
+
+
+def composed(module: str, arguments: Sequence[str], folder: Path) -> list[Composed]:
+    """What `python -m <module> <arguments>` is composed to; one for each job of a sweep.
+
+    Args:
+        module: of the program; one with flags in place of overrides is composed to nothing.
+        arguments: of its command line.
+        folder: takes what is written, and holds the runs that are there.
+
+    Raises:
+        ValueError: a word is wrong, in the program's own sentence.
+        HydraException: a key or a choice is wrong.
+        SystemExit: a flag is wrong.
+    """
+    main = import_module(module).main
+    if not isinstance(main, Command):
+        _parse_flags(module, arguments)
+        return []
+    first = next((n for n, word in enumerate(arguments) if "=" in word), len(arguments))
+    place = f"paths.log_dir='{folder}'"  # beside other overrides: Hydra takes them in one piece
+    words = main.words([*arguments[:first], place, *arguments[first:]])
+    given = get_args_parser().parse_args(words)
+    assert given.config_dir is None, "read as a search path"
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        return compose_config(folder, *overrides, whole=True, name=main.config_name)
+
+    return [(module, compose(job)) for job in _jobs(given.overrides, given.multirun, compose)]
+
+
+def refusal(job: Composed) -> str | None:
+    """What a program says that was composed, before it loads anything; None where it would go on."""
+    module, cfg = job
+    program = import_module(module)
+    with hydra_run(OmegaConf.create(cfg)) as cfg:  # a copy: a check may settle what is meant
+        try:
+            program.main.check(cfg)
+            if "checkpoint" in cfg:
+                choose_policy(cfg, list(HydraConfig.get().overrides.task))
+            check_nodes(cfg, *getattr(program, "COMPONENTS", ()))
+            if "trainer" in cfg and module == "zerosearch.train":
+                check_accelerator(cfg.trainer.accelerator)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def _jobs(overrides: list[str], multirun: bool, compose: Any) -> Iterator[list[str]]:
+    """The overrides of each job, as Hydra's own sweeper makes them; of a single run those given."""
+    searched = [item for item in overrides if item.startswith("hparams_search=")]
+    params: dict[str, Any] = {}
+    if searched:
+        params = OmegaConf.to_container(compose(searched).hydra.sweeper.params)  # type: ignore[assignment]
+    if not (multirun or params):
+        yield overrides
+        return
+    each = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    parsed = OverridesParser.create().parse_overrides(each)
+    for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
+        yield from (list(job) for job in batch)
+
+
+def _parse_flags(module: str, arguments: Sequence[str]) -> None:
+    """Hold a command line against the flags of its program.
+
+    Raises:
+        SystemExit: the parser's, after its message.
+    """
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser: argparse.ArgumentParser, *words: Any) -> NoReturn:
+        parse(parser, *words)
+        raise _Parsed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        patch.setattr(sys, "argv", [module, *arguments])
+        with pytest.raises(_Parsed):
+            import_module(module).main()
