@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import shutil
 import socket
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,7 +21,7 @@ from huggingface_hub import constants
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from tests.helpers.commands import Composed, composed, refusal
+from tests.helpers.commands import Composed, called_by, composed, program_of, refusal
 from tests.helpers.configs import CONFIGS, ROOT, compose_config
 from tests.helpers.pages import (
     COMMENTED,
@@ -32,7 +31,7 @@ from tests.helpers.pages import (
     commands_of_comments,
     overrides_of,
 )
-from tests.helpers.recorded import Call, calls, make_environment, run
+from tests.helpers.recorded import Call, make_environment
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -55,9 +54,8 @@ SAVED = {
     "evaluate": "[]",
 }
 WRONG = (ValueError, HydraException, OmegaConfBaseException, SystemExit, ModuleNotFoundError)
-KEY = re.compile(
-    r"(?<![\w.])([a-z][a-z0-9_]*(?:[./][a-z0-9_]+)*)(?=(?:\[\d+\])?=| is (?:empty|not set)|: )"
-)
+NAME = r"(?<![\w.])([a-z][a-z0-9_]*(?:[./][a-z0-9_]+)*)"
+KEY = re.compile(NAME + r"(?=(?:\[\d+\])?=| is (?:empty|not set)|: )")
 
 
 # -- the world in which the commands are given -----------------------------------------------------
@@ -65,7 +63,7 @@ KEY = re.compile(
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the commands name: files, data sets, a finished run of each program."""
+    """A folder with all that the commands name: files, data sets, a finished run of either kind."""
     folder = tmp_path_factory.mktemp("world")
     fetched = compose_config(folder, "name=wiki18", name="fetch").sets
     public = [
@@ -127,58 +125,7 @@ class _Open(nullcontext):
         pass
 
 
-# -- the checks -------------------------------------------------------------------------------------
-
-
-def called_by(shown: list[Shown], environment: Path) -> tuple[list[tuple[Shown, Call]], list[str]]:
-    """What the shell calls for some commands, each with its command; and what it refuses to run."""
-    script, refused = "", []
-    for number, each in enumerate(shown):
-        try:
-            command = each.filled()
-        except ValueError as error:
-            refused.append(str(error))
-            continue
-        script += f"export SHOWN={number}\n( {command}\n) || echo '{each.where}: is refused' >&2\n"
-    ended = run(environment, "bash", "-c", script)
-    refused += [f"{ended.stderr}"] if ended.stderr else []
-    return [(shown[int(call.environment["SHOWN"])], call) for call in calls(environment)], refused
-
-
-def program_of(call: Call) -> tuple[str, list[str]] | None:
-    """Module and arguments of a program of this project; others are looked at here.
-
-    Raises:
-        ValueError: a script or an extra that is not there.
-    """
-    words = call.arguments
-    if call.program == "sbatch":
-        script = next(n for n, word in enumerate(words) if not word.startswith("--"))
-        check_file(words[script])
-        return "zerosearch.train", words[script + 1 :]
-    if call.program == "pip" or words[:2] == ["-m", "pip"]:
-        check_extras(words)
-    elif call.program in ("python", "torchrun") and "-m" in words:
-        module, *arguments = words[words.index("-m") + 1 :]
-        return (module, arguments) if module.startswith("zerosearch.") else None
-    elif call.program == "python" and words[0] != "-c":
-        check_file(words[0])
-    return None
-
-
-def check_file(name: str) -> None:
-    if not (ROOT / name).is_file():
-        raise ValueError(f"there is no {name}")
-
-
-def check_extras(words: list[str]) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = re.findall(r"\.\[([\w,]+)\]", " ".join(words))
-    lacking = {extra for each in named for extra in each.split(",")} - {
-        *project["optional-dependencies"]
-    }
-    if lacking:
-        raise ValueError(f"there are no extras {lacking}")
+# -- the checks ------------------------------------------------------------------------------------
 
 
 def faults(shown: list[Shown], world: Path, tmp_path: Path) -> list[str]:
@@ -303,13 +250,14 @@ def test_keys_and_choices_that_a_page_names_are_there(page: Path, names: set[str
     wrong = [
         f"{where}: {word}"
         for where, word in words
-        if not word.startswith("args=") and not is_there(*word.split("=", 1), names)
+        if not word.startswith("args=") and not is_there(word, names)
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def is_there(key: str, value: str, names: set[str]) -> bool:
+def is_there(word: str, names: set[str]) -> bool:
     """Whether a page's override names what the configuration has, as far as it names anything."""
+    key, _, value = word.partition("=")
     if not set(re.split(r"[./]", key)) <= names:
         return False
     group = CONFIGS / key
@@ -320,4 +268,4 @@ def is_there(key: str, value: str, names: set[str]) -> bool:
 
 @pytest.mark.parametrize("word", ["model.package=x", "rubric=f2", "algorithm/loss=ppo", "sede=1"])
 def test_an_override_that_is_not_there_is_found(word: str, names: set[str]) -> None:
-    assert not is_there(*word.split("="), names)
+    assert not is_there(word, names)

@@ -1,9 +1,11 @@
-"""Command lines checked in this process as the programs themselves would, up to their first refusal."""
+"""What commands of the pages call, checked in this process as the programs themselves would."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from tests.helpers.configs import compose_config, hydra_run
+from tests.helpers.configs import ROOT, compose_config, hydra_run
+from tests.helpers.pages import Shown
+from tests.helpers.recorded import Call, calls, run
 from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import Command
 from zerosearch.nodes import check_nodes
@@ -27,6 +31,57 @@ Composed = tuple[str, DictConfig]  # the module of a program, and what it was co
 
 class _Parsed(BaseException):
     """The words of a program with flags are right."""
+
+
+def called_by(shown: list[Shown], environment: Path) -> tuple[list[tuple[Shown, Call]], list[str]]:
+    """What the shell calls for some commands, each with its command; and what it refuses to run."""
+    script, refused = "", []
+    for number, each in enumerate(shown):
+        try:
+            command = each.filled()
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        script += f"export SHOWN={number}\n( {command}\n) || echo '{each.where}: is refused' >&2\n"
+    ended = run(environment, "bash", "-c", script)
+    refused += [f"{ended.stderr}"] if ended.stderr else []
+    return [(shown[int(call.environment["SHOWN"])], call) for call in calls(environment)], refused
+
+
+def program_of(call: Call) -> tuple[str, list[str]] | None:
+    """Module and arguments of a program of this project; others are looked at here.
+
+    Raises:
+        ValueError: a script or an extra that is not there.
+    """
+    words = call.arguments
+    if call.program == "sbatch":
+        script = next(n for n, word in enumerate(words) if not word.startswith("--"))
+        check_file(words[script])
+        return "zerosearch.train", words[script + 1 :]
+    if call.program == "pip" or words[:2] == ["-m", "pip"]:
+        check_extras(words)
+    elif call.program in ("python", "torchrun") and "-m" in words:
+        module, *arguments = words[words.index("-m") + 1 :]
+        return (module, arguments) if module.startswith("zerosearch.") else None
+    elif call.program == "python" and words[0] != "-c":
+        check_file(words[0])
+    return None
+
+
+def check_file(name: str) -> None:
+    if not (ROOT / name).is_file():
+        raise ValueError(f"there is no {name}")
+
+
+def check_extras(words: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"\.\[([\w,]+)\]", " ".join(words))
+    lacking = {extra for each in named for extra in each.split(",")} - {
+        *project["optional-dependencies"]
+    }
+    if lacking:
+        raise ValueError(f"there are no extras {lacking}")
 
 
 def composed(module: str, arguments: Sequence[str], folder: Path) -> list[Composed]:
@@ -59,7 +114,7 @@ def composed(module: str, arguments: Sequence[str], folder: Path) -> list[Compos
 
 
 def refusal(job: Composed) -> str | None:
-    """What a program says that was composed, before it loads anything; None where it would go on."""
+    """What a program says before it loads anything; None where it would go on."""
     module, cfg = job
     program = import_module(module)
     with hydra_run(OmegaConf.create(cfg)) as cfg:  # a copy: a check may settle what is meant

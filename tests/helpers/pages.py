@@ -18,10 +18,9 @@ COMMAND = re.compile(r"([A-Z]+=\S* )?(make [a-z]|(python|pip|torchrun|sbatch|cur
 
 TARGETS = re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 _IN_TICKS = re.compile(r"`([^`]+)`")
-# in a comment or a value a command goes on to the end of the line, or to what a table puts beside it
-_BARE = re.compile(
-    rf"(?<![\w`])((?:make (?:{'|'.join(TARGETS)})|python -m|sbatch --nodes=.) .*|make [a-z-]+$)"
-)
+# in a comment or a value a command goes on to the end of the line, or to what stands beside it
+_STARTS = rf"make (?:{'|'.join(TARGETS)})|python -m|sbatch --nodes=."
+_BARE = re.compile(rf"(?<![\w`])((?:{_STARTS}) .*|make [a-z-]+$)")
 _BESIDE = re.compile(r" {3,}| +\(")
 
 # What a reader puts in, so that the command is complete. Nothing else in capitals is taken.

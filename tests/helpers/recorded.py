@@ -1,4 +1,4 @@
-"""An environment in which everything is installed and whose programs only note how they are called."""
+"""An environment in which all is installed and whose programs only note how they are called."""
 
 from __future__ import annotations
 
