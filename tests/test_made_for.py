@@ -145,6 +145,10 @@ def test_every_experiment_is_made_for_what_it_chooses(name: str, tmp_path: Path)
         (["experiment=any_model"], "model.path is not set"),
         (["experiment=any_model", "model=quickstart"], "any model but quickstart"),
         (["experiment=simulator_sft_tiny", "search=bm25"], "has no use for search=bm25"),
+        (
+            ["experiment=simulator_sft_3b", "task=train_policy", "data.files.train=rows.jsonl"],
+            "task=train_policy is made for any data but simulation",
+        ),
         (["task=tune_simulator"], "task=tune_simulator is made for data=simulation"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
