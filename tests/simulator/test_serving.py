@@ -68,15 +68,18 @@ def make(tmp_path: Path, *extra: str, **changes: object) -> ServerSettings:
     return ServerSettings(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+ASKING = {"engine": "${simulator.engine}"}
+
+
 def configuration(simulator: dict[str, Any], **nodes: Any) -> DictConfig:
-    asking = {"engine": {"chat": {"endpoints": "${simulator.endpoints}"}}, "cache": "none"}
-    return OmegaConf.create({"simulator": simulator, "search": asking, **nodes})
+    return OmegaConf.create({"simulator": simulator, "search": ASKING, **nodes})
 
 
 def launching(settings: dict[str, Any], **nodes: Any) -> DictConfig:
     target = "zerosearch.simulator.serving.ServerSettings"
     server = {"_target_": target, **settings}
-    return configuration({"launch": True, "endpoints": [], "server": server}, **nodes)
+    simulator = {"launch": True, "endpoints": [], "engine": {}, "server": server}
+    return configuration(simulator, **nodes)
 
 
 # -- command lines --------------------------------------------------------------------------------
@@ -310,7 +313,6 @@ def test_nothing_is_launched_unless_asked(tmp_path: Path) -> None:
         assert endpoints == ["http://h:1/v1"]
 
 
-ASKING = {"engine": {"chat": {"endpoints": "${simulator.endpoints}"}}}
 REPLAY = {"cache": "replay", **ASKING}
 
 
@@ -329,14 +331,14 @@ def test_nothing_is_launched_for_a_replay(
     cfg = launching({"model": "m", "served_name": "m", "command": ["/none"]}, **nodes)
     with caplog.at_level(logging.INFO), launched(cfg, tmp_path) as endpoints:
         assert endpoints == []
-    assert "search.cache=replay asks nobody" in caplog.text
+    assert "no search asks the simulator" in caplog.text
 
 
 @pytest.mark.parametrize(
     "nodes",
     [
         {"search": {"cache": "use", **ASKING}},
-        {"search": {"engine": {}}},
+        {"search": ASKING},
         {"search": REPLAY, "evaluation": {"own": {"search": {"cache": "none", **ASKING}}}},
     ],
 )
