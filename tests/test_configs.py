@@ -80,8 +80,7 @@ NEEDED: dict[tuple[str, str], list[str]] = {
     ("simulator", "tiny_untuned"): [],
     ("simulator", "tiny_tuned_vllm"): [SHIPPED],
     **{  # the template is derived first
-        ("simulator", f"tuned_{size}"): [ENDPOINT, SHIPPED]
-        for size in ("3b", "7b", "14b")
+        ("simulator", f"tuned_{size}"): [ENDPOINT, SHIPPED] for size in ("3b", "7b", "14b")
     },
 }
 PAPER = ("zerosearch_3b", "zerosearch_7b", "zerosearch_llama_3b")
