@@ -19,7 +19,7 @@ from zerosearch.simulator.chosen import check_choice, is_asked
 
 OWN = {name for group, name in CHOICES if group == "experiment"}
 FAMILIES = ("zerosearch_3b", "smollm2_135m")  # tried by `make test`; the others by `make test-full`
-GLOBAL = ("compat", "debug", "experiment", "hparams_search", "task")  # not nodes of their own
+GLOBAL = ("compat", "debug", "experiment", "hparams_search", "paths", "task")  # no single nodes
 LACKED = {"model.path": "mine", "simulator.model": "mine", "simulator.folder": "mine"}
 
 
@@ -57,8 +57,12 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def own_leaves(group: str, name: str) -> dict[str, Any]:
     """What the file of a choice says, with the files it extends, at its place in the whole."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        alone = compose(f"{group}/{name}")
-    return dict(leaves(OmegaConf.to_container(alone, resolve=False)))
+        try:
+            alone = OmegaConf.to_container(compose(f"{group}/{name}"), resolve=False)
+        except HydraException:  # it overrides a choice of another group
+            alone = {group: read(f"{group}/{name}")}
+            del alone[group]["defaults"]
+    return dict(leaves(alone))
 
 
 def refusal(cfg: DictConfig, choices: Any, overrides: list[str]) -> str | None:

@@ -69,19 +69,18 @@ NEEDED: dict[tuple[str, str], list[str]] = {
     ("trainer", "ddp"): ON_CPU,
     ("trainer", "fsdp"): ON_CPU,
     **{
-        ("simulator", name): ["search=simulated", ENDPOINT]
+        ("simulator", name): [ENDPOINT]
         for group, name in CHOICES
         if group == "simulator" and not name.startswith("scripted")
     },
-    ("simulator", "llm"): ["search=simulated", ENDPOINT, "simulator.model=mine"],
-    ("simulator", "exported"): ["search=simulated", ENDPOINT, "simulator.folder=x", SHIPPED],
-    ("simulator", "in_process"): ["search=simulated", "simulator.folder=x", SHIPPED],
-    ("simulator", "tiny_tuned"): ["search=simulated", SHIPPED],
-    ("simulator", "tiny_untuned"): ["search=simulated"],
-    ("simulator", "tiny_tuned_vllm"): ["search=simulated", SHIPPED],
+    ("simulator", "llm"): [ENDPOINT, "simulator.model=mine"],
+    ("simulator", "exported"): [ENDPOINT, "simulator.folder=x", SHIPPED],
+    ("simulator", "in_process"): ["simulator.folder=x", SHIPPED],
+    ("simulator", "tiny_tuned"): [SHIPPED],
+    ("simulator", "tiny_untuned"): [],
+    ("simulator", "tiny_tuned_vllm"): [SHIPPED],
     **{  # the template is derived first
-        ("simulator", f"tuned_{size}"): ["search=simulated", ENDPOINT, SHIPPED]
-        for size in ("3b", "7b", "14b")
+        ("simulator", f"tuned_{size}"): [ENDPOINT, SHIPPED] for size in ("3b", "7b", "14b")
     },
 }
 PAPER = ("zerosearch_3b", "zerosearch_7b", "zerosearch_llama_3b")
@@ -122,6 +121,7 @@ def test_groups_are_those_of_the_design() -> None:
         "curriculum",
         "data",
         "debug",
+        "endpoints",
         "episode",
         "evaluation",
         "experiment",

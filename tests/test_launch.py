@@ -150,7 +150,7 @@ def test_a_requeued_job_goes_on_in_its_folder(environment: dict[str, str], tmp_p
         pausing.FOLDER: str(run),
         pausing.STEPS: "2",
     }
-    pausing_search = f"search.engine._target_={pausing.__name__}.PausingSimulator"
+    pausing_search = f"simulator.engine._target_={pausing.__name__}.PausingSimulator"
     command = ["bash", "scripts/train.sbatch", *overrides(tmp_path), *TWO_RANKS[:2], *TWO_RANKS[3:]]
 
     def start() -> subprocess.Popen[str]:

@@ -56,7 +56,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
         settings = [
             *small_run(base),
             "policy_steps=3",
-            "search=simulated",
             "simulator=llm",
             "simulator.model=tiny",
             f"simulator.endpoints=[{server.url}]",

@@ -50,7 +50,7 @@ def test_collect_judge_tune_measure_and_train(tmp_path: Path) -> None:
     again = json.loads((folder / "tune" / "summary.json").read_text())
     assert again["test/loss"] == pytest.approx(summary["test/loss"])
 
-    measuring = ["search=simulated", "data.split=test", "data.limit=4", "top_k=1"]
+    measuring = ["data.split=test", "data.limit=4", "top_k=1"]
     measuring += ["thresholds.failed=1"]
     run("zerosearch.simulator.fidelity", logs, *measuring, "simulator=tiny_tuned")
     report = json.loads((tmp_path / "fidelity" / "latest" / "fidelity.json").read_text())
@@ -60,6 +60,6 @@ def test_collect_judge_tune_measure_and_train(tmp_path: Path) -> None:
     short += ["data.validation_limit=2", "trainer.val_check_interval=1", "trainer=cpu"]
     # four steps do not make a simulator
     short += ["module.max_failed_share=1", "simulator_check=off"]
-    run("zerosearch.train", logs, "search=simulated", "simulator=tiny_tuned", *short)
+    run("zerosearch.train", logs, "simulator=tiny_tuned", *short)
     trained = json.loads((tmp_path / "train" / "latest" / "summary.json").read_text())
     assert trained["status"] == "completed"

@@ -73,7 +73,7 @@ def test_each_simulator_of_a_sweep_is_asked_at_its_own_endpoints(tmp_path: Path)
             for size, server in servers.items()
         ]
         choice = "simulator=" + ",".join(f"prompted_{size}" for size in SIZES)
-        sweep = start_sweep(tmp_path, choice, *endpoints, "search=simulated")
+        sweep = start_sweep(tmp_path, choice, *endpoints)
         output = finish(sweep)
     finally:
         for server in servers.values():
@@ -109,10 +109,10 @@ def test_a_sweep_that_is_told_to_stop_lets_its_job_end_in_order(
 ) -> None:
     job = tmp_path / "sweep" / "0"
     job.mkdir(parents=True)
-    engine = f"search.engine._target_={pausing.__name__}.PausingSimulator"
+    engine = f"simulator.engine._target_={pausing.__name__}.PausingSimulator"
     sweep = start_sweep(
         tmp_path,
-        *("seed=1,2", "search=scripted", engine, "policy_steps=3"),
+        *("seed=1,2", engine, "policy_steps=3"),
         f"hydra.sweep.dir='{job.parent}'",
         **{pausing.FOLDER: str(job), pausing.STEPS: "1"},
     )

@@ -72,6 +72,21 @@ def test_a_good_simulator_is_asked_once_and_changes_nothing(
     assert {name: again[f"simulator_check/{name}"] for name in expected} == expected, "on record"
 
 
+def test_answers_to_the_check_are_cached_and_replayed(tmp_path: Path) -> None:
+    short = ["policy_steps=1", "test=false", f"search.cache_folder={tmp_path / 'searches'}"]
+    with OpenAIServer(tell_colours, models=[MODEL]) as server:
+        settings = asking_run(tmp_path, server.url, *short)
+        first = run(tmp_path / "first", *settings, "search.cache=use")
+        assert first["cost/tokens"] == (first["cost/calls"] + 12) * TOKENS
+        other = run(tmp_path / "other", *settings, "search.cache=use", "seed=1")
+        assert other["cost/tokens"] == other["cost/calls"] * TOKENS, "the check is for all seeds"
+    replayed = run(tmp_path / "replayed", *settings, "search.cache=replay")
+    assert replayed["cost/tokens"] == 0
+    for name in ("questions", "failed", "answer_in_useful", "answer_in_noisy"):
+        key = f"simulator_check/{name}"
+        assert first[key] == other[key] == replayed[key]
+
+
 def leak(body: dict[str, Any]) -> Reply:
     return completion(f"Doc 1: {' '.join(COLOURS)}\nDoc 2: {COLOURS[0]}")
 

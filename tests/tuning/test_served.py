@@ -69,8 +69,8 @@ def test_vllm_reads_and_writes_what_the_process_does(
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     folder = f"simulator.folder='{exported}'"
-    local = compose_config(tmp_path, "search=simulated", "simulator=in_process", folder)
-    chosen = ["search=simulated", "simulator=tiny_tuned_vllm", "simulator.server.port=null"]
+    local = compose_config(tmp_path, "simulator=in_process", folder)
+    chosen = ["simulator=tiny_tuned_vllm", "simulator.server.port=null"]
     served = compose_config(tmp_path, *chosen, folder)
     with running(server_settings(served.simulator), tmp_path) as servers:
         served.simulator.endpoints = [server.command.endpoint for server in servers]

@@ -123,6 +123,10 @@ class QADataModule(LightningDataModule):
             questions.extend(loaded)
         return questions
 
+    def held_out_questions(self) -> list[Question]:
+        """Questions of the validations, or of the test where there are none."""
+        return self._evaluation.get("validation") or self._evaluation.get("test") or []
+
     def train_dataloader(self) -> TrainLoader:
         # one loader per fit: if Lightning asks again, the position must not start over
         if self._train_loader is None:
