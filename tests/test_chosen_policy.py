@@ -109,11 +109,11 @@ def test_a_model_that_is_named_is_meant_and_is_said_to_be_untrained(
     make_run(train / "runs" / "a", exported_s=10, status="completed")
     found, said = chosen(tmp_path, caplog, "model=quickstart")
     assert found is None
-    assert "policy: policy/quickstart of zerosearch, as model= says: not trained here" in said
-    found, said = chosen(tmp_path, caplog, "model.package=null", "model.path=owner/name")
+    assert "policy: pkg://zerosearch/policy/quickstart, as model= says: not trained here" in said
+    found, said = chosen(tmp_path, caplog, "model.path=owner/name")
     assert found is None and "policy: owner/name, as model= says: not trained here" in said
     export = train / "runs" / "a" / "policy"
-    found, said = chosen(tmp_path, caplog, "model.package=null", f"model.path={export}")
+    found, said = chosen(tmp_path, caplog, f"model.path={export}")
     assert found is None and "not trained" not in said
 
 

@@ -213,7 +213,8 @@ def test_every_simulator_that_has_a_server_can_be_served(tmp_path: Path) -> None
             else:
                 with pytest.raises(ValueError, match="has no server"):
                     server_settings(cfg)
-    assert set(served) == {f"{kind}_{size}" for kind in ("prompted", "tuned") for size in SIZES}
+    sizes = {f"{kind}_{size}" for kind in ("prompted", "tuned") for size in SIZES}
+    assert set(served) == sizes | {"prompted_1_5b"}
     assert served["prompted_7b"].model == "Qwen/Qwen2.5-7B-Instruct"
     assert served["tuned_14b"].served_name == "sunhaonlp/Simulation_LLM_google_14B_V2"
 
