@@ -89,10 +89,12 @@ def check(group: str, name: str, experiment: str | None, folder: Path) -> None:
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     for key, value in LACKED.items():
-        if OmegaConf.is_missing(OmegaConf.select(cfg, key.rpartition(".")[0]) or {}, "path"):
+        node = OmegaConf.select(cfg, key.rpartition(".")[0])
+        if node is not None and OmegaConf.is_missing(node, key.rpartition(".")[2]):
             OmegaConf.update(cfg, key, value)
     if said := refusal(cfg, choices, [wanted]):
-        assert name in said and (":" in said), said
+        in_force = [f"{group}={choice}" for group, choice in choices.items()]
+        assert any(each in said for each in in_force), said
         return
     found = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     others = keys_of(experiment or "quickstart")

@@ -31,13 +31,14 @@ def make_run(
     exported_s: int | None = None,
     saved_s: int | None = None,
     job: str = "zerosearch.train.train_policy",
+    f1: float | None = None,
     **summary: object,
 ) -> Path:
     """A run folder whose export and whose last checkpoint were written at these seconds."""
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"job": job}))
     if summary:
-        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "summary.json").write_text(json.dumps({**summary, "test/f1": f1}))
     for place, time_s in (
         ("policy/zerosearch.json", exported_s),
         ("checkpoints/last.ckpt", saved_s),
@@ -67,7 +68,7 @@ def chosen(
 def test_the_last_completed_run_is_taken_and_named(
     name: str, train: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    done = make_run(train / "runs" / "a", exported_s=20, status="completed", **{"test/f1": 0.90625})
+    done = make_run(train / "runs" / "a", exported_s=20, status="completed", f1=0.90625)
     make_run(train / "runs" / "b", exported_s=10, status="completed")
     make_run(train / "runs" / "c", saved_s=30, status="interrupted by SIGTERM")
     make_run(train / "runs" / "d", status="completed")  # left no policy
@@ -108,11 +109,11 @@ def test_a_model_that_is_named_is_meant_and_is_said_to_be_untrained(
     make_run(train / "runs" / "a", exported_s=10, status="completed")
     found, said = chosen(tmp_path, caplog, "model=quickstart")
     assert found is None
-    assert "policy: policy/quickstart of zerosearch, as model= says: not trained here" in said
-    found, said = chosen(tmp_path, caplog, "model.package=null", "model.path=owner/name")
+    assert "policy: pkg://zerosearch/policy/quickstart, as model= says: not trained here" in said
+    found, said = chosen(tmp_path, caplog, "model.path=owner/name")
     assert found is None and "policy: owner/name, as model= says: not trained here" in said
     export = train / "runs" / "a" / "policy"
-    found, said = chosen(tmp_path, caplog, "model.package=null", f"model.path={export}")
+    found, said = chosen(tmp_path, caplog, f"model.path={export}")
     assert found is None and "not trained" not in said
 
 
@@ -175,8 +176,7 @@ def test_equal_times_are_decided_by_the_name(train: Path) -> None:
 
 
 def test_what_a_place_lacks_is_said(tmp_path: Path) -> None:
-    tuning = {"saved_s": 1, "job": "zerosearch.train.tune_simulator"}
-    run = make_run(tmp_path / "tuned", **tuning)  # type: ignore[arg-type]
+    run = make_run(tmp_path / "tuned", saved_s=1, job="zerosearch.train.tune_simulator")
     export = run / "simulator"
     export.mkdir()
     for name in ("prompt.j2", "zerosearch.json", "config.json"):

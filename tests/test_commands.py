@@ -67,6 +67,7 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "search.engine.splits=null", "did you mean simulator.engine.splits"),
         ("train", "tags=[a", "tags=[a: no viable alternative"),
         ("train", "resume=nowhere", "resume=nowhere is neither a checkpoint file nor a run folder"),
+        ("train", "simulator=no/such", "simulator=no/such is no folder of a tuned simulator"),
         ("evaluate", "limit=half", "limit=half: give a whole number, 1 or more, or null for all"),
         ("evaluate", "max_failed_share=2", "max_failed_share=2: give a number from 0 to 1"),
         ("ask", "temperature=-1", "temperature=-1: give a number, 0 or more"),

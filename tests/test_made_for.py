@@ -87,7 +87,8 @@ def assert_swap(name: str, swap: str, folder: Path) -> None:
     try:
         cfg = checked(folder, *completed(name, swap))
     except ConfigCompositionException:
-        assert swap == "data=simulation", "whose files are no list: Hydra refuses to merge them"
+        # rows of another task: a list of files and a node of them, which Hydra refuses to merge
+        assert swap in ("data=simulation", "data=files")
     except ValueError as refusal:
         said = str(refusal)
         assert "\n" not in said and re.search(REMEDY, said), said
@@ -145,6 +146,10 @@ def test_every_experiment_is_made_for_what_it_chooses(name: str, tmp_path: Path)
         (["experiment=any_model"], "model.path is not set"),
         (["experiment=any_model", "model=quickstart"], "any model but quickstart"),
         (["experiment=simulator_sft_tiny", "search=bm25"], "has no use for search=bm25"),
+        (
+            ["experiment=simulator_sft_3b", "task=train_policy", "data.files.train=rows.jsonl"],
+            "task=train_policy is made for any data but simulation",
+        ),
         (["task=tune_simulator"], "task=tune_simulator is made for data=simulation"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",

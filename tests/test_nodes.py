@@ -30,6 +30,8 @@ BY_CODE = {
     "zerosearch.evaluation.table_run.Engine": {"settings"},
     "zerosearch.rollout.settings.EpisodeSettings": {"prompt_text"},  # of a saved episode
     "zerosearch.simulator.collecting.Collector": {"outcome"},
+    "zerosearch.data.public.QuestionFiles": {"extra_bytes"},
+    "zerosearch.data.hotpotqa.HotpotQASmall": {"extra_bytes"},
 }
 PARTS = {"algorithm/base"}  # advantage and loss come with the choices that extend it
 # Defaults in code that are right for others than the configuration's programs.
@@ -56,7 +58,8 @@ def composed(choice: str) -> DictConfig:
     os.environ.setdefault("PROJECT_ROOT", str(ROOT))
     group, _, name = choice.rpartition("/")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        if "@package _global_" not in (CONFIGS / f"{choice}.yaml").read_text():
+        text = (CONFIGS / f"{choice}.yaml").read_text()
+        if "@package _global_" not in text and "override /" not in text:
             return compose(choice)
         program = "evaluate" if group in ("engines", "table") else "train"
         value = f"[{name}]" if group == "engines" else name
@@ -124,10 +127,13 @@ def test_defaults_in_code_are_those_of_a_configuration() -> None:
 # What each program makes, and the numbers that it reads by itself or not at all.
 PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train": (train.COMPONENTS, ()),
-    "train experiment=simulator_sft_tiny": (train.COMPONENTS, ()),
+    "train experiment=simulator_sft_tiny": (
+        train.COMPONENTS,
+        ("simulator_check.",),  # of a policy
+    ),
     "train experiment=zerosearch_7b algorithm=ppo": (
         (*train.COMPONENTS, "simulator.server"),
-        ("model.architecture.",),  # what the model's configuration takes
+        ("model.architecture.", "simulator.weights_gib"),  # of the model's configuration; of plans
     ),
     "evaluate methods=all ~simulator": (
         (*evaluate.COMPONENTS, "prompted"),
@@ -145,7 +151,10 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "serve_policy ~simulator": ((*load.COMPONENTS, "limits"), ("seed", "port")),
     "fidelity": (
         fidelity.COMPONENTS,
-        ("seed", "top_k", "timeout_s", "concurrency", "thresholds.", "simulator.server."),
+        (
+            *("seed", "top_k", "timeout_s", "concurrency", "thresholds.", "simulator.server."),
+            "simulator.weights_gib",
+        ),
     ),
     "judge judge=llm judge.chat.model=m": (judge.COMPONENTS, ()),
     "collect search=retriever ~simulator": (collect.COMPONENTS, ()),
@@ -154,6 +163,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("simulator.server",),
         (
             "simulator.chat.",
+            "simulator.engine.",
             "simulator.words",
             "simulator.temp",
             "simulator.max_t",

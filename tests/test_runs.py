@@ -108,6 +108,7 @@ def test_latest_is_the_commands_newest_run_that_has_begun(command: str, tmp_path
         "seed=3",
         place,
         f"resume='{run}'",
+        "hydra.mode=RUN",
         f"hydra.run.dir='{run}'",
     ]
 

@@ -100,7 +100,7 @@ def take_questions(arguments: list[str]) -> list[str]:
 @command(
     "ask",
     keys=KEYS,
-    checks=[check_places, check_simulator],
+    checks=[check_simulator, check_places],
     expand=[take_questions, expand_simulator],
     error_code=2,  # 1: a question got no answer
 )

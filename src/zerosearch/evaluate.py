@@ -123,7 +123,7 @@ def identity(node: Any) -> Any:
 @command(
     "evaluate",
     keys=KEYS,
-    checks=[check_places, check_simulator],
+    checks=[check_simulator, check_places],
     expand=[partial(expand_resume, command="evaluate"), expand_simulator],
 )
 def main(cfg: DictConfig) -> None:

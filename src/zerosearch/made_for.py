@@ -95,22 +95,21 @@ def _numbers(cfg: DictConfig, group: str, name: str) -> list[str]:
     if not file.is_file():
         return []
     shown = [
-        f"{key}={value:g}"
-        for key in _keys(OmegaConf.to_container(OmegaConf.load(file)))
-        if isinstance(value := OmegaConf.select(cfg, key, throw_on_missing=False), int | float)
-        and not isinstance(value, bool)
+        f"{key}={OmegaConf.select(cfg, key)}"
+        for key, value in _values(OmegaConf.to_container(OmegaConf.load(file)))
+        if isinstance(value, int | float) and not isinstance(value, bool)
     ]
     more = ["..."] if len(shown) > _NUMBERS_SHOWN else []
     return shown[:_NUMBERS_SHOWN] + more
 
 
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all values below a node."""
+def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values below a node, by their dotted names."""
     if not isinstance(node, dict):
-        yield prefix
+        yield prefix, node
         return
     for key, value in node.items():
-        yield from _keys(value, f"{prefix}.{key}" if prefix else str(key))
+        yield from _values(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 # -- the model ------------------------------------------------------------------------------------

@@ -114,12 +114,23 @@ def keep_override(run: Path, key: str, value: str) -> None:
 
 
 def expand_simulator(arguments: list[str]) -> list[str]:
-    """Turn `simulator=<folder of a tuned simulator>` into the choice that uses such folders."""
+    """Turn `simulator=<folder of a tuned simulator>` into the choice that uses such folders.
+
+    Raises:
+        ValueError: there is no tuned simulator at a path.
+    """
     expanded = []
     for item in arguments:
         value = item.removeprefix("simulator=")
-        if item != value and (Path(value) / PROMPT_FILE).is_file():
+        if item == value or "," in value:
+            expanded.append(item)
+        elif (Path(value) / PROMPT_FILE).is_file():
             expanded += ["simulator=exported", f"simulator.folder='{value}'"]
+        elif "/" in value:
+            raise ValueError(
+                f"simulator={value} is no folder of a tuned simulator (it has no {PROMPT_FILE}): "
+                "give the folder simulator/ that a tuning run leaves, or a name of configs/simulator"
+            )
         else:
             expanded.append(item)
     return expanded

@@ -91,7 +91,7 @@ def _import_app() -> Any:
 
 
 @command(
-    "serve_policy", keys=KEYS, checks=[check_places, check_simulator], expand=[expand_simulator]
+    "serve_policy", keys=KEYS, checks=[check_simulator, check_places], expand=[expand_simulator]
 )
 def main(cfg: DictConfig) -> None:
     """Serve one policy."""

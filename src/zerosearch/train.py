@@ -97,7 +97,7 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
 @command(
     "train",
     keys=KEYS,
-    checks=[check_choices, check_places, check_simulator],
+    checks=[check_choices, check_simulator, check_places],
     expand=[expand_resume, expand_simulator],
 )
 def main(cfg: DictConfig) -> float | None:

@@ -76,7 +76,7 @@ def test_a_public_file_that_is_not_there_names_the_command_that_gets_it(
         (["data.files=[no/*.parquet]"], "data.files[0]=no/*.parquet does not exist"),
         (["search=bm25", "search.engine.corpus=no.txt"], "search.engine.corpus=no.txt does not"),
         (["search=dense", "search.engine.corpus=no.jsonl"], "search.engine.corpus=no.jsonl does"),
-        (["data=files"], "data.files is not set: give a file of your own, data.files=[FILE], one"),
+        (["data=files"], "data.validation.own.path is not set: give a file of your own, data."),
         (["experiment=simulator_sft_tiny"], "data.files.train"),
     ],
 )

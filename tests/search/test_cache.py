@@ -8,7 +8,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 import pytest
@@ -264,7 +264,7 @@ def test_without_a_cache_the_engine_is_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["use", "replay"])
-def test_making_it_twice_touches_nothing(mode: str, tmp_path: Path) -> None:
+def test_making_it_twice_touches_nothing(mode: Literal["use", "replay"], tmp_path: Path) -> None:
     for _ in range(2):
         cache = build_search(CountingEngine(), cache=mode, cache_folder=tmp_path / "cache")
         assert isinstance(cache, CachedSearch) and cache.replay == (mode == "replay")

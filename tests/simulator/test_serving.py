@@ -68,15 +68,18 @@ def make(tmp_path: Path, *extra: str, **changes: object) -> ServerSettings:
     return ServerSettings(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+ASKING = {"engine": "${simulator.engine}"}
+
+
 def configuration(simulator: dict[str, Any], **nodes: Any) -> DictConfig:
-    asking = {"engine": {"chat": {"endpoints": "${simulator.endpoints}"}}, "cache": "none"}
-    return OmegaConf.create({"simulator": simulator, "search": asking, **nodes})
+    return OmegaConf.create({"simulator": simulator, "search": ASKING, **nodes})
 
 
 def launching(settings: dict[str, Any], **nodes: Any) -> DictConfig:
     target = "zerosearch.simulator.serving.ServerSettings"
     server = {"_target_": target, **settings}
-    return configuration({"launch": True, "endpoints": [], "server": server}, **nodes)
+    simulator = {"launch": True, "endpoints": [], "engine": {}, "server": server}
+    return configuration(simulator, **nodes)
 
 
 # -- command lines --------------------------------------------------------------------------------
@@ -210,7 +213,8 @@ def test_every_simulator_that_has_a_server_can_be_served(tmp_path: Path) -> None
             else:
                 with pytest.raises(ValueError, match="has no server"):
                     server_settings(cfg)
-    assert set(served) == {f"{kind}_{size}" for kind in ("prompted", "tuned") for size in SIZES}
+    sizes = {f"{kind}_{size}" for kind in ("prompted", "tuned") for size in SIZES}
+    assert set(served) == sizes | {"prompted_1_5b"}
     assert served["prompted_7b"].model == "Qwen/Qwen2.5-7B-Instruct"
     assert served["tuned_14b"].served_name == "sunhaonlp/Simulation_LLM_google_14B_V2"
 
@@ -310,7 +314,6 @@ def test_nothing_is_launched_unless_asked(tmp_path: Path) -> None:
         assert endpoints == ["http://h:1/v1"]
 
 
-ASKING = {"engine": {"chat": {"endpoints": "${simulator.endpoints}"}}}
 REPLAY = {"cache": "replay", **ASKING}
 
 
@@ -329,14 +332,14 @@ def test_nothing_is_launched_for_a_replay(
     cfg = launching({"model": "m", "served_name": "m", "command": ["/none"]}, **nodes)
     with caplog.at_level(logging.INFO), launched(cfg, tmp_path) as endpoints:
         assert endpoints == []
-    assert "search.cache=replay asks nobody" in caplog.text
+    assert "no search asks the simulator" in caplog.text
 
 
 @pytest.mark.parametrize(
     "nodes",
     [
         {"search": {"cache": "use", **ASKING}},
-        {"search": {"engine": {}}},
+        {"search": ASKING},
         {"search": REPLAY, "evaluation": {"own": {"search": {"cache": "none", **ASKING}}}},
     ],
 )

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zerosearch.distributed import gather_objects
 from zerosearch.search.none import NoSearch
-from zerosearch.simulator.probing import Probed, choose, probe
+from zerosearch.simulator.probing import Probed, choose, probe, warn_where_unknown
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +78,11 @@ class SimulatorCheck(Callback):
             try:
                 with isolate_rng():
                     probed = self._ask(trainer, pl_module)
-                found, price = probed.metrics(), probed.price()
-                log.info(probed.sentence())
-                refusal = self._refusal(probed)
+                    log.info(probed.sentence())
+                    others = [] if self._refusal(probed) else self._ask_held_out(trainer, pl_module)
+                found, refusal = probed.metrics(), self._refusal(probed)
+                prices = [each.price() for each in (probed, *others)]
+                price = (sum(tokens for tokens, _ in prices), sum(usd for _, usd in prices))
             except Exception as raised:
                 error, refusal = raised, str(raised)
         found, refusal, price = gather_objects((found, refusal, price))[0]
@@ -104,6 +106,16 @@ class SimulatorCheck(Callback):
                 whose="training",
             )
         )
+
+    def _ask_held_out(self, trainer: Trainer, pl_module: Any) -> list[Probed]:
+        """Ask the engines of the evaluations about held-out questions; warns of what they lack."""
+        questions = trainer.datamodule.held_out_questions()  # type: ignore[attr-defined]
+        asked = [
+            asyncio.run(warn_where_unknown(entry.search, name, questions, whose="held-out"))
+            for name, entry in pl_module.evaluations.items()
+            if questions and not isinstance(entry.search, NoSearch)
+        ]
+        return [each for each in asked if each is not None]
 
     def _refusal(self, probed: Probed) -> str:
         """Why the run must not begin; empty where it may."""

@@ -123,6 +123,10 @@ class QADataModule(LightningDataModule):
             questions.extend(loaded)
         return questions
 
+    def held_out_questions(self) -> list[Question]:
+        """Questions of the validations, or of the test where there are none."""
+        return self._evaluation.get("validation") or self._evaluation.get("test") or []
+
     def train_dataloader(self) -> TrainLoader:
         # one loader per fit: if Lightning asks again, the position must not start over
         if self._train_loader is None:
@@ -257,7 +261,7 @@ def checked_sources(sources: Sources, name: str) -> list[QuestionSource]:
     listed = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
     labels: set[str] = set()
     for source in listed:
-        if isinstance(source, Mapping) and "_target_" not in source:
+        if isinstance(source, dict) and "_target_" not in source:
             raise ValueError(
                 f"data.{name} has settings of a source that data= does not have ({dict(source)}): "
                 "choose the data that they belong to, such as data=files for files of your own"

@@ -66,7 +66,7 @@ def _check_own_episode(cfg: DictConfig, policy: Any) -> None:
         ValueError: says which episode to choose.
     """
     made_for = (cfg.get("made_for") or {}).get("episode")
-    asked = any("agent" in each for each in cfg["methods"].values()) if "methods" in cfg else True
+    asked = "methods" not in cfg or any(each.get("agent") for each in cfg["methods"].values())
     if made_for is None or not asked or (policy is not None and policy.path.startswith(_SHIPPED)):
         return
     chat = policy is None

@@ -54,7 +54,9 @@ def cell_times(rows: Rows) -> dict[str, float]:
     """
     episodes = [row[TIMES]["seconds"] for row in rows]
     searches = [seconds for row in rows for seconds in row[TIMES]["search_seconds"]] or [0.0]
-    share = float(np.mean([row[TIMES]["share_of_block_seconds"] for row in rows]))
+    # rows of a run that was begun by an older version say nothing of their block
+    shares = [row[TIMES].get("share_of_block_seconds", np.nan) for row in rows]
+    share = float(np.mean(shares))
     return {
         f"{name}_{kind}": value
         for name, seconds in (("episode_s", episodes), ("search_s", searches))
@@ -63,4 +65,4 @@ def cell_times(rows: Rows) -> dict[str, float]:
             ("p50", float(np.percentile(seconds, 50))),
             ("p95", float(np.percentile(seconds, 95))),
         )
-    } | {"s_per_question": share, "questions_per_s": 1 / max(share, 1e-6)}
+    } | {"s_per_question": share, "questions_per_s": 1 / np.maximum(share, 1e-6)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,15 +24,10 @@ from zerosearch.search.agent import Agent
 from zerosearch.search.chat_client import ChatModel
 from zerosearch.search.engine import Checkable, SearchEngine
 from zerosearch.search.none import NoSearch
-from zerosearch.simulator.probing import choose, probe
+from zerosearch.simulator.probing import warn_where_unknown
 from zerosearch.types import Question
 
-log = logging.getLogger(__name__)
-
 Rows = list[dict[str, Any]]
-
-_PROBED = 32  # questions of a benchmark that a simulator is asked beforehand
-_LEAST_ANSWERS = 0.15  # share of them with a golden answer, as configs/simulator_check
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -165,20 +159,7 @@ class TableRun:
         if begun or (used.label, benchmark) in self._probed:
             return
         self._probed.add((used.label, benchmark))
-        pairs = choose(questions, _PROBED)
-        probed = await probe(used.engine, pairs[:1], whose=benchmark, qualities=["useful"])
-        if not probed.chooses_quality:
-            return  # a real engine finds what it finds
-        probed = await probe(used.engine, pairs, whose=benchmark, qualities=["useful"])
-        log.info(probed.sentence())
-        if probed.metrics().get("answer_in_useful", 1.0) < _LEAST_ANSWERS:
-            log.warning(
-                "The engine %s knows little of these questions, and the figures will say more of "
-                "it than of the policy. %s. Choose an engine that knows them, such as search=bm25 "
-                "search.engine.corpus=FILE",
-                used.label,
-                probed.example(),
-            )
+        await warn_where_unknown(used.engine, used.label, questions, whose=benchmark)
 
     def _engines_of(self, method: Method) -> list[str | None]:
         if method.engines is None:

@@ -103,7 +103,7 @@ def _report(outcome: Outcome, path: Path) -> None:
         log.warning("%d episodes are missing: %s", outcome.unplayed, outcome.stopped)
 
 
-@command("collect", keys=KEYS, checks=[check_places, check_simulator])
+@command("collect", keys=KEYS, checks=[check_simulator, check_places])
 def main(cfg: DictConfig) -> None:
     """Collect, or import."""
     path = Path(cfg.folder) / EPISODES

@@ -61,7 +61,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     return warnings
 
 
-@command("fidelity", keys=KEYS, checks=[check_places, check_simulator], expand=[expand_simulator])
+@command("fidelity", keys=KEYS, checks=[check_simulator, check_places], expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Measure one simulator."""
     folder = Path(cfg.paths.output_dir)

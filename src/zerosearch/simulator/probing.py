@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from zerosearch.search.fidelity import Observation, fidelity_of, findable, obser
 from zerosearch.seeding import derive_seed
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
 
+PROBED = 32  # held-out questions that an engine is asked about beforehand
+LEAST_ANSWERS = 0.15  # share of them with a golden answer, as configs/simulator_check
 QUALITIES = {"useful": 0.0, "noisy": 1.0}  # noise probability of the request
 # What is compared with a threshold: metric, quality, whether more is better, words for people.
 _JUDGED = (
@@ -29,6 +32,9 @@ _JUDGED = (
     ("failed", "useful", False, "searches for useful documents failed in"),
     ("failed", "noisy", False, "searches for noisy documents failed in"),
 )
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -153,6 +159,37 @@ async def probe(
         if not any(each.result and each.result.noisy is not None for each in asked):
             break  # an engine that takes no wishes, or one that fails
     return Probed(asked=asked, whose=whose)
+
+
+async def warn_where_unknown(
+    engine: SearchEngine, label: str, questions: Sequence[Question], *, whose: str
+) -> Probed | None:
+    """Say where an engine that answers held-out questions knows nothing of them.
+
+    Args:
+        engine: is asked for useful documents, about 32 of the questions.
+        label: of the engine, for people.
+        questions: held-out ones.
+        whose: name of the questions, for people.
+
+    Returns:
+        What was found; None of an engine that takes no wishes: it finds what it finds.
+    """
+    pairs = choose(questions, PROBED)
+    first = await probe(engine, pairs[:1], whose=whose, qualities=["useful"])
+    if not first.chooses_quality:
+        return None
+    probed = await probe(engine, pairs, whose=whose, qualities=["useful"])
+    log.info("%s: %s", label, probed.sentence())
+    if probed.metrics().get("answer_in_useful", 1.0) < LEAST_ANSWERS:
+        log.warning(
+            "The engine %s knows little of these questions, and the figures will say more of "
+            "it than of the policy. %s. Choose an engine that knows them, such as search=bm25 "
+            "search.engine.corpus=FILE",
+            label,
+            probed.example(),
+        )
+    return probed
 
 
 def summarize(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
