@@ -6,6 +6,8 @@ import csv
 import json
 from pathlib import Path
 
+import yaml
+
 from tests.helpers.words import COLOURS, save_word_policy
 
 STEPS = 6
@@ -65,3 +67,12 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 def computed(row: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in row.items() if not k.startswith(MEASURED) and "latency" not in k}
+
+
+def saved_run(folder: Path, *overrides: str) -> Path:
+    """A run folder with saved overrides and a checkpoint."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    return folder

@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zerosearch.distributed import gather_objects
 from zerosearch.search.none import NoSearch
-from zerosearch.simulator.probing import Probed, choose, probe, warn_where_unknown
+from zerosearch.simulator.measuring import choose
+from zerosearch.simulator.probing import Probed, probe, warn_where_unknown
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class SimulatorCheck(Callback):
                 prices = [each.price() for each in (probed, *others)]
                 price = (sum(tokens for tokens, _ in prices), sum(usd for _, usd in prices))
             except Exception as raised:
-                error, refusal = raised, str(raised)
+                error, refusal = raised, str(raised) or type(raised).__name__
         found, refusal, price = gather_objects((found, refusal, price))[0]
         if error is not None:
             raise error
