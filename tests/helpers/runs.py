@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from tests.helpers.configs import compose_config
 from tests.helpers.words import COLOURS, save_word_policy
+from zerosearch.runs import Summary, read_summary
+from zerosearch.train import train_policy
 
 STEPS = 6
 MEASURED = ("time/", "throughput/", "memory/")  # and latencies: not of the computation
@@ -58,6 +62,17 @@ def small_run(folder: Path) -> list[str]:
         "trainer.val_check_interval=2",
         "callbacks.checkpoint.every_n_steps=2",
     ]
+
+
+def run_here(folder: Path, *overrides: str) -> dict[str, Any]:
+    """Train in this process; returns the run's summary. Ask for the fixture `trains_here`."""
+    folder.mkdir(exist_ok=True)
+    summary = Summary(folder)
+    try:
+        train_policy(compose_config(folder, *overrides), summary)
+    finally:
+        summary.write()
+    return read_summary(folder)
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:

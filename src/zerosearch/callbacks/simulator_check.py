@@ -97,22 +97,15 @@ class SimulatorCheck(Callback):
     def _ask(self, trainer: Trainer, pl_module: Any) -> Probed:
         data = trainer.datamodule  # type: ignore[attr-defined]
         pairs = choose(data.training_questions(self.questions), self.questions)
-        episode = pl_module.episode
-        return asyncio.run(
-            probe(
-                pl_module.search,
-                pairs,
-                top_k=episode.top_k,
-                timeout_s=episode.search_timeout_s,
-                whose="training",
-            )
-        )
+        asking = probe(pl_module.search, pairs, whose="training", **_as_in_episodes(pl_module))
+        return asyncio.run(asking)
 
     def _ask_held_out(self, trainer: Trainer, pl_module: Any) -> list[Probed]:
         """Ask the engines of the evaluations about held-out questions; warns of what they lack."""
         questions = trainer.datamodule.held_out_questions()  # type: ignore[attr-defined]
+        like = _as_in_episodes(pl_module)
         asked = [
-            asyncio.run(warn_where_unknown(entry.search, name, questions, whose="held-out"))
+            asyncio.run(warn_where_unknown(entry.search, name, questions, whose="held-out", **like))
             for name, entry in pl_module.evaluations.items()
             if questions and not isinstance(entry.search, NoSearch)
         ]
@@ -130,3 +123,9 @@ class SimulatorCheck(Callback):
             "engine over documents about them (search=bm25 search.engine.corpus=FILE); "
             f"{NODE}=off trains all the same"
         )
+
+
+def _as_in_episodes(pl_module: Any) -> dict[str, Any]:
+    """Documents and seconds of a search."""
+    episode = pl_module.episode
+    return {"top_k": episode.top_k, "timeout_s": episode.search_timeout_s}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from zerosearch.search.engine import SearchEngine
 from zerosearch.search.fidelity import findable
@@ -149,7 +150,13 @@ async def probe(
 
 
 async def warn_where_unknown(
-    engine: SearchEngine, label: str, questions: Sequence[Question], *, whose: str
+    engine: SearchEngine,
+    label: str,
+    questions: Sequence[Question],
+    *,
+    whose: str,
+    top_k: int = 5,
+    timeout_s: float = 60.0,
 ) -> Probed | None:
     """Say where an engine that answers held-out questions knows nothing of them.
 
@@ -158,15 +165,20 @@ async def warn_where_unknown(
         label: of the engine, for people.
         questions: held-out ones.
         whose: name of the questions, for people.
+        top_k: documents per search.
+        timeout_s: of each search.
 
     Returns:
         What was found; None of an engine that takes no wishes: it finds what it finds.
     """
+    ask = partial(
+        probe, engine, whose=whose, top_k=top_k, timeout_s=timeout_s, qualities=["useful"]
+    )
     pairs = choose(questions, PROBED)
-    first = await probe(engine, pairs[:1], whose=whose, qualities=["useful"])
+    first = await ask(pairs[:1])
     if not first.chooses_quality:
         return None
-    rest = await probe(engine, pairs[1:], whose=whose, qualities=["useful"])
+    rest = await ask(pairs[1:])
     probed = Probed(asked=[*first.asked, *rest.asked], whose=whose)
     log.info("%s: %s", label, probed.sentence())
     if probed.metrics().get("answer_in_useful", 1.0) < LEAST_ANSWERS:
