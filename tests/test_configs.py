@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.helpers.configs import CONFIGS, compose_config, hydra_run
-from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.assembly import PolicyRun, assemble, assemble_tuning
 from zerosearch.callbacks.curriculum import NoiseCurriculum
 from zerosearch.data.geography.facts import asset
@@ -30,11 +28,8 @@ from zerosearch.policy.memory import plan_of
 from zerosearch.policy.memory_plan import GIB, check_fits
 from zerosearch.policy.memory_rows import memory_rows, shard_bytes
 from zerosearch.policy.sharding import Sharding, shard_model
-from zerosearch.policy.source import PolicySource
-from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator
-from zerosearch.training.evaluation import Evaluation
 
 OF_COLLECTING = ("agent", "judge", "questions")  # groups of other programs
 OF_EVALUATION = ("benchmark", "engines", "methods", "prompted", "table")
@@ -144,33 +139,6 @@ def test_groups_are_those_of_the_design() -> None:
 def test_a_run_may_have_no_logger(override: str, tmp_path: Path) -> None:
     assert make_run(tmp_path).trainer.loggers
     assert make_run(tmp_path, override).trainer.loggers == []
-
-
-@pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda part: part)
-def test_every_choice_makes_the_objects_of_a_run(group: str, name: str, tmp_path: Path) -> None:
-    cfg = compose_config(tmp_path, *overrides_of(group, name))
-    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    if group == "generator" and name.startswith("vllm") and not find_spec("vllm"):
-        pytest.skip("vLLM is not installed")
-    run = assemble(cfg)
-    module = run.module
-    assert module.policy_steps >= 1 and module.evaluations
-    assert isinstance(module.policy_source, PolicySource)
-    assert isinstance(module.algorithm, Algorithm)
-    assert isinstance(module.episode, EpisodeSettings)
-    assert all(isinstance(entry, Evaluation) for entry in module.evaluations.values())
-    callbacks = {type(each).__name__ for each in run.trainer.callbacks}  # type: ignore[attr-defined]
-    assert len(callbacks & {"NoiseCurriculum", "AdaptiveCurriculum"}) == 1
-    assert {
-        "HealthMonitor",
-        "TranscriptWriter",
-        "MetricsCsv",
-        "PolicyCheckpoint",
-        "PolicyExport",
-        "GracefulStop",
-    } <= callbacks
-    assert run.trainer.limit_train_batches == module.policy_steps
-    assert "policy_steps" in run.hyper_parameters
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from zerosearch.made_for import check_made_for
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 
@@ -31,6 +33,16 @@ def compose_config(
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose(name, overrides=[*paths, *overrides], return_hydra_config=whole)
     OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def checked(folder: Path, *overrides: str) -> DictConfig:
+    """The configuration of a training run, after the check that its choices go together."""
+    cfg = compose_config(folder, *overrides, whole=True)
+    choices = cfg.hydra.runtime.choices
+    with open_dict(cfg):
+        del cfg["hydra"]
+    check_made_for(cfg, choices)
     return cfg
 
 
