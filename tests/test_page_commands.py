@@ -36,7 +36,14 @@ from tests.helpers.recorded import Call, make_environment
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 OWN_FILES = (
-    *("mine.parquet", "mine.jsonl", "a.jsonl", "held_out.parquet", "questions.jsonl"),
+    *(
+        "mine.parquet",
+        "mine.jsonl",
+        "a.jsonl",
+        "train.jsonl",
+        "held_out.parquet",
+        "questions.jsonl",
+    ),
     *("my.jsonl.gz", "wiki.jsonl.gz", "corpus.jsonl.gz", "qa_test.parquet", "rows.jsonl"),
     *("logs/simulation/geography/train.jsonl", "logs/simulation/geography/validation.jsonl"),
     *("data/google/train.jsonl", "data/google/validation.jsonl", "log.jsonl.gz"),
