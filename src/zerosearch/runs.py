@@ -129,7 +129,7 @@ def expand_simulator(arguments: list[str]) -> list[str]:
         elif "/" in value:
             raise ValueError(
                 f"simulator={value} is no folder of a tuned simulator (it has no {PROMPT_FILE}): "
-                "give the folder simulator/ that a tuning run leaves, or a name of configs/simulator"
+                "give the folder simulator/ that a tuning run leaves, or a choice of simulator="
             )
         else:
             expanded.append(item)
