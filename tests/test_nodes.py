@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, List, Optional  # noqa: UP035
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -248,3 +249,33 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     cfg = compose_config(tmp_path, "optimizer.lr=fast", "seed=-1")
     with pytest.raises(ValueError, match=r"seed=-1: .*; optimizer\.lr=fast: "):
         check_nodes(cfg, *train.COMPONENTS)
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class OfOthers:
+    """Annotated as libraries do: more widely than they take, or for type checkers alone."""
+
+    def __init__(
+        self,
+        bare: Sequence,
+        element: List,  # noqa: UP006
+        colour: Colour,
+        anything: object,
+        unknown: Optional[NotImported] = None,  # noqa: F821, UP045
+        wrong: int.of[3] = None,  # noqa: RUF013
+        count: int = 1,
+        **others: int,
+    ) -> None: ...
+
+
+def test_annotations_of_others_refuse_nothing_that_may_be_right() -> None:
+    target = f"{__name__}.OfOthers"
+    given = {"bare": ["a"], "element": [1], "colour": "red", "anything": 1, "unknown": "x"}
+    cfg = OmegaConf.create({"node": {"_target_": target, **given, "wrong": 2, "own": "y"}})
+    check_nodes(cfg, "node")
+    cfg.node.count = "many"
+    with pytest.raises(ValueError, match=r"^node.count=many: give a whole number$"):
+        check_nodes(cfg, "node")

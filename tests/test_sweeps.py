@@ -8,7 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from tests.helpers import pausing_simulator as pausing
 from tests.helpers.configs import ROOT
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, documents
 from tests.helpers.runs import read_metrics, small_run
+from zerosearch.sweeps import _run
 
 SHORT = ["policy_steps=1", "test=false", "trainer.val_check_interval=1", "data.validation_limit=2"]
 SIZES = ("3b", "7b", "14b")
@@ -52,6 +56,50 @@ def jobs_of(folder: Path) -> list[Path]:
 
 def summary(job: Path) -> dict[str, Any]:
     return json.loads((job / "summary.json").read_text())
+
+
+# A job that says when it has begun, ends in order at SIGTERM, and by itself after a while.
+JOB = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+assert sys.stdin.read() == "", "nobody types into it"
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextmanager
+def sent_when_begun(number: signal.Signals, begun: Path) -> Iterator[None]:
+    """Within, a signal comes to this process when a job has begun."""
+
+    def send() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    yield
+    thread.join(timeout=60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_a_job_ends_in_order_when_its_sweep_is_told_to_stop(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    before, begun = signal.getsignal(number), tmp_path / "begun"
+    with sent_when_begun(number, begun):
+        assert _run([sys.executable, "-c", JOB, str(begun), "60"]) == (7, number)
+    assert signal.getsignal(number) is before
+
+
+def test_what_nohup_lets_a_sweep_ignore_reaches_no_job(tmp_path: Path) -> None:
+    before, begun = signal.signal(signal.SIGHUP, signal.SIG_IGN), tmp_path / "begun"
+    try:
+        with sent_when_begun(signal.SIGHUP, begun):
+            assert _run([sys.executable, "-c", JOB, str(begun), "0.5"]) == (0, None)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.arguments import expand_simulator
 from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, SEED, command
-from zerosearch.data.places import check_places
+from zerosearch.data.availability import check_data
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import expand_simulator
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def take_questions(arguments: list[str]) -> list[str]:
 @command(
     "ask",
     keys=KEYS,
-    checks=[check_simulator, check_places],
+    checks=[check_simulator, check_data],
     expand=[take_questions, expand_simulator],
     error_code=2,  # 1: a question got no answer
 )

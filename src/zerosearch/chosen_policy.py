@@ -5,15 +5,15 @@ Light on imports: what cannot be had is said before anything is loaded.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
+from zerosearch.arguments import override_key
 from zerosearch.runs import (
     EXPORT,
     LAST_CHECKPOINT,
@@ -21,7 +21,7 @@ from zerosearch.runs import (
     PROMPT_FILE,
     SETTINGS_FILE,
     is_checkpoint,
-    override_key,
+    read_summary,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def newest_policy(task_folder: Path, *, completed: bool = False) -> Path | None:
     runs = {place.resolve() for place in places if place.is_dir()}
     written = {run: time for run in runs if (time := policy_written(run)) is not None}
     for run in sorted(written, key=lambda run: (written[run], run.name), reverse=True):
-        if not _tunes(run) and not (completed and _summary(run).get("status") != "completed"):
+        if not _tunes(run) and not (completed and read_summary(run).get("status") != "completed"):
             return run
     return None
 
@@ -113,7 +113,7 @@ def check_place(place: str) -> None:
     if (path / "multirun.yaml").is_file():
         raise ValueError(f"checkpoint={place} is a sweep: name one of its runs, such as {place}/0")
     if (path / ".hydra").is_dir():
-        error = _summary(path).get("error")
+        error = read_summary(path).get("error")
         raise ValueError(
             f"checkpoint={place} has no policy: a training run leaves {LAST_CHECKPOINT} every "
             f"callbacks.checkpoint.every_n_steps steps, and {EXPORT}/ at its end"
@@ -181,23 +181,15 @@ def _latest_policy(task: Path) -> tuple[Path, str]:
 
 def _tunes(run: Path) -> bool:
     """Whether a run tunes a simulator."""
-    return str(_read(run / ".hydra" / "config.yaml").get("job")).endswith("tune_simulator")
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    return _read(run / "summary.json", json.loads)
-
-
-def _read(path: Path, parse: Any = yaml.safe_load) -> dict[str, Any]:
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return False
+    return isinstance(config, dict) and str(config.get("job")).endswith("tune_simulator")
 
 
 def _score(run: Path) -> list[str]:
-    f1 = _summary(run).get("test/f1")
+    f1 = read_summary(run).get("test/f1")
     return [f"F1 {f1:.3f}"] if isinstance(f1, float) else []
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -30,8 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from zerosearch import ranges
-from zerosearch.endings import report_error
-from zerosearch.runs import PROJECT_ROOT, Summary, expand_null_groups
+from zerosearch.arguments import expand_null_groups, override_key
+from zerosearch.endings import FULL_ERROR, report_error
+from zerosearch.runs import PROJECT_ROOT, Summary
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 from zerosearch.threads import wait_without_spinning
 
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONFIGS = PROJECT_ROOT / "configs"
-FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's: shows tracebacks
 _OVERRIDDEN = re.compile(r"Could not override '([^']+)'")
 
 log = logging.getLogger(__name__)
@@ -129,34 +130,36 @@ class Command(Generic[T]):
         os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
         wait_without_spinning()
         arguments = sys.argv[1:]
-        with_traceback = os.environ.get(FULL_ERROR) == "1"
-        os.environ[FULL_ERROR] = "1"  # Hydra then raises what is said in other words below
+        full_error = os.environ.get(FULL_ERROR)
         try:
             arguments = sys.argv[1:] = self.words(arguments)
             run = hydra.main(
                 version_base="1.3", config_path=str(CONFIGS), config_name=self.config_name
             )
-            return run(self._job())()
+            with _full_error("1"):  # Hydra then raises what is said in other words below
+                return run(self._job(full_error))()
         except JobFailed as error:
-            report_failures()
+            report_failures(error)
             raise SystemExit(1) from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            if with_traceback:
+            if full_error == "1":
                 raise
             print(explain(error, self.config_name, arguments), file=sys.stderr)
             raise SystemExit(self.error_code) from error
 
-    def _job(self) -> Callable[[DictConfig], T | float | None]:
+    def _job(self, full_error: str | None) -> Callable[[DictConfig], T | float | None]:
+        """What Hydra runs; it and the processes it starts see the user's HYDRA_FULL_ERROR."""
         spec = self.task.__globals__.get("__spec__")
         module = self.task.__module__ if spec is None else spec.name
 
         @functools.wraps(self.task)  # Hydra names the job after it
         def job(cfg: DictConfig) -> T | float | None:
-            if is_sweep():
-                return run_in_process(module)
-            with _refusals(cfg, self.error_code):
-                self.check(cfg)
-            return self.task(cfg)
+            with _full_error(full_error):
+                if is_sweep():
+                    return run_in_process(module)
+                with _refusing(cfg, self.error_code):
+                    self.check(cfg)
+                return self.task(cfg)
 
         return job
 
@@ -177,24 +180,39 @@ def command(
     return decorate
 
 
-class _refusals:
-    """Within, a ValueError ends the program with its sentence, which `summary.json` keeps."""
+@contextmanager
+def _full_error(value: str | None) -> Iterator[None]:
+    """Within, HYDRA_FULL_ERROR has this value; None: it is not set."""
+    before = os.environ.get(FULL_ERROR)
+    _set_full_error(value)
+    try:
+        yield
+    finally:
+        _set_full_error(before)
 
-    def __init__(self, cfg: DictConfig, error_code: int) -> None:
-        self.cfg = cfg
-        self.error_code = error_code
 
-    def __enter__(self) -> None:
-        pass
+def _set_full_error(value: str | None) -> None:
+    if value is None:
+        os.environ.pop(FULL_ERROR, None)
+    else:
+        os.environ[FULL_ERROR] = value
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if not isinstance(error, (ValueError, OmegaConfBaseException)):
-            return
+
+@contextmanager
+def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
+    """Within, a ValueError ends the program with its sentence, which `summary.json` keeps.
+
+    A run that is to go on in its folder keeps the summary that it has: nothing was changed there.
+    """
+    try:
+        yield
+    except (ValueError, OmegaConfBaseException) as error:
         said = report_error(error)
         if HydraConfig.get().output_subdir is not None:  # it has a run folder
-            folder = Path(self.cfg.paths.output_dir)
-            Summary(folder, error=said).write()
-        raise SystemExit(self.error_code) from error
+            summary = Summary(Path(cfg.paths.output_dir), error=said)
+            if not summary.path.exists():
+                summary.write()
+        raise SystemExit(error_code) from error
 
 
 def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
@@ -233,9 +251,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
 
 def _known_keys(config_name: str, arguments: Sequence[str], unknown: str) -> list[str]:
     """Keys and groups of the command as it is composed without the key that is not known."""
-    rest = [
-        item for item in arguments if "=" in item and item.partition("=")[0].lstrip("+~") != unknown
-    ]
+    rest = [item for item in arguments if "=" in item and override_key(item) != unknown]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:

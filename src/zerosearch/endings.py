@@ -6,11 +6,14 @@ Light on imports, as `zerosearch.runs`.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's environment variable: "1" shows tracebacks
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ def report_error(error: Exception) -> str:
         from lightning.fabric.utilities.rank_zero import rank_prefixed_message, rank_zero_only
 
         message = rank_prefixed_message(message, rank_zero_only.rank or None)
-    if isinstance(error, for_users):
+    if isinstance(error, for_users) and os.environ.get(FULL_ERROR) != "1":
         log.error(message)
         log.debug("traceback of the error above", exc_info=error)
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.arguments import expand_resume, expand_simulator, keep_override
 from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import (
     COUNT,
@@ -23,16 +24,9 @@ from zerosearch.commands import (
     WORDS,
     command,
 )
-from zerosearch.data.places import check_places
+from zerosearch.data.availability import check_data
 from zerosearch.endings import sigterm_as_ctrl_c
-from zerosearch.runs import (
-    Summary,
-    expand_resume,
-    expand_simulator,
-    keep_override,
-    link_latest,
-    run_job,
-)
+from zerosearch.runs import Summary, link_latest, run_job
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
@@ -123,7 +117,7 @@ def identity(node: Any) -> Any:
 @command(
     "evaluate",
     keys=KEYS,
-    checks=[check_simulator, check_places],
+    checks=[check_simulator, check_data],
     expand=[partial(expand_resume, command="evaluate"), expand_simulator],
 )
 def main(cfg: DictConfig) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from zerosearch.places import resolve_path
+from zerosearch.model_path import resolve_path
 from zerosearch.runs import PROJECT_ROOT
 
 ADVICE = "otherwise"  # beside the choices: what to choose in place of this file
@@ -56,7 +56,7 @@ def check_made_for(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
             given = f"{other}={choice}"
             if other == "model" and choice != choices["model"]:
                 given = f"model.path={cfg.model.path}"
-            raise ValueError(_refusal(cfg, f"{group}", chosen.get(group), f"{other}", given))
+            raise ValueError(_refusal(cfg, str(group), chosen.get(group), str(other), given))
     _check_engines(cfg, chosen)
 
 
@@ -131,7 +131,7 @@ def _is_another_model(cfg: DictConfig, choice: str | None) -> bool:
     file = _CONFIGS / "model" / f"{choice}.yaml"
     if cfg.get("model") is None or cfg.model.get("architecture") or not file.is_file():
         return False
-    shipped = OmegaConf.select(OmegaConf.create(OmegaConf.load(file)), "path")
+    shipped = OmegaConf.select(OmegaConf.load(file), "path")
     if shipped is None or shipped == cfg.model.path:
         return False
     sizes = _sizes(shipped)

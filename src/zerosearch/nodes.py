@@ -6,16 +6,18 @@ be. They are checked for all nodes of a program before the first object is made.
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import inspect
 import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
@@ -27,6 +29,7 @@ from zerosearch.ranges import Count, NotNegative, ShareAboveZero
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 PLAIN = (bool, int, float, str, NoneType, Path, Any, list, tuple, dict)
 CONTAINERS: Any = (list, tuple, set, dict, Sequence, Iterable, Mapping)
+LOOSE = (*CONTAINERS, Enum)  # without their elements; libraries turn text into members
 OF_HYDRA = ("_target_", "_convert_", "_recursive_", "_partial_", "_args_")
 # what libraries annotate more widely than they take, by how a target begins
 DEVICES = Count | Literal[-1] | Annotated[str, Field(pattern=r"^(auto|-1|\d+(,\d+)*)$")] | list[int]
@@ -187,7 +190,7 @@ def arguments_of(target: str) -> dict[str, TypeAdapter[Any]] | None:
         return None  # its construction says why
     inside: dict[str, Any] = {}
     for each in reversed(function.__mro__ if inspect.isclass(function) else (function,)):
-        inside |= vars(sys.modules[inspect.unwrap(each).__module__])
+        inside |= vars(sys.modules.get(inspect.unwrap(each).__module__, builtins))
     kinds: dict[str, Any] = {}
     for each in parameters:
         if each.kind is not each.VAR_POSITIONAL:
@@ -209,11 +212,9 @@ def written(kind: Any, inside: Mapping[str, Any]) -> Any:
     if isinstance(kind, str):
         try:
             kind = eval(kind, dict(inside))
-        except NameError:
-            return Any  # imported for type checkers alone
+        except (NameError, AttributeError, TypeError, SyntaxError):
+            return Any  # written for type checkers alone
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind is inspect.Parameter.empty or isinstance(kind, TypeVar):
-        return Any
     if kind is None or kind in PLAIN or kind is Ellipsis or origin is Literal:
         return kind
     if origin is Annotated:
@@ -221,10 +222,13 @@ def written(kind: Any, inside: Mapping[str, Any]) -> Any:
     parts = tuple(written(each, inside) for each in arguments)
     if origin in (Union, UnionType):
         return Union[parts]  # noqa: UP007 (made while running)
-    if inspect.isclass(origin) and issubclass(origin, CONTAINERS):
-        container: Any = origin
+    known = kind if origin is None else origin
+    if not inspect.isclass(known) or known in (inspect.Parameter.empty, object):
+        return Any  # also a type variable, or an alias
+    if parts and issubclass(known, CONTAINERS):
+        container: Any = known
         return container[parts]
-    return MADE
+    return Any if issubclass(known, LOOSE) else MADE
 
 
 def _holds(child: Node) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 
 from zerosearch.commands import PORT, TEXT, command
-from zerosearch.data.places import check_places
+from zerosearch.data.availability import check_data
 from zerosearch.endings import ending_in_words
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
 
@@ -66,7 +66,7 @@ def _import_server() -> Any:
     return make_app
 
 
-@command("retriever", keys={"host": TEXT, "port": PORT}, checks=[check_places])
+@command("retriever", keys={"host": TEXT, "port": PORT}, checks=[check_data])
 def main(cfg: DictConfig) -> None:
     """Serve one engine."""
     with ending_in_words():

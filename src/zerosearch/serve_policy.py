@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.arguments import expand_simulator
 from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, PORT, SEED, TEXT, command
-from zerosearch.data.places import check_places
+from zerosearch.data.availability import check_data
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import expand_simulator
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
 from zerosearch.simulator.chosen import check_simulator
 
@@ -90,9 +90,7 @@ def _import_app() -> Any:
     return make_app
 
 
-@command(
-    "serve_policy", keys=KEYS, checks=[check_simulator, check_places], expand=[expand_simulator]
-)
+@command("serve_policy", keys=KEYS, checks=[check_simulator, check_data], expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Serve one policy."""
     with ending_in_words():

@@ -7,7 +7,6 @@ repeating the command line, which is that of the whole sweep.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -21,9 +20,15 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from zerosearch.runs import REQUEUE_SIGNALS, read_summary
+
 # Of Hydra's own settings those that make a sweep: a job has none of them.
 OF_SWEEPS = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra/launcher", "hydra.launcher")
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What a job is sent: SIGTERM for SIGHUP (of a terminal that closes), at which it ends in order.
+PASSED_ON = {
+    **{number: number for number in (signal.SIGINT, signal.SIGTERM, *REQUEUE_SIGNALS)},
+    signal.SIGHUP: signal.SIGTERM,
+}
 ON_CLUSTER = "SUBMITIT_EXECUTOR"  # set by submitit, whose jobs are processes of their own
 
 log = logging.getLogger(__name__)
@@ -57,56 +62,65 @@ def run_in_process(module: str) -> Any:
     kept = [item for item in overrides.hydra if not item.startswith(OF_SWEEPS)]
     own = ["hydra.mode=RUN", f"hydra.run.dir='{folder}'", f"hydra.job.num={job.num}"]
     command = [sys.executable, "-m", module, *overrides.task, *kept, *own]
-    process = subprocess.Popen(command, process_group=0)  # Ctrl-C reaches it once: from here
-    stopped_by = _wait(process)
+    before = read_summary(folder)  # of an earlier run in the same folder
+    code, stopped_by = _run(command)
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
-    facts = _summary(folder)
-    if process.returncode != 0:
-        said = facts.get("error") or facts.get("status") if process.returncode > 0 else None
-        reason = said or _ending(process.returncode)
+    facts = read_summary(folder)
+    if code != 0:
+        said = facts.get("error") or facts.get("status") if code > 0 and facts != before else None
         same = {word.lower() for word in sys.argv}  # Hydra writes true as True
         differing = [item for item in overrides.task if item.lower() not in same]
-        failure = f"job {job.num} ({', '.join(differing)}): {reason}"
+        failure = f"job {job.num} ({', '.join(differing)}): {said or _ending(code)}"
         _failures.append(failure)
         log.error(failure)
         raise JobFailed(failure)
     return facts.get("test/f1")
 
 
-def report_failures() -> None:
-    """Say at the end of a sweep which of its jobs failed, a line for each."""
-    log.error("jobs that failed: %d\n%s", len(_failures), "\n".join(_failures))
+def report_failures(error: JobFailed) -> None:
+    """Say at the end of a sweep which of its jobs failed, a line for each.
+
+    Args:
+        error: the first of them; a launcher that runs jobs elsewhere brings back no more.
+    """
+    failures = _failures or [str(error)]
+    log.error("jobs that failed: %d\n%s", len(failures), "\n".join(failures))
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int | None:
-    """Wait for a job; returns the signal that told this process to stop, if one did.
+def _run(command: list[str]) -> tuple[int, int | None]:
+    """Run a job to its end.
 
-    The signal is passed on: the job ends in order, and then the sweep.
+    A signal that tells this process to stop is passed on: the job ends in order, and then the
+    sweep. What this process was told to ignore (by nohup) it goes on ignoring.
+
+    Returns:
+        Exit code of the job, and the signal that came meanwhile, if one did.
     """
     received: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        process.send_signal(number)
+        if process is not None:
+            process.send_signal(PASSED_ON[signal.Signals(number)])
 
-    if threading.current_thread() is not threading.main_thread():  # it receives no signals
-        process.wait()
-        return None
-    earlier = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    earlier: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # others receive no signals
+        earlier = {each: signal.getsignal(each) for each in PASSED_ON}
+    mine = [each for each, handler in earlier.items() if handler is not signal.SIG_IGN]
+    for each in mine:
+        signal.signal(each, pass_on)
     try:
-        process.wait()
+        # In a group of its own: Ctrl-C reaches it once, from here. Such a group may not read the
+        # terminal; one that tried would be stopped.
+        process = subprocess.Popen(command, process_group=0, stdin=subprocess.DEVNULL)
+        for each in received:  # while it was started
+            process.send_signal(PASSED_ON[signal.Signals(each)])
+        return process.wait(), received[0] if received else None
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-    return received[0] if received else None
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "summary.json").read_text())
-    except FileNotFoundError:
-        return {}
+        for each in mine:
+            signal.signal(each, earlier[each])
 
 
 def _ending(code: int) -> str:

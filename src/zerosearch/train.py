@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import hydra
 
+from zerosearch.arguments import expand_resume, expand_simulator
 from zerosearch.commands import COUNT, COUNT_OR_NULL, FLAG, PLACE, SEED, TEXT, WORDS, command
-from zerosearch.data.places import check_places
+from zerosearch.data.availability import check_data
 from zerosearch.made_for import check_choices
-from zerosearch.runs import Summary, expand_resume, expand_simulator, find_checkpoint, run_job
+from zerosearch.runs import Summary, find_checkpoint, run_job
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
 @command(
     "train",
     keys=KEYS,
-    checks=[check_choices, check_simulator, check_places],
+    checks=[check_choices, check_simulator, check_data],
     expand=[expand_resume, expand_simulator],
 )
 def main(cfg: DictConfig) -> float | None:

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.helpers.colour_server import MODEL, TOKENS, asking_run, tell_colours
-from tests.helpers.configs import compose_config
 from tests.helpers.openai_server import OpenAIServer
-from tests.helpers.runs import computed, read_metrics
+from tests.helpers.runs import computed, read_metrics, run_here
 from zerosearch.callbacks.budget_stop import BudgetStop
-from zerosearch.runs import LAST_CHECKPOINT, Summary
-from zerosearch.train import train_policy
+from zerosearch.runs import LAST_CHECKPOINT
+
+pytestmark = pytest.mark.usefixtures("trains_here")
 
 USD = TOKENS * 1e-6 * 10  # of a call, at 10 dollars per million tokens
 PRICED = ["simulator.usd_per_million_tokens=10", "callbacks.checkpoint.every_n_steps=100"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:  # what runs set for their process is undone
-        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-            patch.setenv(name, "0")
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        yield
-
-
-def run(folder: Path, *overrides: str) -> dict[str, Any]:
-    folder.mkdir(exist_ok=True)
-    summary = Summary(folder)
-    try:
-        train_policy(compose_config(folder, *overrides), summary)
-    finally:
-        summary.write()
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(
@@ -46,7 +24,7 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(
     caplog.set_level("INFO")
     with OpenAIServer(tell_colours, models=[MODEL]) as server:
         settings = asking_run(tmp_path, server.url, *PRICED)
-        whole = run(tmp_path / "whole", *settings)
+        whole = run_here(tmp_path / "whole", *settings)
         calls = len(server.received)
         assert whole["status"] == "completed"
         assert whole["cost/usd"] == pytest.approx(calls * USD), "check and evaluations, too"
@@ -54,7 +32,7 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(
         budget = float(rows[2]["cost/usd"])  # used up by the third of six steps
 
         caplog.clear()
-        stopped = run(tmp_path / "run", *settings, f"simulator.budget_usd={budget}")
+        stopped = run_here(tmp_path / "run", *settings, f"simulator.budget_usd={budget}")
         assert stopped["status"].startswith(f"stopped: simulator.budget_usd={budget:g} is used up")
         assert "test/f1" not in stopped and "start/f1" in stopped
         assert (
@@ -71,10 +49,10 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(
 
         asked = len(server.received)
         with pytest.raises(ValueError, match=r"is used up \(\$.* spent\): raise it to go on"):
-            run(tmp_path / "run", *settings, f"simulator.budget_usd={budget}")
+            run_here(tmp_path / "run", *settings, f"simulator.budget_usd={budget}")
         assert len(server.received) == asked, "what was spent before counts"
 
-        resumed = run(tmp_path / "run", *settings, f"simulator.budget_usd={10 * budget}")
+        resumed = run_here(tmp_path / "run", *settings, f"simulator.budget_usd={10 * budget}")
         assert resumed["status"] == "completed"
         assert resumed["cost/usd"] == pytest.approx(whole["cost/usd"])
         assert resumed["test/f1"] == whole["test/f1"]
@@ -86,7 +64,7 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_higher_one(
 def test_a_budget_that_is_never_reached_changes_nothing(tmp_path: Path) -> None:
     with OpenAIServer(tell_colours, models=[MODEL]) as server:
         settings = asking_run(tmp_path, server.url, *PRICED, "policy_steps=1", "test=false")
-        found = run(tmp_path / "run", *settings, "simulator.budget_usd=1e6")
+        found = run_here(tmp_path / "run", *settings, "simulator.budget_usd=1e6")
     assert found["status"] == "completed"
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from tests.helpers.configs import compose_config
 from tests.helpers.words import COLOURS, save_word_policy
+from zerosearch.runs import Summary, read_summary
+from zerosearch.train import train_policy
 
 STEPS = 6
 MEASURED = ("time/", "throughput/", "memory/")  # and latencies: not of the computation
@@ -58,6 +64,17 @@ def small_run(folder: Path) -> list[str]:
     ]
 
 
+def run_here(folder: Path, *overrides: str) -> dict[str, Any]:
+    """Train in this process; returns the run's summary. Ask for the fixture `trains_here`."""
+    folder.mkdir(exist_ok=True)
+    summary = Summary(folder)
+    try:
+        train_policy(compose_config(folder, *overrides), summary)
+    finally:
+        summary.write()
+    return read_summary(folder)
+
+
 def read_metrics(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
@@ -65,3 +82,12 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 def computed(row: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in row.items() if not k.startswith(MEASURED) and "latency" not in k}
+
+
+def saved_run(folder: Path, *overrides: str) -> Path:
+    """A run folder with saved overrides and a checkpoint."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    return folder

@@ -90,4 +90,4 @@ def test_which_proxy_is_used(variables, url, proxy, monkeypatch):
         monkeypatch.delenv(name.upper(), raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert http_pool._proxy_for(url) == proxy
+    assert http_pool.proxy_for(url) == proxy

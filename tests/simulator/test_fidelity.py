@@ -19,7 +19,7 @@ from zerosearch.data.geography.facts import load_facts
 from zerosearch.data.rows import Columns
 from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.simulator.fidelity_report import read_questions, write_report
-from zerosearch.simulator.probing import Asked, ask_all, summarize, warnings_of
+from zerosearch.simulator.measuring import Asked, ask_all, summarize, warnings_of
 from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
 

@@ -9,7 +9,8 @@ from tests.helpers.training import make_questions
 from zerosearch.data.geography.facts import load_facts
 from zerosearch.data.geography.source import GeographySource
 from zerosearch.search.engine import SearchEngine
-from zerosearch.simulator.probing import Probed, choose, probe, query_of
+from zerosearch.simulator.measuring import choose, query_of
+from zerosearch.simulator.probing import Probed, probe, warn_where_unknown
 from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.types import Document, Question, SearchError, SearchRequest, SearchResult
 
@@ -120,3 +121,14 @@ async def test_answers_that_are_in_any_text_are_not_judged() -> None:
     probed = await probed_of(Simulator(useful=False, noisy=False), make_questions(4, golden="yes"))
     assert probed.warnings(BOUNDS, "simulator_check") == []
     assert "no golden answer that can be looked for" in probed.sentence()
+
+
+async def test_held_out_questions_are_asked_once_each() -> None:
+    engine = Simulator(useful=False, noisy=False)
+    probed = await warn_where_unknown(engine, "mine", make_questions(6), whose="held-out")
+    asked = [request.question for request in engine.requests]
+    assert sorted(asked) == sorted({f"colour {number}" for number in range(6)})
+    assert probed is not None and probed.price() == (6 * 10, pytest.approx(0.06))
+    finds = ScriptedEngine(lambda request: ["red"])
+    assert await warn_where_unknown(finds, "bm25", make_questions(6), whose="held-out") is None
+    assert len(finds.requests) == 1, "an engine that takes no wishes finds what it finds"

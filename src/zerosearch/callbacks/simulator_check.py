@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zerosearch.distributed import gather_objects
 from zerosearch.search.none import NoSearch
-from zerosearch.simulator.probing import Probed, choose, probe, warn_where_unknown
+from zerosearch.simulator.measuring import choose
+from zerosearch.simulator.probing import Probed, probe, warn_where_unknown
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class SimulatorCheck(Callback):
                 prices = [each.price() for each in (probed, *others)]
                 price = (sum(tokens for tokens, _ in prices), sum(usd for _, usd in prices))
             except Exception as raised:
-                error, refusal = raised, str(raised)
+                error, refusal = raised, str(raised) or type(raised).__name__
         found, refusal, price = gather_objects((found, refusal, price))[0]
         if error is not None:
             raise error
@@ -96,22 +97,15 @@ class SimulatorCheck(Callback):
     def _ask(self, trainer: Trainer, pl_module: Any) -> Probed:
         data = trainer.datamodule  # type: ignore[attr-defined]
         pairs = choose(data.training_questions(self.questions), self.questions)
-        episode = pl_module.episode
-        return asyncio.run(
-            probe(
-                pl_module.search,
-                pairs,
-                top_k=episode.top_k,
-                timeout_s=episode.search_timeout_s,
-                whose="training",
-            )
-        )
+        asking = probe(pl_module.search, pairs, whose="training", **_as_in_episodes(pl_module))
+        return asyncio.run(asking)
 
     def _ask_held_out(self, trainer: Trainer, pl_module: Any) -> list[Probed]:
         """Ask the engines of the evaluations about held-out questions; warns of what they lack."""
         questions = trainer.datamodule.held_out_questions()  # type: ignore[attr-defined]
+        like = _as_in_episodes(pl_module)
         asked = [
-            asyncio.run(warn_where_unknown(entry.search, name, questions, whose="held-out"))
+            asyncio.run(warn_where_unknown(entry.search, name, questions, whose="held-out", **like))
             for name, entry in pl_module.evaluations.items()
             if questions and not isinstance(entry.search, NoSearch)
         ]
@@ -129,3 +123,9 @@ class SimulatorCheck(Callback):
             "engine over documents about them (search=bm25 search.engine.corpus=FILE); "
             f"{NODE}=off trains all the same"
         )
+
+
+def _as_in_episodes(pl_module: Any) -> dict[str, Any]:
+    """Documents and seconds of a search."""
+    episode = pl_module.episode
+    return {"top_k": episode.top_k, "timeout_s": episode.search_timeout_s}

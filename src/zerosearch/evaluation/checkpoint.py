@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zerosearch.places import PACKAGE, resolve_path
+from zerosearch.model_path import PACKAGE, resolve_path
 from zerosearch.policy.convert import convert
 from zerosearch.policy.export import load_settings
 from zerosearch.rollout.settings import EpisodeSettings

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import is_gguf_available
 
 from zerosearch.hub import check_files
-from zerosearch.places import PACKAGE, resolve_path
+from zerosearch.model_path import PACKAGE, resolve_path
 from zerosearch.policy.adaptation import (
     add_lora,
     check_lora,

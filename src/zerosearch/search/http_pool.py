@@ -26,7 +26,7 @@ def open_client(url: str) -> httpx.AsyncClient:
             `NO_PROXY` and the like), never for a server on this machine.
     """
     return httpx.AsyncClient(
-        transport=SpreadTransport(_proxy_for(url)),
+        transport=SpreadTransport(proxy_for(url)),
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
     )
 
@@ -86,7 +86,8 @@ class _Borrowed(httpx.AsyncByteStream):
         self._free.append(self._transport)
 
 
-def _proxy_for(url: str) -> str | None:
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for a server, if any; never for one on this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if host in ("127.0.0.1", "::1", "localhost") or proxy_bypass(host):

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
+
+from zerosearch.search.http_pool import proxy_for
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -95,6 +98,9 @@ def check_served(simulator: DictConfig, name: str) -> None:
     _check_prompt(simulator, name)
     if "endpoints" not in simulator or simulator.get("launch"):
         return
+    if not OmegaConf.is_list(simulator.endpoints):
+        given = simulator.endpoints
+        raise ValueError(f"simulator.endpoints={given}: give a list, simulator.endpoints=[{given}]")
     endpoints = list(simulator.endpoints)
     if not endpoints:
         keys = f"simulator.endpoints=[URL] or endpoints.{name}=[URL]"
@@ -102,9 +108,11 @@ def check_served(simulator: DictConfig, name: str) -> None:
             f"simulator.endpoints is empty: start a server with `make simulator simulator={name}` "
             f"and give {keys}, or let the run start it with simulator.launch=true"
         )
-    failed = {url: reason for url in endpoints if (reason := _unreachable(url))}
+    with ThreadPoolExecutor(len(endpoints)) as threads:  # one that never answers holds up no other
+        reasons = list(threads.map(_unreachable, endpoints))
+    failed = [f"{url} ({why})" for url, why in zip(endpoints, reasons, strict=True) if why]
     if failed:
-        what = ", ".join(f"{url} ({reason})" for url, reason in failed.items())
+        what = ", ".join(failed)
         raise ValueError(
             f"simulator.endpoints: no simulator answers at {what}: start it with `make simulator "
             f"simulator={name}` (or `vllm serve {simulator.model}`), or correct the address"
@@ -126,11 +134,13 @@ def _check_prompt(simulator: DictConfig, name: str) -> None:
 
 
 def _unreachable(endpoint: str) -> str | None:
-    """Why nothing accepts connections there; None where something does."""
-    address = urlsplit(endpoint)
-    if not address.hostname:
-        return "no URL: give http://HOST:PORT/v1"
+    """Why nothing accepts connections there; None where something does, or a proxy is asked."""
     try:
+        address = urlsplit(endpoint)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            return "no URL: give http://HOST:PORT/v1"
+        if proxy_for(endpoint):
+            return None
         port = address.port or (443 if address.scheme == "https" else 80)
         socket.create_connection((address.hostname, port), timeout=CONNECT_S).close()
     except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.commands import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT, command
-from zerosearch.data.places import check_places
+from zerosearch.data.availability import check_data
 from zerosearch.endings import ending_in_words
 from zerosearch.simulator.chosen import check_simulator
 
@@ -103,7 +103,7 @@ def _report(outcome: Outcome, path: Path) -> None:
         log.warning("%d episodes are missing: %s", outcome.unplayed, outcome.stopped)
 
 
-@command("collect", keys=KEYS, checks=[check_simulator, check_places])
+@command("collect", keys=KEYS, checks=[check_simulator, check_data])
 def main(cfg: DictConfig) -> None:
     """Collect, or import."""
     path = Path(cfg.folder) / EPISODES

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import hydra
 
+from zerosearch.arguments import expand_simulator
 from zerosearch.commands import COUNT, FLAG, SECONDS, SEED, command
-from zerosearch.data.places import check_places
+from zerosearch.data.availability import check_data
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import expand_simulator, link_latest
+from zerosearch.runs import link_latest
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     from zerosearch.nodes import check_nodes
     from zerosearch.simulator.fidelity_report import print_summary, write_report
     from zerosearch.simulator.launch import launched
-    from zerosearch.simulator.probing import ask_all, summarize, warnings_of
+    from zerosearch.simulator.measuring import ask_all, summarize, warnings_of
 
     check_nodes(cfg, *COMPONENTS)
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")
@@ -61,7 +62,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     return warnings
 
 
-@command("fidelity", keys=KEYS, checks=[check_simulator, check_places], expand=[expand_simulator])
+@command("fidelity", keys=KEYS, checks=[check_simulator, check_data], expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Measure one simulator."""
     folder = Path(cfg.paths.output_dir)

@@ -16,7 +16,7 @@ from zerosearch.data.readers import hub_file, local_files
 from zerosearch.data.rows import Columns, row_to_question
 from zerosearch.data.sources import fixed_selection
 from zerosearch.ranges import Count
-from zerosearch.simulator.probing import Asked, query_of
+from zerosearch.simulator.measuring import Asked, query_of
 from zerosearch.types import Question
 
 _COUNTS = ("attempts", "tokens", "requested", "documents", "words", "words_p95", "cost_usd")

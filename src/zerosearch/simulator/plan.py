@@ -69,7 +69,7 @@ class Plan:
         if self.budget_usd is not None:
             said += f"; simulator.budget_usd={self.budget_usd:g} "
             enough = self.usd <= self.budget_usd
-            said += "ends the run" if enough else f"will end it at about {self.share:.0%} of that"
+            said += "is enough" if enough else f"will end it at about {self.share:.0%} of that"
         return said
 
     @property

@@ -9,9 +9,9 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from zerosearch.arguments import expand_simulator
 from zerosearch.commands import command
 from zerosearch.endings import ending_in_words
-from zerosearch.runs import expand_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zerosearch.places import resolve_path
+from zerosearch.model_path import resolve_path
 
 
 def test_a_path_is_the_users_and_pkg_names_a_package(tmp_path: Path) -> None:

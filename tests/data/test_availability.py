@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tests.helpers.configs import CONFIGS, compose_config
 from tests.helpers.hub import Hub, lines, run_with_hub, serving
-from zerosearch.data.places import PUBLIC, check_places, settable
+from zerosearch.data.availability import PUBLIC, check_data, settable
 
 PROGRAM = """
 import runpy, sys
@@ -31,7 +31,7 @@ def said(folder: Path, *overrides: str, name: str = "train") -> str:
     """Why the places of a configuration are refused."""
     cfg = compose_config(folder, f"paths.data_dir={folder / 'public'}", *overrides, name=name)
     with pytest.raises(ValueError) as caught:
-        check_places(cfg)
+        check_data(cfg)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -94,7 +94,7 @@ def test_benchmarks_of_the_user(tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_bytes(lines([{"question": "who?", "answer": "me"}]))
     own = ["benchmark=file", f"benchmark.file.path={mine}", "benchmark.file.label=Mine"]
-    check_places(compose_config(tmp_path, *own, name="evaluate"))
+    check_data(compose_config(tmp_path, *own, name="evaluate"))
 
 
 def test_what_is_there_or_not_used_is_not_refused(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_what_is_there_or_not_used_is_not_refused(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     own = [f"data.files=[{tmp_path}/train.jsonl]", f"search.engine.corpus={tmp_path}/corpus.jsonl"]
     pattern = f"data.validation.own.path={tmp_path}/held_*.parquet"
-    check_places(compose_config(tmp_path, "data=files", *own, pattern, "search=bm25"))
-    check_places(compose_config(tmp_path))
-    check_places(compose_config(tmp_path, name="evaluate"))
+    check_data(compose_config(tmp_path, "data=files", *own, pattern, "search=bm25"))
+    check_data(compose_config(tmp_path))
+    check_data(compose_config(tmp_path, name="evaluate"))
     # the training files of the configuration are replaced, its held-out questions are not
     nq = ["data=nq_hotpotqa", own[0], f"paths.data_dir={tmp_path}"]
     assert said(tmp_path, *nq).startswith("data.validation.zerosearch.path=")
@@ -129,7 +129,7 @@ def test_hub_names_are_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert offline.startswith(f"{name} is neither a file nor in the local cache of data sets")
     assert "HF_HUB_OFFLINE is set" in offline and "`make data`" in offline
     (tmp_path / "hf" / "datasets" / "owner___set").mkdir(parents=True)  # read before
-    check_places(compose_config(tmp_path, "benchmark=nq", name, name="evaluate"))
+    check_data(compose_config(tmp_path, "benchmark=nq", name, name="evaluate"))
     dense = said(tmp_path, "search=dense", name="evaluate")
     assert dense.startswith("search.engine.model=intfloat/e5-base-v2 is neither a folder nor in")
     assert "search.engine.model to a local folder" in dense
@@ -157,8 +157,8 @@ def test_programs_end_before_anything_heavy_is_imported(
 
 def test_a_data_set_of_the_hub_that_is_there_is_not_refused(tmp_path: Path) -> None:
     (tmp_path / "checking.py").write_text(
-        "import sys\nfrom tests.data.test_places import check_places, compose_config, Path\n"
-        "check_places(compose_config(Path(sys.argv[1]), *sys.argv[2:], name='evaluate'))\n"
+        "import sys\nfrom tests.data.test_availability import check_data, compose_config, Path\n"
+        "check_data(compose_config(Path(sys.argv[1]), *sys.argv[2:], name='evaluate'))\n"
     )
     name = ["benchmark=nq", "benchmark.nq.source.path=owner/set"]
     with serving(Hub(files={"owner/set": {"data.jsonl": b""}})) as url:  # without a card

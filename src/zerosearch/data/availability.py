@@ -25,7 +25,7 @@ FILE_KEYS = ("path", "files", "train", "validation", "corpus")  # hold files whe
 PUBLIC = ("nq_hotpotqa", "benchmarks", "wiki18", "hotpotqa_small")  # of `make data`
 
 
-def check_places(cfg: DictConfig) -> None:
+def check_data(cfg: DictConfig) -> None:
     """Make sure that the questions, corpora and encoders that `cfg` names can be read.
 
     Args:
