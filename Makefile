@@ -132,7 +132,7 @@ lint: $(STAMP) ## Check style and formatting
 types: $(STAMP) ## Check types
 	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
-format: $(STAMP) ## Format the code and mend what can be mended
+format: $(STAMP) ## Format the code and fix what can be fixed
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 

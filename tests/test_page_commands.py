@@ -36,7 +36,14 @@ from tests.helpers.recorded import Call, make_environment
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 OWN_FILES = (
-    *("mine.parquet", "mine.jsonl", "a.jsonl", "held_out.parquet", "questions.jsonl"),
+    *(
+        "mine.parquet",
+        "mine.jsonl",
+        "a.jsonl",
+        "train.jsonl",
+        "held_out.parquet",
+        "questions.jsonl",
+    ),
     *("my.jsonl.gz", "wiki.jsonl.gz", "corpus.jsonl.gz", "qa_test.parquet", "rows.jsonl"),
     *("logs/simulation/geography/train.jsonl", "logs/simulation/geography/validation.jsonl"),
     *("data/google/train.jsonl", "data/google/validation.jsonl", "log.jsonl.gz"),
@@ -128,14 +135,17 @@ class _Open(nullcontext):
 # -- the checks ------------------------------------------------------------------------------------
 
 
+SEEN: dict[str, str | None] = {}  # what was found of a call; several pages show the same
+
+
 def faults(shown: list[Shown], world: Path, tmp_path: Path) -> list[str]:
     """What is wrong with some commands, a line for each, with page and line."""
-    seen: dict[str, str | None] = {}
     called, found = called_by(shown, make_environment(tmp_path))
     for each, call in called:
-        if str(call.arguments) not in seen:
-            seen[str(call.arguments)] = fault(call, world, tmp_path)
-        if said := seen[str(call.arguments)]:
+        key = str([call.program, *call.arguments])
+        if key not in SEEN:
+            SEEN[key] = fault(call, world, tmp_path)
+        if said := SEEN[key]:
             found.append(f"{each.where}: `{each.text}`\n    {said}")
     return found
 

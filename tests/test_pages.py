@@ -62,3 +62,20 @@ def test_settings_of_a_machine_are_not_in_git() -> None:
         pytest.skip("not in git")
     file = "configs/local/default.yaml"
     assert subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", file]).returncode == 0
+
+
+def test_the_tree_of_the_readme_is_the_one_that_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    tree = text.partition("## The tree\n```\n")[2].partition("\n```")[0]
+    top = re.findall(r"^(\w+/?)", tree, re.MULTILINE)
+    assert not [name for name in top if not (ROOT / name).exists()]
+    groups = tree.partition("configs/")[2].partition("src/")[0]
+    there = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
+    named = {name.split("/")[0] for name in re.findall(r"(\w+(?:/\w+)*)/(?= )", groups)}
+    assert named == there - {"hydra", "local", "paths", "task"}
+    modules = tree.partition("src/zerosearch/\n")[2].partition("\nscripts/")[0]
+    source = ROOT / "src" / "zerosearch"
+    for name in re.findall(r"^  (\w+/)|\b(\w+\.py)\b", modules, re.MULTILINE):
+        assert (source / "".join(name)).exists(), name
+    packages = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    assert packages <= set(re.findall(r"^  (\w+/)", modules, re.MULTILINE))

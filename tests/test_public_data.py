@@ -27,7 +27,7 @@ def test_an_experiment_trains_and_is_evaluated_on_what_was_fetched(tmp_path: Pat
             *SMALL,
         )
     assert done.returncode == 0, done.stdout + done.stderr
-    tiny = ["model.gguf_file=null", f"model.path={policy}"]
+    tiny = ["model.gguf_file=null", f"model.path={policy}", "made_for=null"]
     short = ["episode.prompt_template=plain", "episode.max_prompt_tokens=64", "trainer=cpu"]
     run = tmp_path / "run"
     train = ["zerosearch.train", "experiment=smollm2_135m", *tiny, *short, "policy_steps=1"]

@@ -1,21 +1,31 @@
-"""From an agent's searches to a simulator in use, each step by its command."""
+"""From an agent's searches to a simulator in use: what `make simulator-quickstart` calls, small."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.configs import ROOT
+from tests.helpers.recorded import calls, make_environment, run
+
+COLLECT, JUDGE = "zerosearch.simulator.collect", "zerosearch.simulator.judge"
+FIDELITY, TRAIN = "zerosearch.simulator.fidelity", "zerosearch.train"
+SMALL = {
+    COLLECT: ["questions.limit=60", "attempts=4"],
+    JUDGE: ["rows.validation_share=0.2"],
+    FIDELITY: ["data.limit=4", "thresholds.failed=1"],
+    TRAIN: ["steps=4", "data.examples_per_step=8", "module.fidelity_examples=4", "trainer=cpu"],
+}
 
 
-def run(module: str, *overrides: str) -> str:
+def call(folder: Path, module: str, *overrides: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", module, *overrides],
-        cwd=ROOT,
+        [sys.executable, "-m", module, *overrides, f"paths.log_dir='{folder / 'logs'}'"],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=900,
@@ -26,40 +36,34 @@ def run(module: str, *overrides: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # seven processes one after the other, on a busy machine too
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_collect_judge_tune_measure_and_train(tmp_path: Path) -> None:
-    logs = f"paths.log_dir={tmp_path}"
-    folder = tmp_path / "simulation" / "geography"
-    run("zerosearch.simulator.collect", logs, "questions.limit=60", "attempts=4")
-    judging = ["judge.follow_ups=true", "only_correct=true", "rows.top_k=[1]"]
-    run("zerosearch.simulator.judge", logs, *judging, "rows.validation_share=0.2")
+    (tmp_path / "environment").mkdir()
+    environment = make_environment(tmp_path / "environment")
+    assert run(environment, "make", "simulator-quickstart").returncode == 0
+    steps = [each.arguments[1:] for each in calls(environment)]
+    assert [module for module, *_ in steps] == [COLLECT, JUDGE, FIDELITY, TRAIN, FIDELITY]
+    for module, *overrides in steps:
+        call(tmp_path, module, *overrides, *SMALL[module])
+
+    folder = tmp_path / "logs" / "simulation" / "geography"
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert {row["quality"] for row in rows} == {"useful", "noisy"}
-    tuning = [
-        "experiment=simulator_sft_tiny",
-        "steps=4",
-        "data.examples_per_step=8",
-        "module.fidelity_examples=4",
-        "trainer=cpu",
-        f"hydra.run.dir={folder}/tune",
-    ]
-    run("zerosearch.train", logs, *tuning)
     summary = json.loads((folder / "tune" / "summary.json").read_text())
     assert summary["status"] == "completed"
     assert summary["test/loss"] < 0.8 * summary["start/loss"]
-    run("zerosearch.train", logs, *tuning)  # goes on, though there is nothing left to do
+    _, *tuning = steps[3]
+    call(tmp_path, TRAIN, *tuning, *SMALL[TRAIN])  # goes on, though there is nothing left to do
     again = json.loads((folder / "tune" / "summary.json").read_text())
     assert again["test/loss"] == pytest.approx(summary["test/loss"])
-
-    measuring = ["data.split=test", "data.limit=4", "top_k=1"]
-    measuring += ["thresholds.failed=1"]
-    run("zerosearch.simulator.fidelity", logs, *measuring, "simulator=tiny_tuned")
-    report = json.loads((tmp_path / "fidelity" / "latest" / "fidelity.json").read_text())
+    logs = tmp_path / "logs"
+    report = json.loads((logs / "fidelity" / "latest" / "fidelity.json").read_text())
     assert report["useful"]["searches"] == report["noisy"]["searches"] == 4
 
     short = ["policy_steps=1", "questions_per_step=2", "algorithm.group_size=2", "test=false"]
     short += ["data.validation_limit=2", "trainer.val_check_interval=1", "trainer=cpu"]
     # four steps do not make a simulator
     short += ["module.max_failed_share=1", "simulator_check=off"]
-    run("zerosearch.train", logs, "simulator=tiny_tuned", *short)
-    trained = json.loads((tmp_path / "train" / "latest" / "summary.json").read_text())
+    call(tmp_path, TRAIN, "simulator=tiny_tuned", *short)
+    trained = json.loads((logs / "train" / "latest" / "summary.json").read_text())
     assert trained["status"] == "completed"
