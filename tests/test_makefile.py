@@ -64,6 +64,7 @@ def test_args_follow_as_words_of_the_shell(environment: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "program"),
     [
+        ("data", ["zerosearch.data.fetch"]),
         ("train", ["zerosearch.train"]),
         ("sweep", ["zerosearch.train", "-m"]),
         ("evaluate", ["zerosearch.evaluate"]),

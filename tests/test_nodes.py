@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, List, Optional  # noqa: UP035
+from typing import Any, List  # noqa: UP035
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -264,11 +264,14 @@ class OfOthers:
         element: List,  # noqa: UP006
         colour: Colour,
         anything: object,
-        unknown: Optional[NotImported] = None,  # noqa: F821, UP045
-        wrong: int.of[3] = None,  # noqa: RUF013
+        unknown: Any = None,
+        wrong: Any = None,
         count: int = 1,
         **others: int,
     ) -> None: ...
+
+
+OfOthers.__init__.__annotations__ |= {"unknown": "Optional[NotImported]", "wrong": "int.of[3]"}
 
 
 def test_annotations_of_others_refuse_nothing_that_may_be_right() -> None:

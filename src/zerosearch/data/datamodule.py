@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -18,13 +17,18 @@ from lightning.pytorch import LightningDataModule
 
 from zerosearch.data.loaders import EvalLoader, TrainLoader
 from zerosearch.data.mixing import Draws, ShuffledQuestions, ShuffledStream, SourceMix
-from zerosearch.data.sources import QASource, QuestionSource, fixed_selection
+from zerosearch.data.source_lists import (
+    Sources,
+    check_unique,
+    checked_sources,
+    file_sources,
+    weights_of,
+)
+from zerosearch.data.sources import QuestionSource, fixed_selection
 from zerosearch.ranges import Count, CountOrZero, Seed
 from zerosearch.types import Question
 
 log = logging.getLogger(__name__)
-
-Sources = Mapping[str, QuestionSource] | Sequence[QuestionSource]
 
 
 class QADataModule(LightningDataModule):
@@ -131,7 +135,7 @@ class QADataModule(LightningDataModule):
         # one loader per fit: if Lightning asks again, the position must not start over
         if self._train_loader is None:
             assert self._loaded is not None, "setup('fit') comes before train_dataloader()"
-            weights = _weights(self._train, self._loaded)
+            weights = weights_of(self._train, self._loaded)
             rank, world_size = self._rank()
             self._train_loader = TrainLoader(
                 {label: self._draws(label, questions) for label, questions in self._loaded.items()},
@@ -229,7 +233,7 @@ class QADataModule(LightningDataModule):
         """What the order of questions depends on, besides the position."""
         assert self._loaded is not None
         sizes = {k: len(v) if isinstance(v, Sequence) else None for k, v in self._loaded.items()}
-        weights = _weights(self._train, self._loaded)
+        weights = weights_of(self._train, self._loaded)
         return {
             "seed": self._seed,
             "questions_per_step": self._questions_per_step,
@@ -250,82 +254,3 @@ class QADataModule(LightningDataModule):
                 f"{difference}. Resume with the same data settings, or start a new run from the "
                 f"exported policy"
             )
-
-
-def checked_sources(sources: Sources, name: str) -> list[QuestionSource]:
-    """Sources as a list, each with a label of its own and a positive weight (or None).
-
-    Raises:
-        ValueError: naming the source and what is wrong with it.
-    """
-    listed = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
-    labels: set[str] = set()
-    for source in listed:
-        if isinstance(source, dict) and "_target_" not in source:
-            raise ValueError(
-                f"data.{name} has settings of a source that data= does not have ({dict(source)}): "
-                "choose the data that they belong to, such as data=files for files of your own"
-            )
-        if not isinstance(source, QuestionSource):
-            raise ValueError(
-                f"data.{name} holds {source!r}, which has no label, weight and load(); use "
-                f"zerosearch.data.sources.QASource or a class like it (and if it is one, its YAML "
-                f"needs `_convert_: all` beside the `_target_` of QADataModule)"
-            )
-        if source.label in labels:
-            raise ValueError(
-                f"data.{name} has two sources with label {source.label!r}; set label= of one"
-            )
-        if source.weight is not None and not 0 < source.weight < float("inf"):
-            raise ValueError(
-                f"data.{name}: weight of {source.label!r} is {source.weight}; it must be positive "
-                f"(leave the source out to disable it)"
-            )
-        labels.add(source.label)
-    return listed
-
-
-def file_sources(files: Sequence[str]) -> list[QuestionSource]:
-    """One source per file, weighted by size, labelled by file name (or path where names collide).
-
-    Raises:
-        ValueError: not a list, or an empty one.
-    """
-    if isinstance(files, str) or not files:
-        raise ValueError(f"data.files={files!r} must be a list of files: data.files=[my.parquet]")
-    names = [os.path.basename(path) for path in files]
-    return [
-        QASource(path=path, weight=None, label=name if names.count(name) == 1 else path)
-        for path, name in zip(files, names, strict=True)
-    ]
-
-
-def check_unique(questions: Sequence[Question]) -> None:
-    """Raise ValueError if two questions share a uid, on which noise draws and logs rely."""
-    seen: set[str] = set()
-    for question in questions:
-        if question.uid in seen:
-            raise ValueError(
-                f"two questions of source {question.source!r} have uid {question.uid!r}; the "
-                f"source must make uids unique, such as label:position"
-            )
-        seen.add(question.uid)
-
-
-def _weights(sources: Sequence[QuestionSource], loaded: Mapping[str, Any]) -> list[float]:
-    given = {source.label: source.weight for source in sources}
-    if all(weight is None for weight in given.values()):
-        streamed = [label for label in given if not isinstance(loaded[label], Sequence)]
-        if streamed and len(given) > 1:
-            raise ValueError(
-                f"weight of {streamed[0]!r} is null, but the size of a stream is not known; give "
-                f"every source a weight"
-            )
-        return [1.0 if streamed else float(len(loaded[label])) for label in given]
-    missing = [label for label, weight in given.items() if weight is None]
-    if missing:
-        raise ValueError(
-            f"weight of {missing[0]!r} is null (by size) while other sources have numbers; give "
-            f"all sources a weight, or none"
-        )
-    return [float(weight) for weight in given.values() if weight is not None]
