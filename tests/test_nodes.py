@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import InitVar, dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, List  # noqa: UP035
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from tests.helpers.configs import CONFIGS, ROOT, compose_config, hydra_run
 from zerosearch import evaluate, retriever, train
 from zerosearch.answering import load
-from zerosearch.nodes import check_nodes
+from zerosearch.nodes import arguments_of, check_nodes
 from zerosearch.simulator import collect, fidelity, judge
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a choice alone
@@ -233,6 +234,7 @@ def test_a_word_in_place_of_any_number_is_refused(command: str, tmp_path: Path) 
         ("callbacks.checkpoint.keep=0", "callbacks.checkpoint.keep=0: give at least 1"),
         ("model.chat=maybe", "model.chat=maybe: give true or false"),
         ("search.cache=maybe", "search.cache=maybe: give 'none', 'use' or 'replay'"),
+        ("+optimizer.betas=[0.9]", "optimizer.betas=[0.9]: give a value more"),
         ("~health", "callbacks.health.rules is taken from health, which is not there"),
     ],
 )
@@ -255,30 +257,52 @@ class Colour(Enum):
     RED = "red"
 
 
-class OfOthers:
-    """Annotated as libraries do: more widely than they take, or for type checkers alone."""
-
-    def __init__(
-        self,
-        bare: Sequence,
-        element: List,  # noqa: UP006
-        colour: Colour,
-        anything: object,
-        unknown: Any = None,
-        wrong: Any = None,
-        count: int = 1,
-        **others: int,
-    ) -> None: ...
+def of_others(count: int = 1, number: Any = None, **given: Any) -> None:
+    """A component of other people's code."""
 
 
-OfOthers.__init__.__annotations__ |= {"unknown": "Optional[NotImported]", "wrong": "int.of[3]"}
+# as libraries annotate: more widely than they take, for type checkers alone, or wrongly
+WIDE = {
+    "bare": "Sequence",
+    "items": "Collection[int]",
+    "colour": "Colour",
+    "anything": "object",
+    "array": "Nowhere.Array",
+    "optional": "Optional[Nowhere]",
+    "twice": "'list[Nowhere] | None'",
+    "broken": "inspect.nothing",
+    "no_type": "int.of[3]",
+    "path": "os.PathLike",
+}
 
 
-def test_annotations_of_others_refuse_nothing_that_may_be_right() -> None:
-    target = f"{__name__}.OfOthers"
-    given = {"bare": ["a"], "element": [1], "colour": "red", "anything": 1, "unknown": "x"}
-    cfg = OmegaConf.create({"node": {"_target_": target, **given, "wrong": 2, "own": "y"}})
-    check_nodes(cfg, "node")
-    cfg.node.count = "many"
-    with pytest.raises(ValueError, match=r"^node.count=many: give a whole number$"):
-        check_nodes(cfg, "node")
+@dataclass
+class Settings:
+    """Of somebody's component."""
+
+    first: InitVar[int] = 1
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_annotations_of_others_refuse_nothing_that_may_be_right(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=WIDE[name])
+    signature = inspect.signature(of_others)
+    *first, last = signature.parameters.values()
+    monkeypatch.setattr(
+        of_others, "__signature__", signature.replace(parameters=[*first, parameter, last]), False
+    )
+    arguments_of.cache_clear()
+    for value in ("red", [1]) if name not in ("bare", "items") else ([1],):
+        node = {"_target_": f"{__name__}.of_others", name: value, "own": "y", "number": None}
+        check_nodes(OmegaConf.create({"mine": node}), "mine")
+        with pytest.raises(ValueError, match=r"^mine\.count=many: give a whole number$"):
+            check_nodes(OmegaConf.create({"mine": {**node, "count": "many"}}), "mine")
+
+
+def test_arguments_of_a_dataclass_that_are_no_fields_are_checked() -> None:
+    node = {"_target_": f"{__name__}.Settings", "first": 2}
+    check_nodes(OmegaConf.create({"mine": node}), "mine")
+    with pytest.raises(ValueError, match=r"mine\.first=two: give a whole number"):
+        check_nodes(OmegaConf.create({"mine": {**node, "first": "two"}}), "mine")

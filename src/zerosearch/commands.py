@@ -21,7 +21,6 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
-    ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
@@ -32,7 +31,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from zerosearch import ranges
 from zerosearch.arguments import expand_null_groups, override_key
-from zerosearch.endings import FULL_ERROR, report_error
+from zerosearch.endings import FULL_ERROR, of_configuration, report_error
 from zerosearch.runs import PROJECT_ROOT, Summary
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 from zerosearch.threads import wait_without_spinning
@@ -43,7 +42,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONFIGS = PROJECT_ROOT / "configs"
-_OVERRIDDEN = re.compile(r"Could not override '([^']+)'")
+# what Hydra says of keys that are not there, of `+key` for one that is, of several values
+_NOT_THERE = re.compile(
+    r"Could not (?:override|delete) '([^'=]+)|Could not delete from config\. '([^']+)' does not"
+)
+_ADDED = re.compile(
+    r"Could not append to config\. An item is already at '([^']+)'"
+    r"|Multiple values for (\S+)\. To override"
+)
+_LIST = re.compile(r"Ambiguous value for argument '([^'=]+)=([^']*)'")
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +83,7 @@ FLAG = Key(bool, "true or false")
 PLACE = Key(str | None, "a path, or null")
 TEXT = Key(str, "a text")
 WORDS = Key(list[str], "a list of words, such as [first,second]")
+MADE_FOR = Key(dict[str, Any] | None, "null to take choices as they are, or leave it out")
 SHARE = Key(ranges.Share, "a number from 0 to 1")
 NOT_NEGATIVE = Key(ranges.NotNegative, "a number, 0 or more")
 POSITIVE = Key(ranges.Positive, "a number above 0")
@@ -219,19 +227,33 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
     """What is wrong with a command line, in one sentence and without Hydra's own advice."""
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
-    found = _OVERRIDDEN.search(str(error))
-    if isinstance(error, ConfigCompositionException) and found:
-        name = found[1]
-        near = nearest(name, _known_keys(config_name, arguments, name))
-        remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
-        return f"{name}: {config_name} has no such key; {remedy}"
     if isinstance(error, OverrideParseException):
+        name, sign, _ = error.override.partition("=")
+        if not sign:
+            return f"{name}: overrides have the form key=value"
         said = error.message.partition("\n")[0]
         return f"{error.override}: {said}; quote values with special signs: key='value'"
+    said = str(error).partition("\n")[0]
+    if found := _ADDED.search(said):
+        return f"{found[1] or found[2]}: {config_name} has this key: leave the + out"
+    if found := _LIST.search(said):
+        key, values = found[1], found[2]
+        return (
+            f"{key}={values}: one value is wanted; give a list as {key}=[{values}], and a run for "
+            "each with -m (make sweep)"
+        )
+    if found := _NOT_THERE.search(said):
+        name = found[1] or found[2]
+        known = _known_keys(config_name, arguments, name)
+        if name in known:
+            return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
+        near = nearest(name, known)
+        remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
+        return f"{name}: {config_name} has no such key; {remedy}"
     if isinstance(error.__cause__, OmegaConfBaseException):
         error = error.__cause__
+    said = of_configuration(str(error))
     key = getattr(error, "full_key", None)
-    said = str(error).partition("\n")[0]
     return f"{key}: {said}" if key and key not in said else said
 
 
@@ -242,11 +264,17 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
 
 
 def _unknown_choice(error: MissingConfigException) -> str:
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
-    options = error.options or []
+    file, options = str(error.missing_cfg_file), error.options or []
+    groups = (each.as_posix() for each in Path(file).parents if (CONFIGS / each).is_dir())
+    group = next(groups, ".")  # a name may hold slashes, as a URL does
+    if group == ".":
+        return str(error).partition("\n")[0]
+    name = file.removeprefix(f"{group}/")
     near = difflib.get_close_matches(name, options, n=1)
     hint = f"did you mean {group}={near[0]}? " if near else ""
-    return f"{group}={name}: there is no {group}/{name}; {hint}{group} has {', '.join(options)}"
+    single = f"; its keys are set as {group}.KEY=value" if "/" in name else ""
+    has = f"{group} has {', '.join(options)}" if options else f"see configs/{group}"
+    return f"{group}={name}: there is no {group}/{name}; {hint}{has}{single}"
 
 
 def _known_keys(config_name: str, arguments: Sequence[str], unknown: str) -> list[str]:
@@ -255,11 +283,13 @@ def _known_keys(config_name: str, arguments: Sequence[str], unknown: str) -> lis
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            cfg = hydra.compose(config_name, [item for item in rest if not item.startswith("-")])
+            words = [item for item in rest if not item.startswith("-")]
+            cfg = hydra.compose(config_name, words, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
-            cfg = hydra.compose(config_name)
-    groups = {path.parent.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/**/*.yaml")}
-    known = [*_dotted(OmegaConf.to_container(cfg, resolve=False)), *sorted(groups)]
+            cfg = hydra.compose(config_name, return_hydra_config=True)
+    groups = sorted(str(group) for group in cfg.hydra.runtime.choices)
+    own = {name: value for name, value in cfg.items_ex(resolve=False) if name != "hydra"}
+    known = [*_dotted(OmegaConf.to_container(OmegaConf.create(own), resolve=False)), *groups]
     return list(dict.fromkeys(known))
 
 

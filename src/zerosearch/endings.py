@@ -14,6 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's environment variable: "1" shows tracebacks
+_LACKING = {
+    r"Interpolation key '([\w.]+)'": "{key} is needed, and is not there: choose another {group}=, "
+    "or give it a value",
+    r"Key '(\w+)' is not in struct": "{key} is needed, and is not there: give {group}=",
+    r"Missing mandatory value: ([\w.]+)": "{key} is not set: give {key}=",
+}
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +39,7 @@ def report_error(error: Exception) -> str:
     if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
         message = _out_of_memory(message)
     if isinstance(error, OmegaConfBaseException):
-        message = message.partition("\n")[0]  # the rest is about OmegaConf's own types
+        message = of_configuration(message)
     if "lightning" in sys.modules:  # not for this: it takes seconds to load
         from lightning.fabric.utilities.rank_zero import rank_prefixed_message, rank_zero_only
 
@@ -44,6 +50,15 @@ def report_error(error: Exception) -> str:
     else:
         log.error(message, exc_info=error)
     return f"{type(error).__name__}: {message}"
+
+
+def of_configuration(said: str) -> str:
+    """What OmegaConf says, as far as it concerns people: which key is lacking, and a remedy."""
+    line = said.partition("\n")[0]  # the rest is about its own types
+    for pattern, words in _LACKING.items():
+        if found := re.search(pattern, line):
+            return words.format(key=found[1], group=found[1].partition(".")[0])
+    return line
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from zerosearch.commands import (
     COUNT,
     COUNT_OR_ALL,
     FLAG,
+    MADE_FOR,
     NOT_NEGATIVE,
     PLACE,
     SEED,
@@ -43,6 +44,7 @@ KEYS = {
     "resume": PLACE,
     "benchmark_file": PLACE,
     "tags": WORDS,
+    "made_for": MADE_FOR,
 }
 
 COMPONENTS = ("methods", "engines", "benchmark")

@@ -167,6 +167,8 @@ def _check_engines(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
         "search": "corpus=NAME, search.engine.corpus=FILE (search=bm25, dense), or another search=",
         "evaluation": "evaluation=same_engine",
     }
+    if chosen.get("search") == "simulated":
+        remedies["search"] = "simulator=prompted_7b or another language model, or another search="
     if chosen.get("evaluation") == "same_engine":
         del remedies["evaluation"]
     wrong = [group for group in remedies if any(map(_is_embedded, _targets(cfg.get(group))))]

@@ -12,17 +12,19 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import InitVar
 from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ForwardRef, Literal, Union, get_args, get_origin
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from zerosearch.ranges import Count, NotNegative, ShareAboveZero
 
@@ -57,6 +59,7 @@ REMEDIES = {  # by pydantic's kind of error; other kinds keep its words
     "tuple_type": "a list, such as [a,b]",
     "dict_type": "names with values, such as {{a: 1}}",
     "none_required": "null",
+    "missing": "a value more",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}",
@@ -171,7 +174,7 @@ def _place(key: str, value: Any, where: Sequence[Any]) -> tuple[str, Any]:
     """Key and value of what pydantic objects to; it also names alternatives of unions."""
     for part in where:
         if (isinstance(value, dict) and part in value) or (
-            isinstance(value, list) and isinstance(part, int)
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
         ):
             key, value = f"{key}.{part}", value[part]
     return key, value
@@ -196,24 +199,37 @@ def arguments_of(target: str) -> dict[str, TypeAdapter[Any]] | None:
         if each.kind is not each.VAR_POSITIONAL:
             name = "**" if each.kind is each.VAR_KEYWORD else each.name
             kinds[name] = Any if name == "**" else written(each.annotation, inside)
+            if each.default is None:  # older code says so without "| None"
+                kinds[name] = Union[kinds[name], None]  # noqa: UP007 (made while running)
     for begin, narrower in NARROWER.items():
         if target.startswith(begin):
             kinds |= {name: kind for name, kind in narrower.items() if name in kinds}
-    return {name: TypeAdapter(kind, config=STRICT) for name, kind in kinds.items()}
+    return {name: _adapter(kind) for name, kind in kinds.items()}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(kind, config=STRICT)
+    except PydanticSchemaGenerationError:
+        return TypeAdapter(Any)  # a container that pydantic does not know
 
 
 def written(kind: Any, inside: Mapping[str, Any]) -> Any:
     """An annotation as a configuration can write it: an object is written as a node.
 
+    What other libraries make of values for their own classes is not known: any value passes.
+
     Args:
         kind: the annotation; a string is evaluated.
         inside: names that it may use.
     """
+    if isinstance(kind, ForwardRef | InitVar):
+        kind = kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind.type
     if isinstance(kind, str):
         try:
-            kind = eval(kind, dict(inside))
-        except (NameError, AttributeError, TypeError, SyntaxError):
-            return Any  # written for type checkers alone
+            return written(eval(kind, dict(inside)), inside)
+        except Exception:
+            return Any  # imported for type checkers alone, or no type at all
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is None or kind in PLAIN or kind is Ellipsis or origin is Literal:
         return kind
@@ -228,7 +244,8 @@ def written(kind: Any, inside: Mapping[str, Any]) -> Any:
     if parts and issubclass(known, CONTAINERS):
         container: Any = known
         return container[parts]
-    return Any if issubclass(known, LOOSE) else MADE
+    ours = known.__module__.startswith("zerosearch.")
+    return MADE if (ours or known is Callable) and not issubclass(known, LOOSE) else Any
 
 
 def _holds(child: Node) -> bool:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import hydra
 
 from zerosearch.arguments import expand_resume, expand_simulator
-from zerosearch.commands import COUNT, COUNT_OR_NULL, FLAG, PLACE, SEED, TEXT, WORDS, command
+from zerosearch.commands import (
+    COUNT,
+    COUNT_OR_NULL,
+    FLAG,
+    MADE_FOR,
+    PLACE,
+    SEED,
+    TEXT,
+    WORDS,
+    command,
+)
 from zerosearch.data.availability import check_data
 from zerosearch.made_for import check_choices
 from zerosearch.runs import Summary, find_checkpoint, run_job
@@ -25,6 +35,7 @@ KEYS = {
     "test": FLAG,
     "resume": PLACE,
     "tags": WORDS,
+    "made_for": MADE_FOR,
     "job": TEXT,
     "task_name": TEXT,
 }

@@ -17,12 +17,14 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tests.helpers.configs import ROOT, compose_config, hydra_run
 from tests.helpers.pages import Shown
 from tests.helpers.recorded import Call, calls, run
 from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import Command
+from zerosearch.endings import of_configuration
 from zerosearch.nodes import check_nodes
 from zerosearch.training.preflight import check_accelerator
 
@@ -126,7 +128,8 @@ def refusal(job: Composed) -> str | None:
             if "trainer" in cfg and module == "zerosearch.train":
                 check_accelerator(cfg.trainer.accelerator)
         except ValueError as error:
-            return str(error)
+            said = str(error)
+            return of_configuration(said) if isinstance(error, OmegaConfBaseException) else said
     return None
 
 

@@ -22,6 +22,7 @@ from zerosearch.hub import HUB_NAME, HubRefusal, check_files, reach_dataset
 
 GROUPS = ("data", "benchmark", "questions", "search", "engines", "evaluation")
 FILE_KEYS = ("path", "files", "train", "validation", "corpus")  # hold files where they hold text
+QUICKSTART_ROWS = "/simulation/geography/"  # in paths.log_dir
 PUBLIC = ("nq_hotpotqa", "benchmarks", "wiki18", "hotpotqa_small")  # of `make data`
 
 
@@ -66,6 +67,11 @@ def missing_file(key: str, path: str, folder: Path) -> str:
         return (
             f"{said}: fetch it with `make data name={name}`, set ZEROSEARCH_DATA (the folder of "
             f"all data, now {folder}) to one that holds {inside}, or give a file of your own, "
+            f"{settable(key)}"
+        )
+    if QUICKSTART_ROWS in Path(path).as_posix():
+        return (
+            f"{said}: `make simulator-quickstart` makes it, or give a file of your own, "
             f"{settable(key)}"
         )
     return f"{said} (looked in {os.getcwd()}): check the path"

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from zerosearch.search.http_pool import proxy_for
 
@@ -95,15 +95,24 @@ def check_served(simulator: DictConfig, name: str) -> None:
     """
     if "chat" not in simulator:  # a scripted one
         return
+    for key in sorted(OmegaConf.missing_keys(simulator)):
+        raise ValueError(f"simulator={name} needs simulator.{key}: give it")
     _check_prompt(simulator, name)
-    if "endpoints" not in simulator or simulator.get("launch"):
+    if "endpoints" not in simulator:
         return
-    if not OmegaConf.is_list(simulator.endpoints):
-        given = simulator.endpoints
-        raise ValueError(f"simulator.endpoints={given}: give a list, simulator.endpoints=[{given}]")
-    endpoints = list(simulator.endpoints)
+    endpoints = simulator.endpoints
+    if not isinstance(endpoints, ListConfig) or not all(isinstance(url, str) for url in endpoints):
+        raise ValueError(
+            f"simulator.endpoints={endpoints}: give a list, such as [URL] or [URL,URL]"
+        )
+    if simulator.launch not in (True, False):
+        raise ValueError(f"simulator.launch={simulator.launch}: give true or false")
+    if simulator.launch:
+        return
     if not endpoints:
-        keys = f"simulator.endpoints=[URL] or endpoints.{name}=[URL]"
+        keys = "simulator.endpoints=[URL]"
+        if OmegaConf.select(simulator._get_root(), f"endpoints.{name}") is not None:
+            keys += f" or endpoints.{name}=[URL]"
         raise ValueError(
             f"simulator.endpoints is empty: start a server with `make simulator simulator={name}` "
             f"and give {keys}, or let the run start it with simulator.launch=true"
