@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.helpers.commands import composed, refusal
 from tests.helpers.configs import ROOT
 from tests.helpers.openai_server import free_port
-from zerosearch.commands import explain, nearest
+from zerosearch.command_errors import explain, nearest
 
 HEAVY = ("torch", "lightning", "transformers", "datasets")
 
@@ -92,7 +92,6 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "~loger", "loger: train has no such key; did you mean logger?"),
         ("train", "logger={a: 1}", "logger: give one of its choices, or its keys one by one"),
         ("train", "seed=0,1", "seed=[0,1], and a run for each with -m (make sweep)"),
-        ("train", "search=null", "search is needed, and is not there: give search="),
         ("train", "algorithm=null", "is not there: choose another algorithm="),
         ("train", "endpoints=[http://h/v1]", "its keys are set as endpoints.KEY=value"),
         ("evaluate", "engines=null", "engines: give one of its choices"),
@@ -134,6 +133,7 @@ def test_a_wrong_word_is_one_sentence(
         ("train", "tags=[a", "tags=[a: no viable alternative"),
         ("train", "simulator=no/such", "is no folder of a tuned simulator"),
         ("train", "simulator=prompted_3b", "simulator.endpoints is empty"),
+        ("train", "search=null", "search is needed, and is not there: give search="),
         ("ask", "temperature=-1", "temperature=-1: give a number, 0 or more"),
         ("retriever", "port=70000", "port=70000: give a port from 0"),
     ],

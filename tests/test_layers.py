@@ -30,6 +30,7 @@ LAYERS = [
         "model_path",
         "made_for",
         "sweeps",
+        "command_errors",
         "commands",
         "chosen_policy",
         "threads",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from zerosearch.runs import LATEST, PROJECT_ROOT, PROMPT_FILE, is_checkpoint
+from zerosearch.runs import CONFIGS, LATEST, PROJECT_ROOT, PROMPT_FILE, is_checkpoint
 
 
 def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
@@ -114,7 +114,7 @@ def expand_null_groups(arguments: list[str]) -> list[str]:
     """Turn `logger=null` into `~logger`: the one is Hydra's for values, the other for groups."""
     groups = (item.removesuffix("=null") for item in arguments)
     return [
-        f"~{group}" if group != item and (PROJECT_ROOT / "configs" / group).is_dir() else item
+        f"~{group}" if group != item and (CONFIGS / group).is_dir() else item
         for item, group in zip(arguments, groups, strict=True)
     ]
 

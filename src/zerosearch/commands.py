@@ -5,11 +5,9 @@ Light on imports: a wrong word on the command line is answered before torch is l
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,21 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from zerosearch import ranges
-from zerosearch.arguments import expand_null_groups, override_key
-from zerosearch.endings import FULL_ERROR, of_configuration, report_error
-from zerosearch.runs import PROJECT_ROOT, Summary
+from zerosearch.arguments import expand_null_groups
+from zerosearch.command_errors import explain
+from zerosearch.endings import FULL_ERROR, report_error
+from zerosearch.runs import CONFIGS, PROJECT_ROOT, Summary
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 from zerosearch.threads import wait_without_spinning
 
@@ -40,17 +34,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 T = TypeVar("T")
-
-CONFIGS = PROJECT_ROOT / "configs"
-# what Hydra says of keys that are not there, of `+key` for one that is, of several values
-_NOT_THERE = re.compile(
-    r"Could not (?:override|delete) '([^'=]+)|Could not delete from config\. '([^']+)' does not"
-)
-_ADDED = re.compile(
-    r"Could not append to config\. An item is already at '([^']+)'"
-    r"|Multiple values for (\S+)\. To override"
-)
-_LIST = re.compile(r"Ambiguous value for argument '([^'=]+)=([^']*)'")
 
 log = logging.getLogger(__name__)
 
@@ -221,83 +204,6 @@ def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
             if not summary.path.exists():
                 summary.write()
         raise SystemExit(error_code) from error
-
-
-def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
-    """What is wrong with a command line, in one sentence and without Hydra's own advice."""
-    if isinstance(error, MissingConfigException):
-        return _unknown_choice(error)
-    if isinstance(error, OverrideParseException):
-        name, sign, _ = error.override.partition("=")
-        if not sign:
-            return f"{name}: overrides have the form key=value"
-        said = error.message.partition("\n")[0]
-        return f"{error.override}: {said}; quote values with special signs: key='value'"
-    said = str(error).partition("\n")[0]
-    if found := _ADDED.search(said):
-        return f"{found[1] or found[2]}: {config_name} has this key: leave the + out"
-    if found := _LIST.search(said):
-        key, values = found[1], found[2]
-        return (
-            f"{key}={values}: one value is wanted; give a list as {key}=[{values}], and a run for "
-            "each with -m (make sweep)"
-        )
-    if found := _NOT_THERE.search(said):
-        name = found[1] or found[2]
-        known = _known_keys(config_name, arguments, name)
-        if name in known:
-            return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
-        near = nearest(name, known)
-        remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
-        return f"{name}: {config_name} has no such key; {remedy}"
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        error = error.__cause__
-    said = of_configuration(str(error))
-    key = getattr(error, "full_key", None)
-    return f"{key}: {said}" if key and key not in said else said
-
-
-def nearest(name: str, known: Sequence[str]) -> list[str]:
-    """Known keys that a key that is not known may have meant, at most three."""
-    same_end = [key for key in known if key.endswith(f".{name}")]
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.75) or same_end[:3]
-
-
-def _unknown_choice(error: MissingConfigException) -> str:
-    file, options = str(error.missing_cfg_file), error.options or []
-    groups = (each.as_posix() for each in Path(file).parents if (CONFIGS / each).is_dir())
-    group = next(groups, ".")  # a name may hold slashes, as a URL does
-    if group == ".":
-        return str(error).partition("\n")[0]
-    name = file.removeprefix(f"{group}/")
-    near = difflib.get_close_matches(name, options, n=1)
-    hint = f"did you mean {group}={near[0]}? " if near else ""
-    single = f"; its keys are set as {group}.KEY=value" if "/" in name else ""
-    has = f"{group} has {', '.join(options)}" if options else f"see configs/{group}"
-    return f"{group}={name}: there is no {group}/{name}; {hint}{has}{single}"
-
-
-def _known_keys(config_name: str, arguments: Sequence[str], unknown: str) -> list[str]:
-    """Keys and groups of the command as it is composed without the key that is not known."""
-    rest = [item for item in arguments if "=" in item and override_key(item) != unknown]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        try:
-            words = [item for item in rest if not item.startswith("-")]
-            cfg = hydra.compose(config_name, words, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException):
-            cfg = hydra.compose(config_name, return_hydra_config=True)
-    groups = sorted(str(group) for group in cfg.hydra.runtime.choices)
-    own = {name: value for name, value in cfg.items_ex(resolve=False) if name != "hydra"}
-    known = [*_dotted(OmegaConf.to_container(OmegaConf.create(own), resolve=False)), *groups]
-    return list(dict.fromkeys(known))
-
-
-def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield f"{prefix}{name}"
-            yield from _dotted(value, f"{prefix}{name}.")
 
 
 def _plain(cfg: DictConfig, name: str) -> Any:

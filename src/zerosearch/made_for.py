@@ -17,10 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.model_path import resolve_path
-from zerosearch.runs import PROJECT_ROOT
+from zerosearch.runs import CONFIGS
 
 ADVICE = "otherwise"  # beside the choices: what to choose in place of this file
-_CONFIGS = PROJECT_ROOT / "configs"
 _EMBEDDED = "zerosearch.data.geography."  # whatever knows the embedded places, or asks about them
 _SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 _NUMBERS_SHOWN = 6
@@ -91,7 +90,7 @@ def _refusal(cfg: DictConfig, group: str, name: Any, other: str, given: str) -> 
 
 def _numbers(cfg: DictConfig, group: str, name: str) -> list[str]:
     """The numbers that a file of configs/ sets, as they stand in the run."""
-    file = _CONFIGS / group / f"{name}.yaml"
+    file = CONFIGS / group / f"{name}.yaml"
     if not file.is_file():
         return []
     shown = [
@@ -128,7 +127,7 @@ def _is_another_model(cfg: DictConfig, choice: str | None) -> bool:
 
     Where `model.architecture` gives the size, it is compared with the weights when they are loaded.
     """
-    file = _CONFIGS / "model" / f"{choice}.yaml"
+    file = CONFIGS / "model" / f"{choice}.yaml"
     if cfg.get("model") is None or cfg.model.get("architecture") or not file.is_file():
         return False
     shipped = OmegaConf.select(OmegaConf.load(file), "path")

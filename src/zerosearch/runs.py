@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = PROJECT_ROOT / "configs"
 LATEST = "latest"  # in a task folder: the newest run that has begun
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in a run folder
 EXPORT = "policy"  # in a run folder: what was trained, as a model

@@ -47,7 +47,7 @@ def test_servers_are_found_by_name_and_by_address(port: int, tmp_path: Path) -> 
         ("['localhost:8000']", r"localhost:8000 \(no URL: give http://HOST:PORT/v1\)"),
         ("['http://[::1']", r"http://\[::1 \(connection failed: "),
         ("['http://h:high/v1']", r"http://h:high/v1 \(connection failed: "),
-        ("'http://h/v1'", r"simulator.endpoints=http://h/v1: give a list, .*=\[http://h/v1\]"),
+        ("'http://h/v1'", r"simulator.endpoints=http://h/v1: give a list, such as \[URL\]"),
     ],
 )
 def test_what_is_no_server_is_named(endpoints: str, said: str, tmp_path: Path) -> None:
