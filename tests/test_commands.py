@@ -93,11 +93,12 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "logger={a: 1}", "logger: give one of its choices, or its keys one by one"),
         ("train", "seed=0,1", "seed=[0,1], and a run for each with -m (make sweep)"),
         ("train", "algorithm=null", "is not there: choose another algorithm="),
-        ("train", "endpoints=[http://h/v1]", "its keys are set as endpoints.KEY=value"),
+        ("train", "endpoints=[http://h/v1]", "; keys are set as endpoints.KEY=value"),
         ("evaluate", "engines=null", "engines: give one of its choices"),
         ("ask", "question=who", "question: ask has no such key; `--cfg job` shows"),
         ("train", "resume=nowhere", "resume=nowhere is neither a checkpoint file nor a run folder"),
         ("train", "simulator=no/such", "simulator=no/such is no folder of a tuned simulator"),
+        ("train", "hydra/sweeper=optuna", "hydra/sweeper=optuna: there is no hydra/sweeper/optuna"),
         ("train", "made_for=none", "made_for=none: give null to take choices as they are"),
         (
             "train",
@@ -219,6 +220,12 @@ def test_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
     for number, size in enumerate(("3b", "7b")):
         assert f"job {number} (simulator=prompted_{size}): ValueError: simulator.endpoints" in last
         assert f"endpoints.prompted_{size}=[URL]" in last
+
+
+def test_flags_may_stand_between_overrides(light: dict[str, str], tmp_path: Path) -> None:
+    words = ["endpoints.tuned_3b=[http://h/v1]", "-m", "seed=x,y", "~logger"]
+    said = refused("train", *words, env=light, logs=tmp_path)
+    assert "job 1 (seed=y): ValueError: seed=y" in said, "a job is named by what differs"
 
 
 @pytest.mark.slow

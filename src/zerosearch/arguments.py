@@ -60,7 +60,7 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
 def _latest_run(arguments: list[str], command: str) -> Path:
     """Where `latest` of a command's own task points."""
     key = "paths.log_dir="
-    given = [item.removeprefix(key).strip("'") for item in arguments if item.startswith(key)]
+    given = [item.removeprefix(key).strip("'\"") for item in arguments if item.startswith(key)]
     task = Path([str(PROJECT_ROOT / "logs"), *given][-1]) / command
     if not (task / LATEST).is_dir():
         raise ValueError(f"resume={LATEST}: no run of {task} has begun; start one without resume=")

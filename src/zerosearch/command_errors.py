@@ -51,7 +51,7 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
     if found := _NOT_THERE.search(said):
         name = found[1] or found[2]
         known = _known_keys(config_name, arguments, name)
-        if name in known:
+        if name in known and "." not in name:
             return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
         near = nearest(name, known)
         remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
@@ -71,16 +71,17 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
 
 def _unknown_choice(error: MissingConfigException) -> str:
     file, options = str(error.missing_cfg_file), error.options or []
-    groups = (each.as_posix() for each in Path(file).parents if (CONFIGS / each).is_dir())
-    group = next(groups, ".")  # a name may hold slashes, as a URL does
-    if group == ".":
+    group = file.rpartition("/")[0]
+    if not options:  # no such group: a name may hold slashes, as a URL does
+        known = (each.as_posix() for each in Path(file).parents if (CONFIGS / each).is_dir())
+        group = next(known, ".")
+    if group in ("", "."):
         return str(error).partition("\n")[0]
     name = file.removeprefix(f"{group}/")
     near = difflib.get_close_matches(name, options, n=1)
     hint = f"did you mean {group}={near[0]}? " if near else ""
-    single = f"; its keys are set as {group}.KEY=value" if "/" in name else ""
-    has = f"{group} has {', '.join(options)}" if options else f"see configs/{group}"
-    return f"{group}={name}: there is no {group}/{name}; {hint}{has}{single}"
+    has = f"{group} has {', '.join(options)}" if options else f"keys are set as {group}.KEY=value"
+    return f"{group}={name}: there is no {group}/{name}; {hint}{has}"
 
 
 def _known_keys(config_name: str, arguments: Sequence[str], unknown: str) -> list[str]:

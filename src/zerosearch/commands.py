@@ -102,7 +102,8 @@ class Command(Generic[T]):
         """The words of a command line as Hydra takes them; a ValueError where one is wrong."""
         for step in self.expand:
             arguments = step(arguments)
-        return expand_null_groups(arguments)
+        # flags first: Hydra's parser wants all overrides in one piece
+        return sorted(expand_null_groups(arguments), key=_is_override)
 
     def check(self, cfg: DictConfig) -> None:
         """Raise a ValueError with one sentence where the configuration cannot work."""
@@ -169,6 +170,10 @@ def command(
         return Command(task, config_name, keys, checks, expand, error_code)
 
     return decorate
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
 @contextmanager

@@ -69,8 +69,8 @@ def run_in_process(module: str) -> Any:
     facts = read_summary(folder)
     if code != 0:
         said = facts.get("error") or facts.get("status") if code > 0 and facts != before else None
-        # Hydra writes true as True, and a colon within a list as \\:
-        same = {word.lower() for word in sys.argv}
+        # Hydra writes true as True, ~key as ~key=null, and a colon within a list as \\:
+        same = {f"{word}=null" if word[:1] == "~" else word.lower() for word in sys.argv}
         given = [item.replace("\\", "") for item in overrides.task]
         differing = [item for item in given if item.lower() not in same]
         failure = f"job {job.num} ({', '.join(differing)}): {said or _ending(code)}"
