@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from tests.helpers.waiting import HANG_S
@@ -44,6 +45,17 @@ def test_another_rank_says_which_it_is(
     assert report_error(ValueError("seed=x: a number")) == "ValueError: seed=x: a number"
     monkeypatch.setattr(rank_zero_only, "rank", 3)
     assert report_error(ValueError("no file")) == "ValueError: [rank: 3] no file"
+
+
+@pytest.mark.parametrize(
+    "error", [MisconfigurationException("no GPU"), ImportError("'bitsandbytes' is not installed")]
+)
+def test_what_a_library_says_to_the_user_has_no_traceback(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    report_error(error)
+    [said] = caplog.records
+    assert said.getMessage() == str(error) and said.exc_info is None
 
 
 def test_an_error_is_said_without_loading_anything_heavy() -> None:

@@ -222,6 +222,7 @@ def test_a_word_in_place_of_any_number_is_refused(command: str, tmp_path: Path) 
         ("schedule.warmup_fraction=3", "schedule.warmup_fraction=3: give at most 1"),
         ("schedule.decay=foo", "schedule.decay=foo: give 'constant', 'linear' or 'cosine'"),
         ("trainer.val_check_interval=0", "trainer.val_check_interval=0: give at least 1"),
+        ("trainer.val_check_interval=0.5", "trainer.val_check_interval=0.5: give a whole number"),
         ("trainer.devices=0", "trainer.devices=0: give at least 1"),
         ("generator.max_batch=0", "generator.max_batch=0: give at least 1"),
         ("generator.reuse_kv=maybe", "generator.reuse_kv=maybe: give true or false"),

@@ -388,6 +388,7 @@ def test_a_corrupt_parquet_file(
         (["simulator.reliability=2"], "simulator.reliability=2"),
         (["simulator.failure_rate=1"], "module.max_failed_share=0.1"),
         (["algorithm.advantage.scale=no_such"], "algorithm.advantage.scale=no_such: give 'std'"),
+        (["~curriculum"], "callbacks.curriculum has no _target_: choose a curriculum="),
         (["curriculum.end=1.5"], "curriculum.end=1.5: give at most 1"),
         (["optimizer.lr=-1"], "optimizer.lr=-1: give at least 0"),
         (["resume=no_such_run"], "resume=no_such_run"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,11 +181,23 @@ def _objects(cfg: DictConfig) -> dict[str, Any]:
     data = hydra.utils.instantiate(cfg.data)
     module = hydra.utils.instantiate(cfg.module)
     callbacks, loggers = (
-        [hydra.utils.instantiate(node) for node in (cfg.get(name) or {}).values() if node]
+        [hydra.utils.instantiate(node) for node in _nodes(cfg, name)]
         for name in ("callbacks", "logger")
     )
     trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     return {"trainer": trainer, "module": module, "data": data, "hyper_parameters": _flat(cfg)}
+
+
+def _nodes(cfg: DictConfig, name: str) -> Iterator[DictConfig]:
+    """What a group holds by name, without what is switched off."""
+    for key, node in (cfg.get(name) or {}).items():
+        if node and "_target_" not in node:
+            raise ValueError(
+                f"{name}.{key} has no _target_: choose a {key}=, or leave it out with "
+                f"{name}.{key}=null"
+            )
+        if node:
+            yield node
 
 
 def _flat(cfg: DictConfig) -> dict[str, Any]:

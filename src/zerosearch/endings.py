@@ -30,7 +30,8 @@ def report_error(error: Exception) -> str:
     from omegaconf.errors import OmegaConfBaseException
 
     # Written for the user; anything else is a defect and shows its traceback.
-    for_users = (ValueError, OSError, FloatingPointError, RuntimeError, OmegaConfBaseException)
+    for_users: tuple[type[Exception], ...] = (ValueError, OSError, FloatingPointError, RuntimeError)
+    for_users += (ImportError, OmegaConfBaseException)
     key = None
     while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else None
@@ -41,8 +42,10 @@ def report_error(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException):
         message = of_configuration(message)
     if "lightning" in sys.modules:  # not for this: it takes seconds to load
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.fabric.utilities.rank_zero import rank_prefixed_message, rank_zero_only
 
+        for_users += (MisconfigurationException,)
         message = rank_prefixed_message(message, rank_zero_only.rank or None)
     if isinstance(error, for_users) and os.environ.get(FULL_ERROR) != "1":
         log.error(message)

@@ -42,7 +42,7 @@ NARROWER: dict[str, dict[str, Any]] = {
         "devices": DEVICES,
         "num_nodes": Count,
         "limit_train_batches": BATCHES,
-        "val_check_interval": BATCHES,
+        "val_check_interval": Union[Count, None],  # noqa: UP007 (pyright)
         "log_every_n_steps": Count,
     },
     "peft.LoraConfig": {"r": Count, "lora_alpha": Count},
