@@ -145,6 +145,7 @@ def test_an_engine_that_takes_no_wishes_only_has_to_answer(
     settings = [item for item in small_run(tmp_path) if item != "simulator_check=off"]
     found = run_here(tmp_path / "run", *settings, "search=bm25", "policy_steps=1", "test=false")
     assert "search engine: answer in documents 0.00 (6 training questions)" in caplog.text
+    assert "is its corpus about these questions?" in caplog.text
     assert found["simulator_check/answer_in_documents"] == 0 and found["status"] == "completed"
 
 

@@ -80,6 +80,12 @@ class SimulatorCheck(Callback):
                 with isolate_rng():
                     probed = self._ask(trainer, pl_module)
                     log.info(probed.sentence())
+                    if probed.metrics().get("answer_in_documents") == 0:
+                        log.warning(
+                            "None of the documents that the search engine of training found holds "
+                            "a golden answer: is its corpus about these questions? %s",
+                            probed.example(),
+                        )
                     others = [] if self._refusal(probed) else self._ask_held_out(trainer, pl_module)
                 found, refusal = probed.metrics(), self._refusal(probed)
                 prices = [each.price() for each in (probed, *others)]
