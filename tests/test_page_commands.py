@@ -195,6 +195,7 @@ def test_commands_of_a_page_work_or_say_what_is_missing(
     assert not (wrong := faults(shown, world, tmp_path)), "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_commands_of_comments_work_or_say_what_is_missing(world: Path, tmp_path: Path) -> None:
     shown = [each for file in COMMENTED for each in commands_of_comments(file)]
     named = {each.where.partition(":")[0] for each in shown}

