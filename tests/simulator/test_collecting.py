@@ -288,7 +288,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("number", "code"),
     [
         (signal.SIGKILL, -9),
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
     ],
 )

@@ -62,6 +62,7 @@ def replies(engine: SimulatedSearch) -> list[tuple[str, int]]:
     return asyncio.run(ask())
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.timeout(900)  # vLLM starts, on a busy machine too
 def test_vllm_reads_and_writes_what_the_process_does(
