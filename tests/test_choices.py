@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.arguments import override_key
 from zerosearch.assembly import assemble
 from zerosearch.made_for import check_made_for
+from zerosearch.nodes import leaves
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.simulator.chosen import check_choice, is_asked
@@ -55,16 +54,6 @@ def read(name: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) or {}
 
 
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of all that is no mapping; an empty mapping has none."""
-    if not isinstance(node, dict):
-        yield prefix, node
-        return
-    for key, value in node.items():
-        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-@cache
 def own_leaves(group: str, name: str) -> dict[str, Any]:
     """What the file of a choice says, with the files it extends, at its place in the whole."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.callbacks.budget_stop import used_up_budget
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
+from zerosearch.nodes import leaves
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.tuning.data import TuningData
 from zerosearch.tuning.examples import check_lengths
@@ -202,15 +203,9 @@ def _nodes(cfg: DictConfig, name: str) -> Iterator[DictConfig]:
 
 def _flat(cfg: DictConfig) -> dict[str, Any]:
     """Settings as one level of dotted names, without paths."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, node: Any) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), value)
-        else:
-            flat[prefix] = node if isinstance(node, (int, float, str, bool)) else str(node)
-
-    walk("", OmegaConf.to_container(cfg, resolve=True))
     hidden = ("paths.", "module.", "callbacks.", "logger.")  # repeat other groups, or are folders
-    return {key: value for key, value in flat.items() if not key.startswith(hidden)}
+    return {
+        key: value if isinstance(value, (int, float, str, bool)) else str(value)
+        for key, value in leaves(OmegaConf.to_container(cfg, resolve=True))
+        if not key.startswith(hidden)
+    }

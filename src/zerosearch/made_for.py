@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.model_path import resolve_path
+from zerosearch.nodes import leaves
 from zerosearch.runs import CONFIGS
 
 ADVICE = "otherwise"  # beside the choices: what to choose in place of this file
@@ -95,20 +96,11 @@ def _numbers(cfg: DictConfig, group: str, name: str) -> list[str]:
         return []
     shown = [
         f"{key}={OmegaConf.select(cfg, key)}"
-        for key, value in _values(OmegaConf.to_container(OmegaConf.load(file)))
+        for key, value in leaves(OmegaConf.to_container(OmegaConf.load(file)))
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
     more = ["..."] if len(shown) > _NUMBERS_SHOWN else []
     return shown[:_NUMBERS_SHOWN] + more
-
-
-def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All values below a node, by their dotted names."""
-    if not isinstance(node, dict):
-        yield prefix, node
-        return
-    for key, value in node.items():
-        yield from _values(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 # -- the model ------------------------------------------------------------------------------------

@@ -89,6 +89,15 @@ def check_nodes(cfg: DictConfig, *keys: str) -> None:
         raise ValueError("; ".join(place + message for place, message in wrong.items()))
 
 
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all that is no mapping in plain containers."""
+    if not isinstance(node, dict):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
 def _wrong_below(node: Any, seen: set[str]) -> Iterator[tuple[str, str]]:
     """Keys of a container and of all that it holds, each with what is wrong about it."""
     if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():

@@ -86,8 +86,9 @@ class SimulatorCheck(Callback):
                             "a golden answer: is its corpus about these questions? %s",
                             probed.example(),
                         )
-                    others = [] if self._refusal(probed) else self._ask_held_out(trainer, pl_module)
-                found, refusal = probed.metrics(), self._refusal(probed)
+                    refusal = self._refusal(probed)
+                    others = [] if refusal else self._ask_held_out(trainer, pl_module)
+                found = probed.metrics()
                 prices = [each.price() for each in (probed, *others)]
                 price = (sum(tokens for tokens, _ in prices), sum(usd for _, usd in prices))
             except Exception as raised:

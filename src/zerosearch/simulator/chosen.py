@@ -35,7 +35,7 @@ def check_simulator(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
     check_choice(cfg, choices, overrides)
-    if is_asked(cfg) and not only_replays(cfg):
+    if not only_replays(cfg):
         check_served(cfg.simulator, str(choices["simulator"]))
 
 
@@ -51,7 +51,7 @@ def askers(cfg: DictConfig) -> list[DictConfig]:
 
 
 def only_replays(cfg: DictConfig) -> bool:
-    """Whether every search that could ask the simulator repeats recorded answers instead."""
+    """Whether every search that could ask the simulator, if any, repeats recorded answers."""
     return all(each.get("cache") == "replay" for each in askers(cfg))
 
 
