@@ -95,7 +95,7 @@ def runs(
     """The runs of the tests that were selected, under way."""
     folder = tmp_path_factory.mktemp("runs")
     wanted = [
-        (item.callspec.params["name"], item.callspec.params["device"])
+        (str(item.callspec.params["name"]), str(item.callspec.params["device"]))
         for item in request.session.items
         if isinstance(item, pytest.Function)
         and item.path == request.path

