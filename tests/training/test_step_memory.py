@@ -118,5 +118,6 @@ def test_no_gradient_is_kept_while_the_policy_is_sampled(algorithm: str, lag: in
     )
     watch = Records()
     data = make_data(make_questions(2), make_questions(1), lag=lag)
-    make_trainer(3, callbacks=[watch], val_every=1).fit(module, data)
-    assert len(watch.steps) == 3 and len(held) >= 6 and not any(held)
+    # Lightning frees them before a validation, but not before the next step
+    make_trainer(3, callbacks=[watch], val_every=3).fit(module, data)
+    assert len(watch.steps) == 3 and len(held) >= 4 and not any(held)
