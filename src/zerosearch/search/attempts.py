@@ -17,6 +17,7 @@ from tenacity import (
     wait_random,
 )
 
+from zerosearch.errors import ZeroSearchError
 from zerosearch.types import SearchError
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ MAX_RETRY_AFTER_S = 60.0  # a server may ask for more; the deadline of the searc
 log = logging.getLogger(__name__)
 
 
-class ServerFailure(Exception):
+class ServerFailure(ZeroSearchError):
     """One call that failed.
 
     Args:
