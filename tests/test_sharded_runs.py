@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.configs import ROOT
+from tests.helpers.failing import FAILURE
 from tests.helpers.runs import read_metrics, small_run
 from zerosearch.policy.convert import convert
 
@@ -106,3 +107,21 @@ def test_a_killed_rank_ends_the_run_with_the_reason(tmp_path: Path, victim: int)
     assert f"rank 1 (process {other.pid}) was killed by SIGKILL" in output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed" and "was killed by SIGKILL" in summary["error"]
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_the_error_of_one_rank_is_the_last_word(tmp_path: Path, culprit: int) -> None:
+    failing = f"callbacks.fail={{_target_: tests.helpers.failing.FailOn, rank: {culprit}}}"
+    with started(tmp_path, "policy_steps=3", "test=false", f"+{failing}") as process:
+        assert process.wait(TIMEOUT_S) == 1
+    output = (tmp_path / "output").read_text()
+    assert "Traceback" in output and "in on_train_batch_start" in output, "that of the rank"
+    last = output.strip().splitlines()[-1]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    if culprit == 1:  # rank 0, which ends last, repeats what rank 1 has said
+        assert f"rank 1 failed: {FAILURE}" in last
+        assert summary["error"].startswith(f"RankLost: rank 1 failed: {FAILURE}")
+    else:
+        assert last == f"torch.{FAILURE}", "of the traceback"
+        assert summary["error"] == FAILURE
+    assert "has ended" not in output

@@ -32,7 +32,7 @@ def report_error(error: Exception) -> str:
     Returns:
         Its kind and what it says, for a summary.
     """
-    error, message, is_for_user = _in_words(error)
+    error, message, is_for_user = _unwrapped(error)
     if "lightning" in sys.modules:  # not for this: it takes seconds to load
         from lightning.fabric.utilities.rank_zero import rank_prefixed_message, rank_zero_only
 
@@ -45,7 +45,14 @@ def report_error(error: Exception) -> str:
     return f"{type(error).__name__}: {message}"
 
 
-def _in_words(error: Exception) -> tuple[Exception, str, bool]:
+def in_words(error: Exception) -> str:
+    """What an error says, on one line; of an error that is not ours with its kind."""
+    error, message, is_for_user = _unwrapped(error)
+    line = message.partition("\n")[0]
+    return line if is_for_user else f"{type(error).__name__}: {line}"
+
+
+def _unwrapped(error: Exception) -> tuple[Exception, str, bool]:
     """The error itself, without Hydra's wrapping, what it says, and whether that says all.
 
     Hydra and OmegaConf only read the configuration, so what they say is about the user's input;
