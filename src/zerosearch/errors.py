@@ -7,6 +7,9 @@ they are also the builtin errors that they specialise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ZeroSearchError(Exception):
     """What is wrong, and what to change."""
@@ -26,3 +29,20 @@ class FileError(ZeroSearchError, OSError):
 
 class NonFiniteError(ZeroSearchError, FloatingPointError):
     """A number that is infinite or none."""
+
+
+@contextmanager
+def as_input_errors(what: str) -> Iterator[None]:
+    """Within, or in the function decorated, what a library refuses is wrong with the user's input.
+
+    Values, files and packages that are not there, that is; any other error stays as it is.
+
+    Args:
+        what: cannot be done with the input, before the library's own words.
+    """
+    try:
+        yield
+    except ZeroSearchError:
+        raise
+    except (ImportError, OSError, ValueError) as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())}") from error
