@@ -1,4 +1,4 @@
-"""Whole runs of `trainer=fsdp` by the command line: end to end, and with a rank that dies."""
+"""Whole runs of several ranks by the command line: end to end, and with a rank that dies."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ FSDP = [
     "trainer.devices=2",
     "trainer.strategy.param_dtype=float32",
 ]
+DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
 TIMEOUT_S = 600  # a guard against hanging, on a busy machine too
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * TIMEOUT_S)]
 
 
 @contextmanager
-def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """A sharded run in `folder/run`, with its output in `folder/output`; gone afterwards."""
+def started(
+    folder: Path, *overrides: str, trainer: list[str] = FSDP
+) -> Iterator[subprocess.Popen[str]]:
+    """A run in `folder/run`, with its output in `folder/output`; gone afterwards."""
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(
             [
@@ -43,7 +46,7 @@ def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
                 "-m",
                 "zerosearch.train",
                 *[each for each in small_run(folder) if each != "trainer=cpu"],
-                *FSDP,
+                *trainer,
                 f"hydra.run.dir={folder / 'run'}",
                 f"paths.log_dir={folder / 'logs'}",
                 *overrides,
@@ -109,10 +112,14 @@ def test_a_killed_rank_ends_the_run_with_the_reason(tmp_path: Path, victim: int)
     assert summary["status"] == "failed" and "was killed by SIGKILL" in summary["error"]
 
 
-@pytest.mark.parametrize("culprit", [0, 1])
-def test_the_error_of_one_rank_is_the_last_word(tmp_path: Path, culprit: int) -> None:
+@pytest.mark.parametrize(("culprit", "trainer"), [(0, FSDP), (1, FSDP), (1, DDP)])
+def test_the_error_of_one_rank_is_the_last_word(
+    tmp_path: Path, culprit: int, trainer: list[str]
+) -> None:
     failing = f"callbacks.fail={{_target_: tests.helpers.failing.FailOn, rank: {culprit}}}"
-    with started(tmp_path, "policy_steps=3", "test=false", f"+{failing}") as process:
+    with started(
+        tmp_path, "policy_steps=3", "test=false", f"+{failing}", trainer=trainer
+    ) as process:
         assert process.wait(TIMEOUT_S) == 1
     output = (tmp_path / "output").read_text()
     assert "Traceback" in output and "in on_train_batch_start" in output, "that of the rank"

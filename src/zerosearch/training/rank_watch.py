@@ -20,6 +20,8 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.strategies.launchers.subprocess_script import _set_num_threads_if_needed
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from zerosearch.endings import in_words
@@ -113,6 +115,32 @@ class WatchedLauncher(_SubprocessScriptLauncher):
                 return lost
             time.sleep(_POLL_S / 4)
         return None
+
+
+class WatchedProcesses:
+    """What makes a strategy of Lightning's start its processes by `WatchedLauncher`."""
+
+    cluster_environment: Any
+    num_processes: int
+    num_nodes: int
+
+    def _configure_launcher(self) -> None:
+        # also where Lightning has started this process: its children watch rank 0
+        if isinstance(self.cluster_environment, LightningEnvironment):
+            self._launcher = WatchedLauncher(
+                self.cluster_environment, self.num_processes, self.num_nodes
+            )
+
+
+class ReplicatedStrategy(WatchedProcesses, DDPStrategy):
+    """The Lightning strategy of `trainer=ddp`: every rank keeps the whole model.
+
+    Args:
+        find_unused_parameters: a backward pass need not reach every parameter, as with a critic.
+    """
+
+    def __init__(self, *, find_unused_parameters: bool = False) -> None:
+        super().__init__(find_unused_parameters=find_unused_parameters)
 
 
 class _Watch(threading.Thread):
