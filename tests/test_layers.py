@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # Lowest first; members of a tuple may import one another.
 LAYERS = [
     (
+        "errors",
         "types",
         "seeding",
         "text",

@@ -1,4 +1,4 @@
-"""Whole runs of `trainer=fsdp` by the command line: end to end, and with a rank that dies."""
+"""Whole runs of several ranks by the command line: end to end, and with a rank that dies."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from tests.helpers.configs import ROOT
 from tests.helpers.devices import everywhere, trainer_of
+from tests.helpers.failing import FAILURE
 from tests.helpers.runs import read_metrics, small_run
 from zerosearch.policy.convert import convert
 
@@ -31,8 +32,10 @@ pytestmark = [
 
 
 @contextmanager
-def started(folder: Path, device: str, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """A sharded run in `folder/run`, with its output in `folder/output`; gone afterwards."""
+def started(
+    folder: Path, device: str, *overrides: str, trainer: str = "fsdp"
+) -> Iterator[subprocess.Popen[str]]:
+    """A run on two ranks in `folder/run`, with its output in `folder/output`; gone afterwards."""
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(
             [
@@ -40,7 +43,7 @@ def started(folder: Path, device: str, *overrides: str) -> Iterator[subprocess.P
                 "-m",
                 "zerosearch.train",
                 *[each for each in small_run(folder) if each != "trainer=cpu"],
-                *trainer_of("fsdp", device, devices=2),
+                *trainer_of(trainer, device, devices=2),
                 f"hydra.run.dir={folder / 'run'}",
                 f"paths.log_dir={folder / 'logs'}",
                 *overrides,
@@ -107,3 +110,24 @@ def test_a_killed_rank_ends_the_run_with_the_reason(
     assert f"rank 1 (process {other.pid}) was killed by SIGKILL" in output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed" and "was killed by SIGKILL" in summary["error"]
+
+
+@pytest.mark.parametrize(("culprit", "trainer"), [(0, "fsdp"), (1, "fsdp"), (1, "ddp")])
+def test_the_error_of_one_rank_is_the_last_word(
+    tmp_path: Path, culprit: int, trainer: str, device: str
+) -> None:
+    failing = f"callbacks.fail={{_target_: tests.helpers.failing.FailOn, rank: {culprit}}}"
+    given = ("policy_steps=3", "test=false", f"+{failing}")
+    with started(tmp_path, device, *given, trainer=trainer) as process:
+        assert process.wait(TIMEOUT_S) == 1
+    output = (tmp_path / "output").read_text()
+    assert "Traceback" in output and "in on_train_batch_start" in output, "that of the rank"
+    last = output.strip().splitlines()[-1]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    if culprit == 1:  # rank 0, which ends last, repeats what rank 1 has said
+        assert f"rank 1 failed: {FAILURE}" in last
+        assert summary["error"].startswith(f"RankLost: rank 1 failed: {FAILURE}")
+    else:
+        assert last == f"torch.{FAILURE}", "of the traceback"
+        assert summary["error"] == FAILURE
+    assert "has ended" not in output

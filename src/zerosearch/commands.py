@@ -25,6 +25,7 @@ from zerosearch import ranges
 from zerosearch.arguments import expand_null_groups
 from zerosearch.command_errors import explain
 from zerosearch.endings import FULL_ERROR, report_error
+from zerosearch.errors import ZeroSearchError
 from zerosearch.runs import CONFIGS, PROJECT_ROOT, Summary
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 from zerosearch.threads import wait_without_spinning
@@ -130,7 +131,7 @@ class Command(Generic[T]):
         except JobFailed as error:
             report_failures(error)
             raise SystemExit(1) from error
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ZeroSearchError) as error:
             if full_error == "1":
                 raise
             print(explain(error, self.config_name, arguments), file=sys.stderr)
@@ -193,13 +194,13 @@ def _set_full_error(value: str | None) -> None:
 
 @contextmanager
 def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
-    """Within, a ValueError ends the program with its sentence, which `summary.json` keeps.
+    """Within, an error of ours ends the program with its sentence, which `summary.json` keeps.
 
     A run that is to go on in its folder keeps the summary that it has: nothing was changed there.
     """
     try:
         yield
-    except (ValueError, OmegaConfBaseException) as error:
+    except (ZeroSearchError, OmegaConfBaseException) as error:
         said = report_error(error)
         if HydraConfig.get().output_subdir is not None:  # it has a run folder
             summary = Summary(Path(cfg.paths.output_dir), error=said)

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from zerosearch.errors import ZeroSearchError
+
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's environment variable: "1" shows tracebacks
 _LACKING = {
     r"Interpolation key '([\w.]+)'": "{key} is needed, and is not there: choose another {group}=, "
@@ -25,34 +27,54 @@ log = logging.getLogger(__name__)
 
 
 def report_error(error: Exception) -> str:
-    """Log an error as one sentence where it was written for the user; returns the sentence."""
-    from hydra.errors import InstantiationException
-    from omegaconf.errors import OmegaConfBaseException
+    """Log an error: one of the project's own as its sentence, any other with its traceback too.
 
-    # Written for the user; anything else is a defect and shows its traceback.
-    for_users: tuple[type[Exception], ...] = (ValueError, OSError, FloatingPointError, RuntimeError)
-    for_users += (ImportError, OmegaConfBaseException)
-    key = None
-    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
-        key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else None
-        error = error.__cause__
-    message = f"{key}: {error}" if key else str(error)
-    if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
-        message = _out_of_memory(message)
-    if isinstance(error, OmegaConfBaseException):
-        message = of_configuration(message)
+    Returns:
+        Its kind and what it says, for a summary.
+    """
+    error, message, is_for_user = _unwrapped(error)
     if "lightning" in sys.modules:  # not for this: it takes seconds to load
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.fabric.utilities.rank_zero import rank_prefixed_message, rank_zero_only
 
-        for_users += (MisconfigurationException,)
         message = rank_prefixed_message(message, rank_zero_only.rank or None)
-    if isinstance(error, for_users) and os.environ.get(FULL_ERROR) != "1":
+    if is_for_user and os.environ.get(FULL_ERROR) != "1":
         log.error(message)
         log.debug("traceback of the error above", exc_info=error)
     else:
         log.error(message, exc_info=error)
     return f"{type(error).__name__}: {message}"
+
+
+def in_words(error: Exception) -> str:
+    """What an error says, on one line; of an error that is not ours with its kind."""
+    error, message, is_for_user = _unwrapped(error)
+    line = message.partition("\n")[0]
+    return line if is_for_user else f"{type(error).__name__}: {line}"
+
+
+def _unwrapped(error: Exception) -> tuple[Exception, str, bool]:
+    """The error itself, without Hydra's wrapping, what it says, and whether that says all.
+
+    Hydra and OmegaConf only read the configuration, so what they say is about the user's input;
+    of an error in a constructor that they called, this is so where it refuses its arguments.
+    """
+    from hydra.errors import InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    own: tuple[type[Exception], ...] = (ZeroSearchError, OmegaConfBaseException)
+    key = ""
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        own += (ValueError, ImportError, OSError)
+        if "lightning" in sys.modules:
+            own += (sys.modules["lightning"].fabric.utilities.exceptions.MisconfigurationException,)
+        key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else ""
+        error = error.__cause__
+    message = str(error)
+    if isinstance(error, OmegaConfBaseException):
+        message = of_configuration(message)
+    elif "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+        message = _out_of_memory(message)
+    return error, f"{key}: {message}" if key else message, isinstance(error, own)
 
 
 def of_configuration(said: str) -> str:

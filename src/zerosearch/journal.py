@@ -72,7 +72,7 @@ class Journal:
             raise ValueError(f"{self.path}: there is a row with {self._key}={key!r} already")
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         if os.write(self._file, line) < len(line):
-            raise OSError(f"{self.path}: the last row was cut short; free disk space and run again")
+            raise OSError(f"{self.path}: the last row was cut short; free disk space, run again")
         self.rows[key] = dict(row)
 
     def _lock(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from zerosearch.errors import ZeroSearchError
 from zerosearch.runs import REQUEUE_SIGNALS, read_summary
 
 # Of Hydra's own settings those that make a sweep: a job has none of them.
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 _failures: list[str] = []  # of this sweep's jobs, in words
 
 
-class JobFailed(Exception):
+class JobFailed(ZeroSearchError):
     """A job of a sweep did not end well; the others run all the same."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from zerosearch.errors import ZeroSearchError
 from zerosearch.text import whole_characters
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class SearchResult:
     cost_usd: float = 0.0
 
 
-class SearchError(Exception):
+class SearchError(ZeroSearchError):
     """A search that failed for a reason outside the policy; makes its trajectory invalid.
 
     Args:

@@ -28,10 +28,9 @@ def everywhere(gpus: int = 1, *, cpu: Any = pytest.mark.slow) -> list[Any]:
 
 
 def trainer_of(name: str, device: str, devices: int = 1) -> list[str]:
-    """Overrides that choose `trainer=gpu` or `trainer=fsdp`, or the same on CPUs."""
-    if name == "gpu":
-        return ["trainer=gpu" if device == "cuda" else "trainer=cpu", f"trainer.devices={devices}"]
+    """Overrides that choose `trainer=gpu`, `ddp` or `fsdp`, or the same in float32 on CPUs."""
     chosen = [f"trainer={name}", f"trainer.devices={devices}"]
-    if device == "cpu":
-        chosen += ["trainer.accelerator=cpu", "trainer.strategy.param_dtype=float32"]
-    return chosen
+    if device == "cuda":
+        return chosen
+    in_float32 = "strategy.param_dtype=float32" if name == "fsdp" else "precision=32-true"
+    return [*chosen, "trainer.accelerator=cpu", f"trainer.{in_float32}"]

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.utils import is_gguf_available
 
 from tests.helpers.models import LLAMA, make_model, make_tokenizer, save_policy_folder
+from zerosearch.errors import InputError
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.tokenizer import render_prompt
@@ -206,6 +207,14 @@ def test_yaml_node_instantiates(folder: Path) -> None:
 def test_gguf_without_its_package(folder: Path) -> None:
     with pytest.raises(ValueError, match="pip install gguf"):
         PolicySource(path=str(folder), gguf_file="x.gguf").check()
+
+
+def test_what_transformers_refuses_is_an_error_of_the_input(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_type"}')
+    with pytest.raises(InputError, match=r"model.path cannot be loaded: .*no_such_type"):
+        PolicySource(path=str(tmp_path)).load_config()
+    with pytest.raises(InputError, match=r"model.path cannot be loaded: .*no_such_attention"):
+        PolicySource(path=str(folder), attn_implementation="no_such_attention").load_model()
 
 
 @pytest.mark.skipif(not is_gguf_available(), reason="needs the gguf package")

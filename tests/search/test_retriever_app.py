@@ -80,8 +80,10 @@ def post(url, **body):
     return httpx.post(f"{url}/retrieve", json=body, timeout=GUARD_S, trust_env=False)
 
 
-def asking(query, top_k=3):
-    return SearchRequest(query=query, question="q", golden_answers=(), top_k=top_k)
+def asking(query, top_k=3, timeout_s=60.0):
+    return SearchRequest(
+        query=query, question="q", golden_answers=(), top_k=top_k, timeout_s=timeout_s
+    )
 
 
 # --- the wire format ---
@@ -223,7 +225,7 @@ async def test_a_full_queue_says_so_at_once_and_empties_again():
             with pytest.raises(SearchError, match=r"HTTP 503 .*queries wait"):
                 full = asyncio.create_task(ask("fourth"))
                 await until_queued(4, url)
-                await RetrieverSearch(url, max_retries=0).search(asking("d"))
+                await RetrieverSearch(url, max_retries=0).search(asking("d", timeout_s=0.2))
             engine.gate.set()
             replies = await asyncio.gather(first, waiting, full)
             assert {reply.status_code for reply in replies} == {200}

@@ -189,11 +189,77 @@ async def test_too_many_requests_are_repeated_when_the_server_says(
     assert arrived[1] - arrived[0] >= 0.9
 
 
-async def test_a_stall_is_given_up_and_asked_again(server: OpenAIServer) -> None:
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_busy_server_is_asked_again_until_the_time_is_up(
+    server: OpenAIServer, probes: list[str], status: int
+) -> None:
+    busy = failure(status, "queue full", headers={"Retry-After": "0.01"})
+    server.answer = in_turn(busy, busy, busy, completion("Doc 1: at last"))
+    result = await make_engine(server.url, max_retries=1).search(request())
+    assert result.attempts == 4 and not probes, "it is there"
+    server.answer = lambda _: busy
+    error = await failed(make_engine(server.url, max_retries=1), timeout_s=0.2)
+    assert re.search(r"within 0.2 s \(failed attempts: \d+, the last: .*queue full", error.reason)
+
+
+async def test_a_server_that_is_slow_under_load_gets_every_search_once(
+    server: OpenAIServer, probes: list[str]
+) -> None:
+    one_at_a_time = threading.Lock()
+
+    def answer(_: Any) -> Reply:
+        with one_at_a_time:
+            time.sleep(0.05)
+        return completion("Doc 1: late")
+
+    server.answer = answer
+    results = await search_all(make_engine(server.url, attempt_timeout_s=0.1), 12)
+    assert all(result.documents for result in results)
+    assert len(server.received) == 12
+    assert not probes, "its other replies show that it is alive"
+
+
+async def test_a_slow_reply_is_waited_for_while_the_server_is_alive(
+    server: OpenAIServer, probes: list[str]
+) -> None:
+    server.answer = lambda _: completion("Doc 1: late", delay_s=0.5)
+    results = await search_all(make_engine(server.url, attempt_timeout_s=0.1), 3)
+    assert all(result.attempts == 1 for result in results)
+    assert len(server.received) == 3
+    assert 1 <= len(probes) < 6, "one for all that wait"
+
+
+async def test_a_stall_is_given_up_where_another_endpoint_answers(
+    three_servers: list[OpenAIServer],
+) -> None:
+    one, two, _ = three_servers
+    one.answer = lambda _: completion("Doc 1: late", delay_s=HANG_S)
+    two.answer = lambda _: completion("Doc 1: quick", delay_s=0.05)
+    engine = make_engine(one.url, two.url, attempt_timeout_s=0.5)
+
+    async def keep_asking() -> None:
+        while not hanging.done():
+            await search_all(engine, 2)
+
+    hanging = asyncio.create_task(search_all(engine, 2))
+    others = asyncio.create_task(keep_asking())
+    assert {result.documents[0].text for result in await hanging} == {"quick"}
+    await others
+
+
+async def test_a_stall_is_given_up_where_probes_get_no_answer(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zerosearch.search.chat_servers.PROBE_TIMEOUT_S", 0.1)
     server.answer = in_turn(completion("Doc 1: late", delay_s=HANG_S), completion("Doc 1: quick"))
-    result = await make_engine(server.url, attempt_timeout_s=2.0).search(request())
-    assert result.documents[0].text == "quick"
-    assert 2.0 <= result.latency_s < GUARD_S
+    server.models_reply = Reply(body={}, delay_s=HANG_S)
+    result = await make_engine(server.url, attempt_timeout_s=0.2).search(request())
+    assert result.documents[0].text == "quick" and result.attempts == 2
+    server.answer = lambda _: completion("Doc 1: late", delay_s=HANG_S)
+    error = await failed(make_engine(server.url, attempt_timeout_s=0.2, max_retries=0))
+    assert re.search(
+        r"no reply within \S+ s, nor to a probe \(no reply within 0.1 s\)", error.reason
+    )
 
 
 async def test_an_endless_stall_ends_with_the_request(server: OpenAIServer) -> None:

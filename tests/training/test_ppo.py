@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from peft import LoraConfig
 
 from tests.helpers.policy_stub import make_trainer
@@ -30,6 +29,7 @@ from zerosearch.algorithms.values import generalized_advantages
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.optimization import check_strategy
+from zerosearch.training.rank_watch import ReplicatedStrategy
 from zerosearch.training.record import StepRecord
 from zerosearch.training.schedule import warmup_schedule
 
@@ -136,10 +136,10 @@ def test_a_critic_that_warms_up_for_ever_is_refused() -> None:
 
 
 def test_plain_ddp_is_refused_with_a_critic() -> None:
-    with pytest.raises(ValueError, match="ddp_find_unused_parameters_true"):
-        check_strategy(make_ppo(), DDPStrategy())
-    check_strategy(make_ppo(), DDPStrategy(find_unused_parameters=True))
-    check_strategy(Algorithm(group_size=2), DDPStrategy())
+    with pytest.raises(ValueError, match=r"strategy.find_unused_parameters=true"):
+        check_strategy(make_ppo(), ReplicatedStrategy())
+    check_strategy(make_ppo(), ReplicatedStrategy(find_unused_parameters=True))
+    check_strategy(Algorithm(group_size=2), ReplicatedStrategy())
 
 
 # -- the KL in the reward -------------------------------------------------------------------------

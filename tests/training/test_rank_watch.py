@@ -5,38 +5,54 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from tests.helpers.configs import ROOT
 from tests.helpers.waiting import GUARD_S
+from zerosearch.endings import in_words
+from zerosearch.errors import RunError
 from zerosearch.training import rank_watch
-from zerosearch.training.rank_watch import RankLost, WatchedLauncher, _lost_rank
+from zerosearch.training.rank_watch import FirstFailure, RankLost, WatchedLauncher, _lost_rank
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"
 
 # rank 0, which never comes back from a C call, with a rank that has failed and one that hangs, too
 HANGING = """
 import signal, subprocess, sys
+from pathlib import Path
 from zerosearch.training import rank_watch
 ranks = [subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])]
 ranks.append(subprocess.Popen(["sleep", sys.argv[1]]))
 rank_watch._GRACE_S = 0.0
-rank_watch._Watch.start_once(ranks, parent=0)
+rank_watch._Watch.start_once(ranks, 0, rank_watch.FirstFailure(Path(sys.argv[2])))
 signal.pause()
 """
 
 
 @pytest.fixture
-def launcher(monkeypatch: pytest.MonkeyPatch) -> WatchedLauncher:
-    """Of a process that was started by another one; nothing is watched in the background."""
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(rank_watch._Watch, "start_once", lambda children, parent: None)
+def launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs work as a process of a run in `tmp_path`; nothing is watched in the background."""
+    monkeypatch.setattr(rank_watch._Watch, "start_once", lambda *arguments: None)
     monkeypatch.setattr(rank_watch, "_NOTICE_S", 0.1)
-    return WatchedLauncher(LightningEnvironment(), 2, 1)
+
+    def launch(work: Any, *, rank: int = 0, children: Any = (), parent: int | None = None) -> Any:
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        environment = LightningEnvironment()
+        environment.set_global_rank(rank)
+        launcher = WatchedLauncher(environment, 3, 1)
+        launcher.procs = list(children)
+        if parent is not None:
+            launcher._parent = parent
+        return launcher.launch(work, trainer=SimpleNamespace(default_root_dir=str(tmp_path)))
+
+    return launch
 
 
 def ended(code: str) -> subprocess.Popen[Any]:
@@ -56,7 +72,7 @@ def test_a_killed_child_is_named_with_its_signal() -> None:
     killed = ended("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     lost = _lost_rank([ended(""), killed], parent=0)
     assert lost is not None
-    assert f"rank 2 (process {killed.pid}) was killed by SIGKILL" in lost and "resume=" in lost
+    assert f"rank 2 (process {killed.pid}) was killed by SIGKILL" in lost
 
 
 def test_a_failed_child_is_named_and_ended_ones_are_not_missed() -> None:
@@ -69,29 +85,79 @@ def test_rank_0_is_missed_by_what_it_has_started() -> None:
     assert "rank 0 (process -1) has ended" in str(_lost_rank([], parent=-1))
 
 
-@pytest.mark.parametrize("error", [RuntimeError(GLOO), dist.DistNetworkError("reset")])
-def test_a_lost_connection_says_which_rank(launcher: WatchedLauncher, error: Exception) -> None:
-    launcher.procs = [ended("raise SystemExit(3)")]
-    with pytest.raises(RankLost, match=r"rank 1 \(process \d+\) exited with 3"):
-        launcher.launch(failing(error))
-    launcher.procs = []
-    with pytest.raises(RankLost, match="connection to another rank was lost"):
-        launcher.launch(failing(error))
+LOST = [
+    RuntimeError(GLOO),
+    dist.DistNetworkError("reset"),
+    dist.DistBackendError("NCCL communicator was aborted on rank 1"),
+    RuntimeError("NCCL Error 1: unhandled cuda error"),
+]
 
 
-def test_own_errors_stay_as_they_are(launcher: WatchedLauncher) -> None:
-    launcher.procs = [ended("raise SystemExit(3)")]
-    with pytest.raises(RuntimeError, match="out of memory") as raised:
-        launcher.launch(failing(RuntimeError("out of memory")))
-    assert not isinstance(raised.value, RankLost)
-    assert launcher.launch(lambda: 5) == 5
+@pytest.mark.parametrize("error", LOST)
+def test_a_lost_connection_says_which_rank_died(launch: Any, error: Exception) -> None:
+    with pytest.raises(RankLost, match=r"rank 1 \(process \d+\) exited with 3.*resume="):
+        launch(failing(error), children=[ended("raise SystemExit(3)")])
+
+
+def test_what_the_first_rank_said_is_what_the_others_say(launch: Any, tmp_path: Path) -> None:
+    cause = torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with ...")
+    with pytest.raises(torch.AcceleratorError) as own:
+        launch(failing(cause), rank=2)
+    assert own.value is cause, "its traceback is shown"
+    said = "rank 2 failed: AcceleratorError: CUDA error: device-side assert triggered"
+    assert FirstFailure(tmp_path).read() == said
+    with pytest.raises(RankLost, match=f"^{said}; go on from the last checkpoint"):
+        launch(failing(RuntimeError(GLOO)), rank=0)
+    with pytest.raises(SystemExit) as silent:
+        launch(failing(RuntimeError(GLOO)), rank=1)
+    assert silent.value.code == 1
+
+
+def test_one_of_those_that_miss_rank_0_says_so(
+    launch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RankLost, match=r"rank 0 .* has ended"):
+        launch(failing(RuntimeError(GLOO)), rank=1, parent=-1)
+    with pytest.raises(SystemExit):
+        launch(failing(RuntimeError(GLOO)), rank=2, parent=-1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("out of memory"),
+        KeyError("gloo"),
+        RunError("the servers use gloo: start them again"),
+        *LOST,
+    ],
+)
+def test_without_another_failure_an_error_is_the_rank_s_own(
+    launch: Any, tmp_path: Path, error: Exception
+) -> None:
+    """A collective fails for other reasons too, such as NCCL's own or a wrong shape."""
+    with pytest.raises(type(error)) as raised:
+        launch(failing(error), rank=1)
+    assert raised.value is error
+    assert f"rank 1 failed: {in_words(error)}" == FirstFailure(tmp_path).read()
+
+
+def test_errors_of_all_ranks_alike_stay_their_own(launch: Any) -> None:
+    for rank in (1, 0):
+        with pytest.raises(RunError) as raised:
+            launch(failing(RunError("400 of 500 trajectories were lost")), rank=rank)
+        assert not isinstance(raised.value, RankLost)
+
+
+def test_what_works_stays_as_it_is(launch: Any, tmp_path: Path) -> None:
+    assert launch(lambda: 5, children=[ended("")]) == 5
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.timeout(20 * GUARD_S)  # a process that imports everything, on a busy machine too
-def test_a_rank_that_does_not_notice_is_ended_with_all_others() -> None:
+def test_a_rank_that_does_not_notice_is_ended_with_all_others(tmp_path: Path) -> None:
     # returns when nobody holds the pipes any more, so not before the rank that sleeps is gone
     ended = subprocess.run(
-        [sys.executable, "-c", HANGING, str(15 * GUARD_S)],
+        [sys.executable, "-c", HANGING, str(15 * GUARD_S), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -99,4 +165,4 @@ def test_a_rank_that_does_not_notice_is_ended_with_all_others() -> None:
     )
     assert ended.returncode == 1
     assert "exited with 3 (its own message says why)" in ended.stderr
-    assert "this rank has not noticed: it ends now" in ended.stderr
+    assert "a rank that has not noticed it ends now" in ended.stderr

@@ -6,6 +6,7 @@ import re
 
 import torch
 
+from zerosearch.errors import InputError
 from zerosearch.generation.vllm_adapter import EngineSettings
 
 _MAX_SHOWN_CHARS = 400
@@ -17,7 +18,7 @@ _UNKNOWN_MODEL = re.compile(
 
 
 def build_error(error: Exception, settings: EngineSettings, model_type: str) -> ValueError:
-    """Why no engine could be built, and what to change."""
+    """Why no engine could be built, and what to change; vLLM's own words are in its traceback."""
     said = first_words(error)
     if _is_out_of_memory(error):
         return ValueError(
@@ -27,7 +28,7 @@ def build_error(error: Exception, settings: EngineSettings, model_type: str) -> 
             f"generator.max_model_len={settings.max_model_len}"
         )
     if _UNKNOWN_MODEL.search(str(error)):
-        return ValueError(
+        return InputError(
             f"generator=vllm: vLLM has no model of type {model_type} ({said}); use "
             "generator=transformers"
         )

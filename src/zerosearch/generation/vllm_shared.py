@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from zerosearch.errors import ZeroSearchError
 from zerosearch.generation.vllm_adapter import Engine, EngineSettings, Sampled
 from zerosearch.generation.vllm_errors import build_error, step_error
 from zerosearch.generation.vllm_peers import Peers
@@ -46,6 +47,8 @@ class SharedEngine:
         self._has_weights = False
         try:
             self._engine = Engine(settings)
+        except ZeroSearchError:
+            raise
         except (ValueError, TypeError, RuntimeError, torch.OutOfMemoryError) as error:
             raise build_error(error, settings, model_type) from error
 

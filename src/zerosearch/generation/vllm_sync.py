@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from zerosearch.distributed import gather_objects, rank
+from zerosearch.errors import InputError, RunError, ZeroSearchError
 from zerosearch.generation.vllm_client import START, VLLMServer
 from zerosearch.generation.vllm_fit import Needs, inspect
 from zerosearch.generation.vllm_policy import VLLMPolicy
@@ -83,16 +84,16 @@ class ServerSync:
                 result = await work
         except Exception as raised:
             error = raised
-        said = error and (isinstance(error, ValueError), str(error) or repr(error))
+        said = error and (isinstance(error, InputError), str(error) or repr(error))
         loop = asyncio.get_running_loop()
         mine: tuple[Any, Any] = (said, result)
         everyone = await loop.run_in_executor(self._thread, gather_objects, mine)
-        if error and not isinstance(error, CallFailure | ValueError | RuntimeError):
-            raise error  # a defect, which is shown with its traceback
+        if error and not isinstance(error, ZeroSearchError):
+            raise error  # NCCL's, or a defect: shown with its traceback
         for failed, _ in everyone:
             if failed:
                 is_users, text = failed
-                kind = ValueError if is_users else RuntimeError
+                kind = InputError if is_users else RunError
                 raise kind(f"generator=vllm_server: {text}") from error
         return everyone[0][1]
 
@@ -105,7 +106,7 @@ class ServerSync:
             served = await asyncio.gather(*(inspect(server, needs) for server in self._servers))
         except CallFailure as failure:
             hint = f"; {START}" if failure.kind == "rejected" or "HTTP" in failure.reason else ""
-            raise RuntimeError(f"{failure}{hint}") from None
+            raise RunError(f"{failure}{hint}") from None
         backend = "nccl" if policy.device.type == "cuda" else "gloo"
         for server, facts in zip(self._servers, served, strict=True):
             self._paused.append(server)
@@ -159,6 +160,7 @@ def _send(policy: VLLMPolicy, servers: Sequence[VLLMServer]) -> None:
                     link.send(name, tensor)
                 except RuntimeError as error:
                     failure = RuntimeError(f"{url}: the weights could not be sent ({error})")
+                    failure.__cause__ = error  # NCCL's or gloo's: its traceback is kept
                     break
     finally:
         for _, link in links:

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from zerosearch.errors import ZeroSearchError
 from zerosearch.policy.adaptation import base_free, start_adapters, switch_off_dropout
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.reference import ReferencePolicy
@@ -219,7 +220,7 @@ def _from_rank_0(
     if dist.get_rank(sharding.mesh.get_group()) == 0:
         try:
             whole = source.load_model()
-        except (ValueError, OSError) as error:
+        except ZeroSearchError as error:
             failure = str(error)
     base = None if whole is None else base_model(whole)
     told = [failure, base and base.config, base and base.generation_config]

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import is_gguf_available
 
+from zerosearch.errors import as_input_errors
 from zerosearch.hub import check_files
 from zerosearch.model_path import PACKAGE, resolve_path
 from zerosearch.policy.adaptation import (
@@ -90,6 +91,7 @@ class PolicySource:
         if self.tokenizer_path is not None:
             check_files(self.tokenizer_path, "tokenizer", field="model.tokenizer_path")
 
+    @as_input_errors("model.path cannot be loaded")
     def load_model(self) -> PreTrainedModel | PeftModel:
         """Load the model on the CPU, in training mode, without dropout, adapted as asked.
 
@@ -137,6 +139,7 @@ class PolicySource:
             check_chat(tokenizer)
         return prepare_tokenizer(tokenizer, self.load_config())
 
+    @as_input_errors("model.path cannot be loaded")
     def load_config(self) -> PretrainedConfig:
         """Configuration from `architecture` where given, else from the model's files."""
         if self.architecture is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,29 +13,30 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception,
-    stop_after_attempt,
     wait_exponential,
     wait_random,
 )
 
+from zerosearch.errors import ZeroSearchError
 from zerosearch.types import SearchError
 
 T = TypeVar("T")
 
 MAX_BACKOFF_S = 10.0
+PROBE_TIMEOUT_S = 5.0  # of a small request that only asks for a sign of life
 MAX_RETRY_AFTER_S = 60.0  # a server may ask for more; the deadline of the search then ends it
 
 log = logging.getLogger(__name__)
 
 
-class ServerFailure(Exception):
+class ServerFailure(ZeroSearchError):
     """One call that failed.
 
     Args:
         endpoint: who failed, shown to the user; never holds a key.
         reason: what happened, and how to mend it where that is known.
         transient: whether another attempt may succeed.
-        retry_after_s: the wait the server asked for (HTTP header Retry-After).
+        retry_after_s: the wait the server asked for (HTTP header Retry-After); it is busy.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Attempts:
 
     `max_retries` further attempts follow a transient failure; the wait before the first is
     `backoff_s`, doubled for each further one, with jitter, and never less than the server asked.
+    One that asks for a wait is busy, not broken: only the time bounds how often it is asked again.
     """
 
     max_retries: int = 3
@@ -86,7 +89,8 @@ class Attempts:
                     return await self._again(attempt, failure, failures)
         except ServerFailure as failure:
             endpoint = failure.endpoint
-            reason = f"{failure.reason} (attempt {len(failures) + 1} of {self.max_retries + 1})"
+            count = 1 + _counted(failures)
+            reason = f"{failure.reason} (attempt {count} of {self.max_retries + 1})"
         except TimeoutError:
             reason = f"no usable reply within {timeout_s:.3g} s"
             if failures:
@@ -117,7 +121,7 @@ class Attempts:
             log.info("search, attempt %d failed: %s", len(failures), failures[-1])
 
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.max_retries + 1),
+            stop=lambda state: _counted([*failures, _failure_of(state)]) > self.max_retries,
             wait=self._wait(),
             retry=retry_if_exception(lambda e: isinstance(e, ServerFailure) and e.transient),
             before_sleep=note,
@@ -135,6 +139,46 @@ class Attempts:
             return max(usual(state), asked)
 
         return wait
+
+
+async def patiently(
+    call: Coroutine[None, None, T],
+    patience_s: float,
+    silence: Callable[[float], Awaitable[ServerFailure | None]],
+) -> T:
+    """A server's reply, however long it takes, while the server shows signs of life.
+
+    One that is slow because it is busy would only become busier from being asked again. The caller
+    bounds the whole.
+
+    Args:
+        call: of the server.
+        patience_s: how long it may say nothing before `silence` is asked, and between two askings.
+        silence: the failure to raise where the server is not alive, None where it is; gets the
+            monotonic time since which it has not replied to this call.
+
+    Raises:
+        ServerFailure: what `call` raises or `silence` returns.
+    """
+    task = asyncio.create_task(call)
+    try:
+        while not task.done():
+            since = time.monotonic()
+            await asyncio.wait({task}, timeout=patience_s)
+            if not task.done():
+                failure = await silence(since)
+                if failure is not None and not task.done():
+                    raise failure
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def _counted(failures: Sequence[ServerFailure]) -> int:
+    """How many failures count as attempts."""
+    return sum(failure.retry_after_s == 0 for failure in failures)
 
 
 def _failure_of(state: RetryCallState) -> ServerFailure:

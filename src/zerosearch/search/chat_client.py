@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
-from zerosearch.search.attempts import Attempts, ServerFailure
+from zerosearch.search.attempts import Attempts, ServerFailure, patiently
 from zerosearch.search.chat_servers import ChatReply, ChatServers
 from zerosearch.search.endpoints import AllDown, EndpointPool
 from zerosearch.types import SearchError
@@ -80,9 +81,10 @@ class ChatClient:
         max_concurrency: most chats in progress at a time, over all endpoints. The default is a
             paper's step, 64 questions x 5 siblings: servers such as vLLM queue what they cannot
             run at once, and batch the better the more they see.
-        max_retries: further attempts after a failed connection, a timeout, HTTP 429 or 5xx.
-        attempt_timeout_s: bound of one attempt, so that an endpoint that hangs leaves time to ask
-            another.
+        max_retries: further attempts after a failed connection, a stall, or HTTP 429 or 5xx
+            without Retry-After.
+        attempt_timeout_s: how long an endpoint may say nothing before another is asked. One that is
+            busy, and answers other chats or at least a probe, is waited for.
         backoff_s: wait before the first retry; doubled for each further one, with jitter.
         probe_interval_s: pause between the probes of an endpoint that is down.
         max_outage_s: how long chats wait while all endpoints are down.
@@ -150,8 +152,10 @@ class ChatClient:
             async with self.pool.lease(tally.tried) as endpoint:
                 tally.attempts += 1
                 tally.tried.append(endpoint)
-                return await self.servers.complete(
-                    endpoint, timeout_s=self.attempt_timeout_s, model=self.model, **body
+                return await patiently(
+                    self.servers.complete(endpoint, model=self.model, **body),
+                    self.attempt_timeout_s,
+                    partial(self.pool.silence, endpoint),
                 )
 
         for _ in range(self.attempts.max_retries + 1):

@@ -21,13 +21,13 @@ import aiohttp
 import httpx
 import openai
 
+from zerosearch.search.attempts import PROBE_TIMEOUT_S
 from zerosearch.search.endpoints import CallFailure, FailureKind
 from zerosearch.search.http_failures import checked_url, key_from_env, one_line, retry_after_s
 from zerosearch.search.http_pool import CONNECT_TIMEOUT_S, KEEPALIVE_S
 from zerosearch.search.per_loop import PerLoop
 from zerosearch.text import whole_characters
 
-PROBE_TIMEOUT_S = 5.0
 _NO_KEY = "EMPTY"  # what the client sends to servers that ask for none, such as vLLM
 # The client describes the machine it runs on in every request: nobody's business, and not free.
 _UNSENT = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
@@ -126,12 +126,11 @@ class ChatServers:
         async with (await self._connections.get()).slots:
             yield
 
-    async def complete(self, endpoint: str, *, timeout_s: float, **body: Any) -> ChatReply:
-        """One chat completion.
+    async def complete(self, endpoint: str, **body: Any) -> ChatReply:
+        """One chat completion, however long it takes.
 
         Args:
             endpoint: one of `endpoints`.
-            timeout_s: seconds for the whole call.
             **body: arguments of the API.
 
         Raises:
@@ -140,7 +139,7 @@ class ChatServers:
         url = f"{endpoint}/chat/completions"
         reply = await self._call(
             endpoint,
-            timeout_s,
+            None,
             lambda client: client.post(url, cast_to=httpx.Response, body=body),
         )
         try:
@@ -196,7 +195,7 @@ class ChatServers:
     async def _call(
         self,
         endpoint: str,
-        timeout_s: float,
+        timeout_s: float | None,
         ask: Callable[[openai.AsyncOpenAI], Awaitable[httpx.Response]],
     ) -> bytes:
         client = (await self._connections.get()).client
@@ -217,8 +216,9 @@ class ChatServers:
         status = error.status_code
         said = error.message.removeprefix(f"Error code: {status}").removeprefix(" - ")
         reason = f"HTTP {status}" + (f" ({self.redact(said)})" if said else "")
+        wait_s = retry_after_s(error.response.headers)
         kind: FailureKind = "rejected"
-        if status in (502, 503, 504):
+        if status in (502, 503, 504) and not wait_s:
             kind = "unreachable"  # the words of a gateway whose server is gone, or still starts
         elif status in (408, 429) or status >= 500:
             kind = "faulty"
@@ -226,7 +226,7 @@ class ChatServers:
             endpoint,
             reason + self._mend(status),
             kind=kind,
-            retry_after_s=retry_after_s(error.response.headers),
+            retry_after_s=wait_s,
         )
 
     def _mend(self, status: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -27,7 +28,7 @@ MAX_REST_S = 30.0
 FailureKind = Literal[
     "unreachable",  # no connection, a connection that broke, a gateway without its server
     "certificate",  # as unreachable, but no waiting helps
-    "stalled",  # connected, then no reply in time
+    "stalled",  # connected, then no sign of life in time
     "faulty",  # overload, an internal error, a reply that makes no sense
     "rejected",  # the request, the key or the model is wrong: the same anywhere, at any time
 ]
@@ -69,6 +70,7 @@ class _Health:
     streak: int = 0  # failures since the last success
     rests_until: float = 0.0
     used: int = 0  # number of its last call among all calls
+    answered_at: float = -math.inf  # when its last call succeeded
 
 
 @dataclass(slots=True)
@@ -77,9 +79,10 @@ class _Traffic:
 
     outstanding: Counter[str] = field(default_factory=Counter)
     probes: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    looks: dict[str, asyncio.Task[CallFailure | None]] = field(default_factory=dict)
 
     async def close(self) -> None:
-        tasks = list(self.probes.values())
+        tasks = [*self.probes.values(), *self.looks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -147,8 +150,35 @@ class EndpointPool:
             raise
         else:
             health.streak, health.rests_until = 0, 0.0
+            health.answered_at = time.monotonic()
         finally:
             traffic.outstanding[endpoint] -= 1
+
+    async def silence(self, endpoint: str, since: float) -> CallFailure | None:
+        """Why an endpoint that owes a reply is not to be waited for any longer, if so.
+
+        It is busy where it has answered other calls meanwhile. Where it has not, but other
+        endpoints have, it hangs; where nobody has, a probe tells, one for all who wait.
+
+        Args:
+            endpoint: the one that owes it.
+            since: when the waiting began, monotonic seconds.
+        """
+        if self._health[endpoint].answered_at >= since:
+            return None
+        said = f"no reply within {time.monotonic() - since:.3g} s"
+        if any(self._health[name].answered_at >= since for name in self._up()):
+            reason = f"{said}, while other endpoints reply"
+            return CallFailure(endpoint, reason, kind="stalled")
+        traffic = await self._traffic.get()
+        if endpoint not in traffic.looks:
+            traffic.looks[endpoint] = asyncio.create_task(self._look(endpoint))
+            traffic.looks[endpoint].add_done_callback(lambda _: traffic.looks.pop(endpoint))
+        failure = await asyncio.shield(traffic.looks[endpoint])
+        if failure is None:
+            return None
+        reason = f"{said}, nor to a probe ({failure.reason})"
+        return CallFailure(endpoint, reason, kind=failure.kind)
 
     async def recovered(self) -> None:
         """Wait, while all endpoints are down, until one returns.
@@ -220,19 +250,25 @@ class EndpointPool:
                 task.add_done_callback(lambda _, name=name: traffic.probes.pop(name))
         return list(traffic.probes.values())
 
-    async def _probe_once(self, name: str, health: _Health) -> None:
-        is_first = health.probed_at == 0.0
+    async def _look(self, name: str) -> CallFailure | None:
+        """Probe an endpoint; None where it is alive, though it may say no."""
         try:
             await self._probe(name)
         except CallFailure as failure:
             if failure.kind in ("unreachable", "certificate", "stalled"):
-                health.reason = failure.reason
-                health.mends_itself = failure.kind != "certificate"
-                health.probed_at = time.monotonic()
-                if is_first:
-                    # Not earlier: an idle connection that the server closed meanwhile is no outage.
-                    log.warning("search endpoint %s is down: %s", name, failure.reason)
-                return
+                return failure
+        return None
+
+    async def _probe_once(self, name: str, health: _Health) -> None:
+        is_first = health.probed_at == 0.0
+        if failure := await self._look(name):
+            health.reason = failure.reason
+            health.mends_itself = failure.kind != "certificate"
+            health.probed_at = time.monotonic()
+            if is_first:
+                # Not earlier: an idle connection that the server closed meanwhile is no outage.
+                log.warning("search endpoint %s is down: %s", name, failure.reason)
+            return
         if not is_first and health.down_since is not None:
             seconds = time.monotonic() - health.down_since
             log.warning("search endpoint %s is back after %.1f s", name, seconds)

@@ -6,15 +6,17 @@ The server sees the query alone: neither the question, nor the golden answers, n
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
-from zerosearch.search.attempts import Attempts, ServerFailure
+from zerosearch.search.attempts import PROBE_TIMEOUT_S, Attempts, ServerFailure, patiently
 from zerosearch.search.dialects import get_dialect
 from zerosearch.search.http_failures import call, checked_url, json_body, key_from_env
 from zerosearch.search.http_pool import open_client
@@ -36,9 +38,10 @@ class RetrieverSearch:
         url: where queries are posted; `/retrieve` is added to a URL without a path.
         dialect: what the server speaks, a key of `zerosearch.search.dialects.DIALECTS`.
         max_concurrency: most searches in progress at a time.
-        max_retries: further attempts after a failed connection, a timeout, HTTP 429 or 5xx, or a
-            reply that cannot be read.
-        attempt_timeout_s: bound of one attempt; `SearchRequest.timeout_s` bounds the whole search.
+        max_retries: further attempts after a failed connection, a stall, HTTP 429 or 5xx without
+            Retry-After, or a reply that cannot be read.
+        attempt_timeout_s: how long the server may say nothing before it is asked again. One that is
+            busy, and answers others or at least a GET, is waited for.
         backoff_s: wait before the first retry; doubled for each further one, with jitter.
         api_key_env: environment variable with a key, sent as bearer token; None sends none.
 
@@ -70,6 +73,7 @@ class RetrieverSearch:
         self.attempt_timeout_s = attempt_timeout_s
         self._max_concurrency = max_concurrency
         self._api_key_env = api_key_env
+        self._answered_at = -math.inf
         self._connections = PerLoop(self._connect, lambda held: held.client.aclose())
 
     async def search(self, request: SearchRequest) -> SearchResult:
@@ -90,7 +94,13 @@ class RetrieverSearch:
         async def attempt(failures: int) -> list[Document]:
             nonlocal failed
             failed = failures
-            return await self._ask(held, request.query, request.top_k, self.attempt_timeout_s)
+            documents = await patiently(
+                self._ask(held, request.query, request.top_k, request.timeout_s),
+                self.attempt_timeout_s,
+                partial(self._silence, held),
+            )
+            self._answered_at = time.monotonic()
+            return documents
 
         held = await self._connections.get()
         async with held.slots:
@@ -152,6 +162,18 @@ class RetrieverSearch:
         except ValueError as error:
             reason = f"the reply is no answer in dialect {self.dialect_name}: {error}"
         raise ServerFailure(self.url, reason, transient=True)
+
+    async def _silence(self, held: _Connections, since: float) -> ServerFailure | None:
+        """The failure of a server that has said nothing to anyone; see `patiently`."""
+        if self._answered_at >= since:
+            return None
+        said = f"no reply within {time.monotonic() - since:.3g} s"
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await held.client.get(self.url)  # any answer shows that it is alive
+        except (TimeoutError, httpx.HTTPError):
+            return ServerFailure(self.url, said, transient=True)
+        return None
 
     def _connect(self) -> _Connections:
         key = self._key()

@@ -16,6 +16,8 @@ from typing import Any
 import diskcache
 from diskcache.core import DBNAME, MODE_RAW, UNKNOWN
 
+from zerosearch.errors import ZeroSearchError
+
 GIB = 2**30
 # What waits for another process's write is the event loop, so it may not take long.
 BUSY_TIMEOUT_S = 1
@@ -23,7 +25,7 @@ BUSY_TIMEOUT_S = 1
 log = logging.getLogger(__name__)
 
 
-class StoreError(Exception):
+class StoreError(ZeroSearchError):
     """The file cannot be used; says why."""
 
 

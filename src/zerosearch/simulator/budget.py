@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zerosearch.errors import ZeroSearchError
 from zerosearch.journal import Journal
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import SearchError, SearchRequest, SearchResult
 
 
-class BudgetUsedUp(Exception):
+class BudgetUsedUp(ZeroSearchError):
     """There is no query or dollar left; says which setting to raise."""
 
 

@@ -109,8 +109,8 @@ def check_strategy(algorithm: Algorithm, strategy: Strategy) -> None:
         and not strategy._ddp_kwargs.get("find_unused_parameters")
     ):
         raise ValueError(
-            "trainer.strategy=ddp: policy and critic have backward passes of their own, which "
-            "plain DDP waits for together; set trainer.strategy=ddp_find_unused_parameters_true"
+            "trainer=ddp: policy and critic have backward passes of their own, which plain DDP "
+            "waits for together; set trainer.strategy.find_unused_parameters=true"
         )
 
 

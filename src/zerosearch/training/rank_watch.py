@@ -1,4 +1,4 @@
-"""A rank that dies takes the others with it soon, and the run says which one it was.
+"""A rank that fails takes the others with it soon, and the run ends with what that rank said.
 
 Lightning's launcher kills everything without a word when one of its processes fails, and its
 processes wait for ever when the launching one dies. torchrun and SLURM watch theirs themselves
@@ -14,57 +14,133 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.strategies.launchers.subprocess_script import _set_num_threads_if_needed
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from zerosearch.endings import in_words
+from zerosearch.errors import RunError, ZeroSearchError
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _NOTICE_S = 10.0  # between a broken connection and the exit status of the process behind it
 _GRACE_S = 30.0  # to end in an orderly way, with a summary, before being ended
-_MEND = "go on from the last checkpoint with resume=<run folder>"
+_RESUME = "go on from the last checkpoint with resume=<run folder>"
 
 
-class RankLost(RuntimeError):
-    """Another process of the run has died."""
+class RankLost(RunError):
+    """Another process of the run has failed; says which, and what it said."""
+
+
+class FirstFailure:
+    """Which rank failed first, and how, in a file of the run folder that all ranks can read.
+
+    The others fail in consequence, with errors of NCCL or gloo, and often end later. They must not
+    have the last word. torchrun's error files serve the same end.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "first_failure.txt"
+
+    def forget(self) -> None:
+        """Remove what an earlier start of the run has left."""
+        self._path.unlink(missing_ok=True)
+
+    def read(self) -> str | None:
+        """What is known of the first failure; None where no rank has failed yet."""
+        with suppress(OSError):
+            return self._path.read_text(encoding="utf-8") or None
+        return None
+
+    def claim(self, said: str) -> bool:
+        """Keep what is said, unless another rank was faster; whether it was kept."""
+        try:
+            with self._path.open("x", encoding="utf-8") as file:
+                file.write(said)
+        except OSError:  # there is one, or the disk is full
+            return self.read() is None
+        return True
 
 
 class WatchedLauncher(_SubprocessScriptLauncher):
     """Starts a process per further rank, in the process of rank 0; in the others it only watches.
 
-    A lost connection is raised as `RankLost`. A process that does not notice the loss (because
-    NCCL waits, or because it computes for long) is ended after half a minute.
+    What a rank raises by itself stays as it is. What it raises because it has lost another one
+    becomes `RankLost` with the words of the rank that failed first; one process says them, and
+    rank 0. A process that does not notice the loss (because NCCL waits, or because it computes for
+    long) is ended after half a minute.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._parent = os.getppid()
 
-    def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+    def launch(self, function: Callable, *args: Any, trainer: Any, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(
             num_devices=self.num_processes, num_nodes=self.num_nodes
         )
+        first = FirstFailure(Path(trainer.default_root_dir))
         if not self.cluster_environment.creates_processes_externally:
+            first.forget()
             self._call_children_scripts()
-        _Watch.start_once(self.procs, self._parent)
+        _Watch.start_once(self.procs, self._parent, first)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         try:
             return function(*args, **kwargs)
-        except RuntimeError as error:
-            if not _is_lost_connection(error):
+        except Exception as error:
+            rank = self.cluster_environment.global_rank()
+            lost = self._who_failed(first) if _is_lost_connection(error) else None
+            if lost is None:
+                first.claim(f"rank {rank} failed: {in_words(error)}")
                 raise
-            raise RankLost(self._who_died()) from error
+            if not first.claim(lost) and rank != 0:
+                raise SystemExit(1) from error  # that rank, or rank 0, says why
+            raise RankLost(f"{first.read() or lost}; {_RESUME}") from error
 
-    def _who_died(self) -> str:
+    def _who_failed(self, first: FirstFailure) -> str | None:
+        """What is known of another rank's failure, soon after it; None where none has failed."""
         deadline = time.monotonic() + _NOTICE_S
         while time.monotonic() < deadline:
-            if lost := _lost_rank(self.procs, self._parent):
+            if lost := first.read() or _lost_rank(self.procs, self._parent):
                 return lost
             time.sleep(_POLL_S / 4)
-        return "the connection to another rank was lost: its own message, or rank 0's, says why"
+        return None
+
+
+class WatchedProcesses:
+    """What makes a strategy of Lightning's start its processes by `WatchedLauncher`."""
+
+    cluster_environment: Any
+    num_processes: int
+    num_nodes: int
+
+    def _configure_launcher(self) -> None:
+        # also where Lightning has started this process: its children watch rank 0
+        if isinstance(self.cluster_environment, LightningEnvironment):
+            self._launcher = WatchedLauncher(
+                self.cluster_environment, self.num_processes, self.num_nodes
+            )
+
+
+class ReplicatedStrategy(WatchedProcesses, DDPStrategy):
+    """The Lightning strategy of `trainer=ddp`: every rank keeps the whole model.
+
+    Args:
+        find_unused_parameters: a backward pass need not reach every parameter, as with a critic.
+    """
+
+    def __init__(self, *, find_unused_parameters: bool = False) -> None:
+        super().__init__(find_unused_parameters=find_unused_parameters)
 
 
 class _Watch(threading.Thread):
@@ -72,16 +148,17 @@ class _Watch(threading.Thread):
 
     _running: _Watch | None = None
 
-    def __init__(self, children: list[subprocess.Popen], parent: int) -> None:
+    def __init__(self, children: list[subprocess.Popen], parent: int, first: FirstFailure) -> None:
         super().__init__(daemon=True, name="rank-watch")
         self._children = children
         self._parent = parent
+        self._first = first
 
     @classmethod
-    def start_once(cls, children: list[subprocess.Popen], parent: int) -> None:
+    def start_once(cls, children: list[subprocess.Popen], parent: int, first: FirstFailure) -> None:
         """One thread for all stages of a run."""
         if cls._running is None:
-            cls._running = cls(children, parent)
+            cls._running = cls(children, parent, first)
             cls._running.start()
 
     def run(self) -> None:
@@ -89,8 +166,11 @@ class _Watch(threading.Thread):
             if self._children and all(child.returncode == 0 for child in self._children):
                 return
             time.sleep(_POLL_S)
+        if self._children:  # the others see rank 0 alone
+            self._first.claim(lost)
         time.sleep(_GRACE_S)
-        log.error("%s, and this rank has not noticed: it ends now", lost)
+        said = self._first.read() or lost
+        log.error("a rank that has not noticed it ends now, since %s; %s", said, _RESUME)
         logging.shutdown()
         for child in self._children:
             child.kill()
@@ -100,17 +180,22 @@ class _Watch(threading.Thread):
 def _lost_rank(children: list[subprocess.Popen], parent: int) -> str | None:
     """Which rank has died, of those that this process can see; rank 0 sees all of its machine."""
     if not children and os.getppid() != parent:
-        return f"rank 0 (process {parent}) has ended before this rank; {_MEND}"
+        return f"rank 0 (process {parent}) has ended before this rank"
     for rank, child in enumerate(children, start=1):
         if code := child.poll():
             if code < 0:
                 how = f"was killed by {signal.Signals(-code).name} (often for lack of memory)"
             else:
                 how = f"exited with {code} (its own message says why)"
-            return f"rank {rank} (process {child.pid}) {how}; {_MEND}"
+            return f"rank {rank} (process {child.pid}) {how}"
     return None
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because a process is gone; gloo raises plain RuntimeErrors."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether a collective failed, as it does where a process is gone.
+
+    gloo raises plain RuntimeErrors, and a torch call that finds NCCL aborted one with its name.
+    """
+    if isinstance(error, ZeroSearchError) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))

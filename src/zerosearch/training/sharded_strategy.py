@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -32,12 +31,12 @@ from zerosearch.policy.checkpoints import (
 )
 from zerosearch.policy.sharding import Sharding
 from zerosearch.ranges import Positive
-from zerosearch.training.rank_watch import WatchedLauncher
+from zerosearch.training.rank_watch import WatchedProcesses
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-class FullyShardedStrategy(ModelParallelStrategy):
+class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
     """Shards weights, gradients and optimizer states over all processes, on GPUs or CPUs.
 
     Lightning's own strategy knows no dtypes and no offloading: it leaves sharding to the module,
@@ -94,13 +93,6 @@ class FullyShardedStrategy(ModelParallelStrategy):
             cpu_offload=self.cpu_offload,
             reshard_after_forward=self.reshard_after_forward,
         )
-
-    def _configure_launcher(self) -> None:
-        # also where Lightning has started this process: its children watch rank 0
-        if isinstance(self.cluster_environment, LightningEnvironment):
-            self._launcher = WatchedLauncher(
-                self.cluster_environment, self.num_processes, self.num_nodes
-            )
 
     def _get_process_group_backend(self) -> str:
         if self.cpu_offload and self.root_device.type == "cuda":
