@@ -27,6 +27,7 @@ from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import ReferencePolicy
+from zerosearch.policy.sharding import record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.reward.rubric import RewardScore, Rubric
@@ -162,6 +163,7 @@ class SearchPolicyModule(EvaluatingModule):
         self.tokenizer = self.policy_source.load_tokenizer()
         sharding = sharding_of(self)
         self.model = load_policy(self.policy_source, sharding)
+        record_autocast(self.model, self.trainer.precision)
         if self.algorithm.needs_reference:
             self.reference = make_reference(self.policy_source, self.model, sharding)
         if self.algorithm.critic is not None:

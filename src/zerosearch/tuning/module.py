@@ -25,6 +25,7 @@ from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy
 from zerosearch.policy.logprobs import packs_sequences
+from zerosearch.policy.sharding import record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, Seed
 from zerosearch.runs import PROMPT_FILE
@@ -126,6 +127,7 @@ class SimulatorTuningModule(LightningModule):
         if self.model is None:
             self.tokenizer = self.policy_source.load_tokenizer()
             self.model = load_policy(self.policy_source, sharding_of(self))
+            record_autocast(self.model, self.trainer.precision)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of what is trained."""
