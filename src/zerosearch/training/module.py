@@ -54,6 +54,7 @@ from zerosearch.training.record import StepRecord
 from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sampler import EpisodeSampler
 from zerosearch.training.sharded_strategy import sharding_of
+from zerosearch.training.trainer_settings import prepare_trainer
 from zerosearch.types import Trajectory
 
 
@@ -155,6 +156,10 @@ class SearchPolicyModule(EvaluatingModule):
         self._optimizer_settings: list[list[dict[str, Any]]] = []  # as configured
 
     # -- set-up ------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Before the model is loaded."""
+        prepare_trainer(self.trainer, self.policy_source)
 
     def configure_model(self) -> None:
         """Load policy and tokenizer, and where the algorithm needs them reference and critic."""

@@ -35,6 +35,7 @@ from zerosearch.training.metrics import Means, peak_memory_gib
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.record import StepRecord
 from zerosearch.training.sharded_strategy import sharding_of
+from zerosearch.training.trainer_settings import prepare_trainer
 from zerosearch.tuning.chat_template import servable
 from zerosearch.tuning.data import ExampleBatch
 from zerosearch.tuning.examples import EncodedExample, collate, encode
@@ -121,6 +122,10 @@ class SimulatorTuningModule(LightningModule):
         self._is_bound = False
 
     # -- set-up ------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Before the model is loaded."""
+        prepare_trainer(self.trainer, self.policy_source)
 
     def configure_model(self) -> None:
         """Load model and tokenizer."""
