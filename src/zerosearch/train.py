@@ -32,6 +32,7 @@ KEYS = {
     "steps": COUNT,
     "seed": SEED,
     "threads": COUNT_OR_NULL,
+    "tf32": FLAG,
     "test": FLAG,
     "resume": PLACE,
     "tags": WORDS,
