@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loops import utilities
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from peft import LoraConfig
 
 from tests.helpers import tuning
 from tests.helpers.models import save_policy_folder
@@ -20,6 +21,7 @@ from tests.helpers.training import make_data, make_questions, make_training
 from tests.helpers.words import save_word_policy
 from zerosearch.policy.source import PolicySource
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
+from zerosearch.training.trainer_settings import check_precision
 
 Made = tuple[LightningModule, LightningDataModule]
 
@@ -84,3 +86,21 @@ def test_a_precision_that_trains_other_weights_is_refused(
     with pytest.raises(ValueError, match=rf"trainer.precision={precision}: .*; use bf16-mixed"):
         trainer.fit(module, data)
     assert module.model is None, "before a model is loaded"
+
+
+@pytest.mark.parametrize("name", [None, 32, "32-true", "bf16", "bf16-mixed"])
+def test_precisions_that_keep_float32_weights(name: Any) -> None:
+    check_precision(name)
+
+
+def test_a_head_that_is_trained_beside_a_bfloat16_base_needs_autocast(tmp_path: Path) -> None:
+    save_word_policy(tmp_path)
+    head = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    source = PolicySource(path=str(tmp_path), dtype="bfloat16", lora=head)
+    data = make_data(make_questions(2))
+    message = r"modules_to_save=\['lm_head'\].*model.dtype=bfloat16.*use trainer.precision=bf16-mix"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(callbacks=[], val_every=None).fit(make_training(policy=source), data)
+    module = make_training(policy=source)
+    make_trainer(1, callbacks=[], val_every=None, precision="bf16-mixed").fit(module, data)
+    assert module.policy_step == 1
