@@ -9,10 +9,11 @@ from lightning.pytorch import Callback, Trainer
 
 
 class TensorFloat32(Callback):
-    """Lets float32 matrices be multiplied in TF32, several times as fast, where a GPU computes.
+    """Lets float32 matrices be multiplied in TF32 where a GPU computes.
 
-    TF32 keeps the 8 bits of exponent and 10 of the 23 bits of mantissa, as float16 does; sums stay
-    float32. Nothing is set where a CPU computes, whose float32 the same switch of torch can change.
+    TF32 keeps 10 of the 23 bits of mantissa of what is multiplied; sums stay float32. An A100 does
+    156 in place of 19.5 TFLOP/s with it (NVIDIA's data sheet). Nothing is set where a CPU computes,
+    whose float32 the same switch of torch may change.
 
     Args:
         enabled: False multiplies in float32.
