@@ -58,8 +58,7 @@ class PolicySource:
     """Description of a policy model. In YAML the node needs `_convert_: all`."""
 
     path: str  # folder, hub name, or pkg://package/folder of an installed package
-    # of weights that are frozen or only used; trained ones are float32. "auto" is that of the files
-    dtype: str = "float32"
+    dtype: str = "float32"  # of frozen weights, see `load_model`; "auto": that of the files
     attn_implementation: str = "sdpa"
     chat: bool = False  # prompts go through the chat template
     lora: LoraConfig | None = None  # None: full training
@@ -247,10 +246,9 @@ class PolicySource:
         return "float32" if trained and self.lora is None else self.dtype
 
     def _from_config(self, config: PretrainedConfig, dtype: str) -> PreTrainedModel:
-        named = None if dtype == "auto" else getattr(torch, dtype)
         return AutoModelForCausalLM.from_config(
             config,
-            dtype=named or config.dtype or torch.float32,
+            dtype=(config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
         )
