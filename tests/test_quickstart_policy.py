@@ -6,6 +6,7 @@ import asyncio
 
 import hydra
 import pytest
+from lightning.pytorch import Trainer
 
 from tests.helpers.configs import compose_config
 from zerosearch.data.datamodule import QADataModule
@@ -18,6 +19,7 @@ from zerosearch.types import Question, Trajectory
 def module(tmp_path_factory) -> SearchPolicyModule:
     cfg = compose_config(tmp_path_factory.mktemp("run"))
     module = hydra.utils.instantiate(cfg.module)
+    module.trainer = Trainer(logger=False, enable_checkpointing=False)
     module.configure_model()
     return module
 

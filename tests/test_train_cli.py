@@ -391,6 +391,7 @@ def test_a_corrupt_parquet_file(
         (["~curriculum"], "callbacks.curriculum has no _target_: choose a curriculum="),
         (["curriculum.end=1.5"], "curriculum.end=1.5: give at most 1"),
         (["optimizer.lr=-1"], "optimizer.lr=-1: give at least 0"),
+        (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: weights that are trained"),
         (["resume=no_such_run"], "resume=no_such_run"),
     ],
     ids=lambda part: part[-1] if isinstance(part, list) else "",

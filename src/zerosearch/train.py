@@ -32,6 +32,7 @@ KEYS = {
     "steps": COUNT,
     "seed": SEED,
     "threads": COUNT_OR_NULL,
+    "tf32": FLAG,
     "test": FLAG,
     "resume": PLACE,
     "tags": WORDS,
@@ -57,9 +58,11 @@ def train_policy(cfg: DictConfig, summary: Summary) -> None:
     from zerosearch.search.simulated import answered_by
     from zerosearch.simulator.launch import launched
     from zerosearch.training.preflight import check_accelerator, check_run
+    from zerosearch.training.trainer_settings import check_precision
 
     check_nodes(cfg, *COMPONENTS)
     check_accelerator(cfg.trainer.accelerator)
+    check_precision(cfg.trainer.get("precision"))
     check_memory(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     checkpoint = find_checkpoint(cfg.resume, summary.path.parent)
@@ -88,9 +91,11 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
     from zerosearch.nodes import check_nodes
     from zerosearch.policy.memory import check_memory
     from zerosearch.training.preflight import check_accelerator
+    from zerosearch.training.trainer_settings import check_precision
 
     check_nodes(cfg, *COMPONENTS)
     check_accelerator(cfg.trainer.accelerator)
+    check_precision(cfg.trainer.get("precision"))
     check_memory(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     checkpoint = find_checkpoint(cfg.resume, summary.path.parent)

@@ -40,7 +40,7 @@ class GivenPolicy(PolicySource):
     def load_config(self):
         return self.given.config
 
-    def load_model(self) -> PreTrainedModel:
+    def load_model(self, *, trained: bool = True) -> PreTrainedModel:
         return self.given
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -52,7 +52,7 @@ class GivenPolicy(PolicySource):
 class CopiedPolicy(GivenPolicy):
     """Every model that is loaded is another one, as from files."""
 
-    def load_model(self) -> PreTrainedModel:
+    def load_model(self, *, trained: bool = True) -> PreTrainedModel:
         return copy.deepcopy(self.given)
 
 

@@ -76,9 +76,21 @@ def tune(
     data: TuningData,
     *callbacks: Callback,
     resume: Path | None = None,
+    start: bool = False,
     **trainer: Any,
 ) -> SimulatorTuningModule:
-    """Run the tuning to its last step, or to where a callback stops it."""
+    """Run the tuning to its last step, or to where a callback stops it.
+
+    Args:
+        module: what is tuned.
+        data: its rows.
+        callbacks: of the trainer.
+        resume: checkpoint to go on from.
+        start: evaluate before the first step, as a run does.
+        trainer: further arguments of the trainer.
+    """
     made = make_trainer(module.policy_steps, callbacks=list(callbacks), val_every=2, **trainer)
+    if start:
+        made.test(module, data, verbose=False)
     made.fit(module, data, ckpt_path=resume, weights_only=False)
     return module

@@ -34,11 +34,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "several files": {"path": "split"},
     "torch's format": {"path": "bin"},
     "random": {"random_init": True},
+    "bfloat16": {"dtype": "bfloat16"},
     "bfloat16 base with adapters": {"dtype": "bfloat16", "lora": LINEAR},
     "gaussian adapters": {"lora": {**LINEAR, "init_lora_weights": "gaussian"}},
     "adapters that start from the base": {"lora": {**LINEAR, "use_dora": True}},
     "a head that is trained whole": {
-        "lora": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+        "dtype": "bfloat16",
+        "lora": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     },
 }
 
@@ -192,14 +194,6 @@ def test_files_that_are_not_of_the_model_are_refused(
 
     with pytest.raises(ValueError, match=r"model.norm.weight has shape \[7\].*has \[64\]"):
         load_policy(edited(root, tmp_path, cut), sharding)
-
-
-def test_weights_that_would_be_trained_in_bfloat16_are_refused(
-    root: Path, sharding: Sharding
-) -> None:
-    source = PolicySource(path=str(root / "full"), dtype="bfloat16")
-    with pytest.raises(ValueError, match=r"model.dtype=bfloat16.*set model.dtype=float32"):
-        load_policy(source, sharding)
 
 
 def test_what_whole_loading_refuses_is_refused_alike(

@@ -200,7 +200,7 @@ def forward_bytes(layers: int, dtype: str, checkpointing: bool, model_type: str)
     shape = {**QWEN, "num_hidden_layers": layers, "model_type": model_type}
     model = source(
         architecture=shape, dtype=dtype, gradient_checkpointing=checkpointing
-    ).load_model()
+    ).load_model(trained=False)
     ids = torch.zeros(2, 96, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[1, 64:] = 0

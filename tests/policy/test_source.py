@@ -57,11 +57,20 @@ def test_loads_weights_and_tokenizer(folder: Path) -> None:
     assert tokenizer.decode(ids) == "<s>Hi"
 
 
-def test_dtype_of_loaded_and_meta_model(folder: Path) -> None:
-    assert PolicySource(path=str(folder), dtype="bfloat16").load_model().dtype == torch.bfloat16
-    on_meta = PolicySource(path=str(folder), dtype="bfloat16").build_on_meta()
-    assert {p.dtype for p in on_meta.parameters()} == {torch.bfloat16}
-    assert PolicySource(path=str(folder), dtype="auto").load_model().dtype == torch.float32
+def test_what_is_trained_is_float32_and_the_rest_as_asked(folder: Path) -> None:
+    half = PolicySource(path=str(folder), dtype="bfloat16")
+    assert half.load_model(trained=False).dtype == torch.bfloat16
+    head = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    for lora in (None, head):
+        source = PolicySource(path=str(folder), dtype="bfloat16", lora=lora)
+        for model in (source.load_model(), source.build_on_meta()):
+            kept = {(p.requires_grad, p.dtype) for p in model.parameters()}
+            assert kept == {(True, torch.float32)} | ({(False, torch.bfloat16)} if lora else set())
+    weights = parameters(PolicySource(path=str(folder)).load_model())
+    for name, tensor in parameters(half.load_model()).items():
+        assert torch.equal(tensor, weights[name]), "read as the files have it"
+    auto = PolicySource(path=str(folder), dtype="auto")
+    assert auto.load_model(trained=False).dtype == torch.float32
     with pytest.raises(ValueError, match=r"model.dtype=int8 is unknown"):
         PolicySource(path=str(folder), dtype="int8").check()
 

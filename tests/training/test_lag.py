@@ -80,11 +80,10 @@ def test_lag_0_is_what_it_was_with_the_weights_that_are_shared() -> None:
         torch.testing.assert_close(tensor, weights(shared)[name], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("lag", [0, 1])
-def test_sampling_and_training_compute_in_the_same_precision(precision: str, lag: int) -> None:
+def test_sampling_and_training_compute_in_the_same_precision(lag: int) -> None:
     frozen = make_lagging(lag=lag, optimizer=partial(torch.optim.SGD, lr=0.0))
-    records = fit(frozen, make_questions(4), precision=precision)
+    records = fit(frozen, make_questions(4), precision="bf16-mixed")
     # bfloat16 against float32, or log-probs rounded to bfloat16, differ by 1e-3 and more
     assert max(record.metrics["rollout/logprob_gap"] for record in records) < 1e-5
 

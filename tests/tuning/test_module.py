@@ -76,7 +76,7 @@ class Watched(SimulatorTuningModule):
 
 
 def run(policy: Path, rows: Path, *callbacks: Callback, **fields: Any) -> Watched:
-    given = ("resume", "strategy", "plugins", "devices")
+    given = ("resume", "start", "strategy", "plugins", "devices")
     trainer = {name: fields.pop(name) for name in given if name in fields}
     lora, poisoned = fields.pop("lora", None), fields.pop("poisoned", frozenset())
     data = make_data(rows, fields.pop("examples_per_step", 6))
@@ -125,8 +125,9 @@ def tune_rank(rank: int, world_size: int, policy: Path, rows: Path, out: Path) -
         settings["strategy"] = FullyShardedStrategy(param_dtype="float32")
         settings["devices"] = world_size
         settings["plugins"] = [LightningEnvironment(), AtomicCheckpointIO()]
-    export = PolicyExport(out / "simulator")
-    found = run(policy, rows, export, steps=3, fidelity_examples=0, **settings)
+    # evaluations that end with a forward pass, before the optimizer is made and before checkpoints
+    callbacks = [PolicyExport(out / "simulator"), PolicyCheckpoint(out / "checkpoints", 1)]
+    found = run(policy, rows, *callbacks, steps=3, fidelity_examples=0, start=True, **settings)
     if rank == 0:
         torch.save(
             {"gradients": found.gradients, "val": found.validation_metrics, "losses": found.losses},

@@ -34,7 +34,8 @@ class BoundPolicy:
         model: causal LM (a PEFT wrapper too) on its final device.
         tokenizer: the one that made the prompts.
         copied: sample from a whole copy with merged adapters, which `refresh` fills.
-        copy_dtype: of the copy; None is the dtype that the policy computes in.
+        copy_dtype: of the copy; None is the dtype that the weights have in the policy's forward
+            pass, which autocast then casts in the copy as it does in the policy.
 
     Raises:
         ValueError: the model's layers keep another state than keys and values.
@@ -54,7 +55,8 @@ class BoundPolicy:
         self.policy: nn.Module = model  # the one that is trained
         self.model = model  # the one that samples
         if copied or is_sharded(model):
-            self.model = _empty_copy(model, copy_dtype or compute_dtype(model))
+            own = compute_dtype(model) if is_sharded(model) else next(model.parameters()).dtype
+            self.model = _empty_copy(model, copy_dtype or own)
         self.device: torch.device = next(self.model.parameters()).device
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.tokens = PolicyTokens(model, tokenizer)

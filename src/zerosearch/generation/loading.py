@@ -26,7 +26,7 @@ async def load_to_sample(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = source.load_tokenizer()
-    model = source.load_model().requires_grad_(False).eval()
+    model = source.load_model(trained=False).requires_grad_(False).eval()
     generator.bind(nn.Module.to(model, device), tokenizer)
     await generator.sync_weights(model)
     return tokenizer

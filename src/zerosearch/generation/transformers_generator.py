@@ -58,8 +58,8 @@ class TransformersGenerator:
         copy_weights: sample from a copy, made at each sync, with adapters merged: for the memory of
             one more model, rollouts may go on while the policy is trained. A sharded policy is
             copied in any case.
-        copy_dtype: of the copy; None is the dtype that the policy computes in. Under autocast
-            "bfloat16" halves its memory and samples as the policy computes.
+        copy_dtype: of the copy; None is the dtype that the weights have in the policy's forward
+            pass. Under autocast "bfloat16" halves its memory, at the price of small differences.
     """
 
     def __init__(

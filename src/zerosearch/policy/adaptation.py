@@ -68,6 +68,9 @@ def check_lora(lora: LoraConfig) -> None:
 def add_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:
     """Put adapters around the layers that `lora` names; the model's own weights are frozen.
 
+    What is trained is float32 whatever the model is in, also modules that are trained whole
+    (`modules_to_save`), which PEFT leaves in the model's dtype.
+
     Raises:
         ValueError: one tied matrix would be adapted in one of its two places.
     """
@@ -82,6 +85,9 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:
             f"{model.config.model_type} and could not be exported: leave them out of "
             "target_modules and modules_to_save"
         )
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return cast(PeftModel, adapted)
 
 

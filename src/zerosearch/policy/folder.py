@@ -24,5 +24,6 @@ def plain_folder(source: PolicySource, folder: str) -> str:
         OSError: the folder cannot be written.
     """
     if not (Path(folder) / CONFIG_FILE).is_file():
-        save_policy(source.load_model(), source.load_tokenizer(), folder, extra={})
+        model = source.load_model(trained=False)
+        save_policy(model, source.load_tokenizer(), folder, extra={})
     return folder

@@ -52,8 +52,8 @@ def load_policy(source: PolicySource, sharding: Sharding | None) -> nn.Module:
         A causal LM or PeftModel in training mode; where sharded, its parameters are DTensors.
 
     Raises:
-        ValueError: as `load_model`; where sharded also: trainable weights would not be float32, or
-            the files lack tensors of the model or hold others.
+        ValueError: as `load_model`; where sharded also: the files lack tensors of the model or hold
+            others.
     """
     if sharding is None:
         return source.load_model()
@@ -114,19 +114,7 @@ def _skeleton(source: PolicySource, config: PretrainedConfig) -> nn.Module:
     """The model of `source` on the meta device, without dropout."""
     model = source.build_on_meta(copy.deepcopy(config))
     switch_off_dropout(base_model(model))
-    _check_master_weights(model)
     return model
-
-
-def _check_master_weights(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise ValueError(
-                f"model.dtype={str(parameter.dtype).removeprefix('torch.')}: under trainer=fsdp "
-                "weights that are trained are kept in float32, because small updates would be "
-                "rounded away; set model.dtype=float32 (trainer.strategy.param_dtype is what "
-                "they are computed in)"
-            )
 
 
 def _from_files(

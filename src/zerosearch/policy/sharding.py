@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from zerosearch.policy.adaptation import decoder_layers
 
-# attributes of a sharded model
+# attributes of a model whose parameters do not say them
 _COMPUTE_DTYPE = "zerosearch_compute_dtype"
 _COMPUTE_DEVICE = "zerosearch_compute_device"
 
@@ -129,8 +129,24 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """What Lightning's precision of this name casts to in forward passes; None: nothing."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+
+
+def record_autocast(model: nn.Module, precision: str) -> None:
+    """Let `compute_dtype` know that forward passes run under the autocast of a trainer.
+
+    Args:
+        model: just loaded.
+        precision: of the trainer, by Lightning's name.
+    """
+    if (dtype := autocast_dtype(precision)) is not None:
+        setattr(model, _COMPUTE_DTYPE, dtype)
+
+
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that the weights have in a forward pass."""
+    """What matrices are multiplied in: the dtype of gathered shards, of autocast, or of weights."""
     return getattr(model, _COMPUTE_DTYPE, None) or next(model.parameters()).dtype
 
 

@@ -59,7 +59,7 @@ class PolicySource:
     """Description of a policy model. In YAML the node needs `_convert_: all`."""
 
     path: str  # folder, hub name, or pkg://package/folder of an installed package
-    dtype: str = "float32"  # "auto" keeps the dtype of the files
+    dtype: str = "float32"  # of frozen weights, see `load_model`; "auto": that of the files
     attn_implementation: str = "sdpa"
     chat: bool = False  # prompts go through the chat template
     lora: LoraConfig | None = None  # None: full training
@@ -92,8 +92,12 @@ class PolicySource:
             check_files(self.tokenizer_path, "tokenizer", field="model.tokenizer_path")
 
     @as_input_errors("model.path cannot be loaded")
-    def load_model(self) -> PreTrainedModel | PeftModel:
+    def load_model(self, *, trained: bool = True) -> PreTrainedModel | PeftModel:
         """Load the model on the CPU, in training mode, without dropout, adapted as asked.
+
+        Args:
+            trained: keep in float32 what is trainable, whatever `dtype` is: in bfloat16 an update
+                below 1/512 of a weight is rounded away. False is for a model that is only used.
 
         Returns:
             A causal LM, or with `lora` a PeftModel whose adapters alone are trainable.
@@ -102,14 +106,15 @@ class PolicySource:
             ValueError: see `check`; or the weights are not of `architecture`.
         """
         self.check()
+        dtype = self._base_dtype(trained)
         with seeded(self.init_seed):
             if self.random_init:
-                model = self._from_config(self.load_config())
+                model = self._from_config(self.load_config(), dtype)
             elif self.gguf_file is not None:
-                model = self._dequantised()
+                model = self._dequantised(dtype)
             else:
                 model = AutoModelForCausalLM.from_pretrained(
-                    dtype=self.dtype,
+                    dtype=dtype,
                     attn_implementation=self.attn_implementation,
                     **self._arguments("weights"),
                 )
@@ -202,13 +207,14 @@ class PolicySource:
             return config, None  # transformers then derives them from the configuration
 
     def build_on_meta(self, config: PretrainedConfig | None = None) -> PreTrainedModel | PeftModel:
-        """The model without memory: shapes, parameter counts and module names (meta device).
+        """The model as it is trained, without memory: shapes, dtypes and names (meta device).
 
         Args:
             config: of the model; None is `load_config`.
         """
         with seeded(self.init_seed), torch.device("meta"):
-            return self.adapt(self._from_config(config or self.load_config()))
+            model = self._from_config(config or self.load_config(), self._base_dtype(trained=True))
+            return self.adapt(model)
 
     def adapt(self, model: PreTrainedModel) -> PreTrainedModel | PeftModel:
         """Add to a plain model what this description asks for."""
@@ -238,27 +244,28 @@ class PolicySource:
                     f"model.path have {loaded}: correct it, or set model.architecture=null"
                 )
 
-    def _from_config(self, config: PretrainedConfig) -> PreTrainedModel:
-        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+    def _base_dtype(self, trained: bool) -> str:
+        """Of the model's own weights, which with adapters are frozen."""
+        return "float32" if trained and self.lora is None else self.dtype
+
+    def _from_config(self, config: PretrainedConfig, dtype: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(
             config,
-            dtype=dtype or config.dtype or torch.float32,
+            dtype=(config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
         )
 
-    def _dequantised(self) -> PreTrainedModel:
+    def _dequantised(self, dtype: str) -> PreTrainedModel:
         """Load a GGUF file as ordinary weights.
 
         Transformers marks such a model as quantised and then refuses to save it, hence a second
         model from the same configuration without that mark.
         """
-        loaded = AutoModelForCausalLM.from_pretrained(
-            dtype=self.dtype, **self._arguments("weights")
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(dtype=dtype, **self._arguments("weights"))
         config = copy.deepcopy(loaded.config)
         delattr(config, "quantization_config")
-        model = self._from_config(config)
+        model = self._from_config(config, dtype)
         model.load_state_dict(loaded.state_dict())
         model.generation_config = loaded.generation_config
         return model

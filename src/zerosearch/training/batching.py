@@ -18,7 +18,7 @@ def collate(
     """Pad trajectories on the right; their advantages are 0 as yet.
 
     Inserted tokens and all tokens of invalid trajectories are not in `sampled_mask`. Log-probs and
-    advantages are float32 whatever torch's default is: trainer.precision=bf16-true changes it.
+    advantages are float32 whatever torch's default is.
 
     Args:
         trajectories: B of them; none gives one empty row, so that a rank without data still runs

@@ -27,6 +27,7 @@ from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import ReferencePolicy
+from zerosearch.policy.sharding import record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.reward.rubric import RewardScore, Rubric
@@ -54,6 +55,7 @@ from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sampler import EpisodeSampler
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.training.trainee import SkippedUpdates
+from zerosearch.training.trainer_settings import prepare_trainer
 from zerosearch.types import Trajectory
 
 
@@ -162,6 +164,10 @@ class SearchPolicyModule(EvaluatingModule):
 
     # -- set-up ------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Before the model is loaded."""
+        prepare_trainer(self.trainer, self.policy_source)
+
     def configure_model(self) -> None:
         """Load policy and tokenizer, and where the algorithm needs them reference and critic."""
         if self.model is not None:
@@ -169,6 +175,7 @@ class SearchPolicyModule(EvaluatingModule):
         self.tokenizer = self.policy_source.load_tokenizer()
         sharding = sharding_of(self)
         self.model = load_policy(self.policy_source, sharding)
+        record_autocast(self.model, self.trainer.precision)
         if self.algorithm.needs_reference:
             self.reference = make_reference(self.policy_source, self.model, sharding)
         if self.algorithm.critic is not None:

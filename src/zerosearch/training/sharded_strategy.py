@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.optim import Optimizer
 
 from zerosearch.policy.checkpoints import (
     check_same_model,
@@ -29,7 +30,7 @@ from zerosearch.policy.checkpoints import (
     shapes_of,
     state_names,
 )
-from zerosearch.policy.sharding import Sharding
+from zerosearch.policy.sharding import Sharding, reshard
 from zerosearch.ranges import Positive
 from zerosearch.training.rank_watch import WatchedProcesses
 
@@ -108,6 +109,30 @@ class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
             )
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Let optimizers be made over shards."""
+        self._reshard()
+        super().setup_optimizers(trainer)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state of this rank's shards by the names of the parameters."""
+        self._reshard()
+        return super().optimizer_state(optimizer)
+
+    def optimizer_step(self, optimizer: Optimizer, *arguments: Any, **more: Any) -> Any:
+        """Update the shards; what was gathered before would be out of date."""
+        self._reshard()
+        return super().optimizer_step(optimizer, *arguments, **more)
+
+    def _reshard(self) -> None:
+        """Take back the root's weights, which a pass without gradients has left gathered.
+
+        Until then the model's parameters are not those of its optimizer. Saving weights needs no
+        call: FSDP2 does the same before every `state_dict`.
+        """
+        assert self.model is not None
+        reshard(self.model)
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None

@@ -25,6 +25,7 @@ from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy
 from zerosearch.policy.logprobs import packs_sequences
+from zerosearch.policy.sharding import record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, Seed
 from zerosearch.runs import PROMPT_FILE
@@ -34,6 +35,7 @@ from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.record import StepRecord
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.training.trainee import SkippedUpdates, Trainee
+from zerosearch.training.trainer_settings import prepare_trainer
 from zerosearch.tuning.chat_template import servable
 from zerosearch.tuning.data import ExampleBatch
 from zerosearch.tuning.examples import EncodedExample, collate, encode
@@ -124,11 +126,16 @@ class SimulatorTuningModule(LightningModule):
 
     # -- set-up ------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Before the model is loaded."""
+        prepare_trainer(self.trainer, self.policy_source)
+
     def configure_model(self) -> None:
         """Load model and tokenizer."""
         if self.model is None:
             self.tokenizer = self.policy_source.load_tokenizer()
             self.model = load_policy(self.policy_source, sharding_of(self))
+            record_autocast(self.model, self.trainer.precision)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of what is trained."""
