@@ -8,6 +8,7 @@ import torch
 from tests.helpers.models import make_model
 from zerosearch.generation.attention import GROUPED_SDPA, generating, sampling_step
 from zerosearch.generation.kv import RowCache
+from zerosearch.policy.flex_attention import FLEX_ATTENTION
 
 SLIDING = {"model_type": "gemma3_text", "sliding_window": 6}
 MODELS = {
@@ -59,8 +60,10 @@ def test_left_padded_rows_match_a_forward_without_cache(name):
             lengths += 1
 
 
-def test_generating_restores_modes_and_attention_even_after_an_error():
+@pytest.mark.parametrize("trained_with", ["sdpa", FLEX_ATTENTION])
+def test_generating_restores_modes_and_attention_even_after_an_error(trained_with):
     model = make_model()
+    model.set_attn_implementation(trained_with)
     model.lm_head.eval()
     before = [module.training for module in model.modules()]
     with pytest.raises(KeyError), generating(model):
@@ -68,7 +71,7 @@ def test_generating_restores_modes_and_attention_even_after_an_error():
         assert not any(module.training for module in model.modules())
         raise KeyError("x")
     assert [module.training for module in model.modules()] == before
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == trained_with
 
 
 def test_weights_cast_while_sampling_do_not_outlive_it():
