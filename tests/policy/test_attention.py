@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from tests.helpers.flex import flex_on_cpu
 from tests.helpers.models import make_model
 from tests.policy.test_flex_attention import make_batch
-from zerosearch.policy import attention
+from zerosearch.policy import attention, flex_attention
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.flex_attention import FLEX_ATTENTION
 from zerosearch.policy.logprobs import packs_rightly, packs_sequences, token_logprobs
@@ -33,6 +34,12 @@ GPT2 = {
     "attn_pdrop": 0.0,
 }
 LFM2 = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_ff_dim": 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_gradients() -> Iterator[None]:
+    with flex_on_cpu():
+        yield
 
 
 def chosen(
@@ -72,6 +79,25 @@ def test_a_family_that_cannot_pack_is_padded_and_the_log_says_why(
     assert reason in caplog.text
     with pytest.raises(ValueError, match=r"model.attn_implementation=flex_attention: .*use auto"):
         chosen("flex_attention", make_model(3, scale=4.0, **fields), GPU)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (lambda *_, **__: 1 / 0, "does not run here (ZeroDivisionError: division by zero)"),
+        (lambda q, k, v, **_: q * k.mean() * v.mean(), "differs from sdpa by"),
+    ],
+)
+def test_without_working_kernels_sequences_are_padded(
+    kernel: Any, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No Triton, no C compiler, too little shared memory; or numbers of something else."""
+    monkeypatch.setattr(flex_attention, "compiled_flex", lambda: kernel)
+    with caplog.at_level(logging.WARNING):
+        assert chosen("auto", make_model(), GPU) == ("sdpa", False)
+    assert reason in caplog.text
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        chosen("flex_attention", make_model(), GPU)
 
 
 def test_a_layer_with_a_state_along_the_row_is_found() -> None:
@@ -141,9 +167,8 @@ def test_a_sharded_policy_with_checkpointing_packs(sharding: Sharding) -> None:
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     shard_model(policy, sharding)
     assert chosen("auto", policy, GPU) == (FLEX_ATTENTION, True)
-    with flex_on_cpu():
-        found = token_logprobs(policy, *batch, packed=True).logprobs
-        found.sum().backward()
+    found = token_logprobs(policy, *batch, packed=True).logprobs
+    found.sum().backward()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for own, other in zip(policy.parameters(), whole.parameters(), strict=True):
         assert own.grad is not None and other.grad is not None

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from transformers.utils import is_kernels_available
 
 from zerosearch.policy.activation_memory import Shape
-from zerosearch.policy.flex_attention import FLEX_ATTENTION, SMALLEST_HEAD
+from zerosearch.policy.flex_attention import FLEX_ATTENTION, verify_flex
 from zerosearch.policy.logprobs import packs_rightly
-from zerosearch.policy.sharding import base_model, compute_dtype
+from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +71,12 @@ def use_training_attention(
     if name in ("sdpa", "eager") or (name == "auto" and device.type == "cpu"):
         return
     given = [model for model in models if model is not None]
-    half = "16" in precision or compute_dtype(given[0]).itemsize == 2
-    reasons = list(_obstacles(name, given[0], device, half=half))
-    for candidate in () if reasons else _candidates(name, device, half=half):
+    dtype = _dtype(given[0], precision)
+    reasons = list(_obstacles(name, given[0], device, dtype))
+    for candidate in () if reasons else _candidates(name, device, dtype):
         try:
+            if candidate == FLEX_ATTENTION:
+                verify_flex(Shape(base_model(given[0]).config), compute_device(given[0]), dtype)
             with _hub_offline() if name == "auto" else nullcontext():
                 for model in given:
                     _set(base_model(model), candidate)
@@ -91,7 +93,16 @@ def use_training_attention(
     log.warning("sequences are padded, with sdpa, which is slower on a GPU: %s", why)
 
 
-def _obstacles(name: str, model: nn.Module, device: torch.device, *, half: bool) -> Iterator[str]:
+def _dtype(model: nn.Module, precision: str) -> torch.dtype:
+    """What attention is computed in, under autocast too."""
+    if "16" in precision:
+        return torch.bfloat16 if "bf16" in precision else torch.float16
+    return compute_dtype(model)
+
+
+def _obstacles(
+    name: str, model: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Iterator[str]:
     config = base_model(model).config.get_text_config()
     if device.type == "cpu":
         yield "it cannot be trained with on a CPU"
@@ -99,25 +110,23 @@ def _obstacles(name: str, model: nn.Module, device: torch.device, *, half: bool)
         yield f"model_type={config.model_type} caps its scores, and is sampled by sdpa without caps"
     elif not packs_rightly(model):
         yield f"sequences of model_type={config.model_type} that share a row would see each other"
-    elif _FLASH_NAME.fullmatch(name) and not half:
+    elif _FLASH_NAME.fullmatch(name) and dtype.itemsize != 2:
         yield "flash attention computes in 16 bits only; set trainer.precision=bf16-mixed"
 
 
-def _candidates(name: str, device: torch.device, *, half: bool) -> list[str]:
+def _candidates(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
     if name == "flex_attention":
         return [FLEX_ATTENTION]
     if name != "auto":
         return [name]
     flash = []
-    if half and is_kernels_available():
+    if dtype.itemsize == 2 and is_kernels_available():
         capability = torch.cuda.get_device_capability(device)
         flash = [kernel for kernel, least in FLASH_KERNELS if capability >= least]
     return [*flash, FLEX_ATTENTION]
 
 
 def _set(base: PreTrainedModel, name: str) -> None:
-    if name == FLEX_ATTENTION and (size := Shape(base.config).head_size) < SMALLEST_HEAD:
-        raise ValueError(f"flex attention takes no heads of {size} numbers")
     base.set_attn_implementation(name)
     if base.config._attn_implementation != name:  # transformers has only warned
         raise ValueError(f"{type(base).__name__} lets nobody choose its attention")

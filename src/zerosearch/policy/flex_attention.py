@@ -6,7 +6,7 @@ again for new shapes, and leaves queries in float32 beside bfloat16 values under
 backward pass refuses.
 
 A kernel is compiled for one length, and then once more for any length, with and without gradient;
-`padded_length` keeps lengths at multiples of a block, because others would need one of their own.
+`padded_length` keeps lengths at multiples of a block, so that nothing depends on what is left over.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import (
     add_offsets_to_mask_function,
     and_masks,
     causal_mask_function,
+    packed_sequence_mask_function,
     padding_mask_function,
     prepare_padding_mask,
 )
+
+from zerosearch.policy.activation_memory import Shape
 
 FLEX_ATTENTION = "zerosearch_flex_attention"
 BLOCK = 128  # tokens; flex attention skips blocks of BLOCK x BLOCK in which nothing is visible
@@ -35,6 +39,7 @@ _MASK_ROWS = 1024  # queries whose mask is in memory at one time, a multiple of 
 # Kernels of one process: for two lengths, two kinds of layers, with and without gradient, and some
 # more. Beyond its limit (8) torch would go on without kernels, with all scores in memory.
 _MOST_KERNELS = 64
+_LARGEST_GAP = 0.05  # bfloat16 has 8 bits; a wrong mask or head changes numbers wholly
 _SCORE_CHANGES = ("softcap", "s_aux", "position_bias")
 
 
@@ -95,8 +100,12 @@ def packed_flex(
 def _flex(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
     if torch.compiler.is_compiling():  # inside a compiled layer it is compiled with it
         return flex_attention(query, key, value, **arguments)
-    with torch._dynamo.config.patch(recompile_limit=_MOST_KERNELS):
-        return compiled_flex()(query, key, value, **arguments)
+    return _by_kernel(query, key, value, **arguments)
+
+
+@torch._dynamo.config.patch(recompile_limit=_MOST_KERNELS)
+def _by_kernel(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
+    return compiled_flex()(query, key, value, **arguments)
 
 
 @functools.cache
@@ -111,7 +120,7 @@ def block_mask(
     kv_length: int,
     q_offset: int = 0,
     kv_offset: int = 0,
-    mask_function: Callable[..., Tensor] = causal_mask_function,
+    mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
     device: torch.device | str = "cpu",
     **kwargs: Any,
@@ -163,6 +172,56 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Number and indices of the true key blocks of each query block, as `BlockMask` keeps them."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(dim=-1, dtype=torch.int32), order.to(torch.int32)
+
+
+def verify_flex(shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare one call and its gradients with SDPA: kernels are made on the machine that runs them.
+
+    Args:
+        shape: of the model.
+        device: where it computes.
+        dtype: of queries, keys and values.
+
+    Raises:
+        ValueError: the kernels cannot be made or run here, or compute something else.
+    """
+    if shape.head_size < SMALLEST_HEAD:
+        raise ValueError(f"flex attention takes no heads of {shape.head_size} numbers")
+    sequence = torch.arange(2 * BLOCK, device=device).div(100, rounding_mode="floor")[None]
+    visible = and_masks(causal_mask_function, packed_sequence_mask_function(sequence))
+    length = 2 * BLOCK
+    blocks = block_mask(1, length, length, mask_function=visible, device=device)
+    rows = torch.arange(length, device=device)
+    dense = visible(torch.zeros_like(rows[:1]), None, rows[:, None], rows[None])  # [queries, keys]
+
+    def with_gradients(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
+        query, key, value = (
+            torch.linspace(0, 999, heads * length * shape.head_size, device=device)
+            .sin()
+            .to(dtype)
+            .view(1, heads, length, shape.head_size)
+            .requires_grad_()
+            for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
+        )
+        output = attention(query, key, value)
+        gradients = torch.autograd.grad(output.square().sum(), (query, key, value))
+        return [output.detach(), *gradients]
+
+    try:
+        found = with_gradients(
+            lambda q, k, v: packed_flex(nn.Module(), q, k, v, blocks)[0].transpose(1, 2)
+        )
+    except Exception as error:  # of torch, Triton, the compiler or the driver: all mean the same
+        words = str(error).strip().splitlines() or [""]
+        raise ValueError(
+            f"flex attention does not run here ({type(error).__name__}: {words[0]})"
+        ) from error
+    expected = with_gradients(
+        lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=dense, enable_gqa=True)
+    )
+    gaps = [(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)]
+    if not (gap := max(map(float, gaps))) <= _LARGEST_GAP:
+        raise ValueError(f"flex attention differs from sdpa by {gap:.2g} of the largest number")
 
 
 AttentionInterface.register(FLEX_ATTENTION, packed_flex)

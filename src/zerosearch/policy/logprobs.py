@@ -109,7 +109,8 @@ def packs_rightly(model: nn.Module) -> bool:
     mask[1, 5:] = False
     select = mask.clone()
     select[:, 0] = False
-    with torch.no_grad():
+    # compiled layers run as they were written: they would be compiled for these few tokens alone
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         packed, padded = (
             token_logprobs(model, ids, mask, select, with_entropy=False, packed=packed).logprobs
             for packed in (True, False)
