@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.models import make_model
+from tests.helpers.models import make_model, make_tokenizer
 from zerosearch.generation.attention import GROUPED_SDPA, generating, sampling_step
+from zerosearch.generation.bound_policy import BoundPolicy
 from zerosearch.generation.kv import RowCache
 from zerosearch.policy.flex_attention import FLEX_ATTENTION
 
@@ -72,6 +73,14 @@ def test_generating_restores_modes_and_attention_even_after_an_error(trained_wit
         raise KeyError("x")
     assert [module.training for module in model.modules()] == before
     assert model.config._attn_implementation == trained_with
+
+
+def test_the_copy_of_a_policy_trained_with_flex_samples_with_sdpa():
+    model = make_model()
+    model.set_attn_implementation(FLEX_ATTENTION)
+    bound = BoundPolicy(model, make_tokenizer(), copied=True)
+    assert bound.model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == FLEX_ATTENTION
 
 
 def test_weights_cast_while_sampling_do_not_outlive_it():
