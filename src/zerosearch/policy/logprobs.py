@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 from transformers.utils.generic import is_flash_attention_requested
 
+from zerosearch.policy.flex_attention import FLEX_ATTENTION
 from zerosearch.policy.hidden_states import check_selection, forward_method, predicting_states
-from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
+from zerosearch.policy.sharding import base_model, compute_device, compute_dtype, reshard
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -93,7 +94,29 @@ def packs_sequences(model: nn.Module) -> bool:
     implementations would compute, and mask, attention over the whole row.
     """
     config = base_model(model).config.get_text_config()
-    return config._attn_implementation == "flex_attention" or is_flash_attention_requested(config)
+    return config._attn_implementation == FLEX_ATTENTION or is_flash_attention_requested(config)
+
+
+def packs_rightly(model: nn.Module) -> bool:
+    """Whether two sequences in one row have the log-probs of each alone; a collective if sharded.
+
+    Families that do not make their mask from positions, or whose layers carry a state along the
+    row, would be trained on wrong log-probs without any other sign.
+    """
+    size = min(64, base_model(model).config.get_text_config().vocab_size)
+    ids = torch.arange(16, device=compute_device(model)).remainder(size).view(2, 8).flip(0)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, 5:] = False
+    select = mask.clone()
+    select[:, 0] = False
+    # compiled layers run as they were written: they would be compiled for these few tokens alone
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        packed, padded = (
+            token_logprobs(model, ids, mask, select, with_entropy=False, packed=packed).logprobs
+            for packed in (True, False)
+        )
+    reshard(model)
+    return (packed - padded).abs().max().item() <= _tolerance(model)
 
 
 def verify_logprobs(model: nn.Module) -> None:
@@ -116,12 +139,21 @@ def verify_logprobs(model: nn.Module) -> None:
         logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.float()
     full = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     gap = (chunked - full).abs().max().item()
-    if not gap <= (1e-3 if compute_dtype(model) == torch.float32 else 0.1):
+    if not gap <= _tolerance(model):
         raise ValueError(
             f"log-probs of model_type={causal.config.model_type} differ by {gap:.3g} from its own "
             "forward pass: its logits are not those of its head; teach "
             "zerosearch.policy.logprobs.logit_transform this family, or use another model"
         )
+
+
+def _tolerance(model: nn.Module) -> float:
+    """Nats by which a log-prob may differ from one way of computing it to another.
+
+    Products of float32 matrices have 10 bits on a GPU (TF32), those of bfloat16 fewer.
+    """
+    exact = compute_dtype(model) == torch.float32 and compute_device(model).type == "cpu"
+    return 1e-3 if exact else 0.1
 
 
 def logit_transform(config: PretrainedConfig) -> Callable[[Tensor], Tensor]:

@@ -36,6 +36,7 @@ from zerosearch.policy.adaptation import (
     start_adapters,
     switch_off_dropout,
 )
+from zerosearch.policy.attention import check_attention, plain_attention
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
 from zerosearch.policy.weights import safetensors_files, weight_files
@@ -60,7 +61,7 @@ class PolicySource:
 
     path: str  # folder, hub name, or pkg://package/folder of an installed package
     dtype: str = "float32"  # of frozen weights, see `load_model`; "auto": that of the files
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = "auto"  # in training, see `use_training_attention`; sdpa elsewhere
     chat: bool = False  # prompts go through the chat template
     lora: LoraConfig | None = None  # None: full training
     gradient_checkpointing: bool = False
@@ -81,6 +82,7 @@ class PolicySource:
         """
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype={self.dtype} is unknown: use one of {', '.join(DTYPES)}")
+        check_attention(self.attn_implementation)
         if self.gguf_file is not None and not is_gguf_available():
             raise ValueError(
                 f"model.gguf_file={self.gguf_file} needs the gguf package: `pip install gguf`"
@@ -115,7 +117,7 @@ class PolicySource:
             else:
                 model = AutoModelForCausalLM.from_pretrained(
                     dtype=dtype,
-                    attn_implementation=self.attn_implementation,
+                    attn_implementation=plain_attention(self.attn_implementation),
                     **self._arguments("weights"),
                 )
         self.check_architecture(model.config)
@@ -252,7 +254,7 @@ class PolicySource:
         return AutoModelForCausalLM.from_config(
             config,
             dtype=(config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation=self.attn_implementation,
+            attn_implementation=plain_attention(self.attn_implementation),
             trust_remote_code=self.trust_remote_code,
         )
 

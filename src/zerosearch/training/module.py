@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.data.loaders import QuestionBatch
 from zerosearch.generation.generator import Generator
+from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.critic import load_critic
 from zerosearch.policy.export import save_policy
@@ -192,6 +193,12 @@ class SearchPolicyModule(EvaluatingModule):
 
     def on_train_start(self) -> None:
         """After a checkpoint has been loaded, if there is one."""
+        use_training_attention(
+            self.policy_source.attn_implementation,
+            (self.model, self.critic, self.reference and self.reference.model),
+            self.device,
+            precision=str(self.trainer.precision),
+        )
         restore_settings(
             self.trainer.optimizers,
             [config.scheduler for config in self.trainer.lr_scheduler_configs],

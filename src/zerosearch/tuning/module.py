@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch.generation.generator import Generator
+from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy
@@ -151,6 +152,15 @@ class SimulatorTuningModule(LightningModule):
         return [encode(self.tokenizer, each, chat=self.policy_source.chat) for each in examples]
 
     # -- training ----------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Choose the attention of training, on the device that the model now lies on."""
+        use_training_attention(
+            self.policy_source.attn_implementation,
+            (self.model,),
+            self.device,
+            precision=str(self.trainer.precision),
+        )
 
     def training_step(self, batch: ExampleBatch, batch_index: int) -> None:
         """One optimizer update on this rank's examples."""
