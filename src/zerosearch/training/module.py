@@ -26,7 +26,7 @@ from zerosearch.policy.critic import load_critic
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import packs_sequences
-from zerosearch.policy.reference import ReferencePolicy
+from zerosearch.policy.reference import ReferencePolicy, expect_reference
 from zerosearch.policy.sharding import record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, Positive, Seed, Share
@@ -294,6 +294,7 @@ class SearchPolicyModule(EvaluatingModule):
             "episode": self.episode.as_dict(),
             "start_metrics": self.start_metrics,
             "kl_coefficient": self.kl_coefficient,
+            "reference": self.reference.left_out if self.reference else None,
             "costs": self.costs.totals,
             "rollouts": self.rollouts.state_dict() if self.lag else None,
         }
@@ -303,7 +304,10 @@ class SearchPolicyModule(EvaluatingModule):
         if saved is None:
             raise ValueError("resume: the checkpoint was not written by this project's training")
         if "state_dict" in checkpoint:  # else the strategy has checked and restored it
+            expect_reference(self, checkpoint["state_dict"])
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
+        if self.reference is not None:
+            self.reference.check_origin(saved.get("reference"), self.policy_source.name)
         self.episode.check_same(saved["episode"])
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]

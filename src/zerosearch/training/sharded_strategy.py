@@ -30,6 +30,7 @@ from zerosearch.policy.checkpoints import (
     shapes_of,
     state_names,
 )
+from zerosearch.policy.reference import expect_reference
 from zerosearch.policy.sharding import Sharding
 from zerosearch.ranges import Positive
 from zerosearch.training.rank_watch import WatchedLauncher
@@ -128,12 +129,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
         if is_sharded_checkpoint(path):
-            check_same_model(saved_shapes(path), shapes_of(self.model.state_dict()))
+            saved = saved_shapes(path)
+            expect_reference(self.model, saved)
+            check_same_model(saved, shapes_of(self.model.state_dict()))
             self._check_optimizers(saved_state_names(path))
             with naming_damage(path):
                 return super().load_checkpoint(path, weights_only=True)
         checkpoint = read_checkpoint(path, mmap=True)
         tensors = checkpoint.pop("state_dict", {})
+        expect_reference(self.model, tensors)
         check_same_model(shapes_of(tensors), shapes_of(self.model.state_dict()))
         states = checkpoint["optimizer_states"]
         self._check_optimizers([state_names(state) for state in states])
