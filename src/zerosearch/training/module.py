@@ -27,7 +27,7 @@ from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import ReferencePolicy, expect_reference
-from zerosearch.policy.sharding import record_autocast
+from zerosearch.policy.sharding import Dtype, compute_dtype_name, record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.reward.rubric import RewardScore, Rubric
@@ -291,6 +291,7 @@ class SearchPolicyModule(EvaluatingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["zerosearch"] = {
             "policy_step": self.policy_step,
+            "dtype": compute_dtype_name(self._policy()),
             "episode": self.episode.as_dict(),
             "start_metrics": self.start_metrics,
             "kl_coefficient": self.kl_coefficient,
@@ -321,8 +322,21 @@ class SearchPolicyModule(EvaluatingModule):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             progress["is_last_batch"] = self.policy_step >= self.policy_steps
 
-    def export_policy(self, folder: Path) -> None:
-        """Write the policy as a HF folder with the episode's settings beside it; collective."""
+    def export_policy(self, folder: Path, dtype: Dtype | None = None) -> None:
+        """Write the policy as a HF folder with the episode's settings beside it; collective.
+
+        Args:
+            folder: of the export.
+            dtype: of its weights; None: what the policy computes in.
+        """
         assert self.model is not None and self.tokenizer is not None
-        extra = {"episode": self.episode.as_dict(), "chat": self.policy_source.chat}
-        save_policy(self.model, self.tokenizer, folder, extra, write=self.global_rank == 0)
+        computed = compute_dtype_name(self.model)
+        chat, episode = self.policy_source.chat, self.episode.as_dict()
+        save_policy(
+            self.model,
+            self.tokenizer,
+            folder,
+            extra={"episode": episode, "chat": chat, "dtype": computed},
+            dtype=dtype or computed,
+            write=self.global_rank == 0,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
@@ -31,11 +31,9 @@ from zerosearch.policy.checkpoints import (
     state_names,
 )
 from zerosearch.policy.reference import expect_reference
-from zerosearch.policy.sharding import Sharding
+from zerosearch.policy.sharding import Dtype, Sharding
 from zerosearch.ranges import Positive
 from zerosearch.training.rank_watch import WatchedLauncher
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
