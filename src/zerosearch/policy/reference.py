@@ -98,8 +98,8 @@ class ReferencePolicy(nn.Module):
         raise ValueError(
             f"resume: the reference policy is the model that the run started from, whose weights "
             f"had the fingerprint {saved}, but model.path={name} now gives {self.origin}: set "
-            "model.path, model.revision, model.gguf_file, model.dtype and model.init_seed to what "
-            "they were, put the files back, or start a new run from the run's exported policy"
+            "model.path, model.revision, model.gguf_file and model.init_seed to what they were, "
+            "put the files back, or start a new run from the run's exported policy"
         )
 
     def train(self, mode: bool = True) -> ReferencePolicy:
