@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from tests.helpers.configs import compose_config
 from tests.helpers.words import make_word_model, save_word_policy
 from zerosearch.evaluation.checkpoint import find_policy, use_checkpoint
+from zerosearch.generation.loading import load_to_sample
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.types import Question
 
@@ -76,10 +78,24 @@ def test_a_run_that_has_not_ended_gives_its_last_checkpoint(
     assert agent.episode.as_dict() == TRAINED.as_dict()
 
 
+class Sampler:
+    """Keeps the dtype of the model that it is to sample from."""
+
+    dtype: torch.dtype
+
+    def bind(self, model: torch.nn.Module, _: Any) -> None:
+        self.dtype = next(model.parameters()).dtype
+
+    async def sync_weights(self, _: Any) -> None:
+        """It needs none."""
+
+
 def dtypes(cfg: DictConfig) -> tuple[str, torch.dtype]:
-    """Of the policy: what is asked for, and what is loaded."""
+    """Of the policy: what is asked for, and what samples."""
     policy = instantiate(cfg.agent, _convert_="all").policy
-    return policy.dtype, next(policy.load_model().parameters()).dtype
+    sampler: Any = Sampler()
+    asyncio.run(load_to_sample(policy, sampler, "cpu"))
+    return policy.dtype, sampler.dtype
 
 
 @pytest.mark.parametrize(
