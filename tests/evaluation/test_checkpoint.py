@@ -112,7 +112,9 @@ def test_invariant_19_a_policy_is_loaded_as_it_was_trained(
 ) -> None:
     export, half = tmp_path / "policy", "bfloat16"
     save_word_policy(export)
-    make_word_model().to(kept).save_pretrained(export)
+    model = make_word_model()
+    torch.nn.Module.to(model, kept)
+    model.save_pretrained(export)
     settings = {"episode": TRAINED.as_dict(), "chat": False, "dtype": half}
     (export / "zerosearch.json").write_text(json.dumps(settings))
     named = f"{given}={export}"

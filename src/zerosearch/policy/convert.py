@@ -61,8 +61,9 @@ def convert(checkpoint: Path, folder: Path, dtype: Dtype | None = None) -> Path:
         )
     computed = notes.get("dtype")  # None: saved by an earlier version
     kept = dtype or computed
-    whole = kept is None or source.lora is not None  # adapters are merged before they are rounded
-    weights = read_weights(checkpoint, _PREFIX, None if whole else getattr(torch, kept))
+    # adapters are merged before anything is rounded
+    read_as = None if kept is None or source.lora is not None else getattr(torch, kept)
+    weights = read_weights(checkpoint, _PREFIX, read_as)
     model = _empty_model(source)
     check_same_model(shapes_of(weights), shapes_of(model.state_dict()))
     model.load_state_dict(weights, assign=True)
