@@ -112,6 +112,8 @@ def test_a_model_that_is_named_is_meant_and_is_said_to_be_untrained(
     assert "policy: pkg://zerosearch/policy/quickstart, as model= says: not trained here" in said
     found, said = chosen(tmp_path, caplog, "model.path=owner/name")
     assert found is None and "policy: owner/name, as model= says: not trained here" in said
+    found, said = chosen(tmp_path, caplog, "model.dtype=bfloat16")
+    assert found == str(train / "runs" / "a"), "how it is loaded says not which one it is"
     export = train / "runs" / "a" / "policy"
     found, said = chosen(tmp_path, caplog, f"model.path={export}")
     assert found is None and "not trained" not in said

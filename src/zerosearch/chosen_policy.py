@@ -27,6 +27,8 @@ from zerosearch.runs import (
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+LOADING = ("dtype", "attn_implementation")  # of `model`: how a policy is loaded, not which one
+
 log = logging.getLogger(__name__)
 
 _TUNING = "it tuned a simulator, which simulator=<its folder simulator/> uses, and holds no policy"
@@ -144,13 +146,19 @@ def _plays_a_policy(cfg: DictConfig) -> bool:
 
 def _is_model_given(cfg: DictConfig, overrides: Sequence[str]) -> bool:
     """Whether the command line names the model that plays; then it is shown."""
-    keys = [override_key(item) for item in overrides]
+    how = {f"{node}.{name}" for node in ("model", "agent.policy") for name in LOADING}
+    keys = [key for item in overrides if (key := override_key(item)) not in how]
     if not any(key == "model" or key.startswith(("model.", "agent.policy")) for key in keys):
         return False
     place = str(cfg.agent.policy.path)
     trained = (Path(place) / SETTINGS_FILE).is_file()
     log.info("policy: %s, as model= says%s", place, "" if trained else ": not trained here")
     return True
+
+
+def asks_for_dtype(overrides: Sequence[str]) -> bool:
+    """Whether the command line says in which dtype a policy is loaded."""
+    return not {"model.dtype", "agent.policy.dtype"}.isdisjoint(map(override_key, overrides))
 
 
 def _task_of_latest(place: str, training: Path) -> Path | None:

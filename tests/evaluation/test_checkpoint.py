@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from tests.helpers.configs import compose_config
 from tests.helpers.words import make_word_model, save_word_policy
 from zerosearch.evaluation.checkpoint import find_policy, use_checkpoint
+from zerosearch.generation.loading import load_to_sample
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.types import Question
 
@@ -74,6 +76,63 @@ def test_a_run_that_has_not_ended_gives_its_last_checkpoint(
     weights = agent.policy.load_model().state_dict()
     assert all(torch.equal(weights[name.removeprefix("model.")], trained[name]) for name in trained)
     assert agent.episode.as_dict() == TRAINED.as_dict()
+
+
+class Sampler:
+    """Keeps the dtype of the model that it is to sample from."""
+
+    dtype: torch.dtype
+
+    def bind(self, model: torch.nn.Module, _: Any) -> None:
+        self.dtype = next(model.parameters()).dtype
+
+    async def sync_weights(self, _: Any) -> None:
+        """It needs none."""
+
+
+def dtypes(cfg: DictConfig) -> tuple[str, torch.dtype]:
+    """Of the policy: what is asked for, and what samples."""
+    policy = instantiate(cfg.agent, _convert_="all").policy
+    sampler: Any = Sampler()
+    asyncio.run(load_to_sample(policy, sampler, "cpu"))
+    return policy.dtype, sampler.dtype
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "kept"),
+    [
+        ("ask", "checkpoint", torch.bfloat16),
+        ("ask", "model.path", torch.float32),
+        ("evaluate", "checkpoint", torch.float32),
+        ("serve_policy", "checkpoint", torch.bfloat16),
+    ],
+)
+def test_invariant_19_a_policy_is_loaded_as_it_was_trained(
+    program: str, given: str, kept: torch.dtype, tmp_path: Path
+) -> None:
+    export, half = tmp_path / "policy", "bfloat16"
+    save_word_policy(export)
+    model = make_word_model()
+    torch.nn.Module.to(model, kept)
+    model.save_pretrained(export)
+    settings = {"episode": TRAINED.as_dict(), "chat": False, "dtype": half}
+    (export / "zerosearch.json").write_text(json.dumps(settings))
+    named = f"{given}={export}"
+    assert dtypes(used(tmp_path, named, name=program)) == (half, torch.bfloat16)
+    asked = used(tmp_path, named, "model.dtype=float32", name=program)
+    assert dtypes(asked) == ("float32", torch.float32)
+
+
+def test_without_such_settings_a_policy_is_loaded_as_its_files_are(
+    run: Path, tmp_path: Path
+) -> None:
+    assert dtypes(used(tmp_path, f"checkpoint={run}")) == ("auto", torch.float32), "saved earlier"
+    make_word_model().bfloat16().save_pretrained(run / "policy")
+    assert dtypes(used(tmp_path, f"checkpoint={run}")) == ("auto", torch.bfloat16)
+    (run / "policy" / "zerosearch.json").unlink()
+    named = (f"checkpoint={run / 'policy'}", "episode=paper")
+    assert dtypes(used(tmp_path, *named)) == ("auto", torch.bfloat16)
+    assert dtypes(used(tmp_path, *named, "model.dtype=float32"))[1] == torch.float32
 
 
 def test_a_prompt_that_is_no_longer_shipped_comes_from_the_export(

@@ -172,7 +172,7 @@ class PolicyStub(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.policy_step = checkpoint["policy_step"]
 
-    def export_policy(self, folder: Path) -> None:
+    def export_policy(self, folder: Path, dtype: None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "exported").write_text(str(self.policy_step))
 

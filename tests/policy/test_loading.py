@@ -24,6 +24,7 @@ from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.policy.sharding import Sharding, base_model
 from zerosearch.policy.source import PolicySource
+from zerosearch.policy.weight_digest import weight_digest
 from zerosearch.policy.weight_stream import gather, stream_weights
 
 IDS = torch.arange(3, 12)[None]
@@ -103,6 +104,7 @@ def test_a_sharded_load_equals_the_whole_one_bit_for_bit(
     assert_equal(sharded, whole)
     ends = [base_model(model).generation_config.eos_token_id for model in (sharded, whole)]
     assert ends[0] == ends[1]
+    assert weight_digest(sharded) == weight_digest(whole)
     if source.dtype == "float32":
         torch.testing.assert_close(sharded(IDS).logits, whole(IDS).logits, rtol=0, atol=1e-6)
 
@@ -117,6 +119,7 @@ def load_on_rank(rank: int, world_size: int, root: Path) -> None:
         reference = make_reference(source, policy, sharding)
         if reference.model is not None:
             assert streamed_equal(reference.model, policy)
+            assert reference.origin == weight_digest(source.load_model())
             assert not any(p.requires_grad for p in reference.parameters())
 
 

@@ -1,14 +1,15 @@
-"""The reference stays where training began: a saved copy, or with LoRA the base at no cost."""
+"""The reference stays where training began: a copy, or with LoRA the base at no cost."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from tests.helpers.models import make_model
 from zerosearch.policy.logprobs import token_logprobs
-from zerosearch.policy.reference import ReferencePolicy
+from zerosearch.policy.reference import ReferencePolicy, expect_reference
 
 
 def make_batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -81,17 +82,55 @@ def test_temperature_is_applied() -> None:
     )
 
 
-def test_state_dict_holds_the_full_reference_and_nothing_for_lora() -> None:
+def restored(owner: Owner, state: dict[str, Tensor]) -> Owner:
+    expect_reference(owner, state)
+    owner.load_state_dict(state)
+    return owner
+
+
+def test_a_reference_that_the_files_give_is_not_saved() -> None:
     owner = Owner(make_model(3))
     move(owner.policy)
     state = owner.state_dict()
-    resumed = Owner(make_model(4))
-    resumed.load_state_dict(state)
+    assert state and not any(name.startswith("reference") for name in state)
+    resumed = restored(Owner(make_model(3)), state)
+    assert all(torch.equal(value, state[name]) for name, value in resumed.state_dict().items())
+    batch, start = make_batch(), Owner(make_model(3)).reference
+    for each in (owner, resumed):
+        found = each.reference.token_logprobs(*batch).logprobs
+        assert torch.equal(found, start.token_logprobs(*batch).logprobs)
+    resumed.reference.check_origin(owner.reference.left_out, "x")
+
+
+def test_a_reference_that_has_moved_is_saved_and_stays_so() -> None:
+    owner = Owner(make_model(3))
+    move(owner.policy)
+    owner.reference.reset(owner.policy)
+    move(owner.policy)
+    resumed = restored(Owner(make_model(4)), owner.state_dict())
+    assert resumed.state_dict().keys() == owner.state_dict().keys()
+    assert any(name.startswith("reference") for name in resumed.state_dict())
     batch = make_batch()
     expected = owner.reference.token_logprobs(*batch).logprobs
     assert torch.equal(resumed.reference.token_logprobs(*batch).logprobs, expected)
-    lora_state = Owner(lora_policy()).state_dict()
-    assert lora_state and not any(name.startswith("reference") for name in lora_state)
+    assert owner.reference.left_out is None
+    resumed.reference.check_origin(None, "x")
+
+
+def test_adapters_have_no_reference_to_save() -> None:
+    owner = Owner(lora_policy())
+    state = owner.state_dict()
+    assert state and not any(name.startswith("reference") for name in state)
+    restored(Owner(lora_policy()), state).reference.check_origin(owner.reference.left_out, "x")
+
+
+def test_other_files_than_at_the_start_are_refused() -> None:
+    saved = Owner(make_model(3)).reference.left_out
+    reference = Owner(make_model(4)).reference
+    with pytest.raises(ValueError, match=rf"{saved}, but model.path=there now gives .*: set model"):
+        reference.check_origin(saved, "there")
+    with pytest.raises(ValueError, match=r"that of the checkpoint had none"):
+        reference.check_origin(None, "there")
 
 
 def test_reference_ignores_the_mode_of_its_owner() -> None:

@@ -606,7 +606,9 @@ def test_a_finished_run_is_continued_by_raising_its_steps(tmp_path: Path) -> Non
 
 def test_invariant_16_a_checkpoint_of_another_episode_is_refused() -> None:
     saved: dict[str, Any] = {}
-    make_training().on_save_checkpoint(saved)
+    module = make_training()
+    module.model = make_word_model()
+    module.on_save_checkpoint(saved)
     other = dataclasses.replace(EPISODE, top_k=3)
     with pytest.raises(ValueError, match=r"episode\.top_k is 3 but .* trained with 1"):
         make_training(episode=other).on_load_checkpoint(saved)
@@ -626,3 +628,16 @@ def test_the_export_is_the_trained_policy_with_its_episode(tmp_path: Path) -> No
     assert settings["episode"]["max_turns"] == EPISODE.max_turns
     assert settings["episode"]["prompt_text"] == EPISODE.as_dict()["prompt_text"]
     assert settings["chat"] is False
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_invariant_19_the_export_is_loaded_as_the_run_computed(dtype: Any, tmp_path: Path) -> None:
+    module = make_training()
+    fit(module, make_questions(2), precision="bf16-mixed")
+    module.export_policy(tmp_path / "policy", dtype)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert loaded.dtype == (torch.float32 if dtype else torch.bfloat16)
+    kept = {name: weight.to(loaded.dtype) for name, weight in weights(module).items()}
+    assert all(torch.equal(kept[name], weight) for name, weight in loaded.state_dict().items())
+    assert load_settings(tmp_path / "policy")["dtype"] == "bfloat16"
+    assert {weight.dtype for weight in weights(module).values()} == {torch.float32}, "trained"

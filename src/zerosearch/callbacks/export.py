@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
+from zerosearch.policy.sharding import Dtype
 
 
 class PolicyExport(Callback):
@@ -19,11 +20,14 @@ class PolicyExport(Callback):
 
     Args:
         dirpath: folder of the export; an earlier one is replaced.
+        dtype: of its weights; None: what was computed in, at which they are used. "float32" keeps
+            every bit that was trained, for a run that trains on from there.
     """
 
-    def __init__(self, dirpath: str | Path) -> None:
+    def __init__(self, dirpath: str | Path, dtype: Dtype | None = None) -> None:
         self.dirpath = Path(dirpath)
+        self.dtype: Dtype | None = dtype
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         if stopped_by_signal(trainer) is None:
-            pl_module.export_policy(self.dirpath)
+            pl_module.export_policy(self.dirpath, self.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from zerosearch.policy.sharding import Dtype
 from zerosearch.training.record import StepRecord
 
 
@@ -24,4 +25,4 @@ class PolicyModule(Protocol):
     latest: StepRecord | None  # the last policy step of this process
     evaluation_records: list[StepRecord]  # of the last validation or test, one per evaluation
 
-    def export_policy(self, folder: Path) -> None: ...
+    def export_policy(self, folder: Path, dtype: Dtype | None = None) -> None: ...

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.chosen_policy import LOADING, asks_for_dtype
 from zerosearch.model_path import PACKAGE, resolve_path
 from zerosearch.policy.convert import convert
 from zerosearch.policy.export import load_settings
@@ -26,12 +27,13 @@ log = logging.getLogger(__name__)
 def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> None:
     """Let the agent play the policy of `checkpoint`, on its own episodes.
 
-    Changes `agent.policy`, `agent.episode` and `episode`; `model` stays what it is.
+    Changes `agent.policy`, `agent.episode` and `episode`; `model` stays what it is. The policy is
+    loaded in the dtype that its run computed in, or else that of its files.
 
     Args:
         cfg: with `checkpoint`, `agent`, `episode` and `allow_other_episode`.
         overrides: of the command line; settings of the episode given there must be those of the
-            policy's training, unless `allow_other_episode`.
+            policy's training, unless `allow_other_episode`; a dtype given there wins.
         scratch: takes the weights of a checkpoint that was not exported yet.
 
     Raises:
@@ -41,7 +43,9 @@ def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> 
     folder = None if cfg.checkpoint is None else find_policy(str(cfg.checkpoint), scratch)
     policy = cfg.agent.get("policy")  # None: a server has the weights
     if policy is not None and folder is not None:
-        kept = {name: policy[name] for name in ("dtype", "attn_implementation") if name in policy}
+        kept = {name: policy[name] for name in LOADING if name in policy}
+        if not asks_for_dtype(overrides):
+            kept["dtype"] = "auto"  # that of its files
         source = {"_target_": policy._target_, "_convert_": "all", "path": folder, **kept}
         policy = OmegaConf.create({**source, "chat": policy.get("chat", False)})
         cfg.agent.policy = policy
@@ -54,7 +58,10 @@ def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> 
     if "episode" not in saved:
         raise ValueError(f"{folder} is no policy of a training run: its settings name no episode")
     if policy is not None:
-        cfg.agent.policy = OmegaConf.merge(policy, {"chat": saved["chat"]})
+        own = {name: saved[name] for name in ("chat", "dtype") if name in saved}
+        if asks_for_dtype(overrides):
+            own.pop("dtype", None)
+        cfg.agent.policy = OmegaConf.merge(policy, own)
     cfg.episode = _episode(cfg, saved["episode"], overrides)
     cfg.agent.episode = cfg.episode
 

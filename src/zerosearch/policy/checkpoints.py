@@ -8,6 +8,7 @@ the folder are re-cut for another number of ranks by torch itself.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _METADATA_FILE = "meta.pt"  # beside the shards, as Lightning names it
+_MODULE = "state_dict."  # of the module's tensors in a folder
 _OPTIMIZER = re.compile(r"optimizer_(\d+)")  # in a folder: as Lightning numbers them
 
 
@@ -52,6 +54,46 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """What this project's modules note in a checkpoint, folder or file; no tensors are read."""
+    with naming_damage(path):
+        where = path / _METADATA_FILE if is_sharded_checkpoint(path) else path
+        return torch.load(where, map_location="cpu", mmap=True, weights_only=True)["zerosearch"]
+
+
+def read_weights(path: Path, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Some of the module's tensors by name without prefix; nothing else is read.
+
+    Args:
+        path: of the checkpoint; tensors of a file stay on the disk until they are used.
+        prefix: of the tensors' names.
+        dtype: of floating-point tensors from a folder, whatever it is there; None: as there.
+
+    Raises:
+        ValueError: the folder lacks files.
+    """
+    if not is_sharded_checkpoint(path):
+        saved = read_checkpoint(path, mmap=True)["state_dict"]
+        return {n.removeprefix(prefix): t for n, t in saved.items() if n.startswith(prefix)}
+    inside = f"{_MODULE}{prefix}"
+    with naming_damage(path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        entries = {n: each for n, each in _saved_tensors(path).items() if n.startswith(inside)}
+        tensors: dict[str, Any] = {name: _empty(each, dtype) for name, each in entries.items()}
+        load(tensors, storage_reader=FileSystemReader(path), no_dist=True)
+    return {name.removeprefix(inside): tensor for name, tensor in tensors.items()}
+
+
+def _empty(entry: TensorStorageMetadata, dtype: torch.dtype | None) -> Tensor:
+    own = entry.properties.dtype
+    return torch.empty(entry.size, dtype=dtype if dtype and own.is_floating_point else own)
+
+
+def _saved_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
+    entries = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {n: each for n, each in entries.items() if isinstance(each, TensorStorageMetadata)}
+
+
 @contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
     """Turn what torch raises over a folder with missing or broken files into one sentence."""
@@ -72,12 +114,11 @@ def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         ValueError: the folder lacks files.
     """
     with naming_damage(path):
-        entries = FileSystemReader(path).read_metadata().state_dict_metadata
-    prefix = "state_dict."
+        entries = _saved_tensors(path)
     return {
-        name.removeprefix(prefix): tuple(entry.size)
+        name.removeprefix(_MODULE): tuple(entry.size)
         for name, entry in entries.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+        if name.startswith(_MODULE)
     }
 
 

@@ -26,6 +26,7 @@ def save_policy(
     folder: str | Path,
     extra: dict[str, Any],
     *,
+    dtype: str | None = None,
     texts: Mapping[str, str] | None = None,
     write: bool = True,
 ) -> Path:
@@ -45,6 +46,7 @@ def save_policy(
         folder: target; its parents are made.
         extra: JSON values that inference must share with training (max turns, top-k, formatter,
             prompt template), written to `zerosearch.json`.
+        dtype: of the weights in the files, by its name; None: as they are.
         texts: further files by name, byte for byte.
         write: whether this process writes, or only takes part in gathering.
 
@@ -58,15 +60,16 @@ def save_policy(
     folder = Path(folder)
     settings = _to_json(extra)
     sharded = is_sharded(model)
+    kept = getattr(torch, dtype) if dtype else None
     if not write:
-        for _ in stream_weights(model) if sharded else ():
+        for _ in stream_weights(model, dtype=kept) if sharded else ():
             continue
         return folder
-    weights = {name: t.cpu() if sharded else t for name, t in stream_weights(model)}
+    weights = {n: t.cpu() if sharded else t for n, t in stream_weights(model, dtype=kept)}
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _plain_model(base_model(model), weights).save_pretrained(temporary)
+        _plain_model(base_model(model), weights, kept).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         for name, text in {SETTINGS_FILE: settings, **(texts or {})}.items():
             (temporary / name).write_text(text, encoding="utf-8", newline="")
@@ -97,10 +100,13 @@ def load_settings(folder: str | Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _plain_model(base: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedModel:
+def _plain_model(
+    base: PreTrainedModel, weights: dict[str, Tensor], dtype: torch.dtype | None
+) -> PreTrainedModel:
     """A plain causal LM around given weights, built without memory of its own."""
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(copy.deepcopy(base.config), dtype=base.dtype)
+        config = copy.deepcopy(base.config)
+        plain = AutoModelForCausalLM.from_config(config, dtype=dtype or base.dtype)
     plain.load_state_dict(weights, strict=False, assign=True)  # a tied head comes once
     plain.tie_weights()
     assert not any(tensor.is_meta for tensor in plain.state_dict().values())

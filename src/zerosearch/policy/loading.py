@@ -105,9 +105,7 @@ def make_reference(
     for parameter in twin.parameters():
         parameter.data = parameter.data.to(sharding.param_dtype)
     shard_model(twin, sharding)
-    reference = ReferencePolicy(copied=twin, shared=None)
-    reference.reset(model)
-    return reference
+    return ReferencePolicy.from_policy(model, twin)
 
 
 def _skeleton(source: PolicySource, config: PretrainedConfig) -> nn.Module:

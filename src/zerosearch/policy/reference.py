@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -12,34 +13,49 @@ from torch import Tensor, nn
 
 from zerosearch.policy.logprobs import TokenStats, token_logprobs
 from zerosearch.policy.sharding import local_tensor, named_tensors, reshard
+from zerosearch.policy.weight_digest import weight_digest
 
 
 class ReferencePolicy(nn.Module):
     """The policy as it was at the start of training.
 
-    Full training: a frozen copy. Its weights are in the `state_dict` of the module that owns it, so
-    that a resumed run has the same reference even where the policy's files have changed. LoRA: the
+    Full training: a frozen copy. A resumed run makes it anew from the policy's files, so that its
+    weights are in the `state_dict` of the module that owns it only once it has `moved`. LoRA: the
     policy itself with its adapters off, at no memory, with nothing in the `state_dict`.
     """
 
-    def __init__(self, copied: nn.Module | None, shared: PeftModel | None) -> None:
+    def __init__(
+        self, copied: nn.Module | None, shared: PeftModel | None, origin: str | None = None
+    ) -> None:
         super().__init__()
         assert (copied is None) != (shared is None)
         self.model = copied
         # in a tuple, so that the policy is not registered (and saved) a second time
         self._shared = (shared,)
+        self.origin = origin  # digest of the weights that were copied
+        self.moved = False  # whether these may be others by now; whatever changes them says so
+        self.register_state_dict_post_hook(_leave_out)
+        self.register_load_state_dict_pre_hook(_keep_own)
         self.eval()
 
     @classmethod
-    def from_policy(cls, model: nn.Module) -> ReferencePolicy:
-        """Freeze `model` as it is now; call before it is sharded or trained.
+    def from_policy(cls, model: nn.Module, twin: nn.Module | None = None) -> ReferencePolicy:
+        """Freeze `model` as it is now; call before it is trained. A collective where it is sharded.
 
         Args:
             model: causal LM (copied) or PeftModel (shared).
+            twin: a frozen model without values, sharded as `model` is, that takes the copy; None
+                makes one.
         """
         if isinstance(model, PeftModel):
             return cls(copied=None, shared=model)
-        return cls(copied=copy.deepcopy(model).requires_grad_(False), shared=None)
+        origin = weight_digest(model)
+        if twin is None:
+            return cls(copy.deepcopy(model).requires_grad_(False), None, origin)
+        reference = cls(twin, None, origin)
+        reference.reset(model)
+        reference.moved = False
+        return reference
 
     @torch.no_grad()
     def reset(self, model: nn.Module) -> None:
@@ -55,6 +71,36 @@ class ReferencePolicy(nn.Module):
         ):
             assert name == own
             local_tensor(target).copy_(local_tensor(value))
+        self.moved = True
+
+    @property
+    def left_out(self) -> str | None:
+        """Digest of the weights that a checkpoint does not hold, to be stored in their place."""
+        return None if self.moved else self.origin
+
+    def check_origin(self, saved: str | None, name: str) -> None:
+        """Refuse to go on with another reference than that of the checkpoint's run.
+
+        Args:
+            saved: `left_out` of that run; None: it had no reference, or the checkpoint holds it.
+            name: of the policy's files, for people.
+
+        Raises:
+            ValueError: the policy's files are others than they were.
+        """
+        if saved == self.left_out:
+            return
+        if saved is None:
+            raise ValueError(
+                "resume: this run has a reference policy (algorithm.kl_coefficient is not 0), that "
+                "of the checkpoint had none: resume with the algorithm settings of its run"
+            )
+        raise ValueError(
+            f"resume: the reference policy is the model that the run started from, whose weights "
+            f"had the fingerprint {saved}, but model.path={name} now gives {self.origin}: set "
+            "model.path, model.revision, model.gguf_file and model.init_seed to what they were, "
+            "put the files back, or start a new run from the run's exported policy"
+        )
 
     def train(self, mode: bool = True) -> ReferencePolicy:
         """Stay in evaluation mode whatever the owner's mode is."""
@@ -101,3 +147,30 @@ class ReferencePolicy(nn.Module):
         with shared.disable_adapter():
             yield shared
             reshard(shared)
+
+
+def expect_reference(owner: nn.Module, saved: Collection[str]) -> None:
+    """Let a reference policy be restored where a checkpoint holds it; before names are compared.
+
+    Args:
+        owner: the module that is restored.
+        saved: names of the tensors in the checkpoint.
+    """
+    for name, module in owner.named_modules():
+        if isinstance(module, ReferencePolicy):
+            module.moved = any(each.startswith(f"{name}.") for each in saved)
+
+
+def _leave_out(reference: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Hook of `state_dict`: weights that the policy's files give are in no checkpoint."""
+    assert isinstance(reference, ReferencePolicy)
+    if not reference.moved:
+        for name in [name for name in state if name.startswith(prefix)]:
+            del state[name]
+
+
+def _keep_own(reference: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Hook of `load_state_dict`: what was left out stays, and is not missing."""
+    assert isinstance(reference, ReferencePolicy)
+    if reference.model is not None and not reference.moved:
+        state.update(reference.model.state_dict(prefix=f"{prefix}model.", keep_vars=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from peft import PeftModel
@@ -26,6 +26,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from zerosearch.policy.adaptation import decoder_layers
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 # attributes of a model whose parameters do not say them
 _COMPUTE_DTYPE = "zerosearch_compute_dtype"
@@ -148,6 +150,11 @@ def record_autocast(model: nn.Module, precision: str) -> None:
 def compute_dtype(model: nn.Module) -> torch.dtype:
     """What matrices are multiplied in: the dtype of gathered shards, of autocast, or of weights."""
     return getattr(model, _COMPUTE_DTYPE, None) or next(model.parameters()).dtype
+
+
+def compute_dtype_name(model: nn.Module) -> str:
+    """The same as settings name it."""
+    return str(compute_dtype(model)).removeprefix("torch.")
 
 
 def compute_device(model: nn.Module) -> torch.device:

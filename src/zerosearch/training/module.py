@@ -27,8 +27,8 @@ from zerosearch.policy.critic import load_critic
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import packs_sequences
-from zerosearch.policy.reference import ReferencePolicy
-from zerosearch.policy.sharding import record_autocast
+from zerosearch.policy.reference import ReferencePolicy, expect_reference
+from zerosearch.policy.sharding import Dtype, compute_dtype_name, record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.reward.rubric import RewardScore, Rubric
@@ -312,9 +312,11 @@ class SearchPolicyModule(EvaluatingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["zerosearch"] = {
             "policy_step": self.policy_step,
+            "dtype": compute_dtype_name(self._policy()),
             "episode": self.episode.as_dict(),
             "start_metrics": self.start_metrics,
             "kl_coefficient": self.kl_coefficient,
+            "reference": self.reference.left_out if self.reference else None,
             "costs": self.costs.totals,
             "skipped": {name: each.state_dict() for name, each in self.skipped.items()},
             "rollouts": self.rollouts.state_dict() if self.lag else None,
@@ -325,7 +327,10 @@ class SearchPolicyModule(EvaluatingModule):
         if saved is None:
             raise ValueError("resume: the checkpoint was not written by this project's training")
         if "state_dict" in checkpoint:  # else the strategy has checked and restored it
+            expect_reference(self, checkpoint["state_dict"])
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
+        if self.reference is not None:
+            self.reference.check_origin(saved.get("reference"), self.policy_source.name)
         self.episode.check_same(saved["episode"])
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]
@@ -341,8 +346,21 @@ class SearchPolicyModule(EvaluatingModule):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             progress["is_last_batch"] = self.policy_step >= self.policy_steps
 
-    def export_policy(self, folder: Path) -> None:
-        """Write the policy as a HF folder with the episode's settings beside it; collective."""
+    def export_policy(self, folder: Path, dtype: Dtype | None = None) -> None:
+        """Write the policy as a HF folder with the episode's settings beside it; collective.
+
+        Args:
+            folder: of the export.
+            dtype: of its weights; None: what the policy computes in.
+        """
         assert self.model is not None and self.tokenizer is not None
-        extra = {"episode": self.episode.as_dict(), "chat": self.policy_source.chat}
-        save_policy(self.model, self.tokenizer, folder, extra, write=self.global_rank == 0)
+        computed = compute_dtype_name(self.model)
+        chat, episode = self.policy_source.chat, self.episode.as_dict()
+        save_policy(
+            self.model,
+            self.tokenizer,
+            folder,
+            extra={"episode": episode, "chat": chat, "dtype": computed},
+            dtype=dtype or computed,
+            write=self.global_rank == 0,
+        )

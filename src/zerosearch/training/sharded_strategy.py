@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
@@ -30,11 +30,10 @@ from zerosearch.policy.checkpoints import (
     shapes_of,
     state_names,
 )
-from zerosearch.policy.sharding import Sharding, reshard
+from zerosearch.policy.reference import expect_reference
+from zerosearch.policy.sharding import Dtype, Sharding, reshard
 from zerosearch.ranges import Positive
 from zerosearch.training.rank_watch import WatchedProcesses
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
@@ -145,12 +144,15 @@ class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
         if is_sharded_checkpoint(path):
-            check_same_model(saved_shapes(path), shapes_of(self.model.state_dict()))
+            saved = saved_shapes(path)
+            expect_reference(self.model, saved)
+            check_same_model(saved, shapes_of(self.model.state_dict()))
             self._check_optimizers(saved_state_names(path))
             with naming_damage(path):
                 return super().load_checkpoint(path, weights_only=True)
         checkpoint = read_checkpoint(path, mmap=True)
         tensors = checkpoint.pop("state_dict", {})
+        expect_reference(self.model, tensors)
         check_same_model(shapes_of(tensors), shapes_of(self.model.state_dict()))
         states = checkpoint["optimizer_states"]
         self._check_optimizers([state_names(state) for state in states])

@@ -26,7 +26,7 @@ from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy
 from zerosearch.policy.logprobs import packs_sequences
-from zerosearch.policy.sharding import record_autocast
+from zerosearch.policy.sharding import Dtype, compute_dtype_name, record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, Seed
 from zerosearch.runs import PROMPT_FILE
@@ -304,14 +304,20 @@ class SimulatorTuningModule(LightningModule):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             progress["is_last_batch"] = self.policy_step >= self.policy_steps
 
-    def export_policy(self, folder: Path) -> None:
-        """Write the simulator as a HF folder with its prompt template inside; collective."""
+    def export_policy(self, folder: Path, dtype: Dtype | None = None) -> None:
+        """Write the simulator as a HF folder with its prompt template inside; collective.
+
+        Args:
+            folder: of the export.
+            dtype: of its weights; None: what the model computes in.
+        """
         assert self.model is not None and self.tokenizer is not None
         save_policy(
             self.model,
             servable(self.tokenizer, chat=self.policy_source.chat),
             folder,
             extra={"simulator": {"max_reply_tokens": self.max_reply_tokens}},
+            dtype=dtype or compute_dtype_name(self.model),
             texts={PROMPT_FILE: self.template},
             write=self.global_rank == 0,
         )
