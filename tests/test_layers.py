@@ -20,6 +20,7 @@ LAYERS = [
         "files",
         "hub",
         "distributed",
+        "devices",
         "progress",
         "ranges",
         "nodes",
