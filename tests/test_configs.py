@@ -438,10 +438,8 @@ def test_the_runs_of_the_paper_have_its_values(
 def chosen(experiment: str) -> dict[str, str]:
     """What an experiment and those that it goes over choose, by group."""
     every: dict[str, str] = {}
-    defaults: Any = OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml").get(
-        "defaults", []
-    )
-    for each in defaults:
+    node: Any = OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml")
+    for each in node.get("defaults", []):
         if isinstance(each, str):
             every |= chosen(each)
         else:
