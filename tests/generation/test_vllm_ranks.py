@@ -1,4 +1,4 @@
-"""An engine beside every rank of a policy that FSDP2 shards."""
+"""An engine beside every rank of a policy that FSDP2 shards, and a server for all of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch.distributed.fsdp import fully_shard
 from tests.helpers.models import make_tokenizer
 from tests.helpers.openai_server import free_port
 from tests.helpers.policies import forward_logprobs, generate_greedily, greedy, run
-from tests.helpers.vllm import CONTEXT, PROMPTS, make_policy
+from tests.helpers.vllm import CONTEXT, PROMPTS, make_policy, serving
 from zerosearch.generation.vllm_engine import VLLMGenerator
+from zerosearch.generation.vllm_server import VLLMServerGenerator
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
 RANKS = 2
@@ -30,13 +31,24 @@ def shard(model: Any) -> nn.Module:
     return model
 
 
-def sample_as_rank(rank: int, port: int, folder: str, tensor_parallel_size: int) -> None:
-    """Sync twice, the weights changed between, and answer this rank's own prompts each time."""
+def sample_as_rank(rank: int, port: int, folder: str, engine: int | str) -> None:
+    """Sync twice, the weights changed between, and answer this rank's own prompts each time.
+
+    Args:
+        rank: of this process.
+        port: where the ranks meet.
+        folder: takes what is sampled.
+        engine: ranks that share one, or the endpoint of a server.
+    """
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
     model = shard(make_policy())
-    generator = VLLMGenerator(max_model_len=CONTEXT, tensor_parallel_size=tensor_parallel_size)
+    generator: Any = (
+        VLLMServerGenerator(endpoints=[engine])
+        if isinstance(engine, str)
+        else VLLMGenerator(max_model_len=CONTEXT, tensor_parallel_size=engine)
+    )
     generator.bind(model, make_tokenizer())
     sampled = []
     for _ in range(2):
@@ -44,6 +56,7 @@ def sample_as_rank(rank: int, port: int, folder: str, tensor_parallel_size: int)
         completions = run(*(generator.generate(p, greedy(12)) for p in PROMPTS[rank::RANKS]))
         run(generator.release())
         sampled.append([(c.token_ids, c.logprobs, c.weight_version) for c in completions])
+        dist.barrier()  # a server has one policy
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.5)
@@ -52,17 +65,12 @@ def sample_as_rank(rank: int, port: int, folder: str, tensor_parallel_size: int)
     os._exit(0)  # vLLM's threads outlive the process group
 
 
-@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-def test_sharded_weights_reach_the_engine_of_every_rank(
-    tmp_path: Path, tensor_parallel_size: int
-) -> None:
-    mp.spawn(  # pyright: ignore
-        sample_as_rank, args=(free_port(), str(tmp_path), tensor_parallel_size), nprocs=RANKS
-    )
+def check_samples(folder: Path, engine: int | str) -> None:
+    mp.spawn(sample_as_rank, args=(free_port(), str(folder), engine), nprocs=RANKS)  # pyright: ignore
     model: Any = make_policy()
     for step in range(2):
         for rank in range(RANKS):
-            sampled = torch.load(tmp_path / f"{rank}.pt")[step]
+            sampled = torch.load(folder / f"{rank}.pt")[step]
             for prompt, (ids, logprobs, version) in zip(PROMPTS[rank::RANKS], sampled, strict=True):
                 assert ids == generate_greedily(model, prompt, 12)
                 assert logprobs == pytest.approx(forward_logprobs(model, prompt, ids), abs=1e-3)
@@ -70,3 +78,16 @@ def test_sharded_weights_reach_the_engine_of_every_rank(
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.5)
+
+
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+def test_sharded_weights_reach_the_engine_of_every_rank(
+    tmp_path: Path, tensor_parallel_size: int
+) -> None:
+    check_samples(tmp_path, tensor_parallel_size)
+
+
+def test_sharded_weights_reach_a_server(tmp_path: Path) -> None:
+    """All ranks gather, the first one sends, all ask."""
+    with serving(tmp_path) as endpoint:
+        check_samples(tmp_path, endpoint)
