@@ -70,7 +70,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 def policy_on_gpu() -> Any:
     """A model that takes itself to be on the GPU; its tensors are not."""
-    model = make_model(1)
+    model: Any = make_model(1)
     model.zerosearch_compute_device = OWN
     return model
 

@@ -66,7 +66,12 @@ def sample_as_rank(rank: int, port: int, folder: str, engine: int | str) -> None
 
 
 def check_samples(folder: Path, engine: int | str) -> None:
-    mp.spawn(sample_as_rank, args=(free_port(), str(folder), engine), nprocs=RANKS)  # pyright: ignore
+    try:
+        mp.spawn(sample_as_rank, args=(free_port(), str(folder), engine), nprocs=RANKS)  # pyright: ignore
+    finally:
+        # shared memory of engines on CPUs, under one name for all: the next one would not start
+        for left in Path("/dev/shm").glob("-tp:0-[[]0-1[]]-cpushm_*"):
+            left.unlink()
     model: Any = make_policy()
     for step in range(2):
         for rank in range(RANKS):

@@ -12,6 +12,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -223,7 +224,7 @@ def _from_rank_0(
         except (ValueError, OSError) as error:
             failure = str(error)
     base = None if whole is None else base_model(whole)
-    told = (failure, base and base.config, base and base.generation_config)
+    told: tuple[Any, ...] = (failure, base and base.config, base and base.generation_config)
     failure, config, generation_config = gather_objects(told)[0]
     if failure is not None:
         raise ValueError(failure)
