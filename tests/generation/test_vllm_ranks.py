@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from tests.helpers.devices import everywhere
 from tests.helpers.models import make_tokenizer
 from tests.helpers.openai_server import free_port
 from tests.helpers.policies import forward_logprobs, generate_greedily, greedy, run
@@ -20,7 +21,7 @@ from tests.helpers.vllm import CONTEXT, PROMPTS, make_policy, serving
 from zerosearch.generation.vllm_engine import VLLMGenerator
 from zerosearch.generation.vllm_server import VLLMServerGenerator
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 RANKS = 2
 
 
@@ -31,7 +32,7 @@ def shard(model: Any) -> nn.Module:
     return model
 
 
-def sample_as_rank(rank: int, port: int, folder: str, engine: int | str) -> None:
+def sample_as_rank(rank: int, port: int, folder: str, engine: int | str, device: str) -> None:
     """Sync twice, the weights changed between, and answer this rank's own prompts each time.
 
     Args:
@@ -39,15 +40,23 @@ def sample_as_rank(rank: int, port: int, folder: str, engine: int | str) -> None
         port: where the ranks meet.
         folder: takes what is sampled.
         engine: ranks that share one, or the endpoint of a server.
+        device: of the ranks.
     """
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    model = shard(make_policy())
+    model: Any = make_policy()
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+        torch.set_float32_matmul_precision("highest")
+        model.to(torch.device("cuda", rank))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=RANKS)
+    shard(model)
     generator: Any = (
         VLLMServerGenerator(endpoints=[engine])
         if isinstance(engine, str)
-        else VLLMGenerator(max_model_len=CONTEXT, tensor_parallel_size=engine)
+        else VLLMGenerator(
+            max_model_len=CONTEXT, tensor_parallel_size=engine, gpu_memory_utilization=0.1
+        )
     )
     generator.bind(model, make_tokenizer())
     sampled = []
@@ -65,9 +74,10 @@ def sample_as_rank(rank: int, port: int, folder: str, engine: int | str) -> None
     os._exit(0)  # vLLM's threads outlive the process group
 
 
-def check_samples(folder: Path, engine: int | str) -> None:
+def check_samples(folder: Path, engine: int | str, device: str) -> None:
+    arguments = (free_port(), str(folder), engine, device)
     try:
-        mp.spawn(sample_as_rank, args=(free_port(), str(folder), engine), nprocs=RANKS)  # pyright: ignore
+        mp.spawn(sample_as_rank, args=arguments, nprocs=RANKS)  # pyright: ignore
     finally:
         # shared memory of engines on CPUs, under one name for all: the next one would not start
         for left in Path("/dev/shm").glob("-tp:0-[[]0-1[]]-cpushm_*"):
@@ -85,14 +95,16 @@ def check_samples(folder: Path, engine: int | str) -> None:
                 parameter.mul_(1.5)
 
 
+@pytest.mark.parametrize("device", everywhere(gpus=RANKS))  # over NCCL, and over gloo
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
 def test_sharded_weights_reach_the_engine_of_every_rank(
-    tmp_path: Path, tensor_parallel_size: int
+    tmp_path: Path, tensor_parallel_size: int, device: str
 ) -> None:
-    check_samples(tmp_path, tensor_parallel_size)
+    check_samples(tmp_path, tensor_parallel_size, device)
 
 
+@pytest.mark.slow
 def test_sharded_weights_reach_a_server(tmp_path: Path) -> None:
     """All ranks gather, the first one sends, all ask."""
     with serving(tmp_path) as endpoint:
-        check_samples(tmp_path, endpoint)
+        check_samples(tmp_path, endpoint, "cpu")
