@@ -1,12 +1,14 @@
-"""Seconds and memory that a weight sync takes, to vLLM in this process and to a server of it.
+"""Seconds and memory that a weight sync takes: between ranks, to vLLM here, to a server of it.
 
 Run:  python benchmarks/bench_sync.py [--device cuda --dtype bfloat16] [--repeats 3] [--help]
 
-The default shape is that of SmolLM2-135M, with random weights. Times are also given as multiples of
-copying all weights once in memory. Memory is what the policy's process needs at its peak beyond
-what it held before the sync, also as a multiple of the largest matrix; the server's own is not seen
-here. vLLM builds each of its layers anew and then takes it over; its CPU build also packs a second
-copy of each matrix, so that 2 is what to expect in process on a CPU, and 1 on a GPU.
+The default shape is that of SmolLM2-135M, with random weights. Ranks that each keep a share of them
+make them whole over gloo, in bfloat16, as for an engine that computes in it; bytes are what a rank
+sends. Times of syncs are also given as multiples of copying all weights once in memory. Memory is
+what the policy's process needs at its peak beyond what it held before the sync, also as a multiple
+of the largest matrix; the server's own is not seen here. vLLM builds each of its layers anew and
+then takes it over; its CPU build also packs a second copy of each matrix, so that 2 is what to
+expect in process on a CPU, and 1 on a GPU.
 """
 
 from __future__ import annotations
@@ -23,13 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from bench_generation import make_policy
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zerosearch.generation.vllm_engine import VLLMGenerator
 from zerosearch.generation.vllm_server import VLLMServerGenerator
 from zerosearch.generation.vllm_serving import generator_server
+from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource
+from zerosearch.policy.weight_stream import stream_weights
 from zerosearch.simulator.launch import running
 
 MIB = 2**20
@@ -114,18 +123,64 @@ def matrix_sizes(model: nn.Module) -> list[int]:
     return [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
 
 
+class Sent(TorchDispatchMode):
+    """Collectives inside the context, and the bytes that this rank gives to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(each, DTensor) for each in types):
+            return NotImplemented  # what it does with its shard is seen
+        if "all_gather" in func.name():
+            part: Tensor = args[0]
+            self.calls += 1
+            self.bytes += part.numel() * part.element_size()
+        return func(*args, **kwargs or {})
+
+
+def gather_as_rank(rank: int, folder: str, args: argparse.Namespace) -> None:
+    """Make the weights whole as one of the ranks; the first one prints the row of the table."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/ranks"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.ranks)
+    model, _ = make_policy(args)
+    mesh = init_device_mesh("cpu", (args.ranks,))
+    shard_model(model, Sharding(mesh=mesh, device=torch.device("cpu")))
+
+    def gather() -> None:
+        dist.barrier()
+        for _ in stream_weights(model, dtype=torch.bfloat16):
+            continue
+
+    gather()
+    with Sent() as sent:
+        gather()
+    seconds = _median(gather, args.repeats)
+    if rank == 0:
+        print("ranks  collectives  sent_MiB  gather_s")
+        print(f"{args.ranks:5d}  {sent.calls:11d}  {sent.bytes / MIB:8.1f}  {seconds:8.3f}")
+    dist.destroy_process_group()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (
         ("layers", 30), ("width", 576), ("kv-heads", 3), ("head-dim", 64), ("vocab", 49152),
-        ("threads", 1), ("repeats", 3),
+        ("threads", 1), ("repeats", 3), ("ranks", 2),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--no-server", action="store_true")
+    parser.add_argument("--only-ranks", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(gather_as_rank, (folder, args), args.ranks)
+    if args.only_ranks:
+        return
     model, tokenizer = make_policy(args)
     tokenizer.eos_token = "!"  # nothing is sampled, but every policy has an end of text
     sizes = matrix_sizes(model)

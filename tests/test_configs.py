@@ -415,7 +415,7 @@ def test_the_runs_of_the_paper_have_its_values(
     assert (algorithm.kl_coefficient, algorithm.kl_kind) == (0.001, "k3")
     loss: Any = algorithm.loss
     assert (loss.keywords["clip_low"], loss.keywords["clip_high"]) == (0.2, 0.2)
-    assert (module.gradient_clip, algorithm.importance_correction) == (1.0, None)
+    assert module.gradient_clip == 1.0
     decoding = module.decoding
     assert (decoding.temperature, decoding.top_p, decoding.top_k) == (1.0, 1.0, 0)
     assert module.policy_source.path == model
@@ -434,6 +434,31 @@ def test_the_runs_of_the_paper_have_its_values(
     curriculum = next(c for c in run.trainer.callbacks if isinstance(c, NoiseCurriculum))  # type: ignore[attr-defined]
     assert (curriculum.start, curriculum.end) == noise
     assert (curriculum.base, curriculum.schedule) == (4.0, "exponential")
+
+
+def chosen(experiment: str) -> dict[str, str]:
+    """What an experiment and those that it goes over choose, by group."""
+    every: dict[str, str] = {}
+    node: Any = OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml")
+    for each in node.get("defaults", []):
+        if isinstance(each, str):
+            every |= chosen(each)
+        else:
+            every |= {group.removeprefix("override /"): name for group, name in each.items()}
+    return every
+
+
+def test_what_vllm_samples_in_bfloat16_is_weighed(tmp_path: Path) -> None:
+    """In every experiment, and also with the authors' settings on top."""
+    sampled = set()
+    for name in (name for group, name in CHOICES if group == "experiment"):
+        choices = chosen(name)
+        if choices.get("generator", "").startswith("vllm"):
+            sampled.add(name)
+            assert choices.get("algorithm/importance_correction") == "truncate", name
+    assert {*PAPER, "one_gpu_24gb", "r1_7b", "search_r1_7b", "zerosearch_7b_split"} <= sampled
+    cfg = compose_config(tmp_path, "experiment=zerosearch_7b", "compat=paper_ppo")
+    assert cfg.algorithm.importance_correction.kind == "truncate"
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -21,6 +21,7 @@ LAYERS = [
         "files",
         "hub",
         "distributed",
+        "devices",
         "progress",
         "ranges",
         "nodes",

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tests.helpers.models import save_policy_folder
 from tests.helpers.training import make_training
 from tests.helpers.tuning import make_data, make_module, write_rows
+from zerosearch.generation import vllm_serving
 from zerosearch.generation.vllm_policy import VLLMPolicy
 from zerosearch.policy.sharding import compute_dtype
 from zerosearch.policy.source import PolicySource
@@ -45,3 +46,14 @@ def test_the_engine_takes_what_the_trainer_computes_in(
     assert VLLMPolicy(module.model, module.tokenizer, dtype="float32", lora="merged").dtype == (
         torch.float32
     )
+
+
+@pytest.mark.parametrize(("on_gpu", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_servers_start_in_what_is_trained_in(
+    on_gpu: bool, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_serving, "check_installed", lambda: "0.32.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    source = PolicySource(path=str(save_policy_folder(tmp_path / "policy")))
+    settings = vllm_serving.generator_server(source, folder=str(tmp_path / "served"), gpus=[0])
+    assert settings.dtype == dtype

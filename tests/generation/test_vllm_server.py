@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.openai_server import free_port
 from tests.helpers.policies import greedy, run
 from tests.helpers.waiting import guarded
+from zerosearch.devices import device_thread
 from zerosearch.generation.vllm_client import VLLMServer, sampled_of
 from zerosearch.generation.vllm_server import VLLMServerGenerator
 from zerosearch.generation.vllm_sync import Synced
@@ -165,13 +167,15 @@ def test_workers_that_cannot_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -
         raise CallFailure(A, "HTTP 500 (timed out)", kind="unreachable")
 
     monkeypatch.setattr(server, "rpc", rpc)
+    cpu = torch.device("cpu")
     with (
         guarded(),
+        device_thread("weights", cpu) as thread,
         pytest.raises(
             CallFailure, match=r"cannot reach the policy's process at 127.0.0.1:\d+ \(HTTP 500"
         ),
     ):
-        run(server.connect([{"rank": 0, "link": None}], "gloo"))
+        run(server.connect([{"rank": 0, "link": None}], cpu, thread))
 
 
 def test_endpoints_may_end_in_v1() -> None:

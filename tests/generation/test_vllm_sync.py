@@ -29,7 +29,7 @@ def servers(policy: VLLMPolicy) -> list[ScriptedVLLM]:
 
 
 def sync(servers: list[ScriptedVLLM], policy: VLLMPolicy, number: int = 1) -> Any:
-    return run(ServerSync(servers, timeout_s=1).run(policy, number))[0]
+    return run(ServerSync(servers, policy, timeout_s=1).run(number))[0]
 
 
 def test_every_server_gets_every_weight_and_the_same_version(

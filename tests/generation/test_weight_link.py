@@ -34,7 +34,7 @@ def ends() -> tuple[WeightLink, list[WeightLink]]:
             store if rank == 0 else joined_store(address, port, TIMEOUT_S),
             rank=rank,
             size=3,
-            backend="gloo",
+            device=torch.device("cpu"),
             address=address,
             timeout_s=TIMEOUT_S,
         )

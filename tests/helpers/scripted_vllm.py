@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,7 +52,9 @@ class ScriptedVLLM(VLLMServer):
         self.version = "default"
         self.scripted_link = ScriptedLink()
 
-    async def connect(self, workers: list[dict[str, Any]], backend: str) -> None:
+    async def connect(
+        self, workers: list[dict[str, Any]], device: torch.device, thread: Executor
+    ) -> None:
         self.link = self.scripted_link  # type: ignore[assignment]
 
     async def _call(

@@ -23,7 +23,7 @@ from zerosearch.policy.sharding import (
     is_sharded,
     shard_model,
 )
-from zerosearch.policy.weight_stream import gather
+from zerosearch.policy.weight_stream import gather, stream_weights
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,9 @@ def test_an_offloaded_model_computes_elsewhere(mesh: DeviceMesh) -> None:
     assert compute_device(model) == elsewhere.device
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+    # whole weights are where the policy computes, whatever the current device is
+    streamed = dict(stream_weights(model, dtype=torch.bfloat16))
+    assert {(t.device.type, t.dtype) for t in streamed.values()} == {("meta", torch.bfloat16)}
 
 
 def test_a_frozen_model_leaves_nothing_gathered(mesh: DeviceMesh) -> None:

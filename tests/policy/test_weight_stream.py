@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from tests.helpers.collectives import AllGathers
 from tests.helpers.models import make_model
+from tests.helpers.ranks import run_ranks
+from zerosearch.policy import gathering
 from zerosearch.policy.weight_stream import adapter_weights, stream_weights
 
+SMALL_BUCKET = 33_000  # bytes: less than the embedding, more than any other tensor
 IDS = torch.arange(3, 12)[None]
 
 
@@ -136,12 +140,9 @@ def shard(model: nn.Module) -> nn.Module:
     return model
 
 
-def stream_as_rank(rank: int, folder: str) -> None:
+def stream_as_rank(rank: int, world_size: int, folder: str) -> None:
     """Save what a rank sees, before a forward and after one, which leaves the root gathered."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+    dist.init_process_group("gloo")
     seen = {}
     for kind, model in policies().items():
         shard(model)
@@ -151,20 +152,64 @@ def stream_as_rank(rank: int, folder: str) -> None:
         logits(model)
         if isinstance(model, PeftModel):
             seen[f"adapter of {kind}"] = (adapter_weights(model),)
+        seen[f"{kind} in half"] = dict(stream_weights(model, dtype=torch.bfloat16))
+    for room in (gathering.BUCKET_BYTES, SMALL_BUCKET):
+        gathering.BUCKET_BYTES = room
+        for kind in ("plain", "lora"):
+            with AllGathers() as gathers:
+                found = dict(stream_weights(shard(policies()[kind]), dtype=torch.bfloat16))
+            assert all(torch.equal(found[n], t) for n, t in seen[f"{kind} in half"].items())
+            seen[f"{kind}, {room}"] = gathers.sent
     torch.save(seen, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
-def test_sharded_weights_arrive_whole_on_every_rank(tmp_path: Path) -> None:
-    mp.spawn(stream_as_rank, args=(str(tmp_path),), nprocs=2)  # pyright: ignore
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(2, stream_as_rank, str(folder))
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_sharded_weights_arrive_whole_on_every_rank(ranks: list[dict[str, Any]]) -> None:
     expected = {kind: dict(stream_weights(model)) for kind, model in policies().items()}
     for kind, model in policies().items():
         if isinstance(model, PeftModel):
             expected[f"adapter of {kind}"] = adapter_weights(model)
-    for rank in range(2):
-        for kind, streams in torch.load(tmp_path / f"{rank}.pt").items():
-            for stream in streams:
-                assert list(stream) == list(expected[kind]), kind
+    for seen in ranks:
+        for kind, weights in expected.items():
+            for stream in seen[kind]:
+                assert list(stream) == list(weights), kind
                 for name, tensor in stream.items():
                     assert type(tensor) is Tensor
-                    assert torch.equal(tensor.float(), expected[kind][name]), (kind, name)
+                    assert torch.equal(tensor.float(), weights[name]), (kind, name)
+
+
+def test_shards_cast_before_they_are_sent_give_the_same_as_after(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for kind, model in policies().items():
+        expected = dict(stream_weights(model))
+        for seen in ranks:
+            stream = seen[f"{kind} in half"]
+            assert list(stream) == list(expected), kind
+            for name, tensor in stream.items():
+                assert torch.equal(tensor, expected[name].to(torch.bfloat16)), (kind, name)
+
+
+def test_a_rank_sends_half_the_bytes_in_few_collectives(ranks: list[dict[str, Any]]) -> None:
+    """Of float32 weights to an engine in bfloat16; what adapters are merged into goes as it is."""
+    shapes = [tensor.shape for _, tensor in stream_weights(make_model(3))]
+    rows = {shape: -(-shape[0] // 2) for shape in shapes}  # of a rank, the last one filled up
+    own = [rows[shape] * shape[1:].numel() * 2 for shape in shapes]
+    merged = [m for m in policies()["lora"].modules() if isinstance(m, BaseTunerLayer)]
+    for seen in ranks:
+        [once] = seen[f"plain, {gathering.BUCKET_BYTES}"]
+        assert sum(own) <= once < sum(own) + 16 * len(own)
+        several = seen[f"plain, {SMALL_BUCKET}"]
+        assert sum(own) <= sum(several) < sum(own) + 16 * len(own)
+        assert 2 < len(several) < len(own) / 2
+        assert max(several) == max(own), "the largest tensor goes alone, the others share"
+        assert all(sent <= SMALL_BUCKET / 2 or sent == max(own) for sent in several)
+        # each adapted layer by itself; the embedding, norms between the layers, norms and head
+        assert len(seen[f"lora, {gathering.BUCKET_BYTES}"]) == len(merged) + 3

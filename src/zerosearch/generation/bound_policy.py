@@ -68,7 +68,7 @@ class BoundPolicy:
         """Bring the policy's present weights into the copy; a collective where it is sharded."""
         if self.model is not self.policy:
             own = self.model.state_dict()
-            for name, tensor in stream_weights(self.policy):
+            for name, tensor in stream_weights(self.policy, dtype=self.model.dtype):
                 own[name].copy_(tensor)
 
     def matcher(self, stops: tuple[str, ...]) -> StopMatcher:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.devices import numbered_device
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.source import PolicySource
 
@@ -23,10 +23,8 @@ async def load_to_sample(
     Raises:
         ValueError: the model cannot be had; names the field and the mend.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = source.load_tokenizer()
     model = source.load_model(trained=False).requires_grad_(False).eval()
-    generator.bind(nn.Module.to(model, device), tokenizer)
+    generator.bind(nn.Module.to(model, numbered_device(device)), tokenizer)
     await generator.sync_weights(model)
     return tokenizer

@@ -245,6 +245,11 @@ def describe(worker: Any, fields: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def device_of(worker: Any) -> torch.device:
+    """Inside a worker: where its part of the model is, a GPU with its number."""
+    return worker.device
+
+
 def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": settings.folder,

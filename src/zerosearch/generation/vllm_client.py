@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import torch
 
 from zerosearch.generation.vllm_adapter import Sampled
 from zerosearch.generation.weight_link import WeightLink, hosted_store, own_address
@@ -100,8 +102,15 @@ class VLLMServer:
 
     # -- weights -----------------------------------------------------------------------------
 
-    async def connect(self, workers: list[dict[str, Any]], backend: str) -> None:
+    async def connect(
+        self, workers: list[dict[str, Any]], device: torch.device, thread: Executor
+    ) -> None:
         """Make the link, unless the workers still hold the present one.
+
+        Args:
+            workers: see `workers`.
+            device: where the weights come from.
+            thread: that sends them.
 
         Raises:
             CallFailure: the server is lost, or the other ends do not come.
@@ -117,7 +126,7 @@ class VLLMServer:
         joining = asyncio.create_task(
             self.rpc(
                 "join_policy",
-                [self._link_name, address, port, size, backend, self.sync_timeout_s],
+                [self._link_name, address, port, size, device.type, self.sync_timeout_s],
                 self.sync_timeout_s,
             )
         )
@@ -127,13 +136,14 @@ class VLLMServer:
                 store,
                 rank=0,
                 size=size,
-                backend=backend,
+                device=device,
                 address=address,
                 timeout_s=self.sync_timeout_s,
             )
 
         try:
-            self.link = await asyncio.to_thread(own_end)
+            loop = asyncio.get_running_loop()
+            self.link = await loop.run_in_executor(thread, own_end)
         except RuntimeError as error:
             joining.cancel()
             reason = f"its workers do not connect to {address}:{port} ({error})"

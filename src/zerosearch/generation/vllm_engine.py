@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.devices import device_thread
 from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.vllm_adapter import (
     EngineSettings,
@@ -106,7 +107,7 @@ class VLLMGenerator:
         self._engine: SharedEngine | None = None
         self._peers: Peers | None = None
         self._released = True  # whether this process has no more requests until the next sync
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
+        self._thread: Executor  # of the engine, on the policy's device; made by `bind`
         self._arrivals: list[_Request] = []
         self._running: dict[str, _Request] = {}
         self._numbers = itertools.count()
@@ -146,6 +147,7 @@ class VLLMGenerator:
                 f"of {policy.context} tokens: lower it, and episode.max_context_tokens with it"
             )
         self.close()
+        self._thread = device_thread("vllm", policy.device)
         self._policy = policy
         self._peers = self._peers or Peers(self._tensor_parallel_size)
 

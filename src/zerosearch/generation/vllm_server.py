@@ -76,7 +76,8 @@ class VLLMServerGenerator:
         self._timeout_s = timeout_s
         self._dtype = dtype
         self._policy: VLLMPolicy | None = None
-        self._sync = ServerSync(servers, timeout_s=sync_timeout_s)
+        self._sync_timeout_s = sync_timeout_s
+        self._sync: ServerSync | None = None
         self._synced: Synced | None = None  # by the last sync
         self._pool = EndpointPool(
             list(self._servers), self._check_version, max_outage_s=_MAX_OUTAGE_S
@@ -104,8 +105,13 @@ class VLLMServerGenerator:
             raise ValueError(f"generator=vllm_server: {error}") from None
 
     def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Say which policy samples; every sync compares the servers with it."""
+        """Say which policy samples; every sync compares the servers with it.
+
+        A collective where there are several training processes.
+        """
         self._policy = VLLMPolicy(model, tokenizer, dtype=self._dtype, lora="merged")
+        servers = list(self._servers.values())
+        self._sync = ServerSync(servers, self._policy, timeout_s=self._sync_timeout_s)
         self._synced = None
 
     async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
@@ -141,14 +147,14 @@ class VLLMServerGenerator:
             ValueError: `policy` is not the bound module, or a server is not made for it.
             RuntimeError: a server is lost; names the endpoint.
         """
-        bound = self._binding()
-        if policy is not bound.model:
+        bound, sync = self._binding(), self._sync
+        if sync is None or policy is not bound.model:
             raise ValueError(
                 f"sync_weights got a {type(policy).__name__} that is not the bound model; call "
                 "bind() with it first"
             )
         self._synced = None
-        self._synced = await self._sync.run(bound, self.weight_version + 1)
+        self._synced = await sync.run(self.weight_version + 1)
         self.weight_version += 1
 
     async def release(self) -> None:

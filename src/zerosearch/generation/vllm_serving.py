@@ -44,7 +44,7 @@ def generator_server(
         tensor_parallel: GPUs per server.
         max_model_len: tokens of prompt and completion.
         gpu_memory_utilization: share of the GPU's memory.
-        dtype: "auto" is the policy's.
+        dtype: "auto" is what is trained in by default: bfloat16 on GPUs, the policy's on CPUs.
         ready_timeout_s: longest wait for a server.
         extra_args: to vLLM, as they are.
 
@@ -71,9 +71,13 @@ def generator_server(
         tensor_parallel=tensor_parallel,
         max_model_len=max_model_len,
         gpu_memory_utilization=gpu_memory_utilization,
-        dtype=policy.dtype if dtype == "auto" else dtype,
+        dtype=_default_dtype(policy) if dtype == "auto" else dtype,
         ready_timeout_s=ready_timeout_s,
     )
+
+
+def _default_dtype(policy: PolicySource) -> str:
+    return "bfloat16" if torch.cuda.is_available() else policy.dtype
 
 
 def _flags() -> list[str]:

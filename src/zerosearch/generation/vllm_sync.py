@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from zerosearch.distributed import gather_objects, rank
+from zerosearch.devices import device_thread
+from zerosearch.distributed import gather_objects, object_group, rank
 from zerosearch.errors import InputError, RunError, ZeroSearchError
 from zerosearch.generation.vllm_client import START, VLLMServer
 from zerosearch.generation.vllm_fit import Needs, inspect
@@ -39,22 +39,28 @@ class Synced:
 class ServerSync:
     """Sends weights from the first training process to every server.
 
+    All processes make it at the same time, in their main threads.
+
     Args:
         servers: all of them.
+        policy: whose weights are sent.
         timeout_s: longest wait for a server while weights are sent.
     """
 
-    def __init__(self, servers: Sequence[VLLMServer], *, timeout_s: float) -> None:
+    def __init__(
+        self, servers: Sequence[VLLMServer], policy: VLLMPolicy, *, timeout_s: float
+    ) -> None:
         self._servers = servers
+        self._policy = policy
         self._timeout_s = timeout_s
         self._paused: list[VLLMServer] = []
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
+        self._thread = device_thread("weights", policy.device)
+        object_group()  # cannot be made in that thread
 
-    async def run(self, policy: VLLMPolicy, number: int) -> Synced:
+    async def run(self, number: int) -> Synced:
         """One sync; a collective where there are several training processes.
 
         Args:
-            policy: whose weights are sent.
             number: of the sync.
 
         Raises:
@@ -63,8 +69,8 @@ class ServerSync:
         """
         leads = rank() == 0
         try:
-            model, context = await self._agree(self._prepare(policy) if leads else None)
-            await self._agree(self._transfer(policy, leads))
+            model, context = await self._agree(self._prepare() if leads else None)
+            await self._agree(self._transfer(leads))
             held = await self._agree(self._resume(number) if leads else None)
         except BaseException:
             await self._let_go()
@@ -85,9 +91,8 @@ class ServerSync:
         except Exception as raised:
             error = raised
         said = error and (isinstance(error, InputError), str(error) or repr(error))
-        loop = asyncio.get_running_loop()
         mine: tuple[Any, Any] = (said, result)
-        everyone = await loop.run_in_executor(self._thread, gather_objects, mine)
+        everyone = await self._on_thread(gather_objects, mine)
         if error and not isinstance(error, ZeroSearchError):
             raise error  # NCCL's, or a defect: shown with its traceback
         for failed, _ in everyone:
@@ -97,8 +102,9 @@ class ServerSync:
                 raise kind(f"generator=vllm_server: {text}") from error
         return everyone[0][1]
 
-    async def _prepare(self, policy: VLLMPolicy) -> tuple[str, int]:
+    async def _prepare(self) -> tuple[str, int]:
         """Compare all servers with the policy, then stop them and connect."""
+        policy = self._policy
         needs = Needs(
             config=policy.base.config, tokenizer=policy.tokens.tokenizer, dtype=policy.dtype
         )
@@ -107,20 +113,18 @@ class ServerSync:
         except CallFailure as failure:
             hint = f"; {START}" if failure.kind == "rejected" or "HTTP" in failure.reason else ""
             raise RunError(f"{failure}{hint}") from None
-        backend = "nccl" if policy.device.type == "cuda" else "gloo"
         for server, facts in zip(self._servers, served, strict=True):
             self._paused.append(server)
             await server.post("/pause?mode=keep")
-            await server.connect(facts.workers, backend)
+            await server.connect(facts.workers, policy.device, self._thread)
         contexts = [facts.context for facts in served]
         return served[0].model, min([*contexts, policy.context or contexts[0]])
 
-    async def _transfer(self, policy: VLLMPolicy, leads: bool) -> None:
+    async def _transfer(self, leads: bool) -> None:
         """Stream the weights; the servers take them over meanwhile."""
         servers = self._servers if leads else ()
-        loop = asyncio.get_running_loop()
         sent, *received = await asyncio.gather(
-            loop.run_in_executor(self._thread, _send, policy, servers),
+            self._on_thread(_send, self._policy, servers),
             *(server.rpc("receive_policy", [], self._timeout_s) for server in servers),
             return_exceptions=True,
         )
@@ -136,6 +140,10 @@ class ServerSync:
             await server.post("/resume")
         self._paused.clear()
         return held
+
+    async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
 
     async def _let_go(self) -> None:
         """After a failure: let the servers answer again, as far as they can be reached."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zerosearch.generation import vllm_adapter
@@ -40,14 +41,23 @@ class PolicyWeights:
         joined_store(address, port, _REACH_TIMEOUT_S)
 
     def join_policy(
-        self, name: str, address: str, port: int, size: int, backend: str, timeout_s: float
+        self, name: str, address: str, port: int, size: int, device_type: str, timeout_s: float
     ) -> None:
-        """Connect with the policy's process, which does the same at its end meanwhile."""
+        """Connect with the policy's process, which does the same at its end meanwhile.
+
+        Args:
+            name: of the link.
+            address: of the policy's process.
+            port: of its store.
+            size: number of ends.
+            device_type: of the policy's end; weights come from a CPU to CPUs.
+            timeout_s: see `WeightLink`.
+        """
         self.policy_link = WeightLink(
             joined_store(address, port, timeout_s),
             rank=1 + vllm_adapter.describe(self, [])["rank"],
             size=size,
-            backend=backend,
+            device=vllm_adapter.device_of(self) if device_type == "cuda" else torch.device("cpu"),
             address=own_address(address, port),
             timeout_s=timeout_s,
         )

@@ -28,7 +28,7 @@ class WeightLink:
         store: see `hosted_store` and `joined_store`.
         rank: 0 for the policy.
         size: number of ends.
-        backend: "nccl" or "gloo".
+        device: of this end: its GPU, or the CPU at all ends.
         address: of this machine, as the others see it.
         timeout_s: after which an end that waits for another gives up.
     """
@@ -39,16 +39,15 @@ class WeightLink:
         *,
         rank: int,
         size: int,
-        backend: str,
+        device: torch.device,
         address: str,
         timeout_s: float,
     ) -> None:
         self._store = store
         self._sent = 0
-        self._device = torch.device("cpu")
-        if backend == "nccl":
-            self._device = torch.device("cuda", torch.cuda.current_device())
-        self._group = _group(store, rank, size, backend, address, timedelta(seconds=timeout_s))
+        self._device = device
+        make = _nccl_group if device.type == "cuda" else _gloo_group
+        self._group = make(store, rank, size, address, timedelta(seconds=timeout_s))
 
     def send(self, name: str, tensor: Tensor) -> None:
         """Send one weight to all workers."""
@@ -119,14 +118,16 @@ def own_address(host: str, port: int) -> str:
         return probe.getsockname()[0]
 
 
-def _group(
-    store: dist.Store, rank: int, size: int, backend: str, address: str, timeout: timedelta
-) -> Any:
-    """A process group apart from the default one, which belongs to training or to vLLM."""
-    if backend == "nccl":
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, rank, size, options)
+# Process groups apart from the default one, which belongs to training or to vLLM.
+
+
+def _nccl_group(store: dist.Store, rank: int, size: int, address: str, timeout: timedelta) -> Any:
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return dist.ProcessGroupNCCL(store, rank, size, options)
+
+
+def _gloo_group(store: dist.Store, rank: int, size: int, address: str, timeout: timedelta) -> Any:
     options: Any = dist.ProcessGroupGloo._Options()  # pyright: ignore
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     options._timeout = timeout

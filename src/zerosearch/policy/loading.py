@@ -12,6 +12,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from zerosearch.distributed import gather_objects
 from zerosearch.errors import ZeroSearchError
 from zerosearch.policy.adaptation import base_free, start_adapters, switch_off_dropout
 from zerosearch.policy.logprobs import verify_logprobs
@@ -209,9 +211,8 @@ def _from_rank_0(
         except ZeroSearchError as error:
             failure = str(error)
     base = None if whole is None else base_model(whole)
-    told = [failure, base and base.config, base and base.generation_config]
-    dist.broadcast_object_list(told, group_src=0, group=sharding.mesh.get_group())
-    failure, config, generation_config = told
+    told: tuple[Any, ...] = (failure, base and base.config, base and base.generation_config)
+    failure, config, generation_config = gather_objects(told)[0]
     if failure is not None:
         raise ValueError(failure)
     model = _skeleton(source, config)

@@ -1,14 +1,13 @@
 """A policy's weights one tensor at a time, as engines and exports want them.
 
-Nothing is merged in place and no second model is held: beside the policy there is one tensor, or
-one layer where adapters have to be merged, at a time.
+Nothing is merged in place and no second model is held: beside the policy there are the tensors of
+one collective, or one layer where adapters have to be merged, at a time.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -17,7 +16,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from zerosearch.policy.sharding import base_model, reshard
+from zerosearch.policy.gathering import gather_all
+from zerosearch.policy.sharding import base_model, compute_device, reshard
 
 
 @torch.no_grad()
@@ -38,15 +38,8 @@ def stream_weights(
         as the embedding. Persistent buffers are weights, too.
     """
     reshard(model)
-    seen: set[int] = set()
-    for prefix, module in _layers(base_model(model), "", merge):
-        is_copy = merge and isinstance(module, BaseTunerLayer)
-        for name, tensor in _own_tensors(_merged_layer(module) if is_copy else module):
-            if not is_copy and id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            whole = gather(tensor.detach())
-            yield prefix + name, whole.to(dtype) if dtype and whole.is_floating_point() else whole
+    device = compute_device(model)
+    yield from gather_all(_plain_tensors(model, device, merge=merge), dtype=dtype, device=device)
 
 
 @torch.no_grad()
@@ -58,16 +51,27 @@ def adapter_weights(model: PeftModel) -> dict[str, Tensor]:
     """
     reshard(model)
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
-    return {name: gather(tensor.detach()) for name, tensor in state.items()}
+    detached = ((name, tensor.detach()) for name, tensor in state.items())
+    return dict(gather_all(detached, dtype=None, device=compute_device(model)))
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded; a collective where it is."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    # Weights offloaded to the CPU are gathered where their process group communicates.
-    local = cast(DTensor, tensor.to(tensor.device_mesh.device_type))
-    return local.full_tensor()
+    """The whole of a tensor that may be sharded, where it lies; a collective where it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _plain_tensors(
+    model: nn.Module, device: torch.device, *, merge: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """What `stream_weights` says, but sharded where the model's are, and in their dtype."""
+    seen: set[int] = set()
+    for prefix, module in _layers(base_model(model), "", merge):
+        is_copy = merge and isinstance(module, BaseTunerLayer)
+        for name, tensor in _own_tensors(_merged_layer(module, device) if is_copy else module):
+            if not is_copy and id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            yield prefix + name, tensor.detach()
 
 
 def _layers(module: nn.Module, prefix: str, adapted: bool) -> Iterator[tuple[str, nn.Module]]:
@@ -97,15 +101,18 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, buffer
 
 
-def _merged_layer(module: nn.Module) -> nn.Module:
+def _merged_layer(module: nn.Module, device: torch.device) -> nn.Module:
     """A plain layer with what the adapter has learned; `module` is left as it is.
 
     The copy gets whole tensors in the place of sharded ones: PEFT's own merge, which knows every
-    kind of adapter, then does the arithmetic.
+    kind of adapter, then does the arithmetic, in the dtype in which the weights are kept.
     """
+    numbered = {str(id(parameter)): parameter.detach() for parameter in module.parameters()}
     whole = {
-        id(parameter): nn.Parameter(gather(parameter.detach()).clone(), requires_grad=False)
-        for parameter in module.parameters()
+        int(number): nn.Parameter(
+            tensor if isinstance(numbered[number], DTensor) else tensor.clone(), requires_grad=False
+        )
+        for number, tensor in gather_all(numbered.items(), dtype=None, device=device)
     }
     merged = copy.deepcopy(module, memo=whole)
     assert isinstance(merged, BaseTunerLayer)

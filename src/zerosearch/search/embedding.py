@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from zerosearch.devices import numbered_device, take_device
 from zerosearch.hub import check_files
 
 # What e5 was trained with (section 4.3 of its paper): without them it finds noticeably less.
@@ -49,7 +50,7 @@ class E5Encoder:
                 "folder or hub name such as intfloat/e5-base-v2"
             ) from error
         self.fingerprint = self._fingerprint(encoder)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = numbered_device("auto")
         # Half precision on a GPU moves a score by about 1e-3 and encodes several times as fast.
         dtype = torch.float16 if self._device.type == "cuda" else torch.float32
         self._model = encoder.eval().to(device=self._device, dtype=dtype)
@@ -81,6 +82,7 @@ class E5Encoder:
 
     @torch.inference_mode()
     def _forward(self, texts: list[str]) -> np.ndarray:
+        take_device(self._device)
         inputs = self._tokenizer(
             texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self._device)

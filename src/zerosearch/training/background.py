@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from zerosearch.devices import take_device
 
 T = TypeVar("T")
 
@@ -56,10 +58,9 @@ class Background(Generic[T]):
         self._thread.join()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> None:
-        on_device = torch.cuda.device(self._device) if self._device.type == "cuda" else None
         try:
+            take_device(self._device)
             with (
-                on_device or nullcontext(),
                 self._autocast,
                 asyncio.Runner(loop_factory=lambda: self._loop) as runner,
             ):
