@@ -10,13 +10,14 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,16 @@ class Simulator:
 
 
 @contextmanager
-def started(module: str, output: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A program; at the end it and all that it has started are killed."""
+def started(
+    module: str, output: Path, *arguments: str, ended_by: signal.Signals, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A program, ended with all that it has started."""
+    own = {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", **environment}
     with output.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"},
+            env=os.environ | own,
             stdout=file,
             stderr=subprocess.STDOUT,
             text=True,
@@ -108,10 +112,18 @@ def started(module: str, output: Path, *arguments: str) -> Iterator[subprocess.P
             if process.poll() is None:
                 launcher = psutil.Process(process.pid)
                 family = [launcher, *launcher.children(recursive=True)]
-                for each in family:
-                    each.kill()
-                process.wait()
+                for each in family if ended_by == signal.SIGKILL else family[:1]:
+                    each.send_signal(ended_by)
+                process.wait(TIMEOUT_S)
                 psutil.wait_procs(family[1:], timeout=TIMEOUT_S)
+
+
+def training(
+    folder: Path, name: str, *arguments: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A run with its output in `<folder>/<name>`; what is left of it when killed lies there too."""
+    output, here = folder / name, str(folder)
+    return started("zerosearch.train", output, *arguments, ended_by=signal.SIGKILL, TMPDIR=here)
 
 
 @contextmanager
@@ -120,7 +132,9 @@ def serving(model: str, told: list[str], base: Path) -> Iterator[str]:
     own = [each for each in told if each.startswith(("model.", "paths."))]
     arguments = [f"model={model}", "episode=paper", "server.port=null", *own]
     output = base / "generator"
-    with started("zerosearch.generation.serve", output, *arguments) as process:
+    with started(
+        "zerosearch.generation.serve", output, *arguments, ended_by=signal.SIGTERM
+    ) as process:
         while not (found := re.search(r"generator\.endpoints=\[(.+?)\]", output.read_text())):
             assert process.poll() is None, output.read_text()
             time.sleep(0.5)
@@ -172,14 +186,14 @@ def test_it_trains_is_killed_and_goes_on(name: str, tmp_path: Path) -> None:
             model = cfg.made_for.experiment.model
             places["GENERATOR"] = stack.enter_context(serving(model, told, tmp_path))
         given = [f"experiment={name}", *overrides(name, places)]
-        with started("zerosearch.train", tmp_path / "first", *given) as process:
+        with training(tmp_path, "first", *given) as process:
             while not simulator.held.wait(0.1):
                 assert process.poll() is None, (tmp_path / "first").read_text()
         simulator.killed.set()
         run = latest.resolve()
         before = read_metrics(run)
         assert not (run / "summary.json").exists()
-        with started("zerosearch.train", tmp_path / "second", f"resume={run}") as process:
+        with training(tmp_path, "second", f"resume={run}") as process:
             code = process.wait(TIMEOUT_S)
     said = (tmp_path / "second").read_text()
     assert code == 0 and f"Continuing from {run}/checkpoints/last.ckpt" in said, said
