@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -37,6 +38,7 @@ from tests.helpers.published import (
     write_published_rows,
 )
 from tests.helpers.runs import computed, read_metrics
+from zerosearch.assembly import quiet_libraries
 from zerosearch.callbacks.curriculum import noise_probability
 from zerosearch.runs import read_summary
 
@@ -164,6 +166,15 @@ def test_the_page_lists_what_is_overridden() -> None:
         names = [name for name in RUNS if name not in names] if "all" in runs else names
         listed |= dict.fromkeys(re.findall("`(.+?)`", told), names)
     assert listed == OVERRIDDEN
+
+
+def test_what_every_rank_says_of_itself_is_not_shown() -> None:
+    quiet_libraries()
+    logger = logging.getLogger("lightning.fabric.utilities.distributed")
+    assert not logger.isEnabledFor(logging.INFO), "Initializing distributed, once for each rank"
+    while logger.parent is not None:
+        assert not logger.handlers, f"{logger.name} says again what Hydra's handlers say"
+        logger = logger.parent
 
 
 @pytest.mark.vllm
