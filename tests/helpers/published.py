@@ -72,7 +72,7 @@ def _make_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
     if model_type == "qwen2":
         bpe = json.loads((QUICKSTART / "tokenizer.json").read_text())["model"]
-        tokenizer = Qwen2Tokenizer(bpe["vocab"], [tuple(merge) for merge in bpe["merges"]])
+        tokenizer = Qwen2Tokenizer(bpe["vocab"], [tuple(pair) for pair in bpe["merges"]])  # type: ignore[arg-type]
         tokenizer.add_tokens([*SEARCH, *ANSWER, *INFORMATION])
         return tokenizer
     tokenizer.add_special_tokens({"bos_token": BOS})
