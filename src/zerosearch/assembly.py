@@ -150,9 +150,10 @@ class TuningRun(Run[SimulatorTuningModule, TuningData]):
 
 def quiet_libraries() -> None:
     """Keep libraries from saying things twice, or things that hold of every run here."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # Hydra's handlers print their messages
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     # the reference policy is in eval mode on purpose
