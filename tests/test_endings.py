@@ -33,7 +33,7 @@ def test_out_of_memory_is_one_sentence_about_the_settings(caplog: pytest.LogCapt
         "module.logprob_chunk_tokens",
         "model.gradient_checkpointing=true",
         "generator.gpu_memory_utilization",
-        "zerosearch.policy.memory",
+        "zerosearch.plan",
     ):
         assert part in said
     assert second.levelname == "DEBUG" and second.exc_info is not None, "the traceback is kept"

@@ -48,10 +48,12 @@ LAYERS = [
     ("callbacks",),
     ("evaluation",),
     ("answering",),
+    ("planning",),
     (
         "assembly",
         "ask",
         "evaluate",
+        "plan",
         "retriever",
         "serve_policy",
         "service",
