@@ -19,13 +19,6 @@ from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.helpers.models import LLAMA
-from zerosearch.planning.activations import (
-    Shape,
-    kept_bytes,
-    kv_bytes_per_token,
-    layer_bytes,
-    logits_bytes,
-)
 from zerosearch.planning.memory import (
     GRAPH_BYTES,
     SYNC_BUCKET_BYTES,
@@ -36,6 +29,13 @@ from zerosearch.planning.memory import (
 )
 from zerosearch.planning.run import Critic, Neighbour, Plan, Sampler
 from zerosearch.planning.table import GIB, PHASES, Row, check_fits, total
+from zerosearch.policy.activation_memory import (
+    Shape,
+    kept_bytes,
+    kv_bytes_per_token,
+    layer_bytes,
+    logits_bytes,
+)
 from zerosearch.policy.adaptation import decoder_layers
 from zerosearch.policy.critic import load_critic, put_value_head
 from zerosearch.policy.logprobs import token_logprobs

@@ -1,7 +1,7 @@
 """What a GPU has to hold in each phase of a run, known before anything is loaded.
 
 Weights, gradients and optimizer states are exact (ZeRO, arXiv 1910.02054, section 3); activations
-are counted in `activations`; what FSDP2 gathers and what a weight sync needs follows from the order
+are counted in `activation_memory`; what FSDP2 gathers and what a weight sync needs follows from the order
 of events. Fragmentation is an assumed tenth of what torch's allocator hands out in pieces.
 
 Gradients live from the first backward pass of a step to its last update. An engine that sleeps is
@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from zerosearch.planning.activations import kv_bytes_per_token
 from zerosearch.planning.run import Plan, Sampler
 from zerosearch.planning.table import GIB, PHASES, Row, always, total
 from zerosearch.planning.training import SPREAD, count, training_rows
+from zerosearch.policy.activation_memory import kv_bytes_per_token
 from zerosearch.policy.adaptation import decoder_layers
 
 FIXED_BYTES = int(1.5 * GIB)  # CUDA context, kernels, cuBLAS, NCCL: an assumption

@@ -24,7 +24,7 @@ def print_memory(plan: Plan, rows: list[Row], gpu_bytes: int) -> None:
     table.add_row("sum", *(f"{total(rows, phase) / GIB:.2f}" for phase in PHASES))
     table.add_row("of", *(f"{gpu_bytes / GIB:.2f}" for _ in PHASES))
     print(f"GiB {on}; {every:,} parameters, {trained:,} trained")
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 def print_times(times: Times, card: str, top_k: int) -> None:
@@ -41,7 +41,7 @@ def print_times(times: Times, card: str, top_k: int) -> None:
     if overlapped > 0.05:
         table.add_row("at the same time", f"-{overlapped:.1f}", f"-{overlapped / times.step:.0%}")
     table.add_row("step", f"{times.step:.1f}", "")
-    Console().print(table)
+    Console(width=120).print(table)
     engine = work.search.engine
     if engine is not None:
         print(
@@ -63,7 +63,7 @@ def print_times(times: Times, card: str, top_k: int) -> None:
             f"{gpus * found.hours:.0f}",
             idle,
         )
-    Console(width=160).print(table)
+    Console(width=120).print(table)
 
 
 def _stages(times: Times) -> dict[str, float]:

@@ -43,9 +43,9 @@ def plan_of(cfg: DictConfig) -> Plan:
     Raises:
         ValueError: the number of GPUs is not known here.
     """
-    from zerosearch.planning.activations import Shape
     from zerosearch.planning.memory import states_per_parameter
     from zerosearch.planning.run import Plan
+    from zerosearch.policy.activation_memory import Shape
 
     source = hydra.utils.instantiate(cfg.model)
     model = source.build_on_meta()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from zerosearch.planning.activations import Shape
+from zerosearch.policy.activation_memory import Shape
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

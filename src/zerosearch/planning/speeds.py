@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zerosearch.planning.activations import Shape
+from zerosearch.policy.activation_memory import Shape
 
 BYTES = 2  # of a number where models are served: bfloat16
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from zerosearch.planning.episodes import Episode, Rollout, Search, rollout
 from zerosearch.planning.speeds import Card, Engine, Size, Speeds
 
+_SPLIT = "rollout.lag=1, sampled on as many GPUs again"
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Evaluations:
@@ -82,9 +84,10 @@ class Times:
         return self.step * self.work.policy_steps / 3600
 
     @property
-    def searching(self) -> float:
-        """Seconds of a step in which the search engine is busy."""
-        return self.rollout.searching + self.validation.searching
+    def simulating(self) -> float:
+        """Seconds of a step in which the engine of training answers."""
+        held_out = self.work.search in self.work.evaluations.searches
+        return self.rollout.searching + (self.validation.searching if held_out else 0.0)
 
     @property
     def idle(self) -> dict[str, tuple[float, float]]:
@@ -93,12 +96,12 @@ class Times:
         sampling = self.rollout.sampling + self.validation.sampling + self.sync
         work, alone = self.work, self.work.sampler_apart
         own = learning if alone else learning + sampling - self.sync
-        own += self.searching if work.shares_simulator else 0.0
+        own += self.simulating if work.shares_simulator else 0.0
         busy = {"train" if alone else "train and sample": (work.gpus, own)}
         if alone:
             busy["sample"] = (work.sampler.gpus, sampling)
         if work.search.engine is not None and not work.shares_simulator:
-            busy["simulate"] = (work.search.engine.gpus, self.searching)
+            busy["simulate"] = (work.search.engine.gpus, self.simulating)
         return {name: (gpus, max(0.0, 1 - s / self.step)) for name, (gpus, s) in busy.items()}
 
     @property
@@ -157,9 +160,7 @@ def variants(work: Work) -> dict[str, Work]:
     if may_overlap and not work.ahead:
         found["rollout.lag=1"] = dataclasses.replace(work, ahead=True)
     if may_overlap and not work.sampler_apart:
-        found["rollout.lag=1 generator=vllm_server, as many GPUs again"] = dataclasses.replace(
-            work, ahead=True, sampler_apart=True
-        )
+        found[_SPLIT] = dataclasses.replace(work, ahead=True, sampler_apart=True)
     engine = work.search.engine
     if engine is not None:
         half = dataclasses.replace(engine.size, parameters=engine.size.parameters / 2)

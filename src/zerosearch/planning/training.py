@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from zerosearch.planning.activations import kept_bytes, layer_backward_bytes, logits_bytes
 from zerosearch.planning.run import Plan
 from zerosearch.planning.table import Row
+from zerosearch.policy.activation_memory import kept_bytes, layer_backward_bytes, logits_bytes
 from zerosearch.policy.adaptation import decoder_layers
 
 SPREAD = (
