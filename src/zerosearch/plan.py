@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+COMPONENTS = ("data", "module", "callbacks", "logger", "trainer", "speeds")
+
+
 def _check_card(cfg: DictConfig) -> None:
     if cfg.card not in cfg.speeds.cards:
         raise ValueError(
@@ -42,7 +45,7 @@ def main(cfg: DictConfig) -> None:
 
     gpu_bytes = int((cfg.gpu_gib or cfg.speeds.cards[cfg.card].gib) * GIB)
     with ending_in_words():
-        check_nodes(cfg, "module", "trainer")
+        check_nodes(cfg, *COMPONENTS)
         plan = plan_of(cfg)
         rows = memory_rows(plan, gpu_bytes)
         print_memory(plan, rows, gpu_bytes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.helpers.configs import compose_config
+from tests.helpers.configs import ROOT, compose_config
 from zerosearch.plan import main
 from zerosearch.planning.memory import memory_rows
 from zerosearch.planning.reading import ENGINE_ROWS, check_memory, plan_of
@@ -194,18 +195,25 @@ def test_the_quickstart_fits_anywhere(tmp_path: Path) -> None:
     assert all(total(rows, phase) < 4 * GIB for phase in ("sync", "sampling", "training"))
 
 
-def test_the_command_prints_the_table_and_refuses(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("page", ["scale.md", "one_gpu.md"])
+def test_the_pages_show_what_the_command_prints(
+    page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["plan", *LARGE, "gpu_gib=80"])
+    text = (ROOT / "docs" / page).read_text()
+    [(command, shown)] = re.findall(
+        r"```\n(python -m zerosearch\.plan [^\n]+)\n```\n```\n(GiB .*?)```", text, re.DOTALL
+    )
+    monkeypatch.setattr("sys.argv", ["plan", *command.split()[3:]])
     main()
     printed = capsys.readouterr().out
-    assert "7,615,616,512 parameters" in printed
-    for name in ("weights", "gradients", "optimizer states", "reference policy", "activations"):
-        assert name in printed
-    for name in ("rollout: searches", "step", "GPU hours", "rollout.lag=1", "half the size"):
-        assert name in printed
-    monkeypatch.setattr("sys.argv", ["plan", *LARGE, "gpu_gib=24"])
+    assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
+
+
+def test_the_command_refuses_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", *LARGE, "rollout.lag=1"])
     with pytest.raises(SystemExit) as refused:
         main()
     assert refused.value.code == 1
+    assert "a simulator of half the size" in capsys.readouterr().out, "the plan is shown first"

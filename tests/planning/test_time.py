@@ -156,7 +156,7 @@ def test_who_waits() -> None:
 def test_what_would_change_it() -> None:
     simulator = Search(engine=engine(replicas=1), read=50, written=5)
     found = {name: times_of(each).step for name, each in variants(work(search=simulator)).items()}
-    configured, lag, split, smaller = found.values()
-    assert configured > lag > split and smaller < configured
+    configured, lag, split, smaller, more = found.values()
+    assert configured > lag > split and max(smaller, more) < configured
     assert list(variants(work(sent_bytes=0.0))) == ["as configured"], "it samples from the policy"
     assert "rollout.lag=1" not in variants(work(ahead=True))

@@ -1,8 +1,8 @@
 """What a GPU has to hold in each phase of a run, known before anything is loaded.
 
 Weights, gradients and optimizer states are exact (ZeRO, arXiv 1910.02054, section 3); activations
-are counted in `activation_memory`; what FSDP2 gathers and what a weight sync needs follows from the order
-of events. Fragmentation is an assumed tenth of what torch's allocator hands out in pieces.
+are counted in `activation_memory`; what FSDP2 gathers and what a weight sync needs follows from the
+order of events. Fragmentation is an assumed tenth of what torch's allocator hands out in pieces.
 
 Gradients live from the first backward pass of a step to its last update. An engine that sleeps is
 asleep while the policy is trained, except when it samples meanwhile (`rollout.lag`); its CUDA
@@ -161,7 +161,7 @@ def _engine_rows(plan: Plan, share: int, weights: int, episode: int) -> list[Row
             f"generator.gpu_memory_utilization={sampler.engine_share} is {share / GIB:.1f} GiB "
             f"per GPU, too little for vLLM's weights ({weights / GIB:.1f}), its CUDA graphs "
             f"({graphs / GIB:.1f}) and the KV cache of one episode: raise it, or do without graphs "
-            "(+generator.engine.enforce_eager=true, slower)"
+            "('generator.engine={enforce_eager: true}', slower)"
         )
     sizes = {"weights": weights, "KV cache, work space": share - weights - graphs}
     awake = sampler.ahead or not sampler.engine_sleeps

@@ -51,16 +51,18 @@ def print_times(times: Times, card: str, top_k: int) -> None:
             f"GPU{'' if engine.gpus == 1 else 's'}"
         )
     print()
-    table = _table("", "step", "hours", "GPU hours", "GPUs idle")
+    table = _table("", "step", "hours", "GPU hours", "simulator's", "GPUs idle")
     for name, other in variants(work).items():
         found = times_of(other)
-        gpus = sum(number for number, _ in found.idle.values())
+        gpus = {what: number for what, (number, _) in found.idle.items()}
+        apart = gpus.pop("simulate", 0)
         idle = ", ".join(f"{what} {share:.0%}" for what, (_, share) in found.idle.items())
         table.add_row(
             name,
             f"{found.step:.1f}",
             f"{found.hours:.1f}",
-            f"{gpus * found.hours:.0f}",
+            f"{sum(gpus.values()) * found.hours:.0f}",
+            f"{apart * found.hours:.0f}" if apart else "",
             idle,
         )
     Console(width=120).print(table)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from zerosearch.policy.activation_memory import Shape
+from zerosearch.ranges import Count, NotNegative, Positive, ShareAboveZero
 
 BYTES = 2  # of a number where models are served: bfloat16
 
@@ -25,16 +24,16 @@ class Card:
 class Speeds:
     """What the plan of time takes for given."""
 
-    cards: Mapping[str, Mapping[str, float]]
-    network_bytes_s: float  # between nodes, per GPU
-    disk_bytes_s: float  # of a node
-    mfu: float  # of training, without what checkpointing computes again
-    prefill_share: float  # of peak FLOP/s, where tokens are read
-    decode_share: float  # of memory bandwidth, where they are sampled
-    decode_host_s: float  # beside, per token of a batch
-    turn_share: float  # of a turn's budget that it samples
-    retrieval_s: float  # of a search that no model answers
-    retrieved_words: int  # of one of its documents
+    cards: dict[str, dict[str, Positive]]  # arguments of `Card` by name
+    network_bytes_s: Positive  # between nodes, per GPU
+    disk_bytes_s: Positive  # of a node
+    mfu: ShareAboveZero  # of training, without what checkpointing computes again
+    prefill_share: ShareAboveZero  # of peak FLOP/s, where tokens are read
+    decode_share: ShareAboveZero  # of memory bandwidth, where they are sampled
+    decode_host_s: NotNegative  # beside, per token of a batch
+    turn_share: ShareAboveZero  # of a turn's budget that it samples
+    retrieval_s: NotNegative  # of a search that no model answers
+    retrieved_words: Count  # of one of its documents
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -108,8 +107,3 @@ class Engine:
             / (self.gpus_each * self.card.flop_s * self.speeds.prefill_share),
         )
         return min(1.0, own) * waves * tokens * (step + self.speeds.decode_host_s)
-
-
-def speeds_of(node: Mapping[str, Any]) -> Speeds:
-    """The speeds of `configs/speeds`."""
-    return Speeds(**node)

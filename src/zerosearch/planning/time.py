@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from zerosearch.planning.episodes import Episode, Rollout, Search, rollout
 from zerosearch.planning.speeds import Card, Engine, Size, Speeds
@@ -164,15 +165,16 @@ def variants(work: Work) -> dict[str, Work]:
     engine = work.search.engine
     if engine is not None:
         half = dataclasses.replace(engine.size, parameters=engine.size.parameters / 2)
-        search = dataclasses.replace(work.search, engine=dataclasses.replace(engine, size=half))
-        found["a simulator of half the size"] = dataclasses.replace(
-            work,
-            search=search,
-            evaluations=dataclasses.replace(
-                work.evaluations,
-                searches=tuple(
-                    search if each == work.search else each for each in work.evaluations.searches
-                ),
-            ),
-        )
+        found["a simulator of half the size"] = _asking(work, engine, size=half)
+        if not work.shares_simulator:
+            more = 2 * engine.replicas
+            found["twice as many GPUs for it"] = _asking(work, engine, replicas=more)
     return found
+
+
+def _asking(work: Work, engine: Engine, **changes: Any) -> Work:
+    """The same with another simulator, in validations as well."""
+    search = dataclasses.replace(work.search, engine=dataclasses.replace(engine, **changes))
+    held_out = tuple(search if each == work.search else each for each in work.evaluations.searches)
+    evaluations = dataclasses.replace(work.evaluations, searches=held_out)
+    return dataclasses.replace(work, search=search, evaluations=evaluations)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from zerosearch.planning.episodes import Episode, Search
 from zerosearch.planning.memory import shard_bytes
 from zerosearch.planning.reading import ENGINE_ROWS, class_name
-from zerosearch.planning.speeds import BYTES, Card, Engine, Size, Speeds, speeds_of
+from zerosearch.planning.speeds import BYTES, Card, Engine, Size, Speeds
 from zerosearch.planning.table import GIB
 from zerosearch.planning.time import Evaluations, Work
 from zerosearch.policy.sharding import base_model
@@ -44,7 +44,7 @@ def work_of(cfg: DictConfig, plan: Plan, kv_cache: int = 0) -> Work:
         plan: read from it, see `plan_of`.
         kv_cache: bytes on each GPU of an engine beside the policy; 0: no bound.
     """
-    speeds = speeds_of(OmegaConf.to_container(cfg.speeds, resolve=True))  # type: ignore[arg-type]
+    speeds: Speeds = hydra.utils.instantiate(cfg.speeds)
     card = Card(**speeds.cards[cfg.card])
     algorithm: Any = hydra.utils.instantiate(cfg.algorithm, _convert_="all")
     parameters = [*plan.model.parameters()]
