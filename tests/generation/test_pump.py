@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from tests.helpers.devices import everywhere
 from tests.helpers.models import make_model
 from tests.helpers.policies import (
     forward_logprobs,
@@ -248,11 +249,10 @@ def test_the_same_arrivals_give_the_same_bits():
     assert rollout() == rollout()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_turns_on_a_gpu_match_a_full_forward():
+@pytest.mark.parametrize("device", everywhere(cpu=()))
+def test_turns_match_a_full_forward(device: str):
     model = make_model(8, scale=2.0)
-    torch.nn.Module.cuda(model)
+    torch.nn.Module.to(model, torch.device(device))
     generator = make_generator(model)
     results = run(*(three_turns(generator, prompt, greedy(10)) for prompt in random_prompts(5)))
     model.cpu()

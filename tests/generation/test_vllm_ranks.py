@@ -13,13 +13,14 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from tests.helpers.devices import everywhere
 from tests.helpers.models import make_tokenizer
 from tests.helpers.openai_server import free_port
 from tests.helpers.policies import forward_logprobs, generate_greedily, greedy, run
 from tests.helpers.vllm import CONTEXT, PROMPTS, make_policy
 from zerosearch.generation.vllm_engine import VLLMGenerator
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 RANKS = 2
 
 
@@ -30,13 +31,24 @@ def shard(model: Any) -> nn.Module:
     return model
 
 
-def sample_as_rank(rank: int, port: int, folder: str, tensor_parallel_size: int) -> None:
+def sample_as_rank(
+    rank: int, port: int, folder: str, tensor_parallel_size: int, device: str
+) -> None:
     """Sync twice, the weights changed between, and answer this rank's own prompts each time."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    model = shard(make_policy())
-    generator = VLLMGenerator(max_model_len=CONTEXT, tensor_parallel_size=tensor_parallel_size)
+    model: Any = make_policy()
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+        torch.set_float32_matmul_precision("highest")
+        model.to(torch.device("cuda", rank))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=RANKS)
+    shard(model)
+    generator = VLLMGenerator(
+        max_model_len=CONTEXT,
+        tensor_parallel_size=tensor_parallel_size,
+        gpu_memory_utilization=0.1,
+    )
     generator.bind(model, make_tokenizer())
     sampled = []
     for _ in range(2):
@@ -52,13 +64,13 @@ def sample_as_rank(rank: int, port: int, folder: str, tensor_parallel_size: int)
     os._exit(0)  # vLLM's threads outlive the process group
 
 
+@pytest.mark.parametrize("device", everywhere(gpus=RANKS))  # over NCCL, and over gloo
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
 def test_sharded_weights_reach_the_engine_of_every_rank(
-    tmp_path: Path, tensor_parallel_size: int
+    tmp_path: Path, tensor_parallel_size: int, device: str
 ) -> None:
-    mp.spawn(  # pyright: ignore
-        sample_as_rank, args=(free_port(), str(tmp_path), tensor_parallel_size), nprocs=RANKS
-    )
+    arguments = (free_port(), str(tmp_path), tensor_parallel_size, device)
+    mp.spawn(sample_as_rank, args=arguments, nprocs=RANKS)  # pyright: ignore
     model: Any = make_policy()
     for step in range(2):
         for rank in range(RANKS):

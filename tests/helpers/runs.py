@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.helpers.configs import compose_config
+from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.words import COLOURS, save_word_policy
 from zerosearch.runs import Summary, read_summary
 from zerosearch.train import train_policy
@@ -73,6 +76,22 @@ def run_here(folder: Path, *overrides: str) -> dict[str, Any]:
     finally:
         summary.write()
     return read_summary(folder)
+
+
+def train_by_command(folder: Path, *overrides: str, timeout_s: float = 600) -> None:
+    """Run `python -m zerosearch.train`, its output in `folder/output`; raises where it fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    with (folder / "output").open("w") as output:
+        code = subprocess.run(
+            [sys.executable, "-m", "zerosearch.train", *overrides],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=timeout_s,
+        ).returncode
+    assert code == 0, (folder / "output").read_text()[-6000:]
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
