@@ -130,6 +130,7 @@ def test_groups_are_those_of_the_design() -> None:
         "search",
         "simulator",
         "simulator_check",
+        "speeds",
         "task",
         "trainer",
     }

@@ -54,11 +54,19 @@ def memory_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
     """
     rows = [*_state_rows(plan), *_sampler_rows(plan, gpu_bytes), *training_rows(plan)]
     pieces = [row for row in rows if not row.whole]
-    lost = {phase: int(FRAGMENTATION * total(pieces, phase)) for phase in PHASES}
+    sync, sampling, training, validation = (
+        int(FRAGMENTATION * total(pieces, phase)) for phase in PHASES
+    )
     return [
         *rows,
         *_simulator_rows(plan, gpu_bytes),
-        Row(name="fragmentation (a tenth)", **lost),
+        Row(
+            name="fragmentation (a tenth)",
+            sync=sync,
+            sampling=sampling,
+            training=training,
+            validation=validation,
+        ),
         always("CUDA, NCCL (assumed)", FIXED_BYTES, whole=True),
     ]
 

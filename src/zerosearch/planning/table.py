@@ -24,7 +24,15 @@ class Row:
 
 def always(name: str, size: int, remedy: str = "", *, whole: bool = False) -> Row:
     """A row that is the same in all phases."""
-    return Row(name=name, **dict.fromkeys(PHASES, size), remedy=remedy, whole=whole)
+    return Row(
+        name=name,
+        sync=size,
+        sampling=size,
+        training=size,
+        validation=size,
+        remedy=remedy,
+        whole=whole,
+    )
 
 
 def total(rows: Iterable[Row], phase: str) -> int:

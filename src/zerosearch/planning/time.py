@@ -98,7 +98,9 @@ class Times:
         work, alone = self.work, self.work.sampler_apart
         own = learning if alone else learning + sampling - self.sync
         own += self.simulating if work.shares_simulator else 0.0
-        busy = {"train" if alone else "train and sample": (work.gpus, own)}
+        busy: dict[str, tuple[float, float]] = {
+            "train" if alone else "train and sample": (work.gpus, own)
+        }
         if alone:
             busy["sample"] = (work.sampler.gpus, sampling)
         if work.search.engine is not None and not work.shares_simulator:
