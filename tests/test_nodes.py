@@ -17,7 +17,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tests.helpers.configs import CONFIGS, ROOT, compose_config, hydra_run
-from zerosearch import evaluate, retriever, train
+from zerosearch import evaluate, plan, retriever, train
 from zerosearch.answering import load
 from zerosearch.nodes import arguments_of, check_nodes
 from zerosearch.simulator import collect, fidelity, judge
@@ -137,6 +137,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*train.COMPONENTS, "simulator.server"),
         ("model.architecture.", "simulator.weights_gib"),  # of the model's configuration; of plans
     ),
+    "plan": (plan.COMPONENTS, ()),
     "evaluate methods=all ~simulator": (
         (*evaluate.COMPONENTS, "prompted"),
         ("seed", "block", "max_failed_share"),

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.helpers.configs import ROOT, checked, compose_config
-from zerosearch.policy.memory import plan_of
-from zerosearch.policy.memory_plan import GIB, PHASES, check_fits, total
-from zerosearch.policy.memory_rows import memory_rows
+from zerosearch.planning.memory import memory_rows
+from zerosearch.planning.reading import plan_of
+from zerosearch.planning.table import GIB, PHASES, check_fits, total
 
 CARDS = {"24gb": 23.6, "80gb": 79.1}  # GiB that such cards really have
 SIZES = {  # parameters: model cards

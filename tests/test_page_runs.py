@@ -42,7 +42,7 @@ OWN_QUESTIONS = (
 )
 ASK, SERVE = 'make ask question="In which country is Taiyuan?"', "make serve"
 SHOW = "python -m zerosearch.train experiment=zerosearch_7b --cfg job"
-MEMORY = "python -m zerosearch.policy.memory experiment=zerosearch_7b trainer.devices=8"
+MEMORY = "python -m zerosearch.plan experiment=zerosearch_7b trainer.devices=8"
 RUN_HERE = {TRAIN, AGAIN, SWEEP, EVALUATE, OWN_QUESTIONS, ASK, SERVE, SHOW, MEMORY}
 ELSEWHERE = {
     "make test": "this is a test",

@@ -54,7 +54,7 @@ def train_policy(cfg: DictConfig, summary: Summary) -> None:
     from zerosearch.assembly import assemble
     from zerosearch.data.loaders import check_shared
     from zerosearch.nodes import check_nodes
-    from zerosearch.policy.memory import check_memory
+    from zerosearch.planning.reading import check_memory
     from zerosearch.search.simulated import answered_by
     from zerosearch.simulator.launch import launched
     from zerosearch.training.preflight import check_accelerator, check_run
@@ -89,7 +89,7 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
 
     from zerosearch.assembly import assemble_tuning
     from zerosearch.nodes import check_nodes
-    from zerosearch.policy.memory import check_memory
+    from zerosearch.planning.reading import check_memory
     from zerosearch.training.preflight import check_accelerator
     from zerosearch.training.trainer_settings import check_precision
 

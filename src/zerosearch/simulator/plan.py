@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SEARCHES_PER_EPISODE = 1.5  # our own quickstart's at its end
-_CHARS_PER_TOKEN = 4  # of English, for the prompt
-_TOKENS_PER_WORD = 1.4  # of a document, its number included
+CHARS_PER_TOKEN = 4  # of English, for a prompt
+TOKENS_PER_WORD = 1.4  # of a document, its number included
 _LIKE_A_SEARCH = SearchRequest(
     query="country whose capital is Paris",
     question="Which currency is used in the country where the city of Lyon lies?",
@@ -37,9 +37,15 @@ class Plan:
 
     episodes: int  # of training, and of evaluations that ask the simulator
     max_searches: int  # of an episode
-    tokens_per_search: int  # read and written
+    read_tokens: int  # of a search
+    written_tokens: int
     usd_per_million_tokens: float
     budget_usd: float | None
+
+    @property
+    def tokens_per_search(self) -> int:
+        """Read and written."""
+        return self.read_tokens + self.written_tokens
 
     @property
     def searches(self) -> int:
@@ -98,13 +104,15 @@ def make_plan(cfg: DictConfig) -> Plan | None:
     engine = cfg.search.engine
     words = cfg.episode.top_k * engine.words_per_document
     prompt = SimulatorPrompt(str(engine.prompt_template), engine.words_per_document)
-    read = len(prompt.render(_LIKE_A_SEARCH, noisy=False)) / _CHARS_PER_TOKEN
+    read = len(prompt.render(_LIKE_A_SEARCH, noisy=False)) / CHARS_PER_TOKEN
     training = cfg.policy_steps * cfg.questions_per_step * cfg.algorithm.group_size
+    asking = sum(_asks(each.search) for each in cfg.evaluation.values())
     price = OmegaConf.select(engine, "chat.usd_per_million_tokens")
     return Plan(
-        episodes=training + _evaluation_episodes(cfg),
+        episodes=training + asking * held_out_episodes(cfg).of_run,
         max_searches=cfg.episode.max_turns,
-        tokens_per_search=round(read + words * _TOKENS_PER_WORD),
+        read_tokens=round(read),
+        written_tokens=round(words * TOKENS_PER_WORD),
         usd_per_million_tokens=price or 0.0,
         budget_usd=OmegaConf.select(cfg, "simulator.budget_usd"),
     )
@@ -115,14 +123,31 @@ def _asks(search: DictConfig) -> bool:
     return OmegaConf.select(search, "engine.chat") is not None and search.get("cache") != "replay"
 
 
-def _evaluation_episodes(cfg: DictConfig) -> int:
-    """Of all validations and tests, as far as their limits say how large they are."""
-    asking = sum(_asks(each.search) for each in cfg.evaluation.values())
+@dataclass(kw_only=True, slots=True, frozen=True)
+class HeldOut:
+    """Episodes that one evaluation engine plays, as far as their limits say how many."""
+
+    validations: int  # during training
+    of_validation: int
+    tests: int  # before and after it
+    of_test: int
+
+    @property
+    def of_run(self) -> int:
+        """All of them."""
+        return self.validations * self.of_validation + self.tests * self.of_test
+
+
+def held_out_episodes(cfg: DictConfig) -> HeldOut:
+    """The validations and tests of a run."""
     every = cfg.trainer.val_check_interval
-    validations = cfg.policy_steps // every if isinstance(every, int) and every else 0
-    tests = 2 if cfg.test else 0
     sizes = {
         part: (cfg.data.get(f"{part}_limit") or 0) * len(cfg.data.get(part) or ())
         for part in ("validation", "test")
     }
-    return asking * (validations * sizes["validation"] + tests * sizes["test"])
+    return HeldOut(
+        validations=cfg.policy_steps // every if isinstance(every, int) and every else 0,
+        of_validation=sizes["validation"],
+        tests=2 if cfg.test else 0,
+        of_test=sizes["test"],
+    )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.helpers.configs import compose_config
-from zerosearch.policy.memory import check_memory, main, plan_of
-from zerosearch.policy.memory_plan import GIB, Plan, total
-from zerosearch.policy.memory_rows import memory_rows
+from tests.helpers.configs import ROOT, compose_config
+from zerosearch.plan import main
+from zerosearch.planning.memory import memory_rows
+from zerosearch.planning.reading import ENGINE_ROWS, check_memory, plan_of
+from zerosearch.planning.run import Plan
+from zerosearch.planning.table import GIB, total
 from zerosearch.policy.sharding import base_model
 
 LARGE = ["experiment=zerosearch_7b", "simulator.endpoints=[http://a:1/v1]", "trainer.devices=8"]
@@ -35,11 +38,18 @@ def test_training_is_refused_before_it_loads_anything(gpu: SimpleNamespace, tmp_
     cfg = compose_config(tmp_path, *LARGE)
     check_memory(cfg)
     gpu.total_memory = 48 * GIB
-    with pytest.raises(ValueError, match=r"sampling needs .* GiB per GPU, which has 48\.0"):
+    with pytest.raises(ValueError, match=r"sync needs .* GiB per GPU, which has 48\.0"):
         check_memory(compose_config(tmp_path, *LARGE, "generator.gpu_memory_utilization=0.9"))
     cfg.trainer.accelerator = "cpu"
     gpu.total_memory = GIB
     check_memory(cfg)
+
+
+def test_sampling_ahead_beside_training_is_refused(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    """A colocated engine cannot sleep while it samples: 87 of 80 GiB."""
+    with pytest.raises(ValueError, match=r"training needs 9\d\.\d GiB.*80\.0.*set rollout\.lag=0"):
+        check_memory(compose_config(tmp_path, *LARGE, "rollout.lag=1"))
+    check_memory(compose_config(tmp_path, *LARGE, "rollout.lag=1", "generator=vllm_server"))
 
 
 def test_without_a_gpu_nothing_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +129,32 @@ def test_who_samples_decides_what_sampling_takes(
     assert sampler.uses_policy == (generator == "transformers")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "dtype"),
+    [
+        (["generator=vllm"], torch.bfloat16),
+        (["generator=vllm", "generator.dtype=float32"], torch.float32),
+        (["generator=transformers_copy", "generator.copy_dtype=float32"], torch.float32),
+        (["generator=transformers"], torch.bfloat16),
+    ],
+)
+def test_what_samples_is_counted_in_its_own_dtype(
+    overrides: list[str], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Float32 weights under bf16 autocast are sampled from in bfloat16."""
+    assert plan(tmp_path, "trainer=gpu", *overrides).sampler.dtype == dtype
+
+
+def test_engines_without_graphs_and_batches_of_validation(tmp_path: Path) -> None:
+    assert plan(tmp_path, "generator=vllm").sampler.engine_rows == ENGINE_ROWS
+    few = plan(tmp_path, "generator=vllm", "+generator.engine.max_num_seqs=16")
+    assert few.sampler.engine_rows == 16
+    eager = plan(tmp_path, "generator=vllm", "+generator.engine.enforce_eager=true")
+    assert eager.sampler.engine_rows == 0
+    found = plan(tmp_path, "data.validation_batch=10", "trainer.devices=2").sampler
+    assert found.validation_kv_tokens == 5 * 640
+
+
 def test_a_critic_is_the_policys_model_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
     assert plan(tmp_path).critic is None
     found = plan(
@@ -159,16 +195,25 @@ def test_the_quickstart_fits_anywhere(tmp_path: Path) -> None:
     assert all(total(rows, phase) < 4 * GIB for phase in ("sync", "sampling", "training"))
 
 
-def test_the_command_prints_the_table_and_refuses(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("page", ["scale.md", "one_gpu.md"])
+def test_the_pages_show_what_the_command_prints(
+    page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["memory", *LARGE, "gpu_gib=80"])
+    text = (ROOT / "docs" / page).read_text()
+    [(command, shown)] = re.findall(
+        r"```\n(python -m zerosearch\.plan [^\n]+)\n```\n```\n(GiB .*?)```", text, re.DOTALL
+    )
+    monkeypatch.setattr("sys.argv", ["plan", *command.split()[3:]])
     main()
     printed = capsys.readouterr().out
-    assert "7,615,616,512 parameters" in printed
-    for name in ("weights", "gradients", "optimizer states", "reference policy", "activations"):
-        assert name in printed
-    monkeypatch.setattr("sys.argv", ["memory", *LARGE, "gpu_gib=24"])
+    assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
+
+
+def test_the_command_refuses_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", *LARGE, "rollout.lag=1"])
     with pytest.raises(SystemExit) as refused:
         main()
     assert refused.value.code == 1
+    assert "a simulator of half the size" in capsys.readouterr().out, "the plan is shown first"

@@ -1,8 +1,7 @@
-"""A run as far as its memory depends on it, and what it takes of a GPU, phase by phase."""
+"""A run as far as memory and time depend on it, known before anything is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,20 +9,21 @@ from torch import nn
 
 from zerosearch.policy.activation_memory import Shape
 
-GIB = 2**30
-PHASES = ("sync", "sampling", "training")
-
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Sampler:
     """What samples, as far as it takes memory of the GPUs that train."""
 
-    engine_share: float = 0.0  # of the GPU's memory, for vLLM's weights and KV cache
+    dtype: torch.dtype  # of its weights and KV cache
+    engine_share: float = 0.0  # of the GPU's memory, for all that vLLM takes
     engine_gpus: int = 1  # that share the engine's weights (tensor parallel)
-    engine_sleeps: bool = False  # gives its memory back while the policy is trained
+    engine_sleeps: bool = False  # gives its memory back when it has sampled
+    engine_rows: int = 0  # of a batch for which it captures CUDA graphs; 0: captures none
     uses_policy: bool = False  # the weights that are trained
     holds_copy: bool = False  # a second model, whole
-    kv_tokens: int = 0  # KV cache of these two
+    kv_tokens: int = 0  # KV cache of these two, for training's episodes
+    validation_kv_tokens: int = 0  # and for those of a validation
+    ahead: bool = False  # samples the next batch while this one is trained (rollout.lag)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -44,7 +44,7 @@ class Neighbour:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Plan:
-    """A run, as far as its memory depends on it."""
+    """A run, as it is configured."""
 
     model: nn.Module  # with its adapters, on the meta device
     shape: Shape
@@ -69,39 +69,3 @@ class Plan:
     def shards(self) -> int:
         """Parts that weights, gradients and optimizer states are cut into."""
         return self.gpus if self.sharded else 1
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Row:
-    """Bytes of one kind on one GPU by phase, and what would lower them."""
-
-    name: str
-    sync: int = 0
-    sampling: int = 0
-    training: int = 0
-    remedy: str = ""
-    whole: bool = False  # taken in one piece, so that fragmentation costs nothing
-
-
-def total(rows: Iterable[Row], phase: str) -> int:
-    """Bytes of one phase."""
-    return sum(getattr(row, phase) for row in rows)
-
-
-def check_fits(rows: list[Row], gpu_bytes: int) -> None:
-    """Raise where a phase needs more than the GPU has.
-
-    Raises:
-        ValueError: names the phase, its largest parts and what lowers them.
-    """
-    for phase in PHASES:
-        needed = total(rows, phase)
-        if needed <= gpu_bytes:
-            continue
-        largest = sorted(rows, key=lambda row: getattr(row, phase), reverse=True)[:3]
-        parts = ", ".join(f"{row.name} {getattr(row, phase) / GIB:.1f}" for row in largest)
-        remedies = dict.fromkeys(row.remedy for row in largest if row.remedy)
-        raise ValueError(
-            f"not enough GPU memory: {phase} needs {needed / GIB:.1f} GiB per GPU, which has "
-            f"{gpu_bytes / GIB:.1f} (largest: {parts}); {'; or '.join(remedies)}"
-        )

@@ -19,6 +19,16 @@ from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.helpers.models import LLAMA
+from zerosearch.planning.memory import (
+    GRAPH_BYTES,
+    SYNC_BUCKET_BYTES,
+    graphs_of,
+    memory_rows,
+    shard_bytes,
+    states_per_parameter,
+)
+from zerosearch.planning.run import Critic, Neighbour, Plan, Sampler
+from zerosearch.planning.table import GIB, PHASES, Row, check_fits, total
 from zerosearch.policy.activation_memory import (
     Shape,
     kept_bytes,
@@ -26,20 +36,9 @@ from zerosearch.policy.activation_memory import (
     layer_bytes,
     logits_bytes,
 )
+from zerosearch.policy.adaptation import decoder_layers
 from zerosearch.policy.critic import load_critic, put_value_head
 from zerosearch.policy.logprobs import token_logprobs
-from zerosearch.policy.memory_plan import (
-    GIB,
-    PHASES,
-    Critic,
-    Neighbour,
-    Plan,
-    Row,
-    Sampler,
-    check_fits,
-    total,
-)
-from zerosearch.policy.memory_rows import memory_rows, shard_bytes, states_per_parameter
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource
 
@@ -53,13 +52,17 @@ def source(**fields: Any) -> PolicySource:
     return PolicySource(**{"path": "x", "architecture": QWEN, "random_init": True, **fields})
 
 
+def sampler(**fields: Any) -> Sampler:
+    return Sampler(dtype=BF16, **fields)
+
+
 def plan(described: PolicySource | None = None, **fields: Any) -> Plan:
     described = described or source()
     model = described.build_on_meta()
     settings: dict[str, Any] = {
         "model": model,
         "shape": Shape(model.config),
-        "sampler": Sampler(engine_share=0.4, engine_sleeps=True),
+        "sampler": sampler(engine_share=0.4, engine_sleeps=True),
         "gpus": RANKS,
         "sharded": True,
         "kept_dtype": None,
@@ -282,7 +285,8 @@ def test_the_kv_cache_is_counted_by_hand() -> None:
         ({"with_reference": False}, {"with_reference": True}),
         ({"optimizer_states": 1.0}, {"optimizer_states": 2.0}),
         ({}, {"critic": critic_of(source())}),
-        ({}, {"sampler": Sampler(engine_share=0.4, engine_sleeps=False)}),
+        ({}, {"sampler": sampler(engine_share=0.4, engine_sleeps=False)}),
+        ({}, {"sampler": sampler(engine_share=0.4, engine_sleeps=True, ahead=True)}),
     ],
     ids=lambda part: next(iter(part), "default"),
 )
@@ -295,22 +299,80 @@ def test_every_knob_lowers_what_training_needs(
 
 def test_more_share_of_the_gpu_is_more_kv_cache() -> None:
     found = [
-        rows(plan(sampler=Sampler(engine_share=share)))["vLLM: KV cache, work space"].sampling
+        rows(plan(sampler=sampler(engine_share=share)))["vLLM: KV cache, work space"].sampling
         for share in (0.3, 0.6)
     ]
     assert found[1] - found[0] == pytest.approx(0.3 * GIB, rel=1e-6)
 
 
 def test_an_engine_that_sleeps_is_not_there_while_the_policy_is_trained() -> None:
-    asleep = rows(plan(sampler=Sampler(engine_share=0.4, engine_sleeps=True)))
-    awake = rows(plan(sampler=Sampler(engine_share=0.4)))
+    asleep = rows(plan(sampler=sampler(engine_share=0.4, engine_sleeps=True)))
+    awake = rows(plan(sampler=sampler(engine_share=0.4)))
     for name in ("vLLM: weights", "vLLM: KV cache, work space"):
         assert asleep[name].training == 0 < awake[name].training == asleep[name].sampling
+        assert asleep[name].sync == asleep[name].sampling, "built at the first sync, awake"
+
+
+def test_cuda_graphs_are_part_of_the_share_and_outlast_sleep() -> None:
+    share = int(0.4 * GIB)
+    made = rows(plan(sampler=sampler(engine_share=0.4, engine_sleeps=True, engine_rows=16)))
+    graphs = made["vLLM: CUDA graphs"]
+    assert {getattr(graphs, phase) for phase in PHASES} == {3 * GRAPH_BYTES * (7 + 5)}
+    assert sum(made[name].sampling for name in made if name.startswith("vLLM")) == share
+    without = rows(plan(sampler=sampler(engine_share=0.4, engine_sleeps=True)))
+    assert without["vLLM: CUDA graphs"].sampling == 0
+    assert sum(without[name].sampling for name in without if name.startswith("vLLM")) == share
+
+
+@pytest.mark.parametrize(("at_a_time", "graphs"), [(0, 0), (16, 12), (256, 51 + 35), (1024, 102)])
+def test_graphs_are_those_that_vllm_captures(at_a_time: int, graphs: int) -> None:
+    """51 and 35 are what its log says (vllm-project/vllm#39559)."""
+    assert graphs_of(at_a_time) == graphs
+
+
+def test_an_engine_that_samples_ahead_cannot_sleep() -> None:
+    ahead = rows(plan(sampler=sampler(engine_share=0.4, engine_sleeps=True, ahead=True)))
+    awake = rows(plan(sampler=sampler(engine_share=0.4)))
+    for phase in PHASES:
+        assert total(ahead.values(), phase) == total(awake.values(), phase)
+    copy = rows(plan(sampler=sampler(holds_copy=True, kv_tokens=100, ahead=True)))
+    assert copy["KV cache"].training == copy["KV cache"].sampling > 0
+
+
+def test_what_trains_only_is_not_there_while_others_work() -> None:
+    given = plan(critic=critic_of(source()), gpus=2, sharded=False)
+    for name, row in rows(given).items():
+        phases = {phase for phase in PHASES if getattr(row, phase)}
+        if "gradients" in name or name in ("activations", "a chunk of logits", "gradient buckets"):
+            assert phases == {"training"}, name
+        elif name.endswith(("weights", "optimizer states", "reference policy")):
+            assert phases >= {"sync", "sampling", "training", "validation"} or "vLLM" in name
+
+
+def test_a_validation_is_sampling_with_its_own_sequences() -> None:
+    given = rows(plan(sampler=sampler(uses_policy=True, kv_tokens=100, validation_kv_tokens=30)))
+    for name, row in given.items():
+        if name not in ("KV cache", "fragmentation (a tenth)"):
+            assert row.validation == row.sampling, name
+    assert given["KV cache"].validation == 30 * kv_bytes_per_token(plan().shape, BF16)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_a_sync_gathers_in_the_engines_dtype(dtype: torch.dtype) -> None:
+    given = plan(sampler=Sampler(dtype=dtype, engine_share=0.9))
+    layer = max(sum(p.numel() for p in each.parameters()) for each in decoder_layers(given.model))
+    bucket = SYNC_BUCKET_BYTES + SYNC_BUCKET_BYTES // RANKS
+    assert rows(given)["weights being sent"].sync == bucket + layer * dtype.itemsize
+    elsewhere = plan(sampler=Sampler(dtype=dtype))
+    assert rows(elsewhere)["weights being sent"].sync == bucket
+    whole = plan(sampler=Sampler(dtype=dtype, engine_share=0.9), gpus=1, sharded=False)
+    largest = max(p.numel() for p in given.model.parameters())
+    assert rows(whole)["weights being sent"].sync == (largest + layer) * dtype.itemsize
 
 
 def test_a_copy_and_the_policy_itself_as_samplers() -> None:
-    own = rows(plan(sampler=Sampler(uses_policy=True, kv_tokens=100)))
-    copied = rows(plan(sampler=Sampler(holds_copy=True, kv_tokens=100)))
+    own = rows(plan(sampler=sampler(uses_policy=True, kv_tokens=100)))
+    copied = rows(plan(sampler=sampler(holds_copy=True, kv_tokens=100)))
     assert own["KV cache"].sampling == 100 * kv_bytes_per_token(plan().shape, BF16)
     assert own["gathered weights, gradients"].sampling > 0
     assert copied["gathered weights, gradients"].sampling == 0
@@ -331,10 +393,10 @@ def test_adapters_cost_no_gradients_of_the_base() -> None:
 
 def test_a_tenth_of_what_is_taken_in_pieces_is_lost_between_them() -> None:
     beside = Neighbour(share=0.3, weights=0)
-    made = rows(plan(sampler=Sampler(engine_share=0.4), simulator=beside), 8 * GIB)
+    made = rows(plan(sampler=sampler(engine_share=0.4), simulator=beside), 8 * GIB)
     lost = made.pop("fragmentation (a tenth)")
     whole = [name for name in made if name.startswith(("vLLM", "simulator", "CUDA"))]
-    assert len(whole) == 5
+    assert len(whole) == 6
     for phase in PHASES:
         pieces = sum(getattr(row, phase) for name, row in made.items() if name not in whole)
         assert getattr(lost, phase) == int(0.1 * pieces) > 0
@@ -363,7 +425,7 @@ def test_what_fits_is_accepted_and_what_does_not_says_what_to_change() -> None:
     needed = total(every, "training")
     others = max(total(every, phase) for phase in PHASES)
     check_fits(every, others)
-    short = [dataclasses.replace(row, sync=0, sampling=0) for row in every]
+    short = [dataclasses.replace(row, sync=0, sampling=0, validation=0) for row in every]
     check_fits(short, needed)
     with pytest.raises(ValueError, match=r"training needs .* GiB per GPU.*logprob_chunk_tokens"):
         check_fits(short, needed - 1)
@@ -379,18 +441,24 @@ def test_what_fits_is_accepted_and_what_does_not_says_what_to_change() -> None:
     ],
 )
 def test_the_largest_part_decides_what_is_advised(largest: str, knob: str) -> None:
-    given = plan(logprob_chunk_tokens=512, sampler=Sampler(engine_share=0.4))
+    given = plan(logprob_chunk_tokens=512, sampler=sampler(engine_share=0.4))
     row = dataclasses.replace(rows(given)[largest], training=10 * GIB)
     with pytest.raises(ValueError, match=rf"{largest} 10\.0.*{knob}"):
         check_fits([row], GIB)
 
 
 def test_a_share_too_small_for_the_engine() -> None:
-    sampler = Sampler(engine_share=1e-5, engine_sleeps=True)
     with pytest.raises(ValueError, match=r"gpu_memory_utilization=1e-05 .*one episode: raise it"):
-        memory_rows(plan(sampler=sampler), GIB)
+        memory_rows(plan(sampler=sampler(engine_share=1e-5)), GIB)
+
+
+def test_sampling_ahead_is_refused_with_its_own_remedy() -> None:
+    given = plan(sampler=sampler(engine_share=0.4, engine_sleeps=True, ahead=True))
+    row = dataclasses.replace(rows(given)["vLLM: KV cache, work space"], training=10 * GIB)
+    with pytest.raises(ValueError, match=r"training needs.*set rollout\.lag=0.*vllm_server"):
+        check_fits([row], GIB)
 
 
 def test_a_phase_is_the_sum_of_its_rows() -> None:
     every = [Row(name="a", sync=1, sampling=2, training=3), Row(name="b", training=4)]
-    assert [total(every, phase) for phase in PHASES] == [1, 2, 7]
+    assert [total(every, phase) for phase in PHASES] == [1, 2, 7, 0]

@@ -1,13 +1,11 @@
-"""What a run needs of each GPU: `python -m zerosearch.policy.memory experiment=NAME gpu_gib=80`."""
+"""A plan from a composed configuration; nothing is loaded."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import hydra
-
-from zerosearch.commands import POSITIVE, command
-from zerosearch.endings import ending_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -15,10 +13,11 @@ if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
 
-    from zerosearch.policy.memory_plan import Critic, Neighbour, Plan, Row, Sampler
+    from zerosearch.planning.run import Critic, Neighbour, Plan, Sampler
     from zerosearch.policy.source import PolicySource
 
 SHARDED = "FullyShardedStrategy"
+ENGINE_ROWS = 128  # that vLLM decodes at a time by default in a process (its config/scheduler.py)
 
 
 def check_memory(cfg: DictConfig) -> None:
@@ -29,8 +28,8 @@ def check_memory(cfg: DictConfig) -> None:
     """
     import torch
 
-    from zerosearch.policy.memory_plan import check_fits
-    from zerosearch.policy.memory_rows import memory_rows
+    from zerosearch.planning.memory import memory_rows
+    from zerosearch.planning.table import check_fits
 
     if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return
@@ -44,26 +43,31 @@ def plan_of(cfg: DictConfig) -> Plan:
     Raises:
         ValueError: the number of GPUs is not known here.
     """
+    from zerosearch.planning.memory import states_per_parameter
+    from zerosearch.planning.run import Plan
     from zerosearch.policy.activation_memory import Shape
-    from zerosearch.policy.memory_plan import Plan
-    from zerosearch.policy.memory_rows import states_per_parameter
 
     source = hydra.utils.instantiate(cfg.model)
     model = source.build_on_meta()
     strategy = cfg.trainer.get("strategy")
-    settings: Any = strategy if _class_name(strategy) == SHARDED else {}
+    settings: Any = strategy if class_name(strategy) == SHARDED else {}
     devices = _devices(cfg.trainer)
     gpus = len(devices) * cfg.trainer.num_nodes
-    longest, sequences = _sequences(cfg)
+    longest, training, validation = _sequences(cfg)
     kept, computed = _precision(cfg.trainer.precision, model.dtype)
+    computed = _dtype(settings["param_dtype"]) if settings else computed
     return Plan(
         model=model,
         shape=Shape(model.config),
-        sampler=_sampler(cfg, longest, -(-sequences // gpus), sharded=bool(settings)),
+        sampler=dataclasses.replace(
+            _sampler(cfg, computed, sharded=bool(settings)),
+            kv_tokens=_kv_tokens(cfg, longest, -(-training // gpus)),
+            validation_kv_tokens=_kv_tokens(cfg, longest, -(-validation // gpus)),
+        ),
         gpus=gpus,
         sharded=bool(settings),
         kept_dtype=kept,
-        compute_dtype=_dtype(settings["param_dtype"]) if settings else computed,
+        compute_dtype=computed,
         reduce_dtype=_dtype(settings["reduce_dtype"]) if settings else computed,
         optimizer_states=states_per_parameter(hydra.utils.instantiate(cfg.optimizer)),
         critic=_critic(cfg, source),
@@ -78,11 +82,14 @@ def plan_of(cfg: DictConfig) -> Plan:
     )
 
 
-def _sequences(cfg: DictConfig) -> tuple[int, int]:
-    """Tokens of the longest sequence, and sequences sampled at a time over all GPUs."""
+def _sequences(cfg: DictConfig) -> tuple[int, int, int]:
+    """Tokens of the longest sequence; sequences sampled at a time over all GPUs by training, and by
+    validation.
+    """
     if cfg.get("episode") is None:  # a simulator is tuned
-        return cfg.module.max_tokens, cfg.module.fidelity_examples
-    return cfg.episode.max_context_tokens, cfg.questions_per_step * cfg.algorithm.group_size
+        return cfg.module.max_tokens, cfg.module.fidelity_examples, cfg.module.fidelity_examples
+    training = cfg.questions_per_step * cfg.algorithm.group_size
+    return cfg.episode.max_context_tokens, training, cfg.data.validation_batch
 
 
 def _needs_reference(cfg: DictConfig) -> bool:
@@ -94,9 +101,9 @@ def _needs_reference(cfg: DictConfig) -> bool:
 def _critic(cfg: DictConfig, source: PolicySource) -> Critic | None:
     from omegaconf import OmegaConf
 
+    from zerosearch.planning.memory import states_per_parameter
+    from zerosearch.planning.run import Critic
     from zerosearch.policy.critic import put_value_head
-    from zerosearch.policy.memory_plan import Critic
-    from zerosearch.policy.memory_rows import states_per_parameter
 
     settings = OmegaConf.select(cfg, "algorithm.critic")
     if settings is None:
@@ -107,32 +114,46 @@ def _critic(cfg: DictConfig, source: PolicySource) -> Critic | None:
     return Critic(model=model, optimizer_states=states_per_parameter(optimizer))
 
 
-def _sampler(cfg: DictConfig, longest: int, sequences: int, *, sharded: bool) -> Sampler:
-    """What samples `sequences` at a time on each GPU."""
-    from zerosearch.policy.memory_plan import Sampler
+def _sampler(cfg: DictConfig, computed: torch.dtype, *, sharded: bool) -> Sampler:
+    """What samples, without its KV cache."""
+    from omegaconf import OmegaConf
 
-    generator, name = cfg.generator, _class_name(cfg.generator)
+    from zerosearch.planning.run import Sampler
+
+    generator, name = cfg.generator, class_name(cfg.generator)
+    dtype = generator.get("copy_dtype") or generator.get("dtype", "auto")
+    dtype = computed if dtype == "auto" else _dtype(dtype)
+    ahead = bool(OmegaConf.select(cfg, "rollout.lag"))
     if name == "VLLMGenerator":
         return Sampler(
+            dtype=dtype,
             engine_share=generator.gpu_memory_utilization,
             engine_gpus=generator.tensor_parallel_size,
             engine_sleeps=generator.sleep_while_training,
+            engine_rows=0
+            if generator.engine.get("enforce_eager")
+            else generator.engine.get("max_num_seqs", ENGINE_ROWS),
+            ahead=ahead,
         )
     if name != "TransformersGenerator":
-        return Sampler()  # on other GPUs
+        return Sampler(dtype=dtype)  # on other GPUs
     copied = sharded or generator.get("copy_weights", False)
-    return Sampler(
-        uses_policy=not copied,
-        holds_copy=copied,
-        kv_tokens=min(
-            sequences * longest, generator.max_batch * longest + generator.kv_budget_tokens
-        ),
-    )
+    return Sampler(dtype=dtype, uses_policy=not copied, holds_copy=copied, ahead=ahead)
+
+
+def _kv_tokens(cfg: DictConfig, longest: int, sequences: int) -> int:
+    """Of the transformers generator, for sequences sampled at a time on one GPU."""
+    generator = cfg.generator
+    if class_name(generator) != "TransformersGenerator":
+        return 0
+    most = generator.max_batch * longest + generator.kv_budget_tokens
+    return min(sequences * longest, most)
 
 
 def _neighbour(cfg: DictConfig, devices: Collection[int]) -> Neighbour | None:
     """The simulator that the run serves on a GPU it trains on, if any."""
-    from zerosearch.policy.memory_plan import GIB, Neighbour
+    from zerosearch.planning.run import Neighbour
+    from zerosearch.planning.table import GIB
 
     simulator = cfg.get("simulator")
     if simulator is None or not simulator.get("launch", False):
@@ -176,51 +197,7 @@ def _dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _class_name(node: Any) -> str:
+def class_name(node: Any) -> str:
     """Of the class that a node makes; empty where it makes none."""
     is_node = hasattr(node, "get") and "_target_" in node
     return node["_target_"].rpartition(".")[2] if is_node else ""
-
-
-def _print(plan: Plan, rows: list[Row], gpu_bytes: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from zerosearch.policy.memory_plan import GIB, PHASES, total
-
-    parameters = list(plan.model.parameters())
-    every = sum(p.numel() for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    on = f"on each of {plan.gpus} GPUs" if plan.gpus > 1 else "on the GPU"
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for phase in PHASES:
-        table.add_column(phase, justify="right")
-    for row in rows:
-        sizes = [getattr(row, phase) for phase in PHASES]
-        if any(sizes):
-            table.add_row(row.name, *(f"{size / GIB:.2f}" if size else "" for size in sizes))
-    table.add_row("sum", *(f"{total(rows, phase) / GIB:.2f}" for phase in PHASES))
-    table.add_row("of", *(f"{gpu_bytes / GIB:.2f}" for _ in PHASES))
-    print(f"GiB {on}; {every:,} parameters, {trained:,} trained")
-    Console().print(table)
-
-
-@command("memory", keys={"gpu_gib": POSITIVE})
-def main(cfg: DictConfig) -> None:
-    """Print the table; exit code 1 where the run does not fit."""
-    from zerosearch.nodes import check_nodes
-    from zerosearch.policy.memory_plan import GIB, check_fits
-    from zerosearch.policy.memory_rows import memory_rows
-
-    gpu_bytes = int(cfg.gpu_gib * GIB)
-    with ending_in_words():
-        check_nodes(cfg, "module", "trainer")
-        plan = plan_of(cfg)
-        rows = memory_rows(plan, gpu_bytes)
-        _print(plan, rows, gpu_bytes)
-        check_fits(rows, gpu_bytes)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,237 @@
+"""What a GPU has to hold in each phase of a run, known before anything is loaded.
+
+Weights, gradients and optimizer states are exact (ZeRO, arXiv 1910.02054, section 3); activations
+are counted in `activation_memory`; what FSDP2 gathers and what a weight sync needs follows from the
+order of events. Fragmentation is an assumed tenth of what torch's allocator hands out in pieces.
+
+Gradients live from the first backward pass of a step to its last update. An engine that sleeps is
+asleep while the policy is trained, except when it samples meanwhile (`rollout.lag`); its CUDA
+graphs stay. At the first sync of a run nothing sleeps yet, and at that of a resumed one the
+optimizer's states are there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from zerosearch.planning.run import Plan, Sampler
+from zerosearch.planning.table import GIB, PHASES, Row, always, total
+from zerosearch.planning.training import SPREAD, count, training_rows
+from zerosearch.policy.activation_memory import kv_bytes_per_token
+from zerosearch.policy.adaptation import decoder_layers
+
+FIXED_BYTES = int(1.5 * GIB)  # CUDA context, kernels, cuBLAS, NCCL: an assumption
+FRAGMENTATION = 0.1  # an assumption
+SERVER_BYTES = GIB  # least beside a server's weights: CUDA context, work space, KV cache
+# vLLM says 1.6 GiB for 51 + 35 graphs (vllm-project/vllm#39559) and 0.2 GiB for 35 of the 16 layers
+# of Llama-3.2-1B (#11349). Sleep leaves them where they are (#45623); the share of the GPU counts
+# them (its gpu_worker.py).
+GRAPH_BYTES = 2**19  # of one layer in one graph: an assumption, about what these make
+SYNC_BUCKET_BYTES = 256 * 2**20  # of gathered weights, in the engine's dtype
+_SIMULATOR = (
+    "lower simulator.server.gpu_memory_utilization, or choose a smaller simulator=, or serve it "
+    "elsewhere (simulator.launch=false simulator.endpoints=)"
+)
+_ENGINE = "lower generator.gpu_memory_utilization, or set generator.sleep_while_training=true"
+_AHEAD = (
+    "set rollout.lag=0, so that the engine sleeps while the policy is trained, or sample on other "
+    "GPUs (generator=vllm_server), or lower generator.gpu_memory_utilization"
+)
+
+
+def memory_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
+    """Everything on one GPU in each of `PHASES`.
+
+    Args:
+        plan: the run.
+        gpu_bytes: memory of the GPU.
+
+    Raises:
+        ValueError: the engine's share cannot hold the weights and one episode.
+    """
+    rows = [*_state_rows(plan), *_sampler_rows(plan, gpu_bytes), *training_rows(plan)]
+    pieces = [row for row in rows if not row.whole]
+    sync, sampling, training, validation = (
+        int(FRAGMENTATION * total(pieces, phase)) for phase in PHASES
+    )
+    return [
+        *rows,
+        *_simulator_rows(plan, gpu_bytes),
+        Row(
+            name="fragmentation (a tenth)",
+            sync=sync,
+            sampling=sampling,
+            training=training,
+            validation=validation,
+        ),
+        always("CUDA, NCCL (assumed)", FIXED_BYTES, whole=True),
+    ]
+
+
+# -- the policy -----------------------------------------------------------------------------------
+
+
+def shard_bytes(tensors: Iterable[Tensor], shards: int, dtype: torch.dtype | None = None) -> int:
+    """Bytes of the first rank's part, the largest: FSDP2 cuts rows as `torch.chunk` does.
+
+    Args:
+        tensors: whole parameters.
+        shards: ranks.
+        dtype: of the parts; None keeps that of each tensor.
+    """
+    return sum(
+        -(-tensor.shape[0] // shards) * tensor[0].numel() * (dtype or tensor.dtype).itemsize
+        for tensor in tensors
+    )
+
+
+def states_per_parameter(optimizer: Callable[..., torch.optim.Optimizer]) -> float:
+    """Numbers that an optimizer keeps for each trained one (AdamW: 2), seen in one step of it.
+
+    Args:
+        optimizer: makes it from parameters.
+    """
+    parameter = nn.Parameter(torch.zeros(64, 64))
+    parameter.grad = torch.zeros_like(parameter)
+    stepped = optimizer([parameter])
+    stepped.step()
+    states = stepped.state[parameter].values()
+    return sum(each.numel() for each in states if isinstance(each, Tensor) and each.dim()) / 64**2
+
+
+def _state_rows(plan: Plan) -> list[Row]:
+    kept, gradients = _trained_sizes(plan, plan.model, plan.optimizer_states)
+    if plan.with_reference:
+        dtype = plan.compute_dtype if plan.sharded else plan.kept_dtype
+        kept["reference policy"] = shard_bytes(plan.model.parameters(), plan.shards, dtype)
+    if plan.critic is not None:
+        own, more = _trained_sizes(plan, plan.critic.model, plan.critic.optimizer_states)
+        kept |= {f"critic: {name}": size for name, size in own.items()}
+        gradients |= {f"critic: {name}": size for name, size in more.items()}
+    here = 0 if plan.cpu_offload else 1
+    rows = [always(name, here * size, SPREAD) for name, size in kept.items()]
+    if plan.gpus > 1 and not plan.sharded:  # DDP sums copies
+        gradients["gradient buckets"] = sum(gradients.values())
+    return rows + [
+        Row(name=name, training=here * size, remedy=SPREAD) for name, size in gradients.items()
+    ]
+
+
+def _trained_sizes(
+    plan: Plan, model: nn.Module, optimizer_states: float
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes by name of what training a model keeps all the time, and of its gradients."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = shard_bytes(trained, plan.shards, plan.kept_dtype)
+    kept = {
+        "weights": shard_bytes(model.parameters(), plan.shards, plan.kept_dtype),
+        "optimizer states": int(gradients * optimizer_states),
+    }
+    return kept, {"gradients": gradients}
+
+
+# -- sampling -------------------------------------------------------------------------------------
+
+
+def _sampler_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
+    sampler = plan.sampler
+    weights = sum(tensor.numel() for tensor in _base_weights(plan)) * sampler.dtype.itemsize
+    kv = kv_bytes_per_token(plan.shape, sampler.dtype)
+    rows = [Row(name="weights being sent", sync=_sent_bytes(plan))]
+    if sampler.holds_copy:
+        remedy = "set generator=transformers"
+        rows.append(always("the sampler's copy", weights, remedy, whole=True))  # never given back
+    if sampler.kv_tokens:
+        rows.append(
+            Row(
+                name="KV cache",
+                sampling=sampler.kv_tokens * kv,
+                training=sampler.kv_tokens * kv * sampler.ahead,
+                validation=sampler.validation_kv_tokens * kv,
+                remedy="lower generator.max_batch and generator.kv_budget_tokens",
+            )
+        )
+    if sampler.engine_share:
+        share, own = int(sampler.engine_share * gpu_bytes), weights // sampler.engine_gpus
+        rows += _engine_rows(plan, share, own, plan.longest * kv // sampler.engine_gpus)
+    return rows
+
+
+def _engine_rows(plan: Plan, share: int, weights: int, episode: int) -> list[Row]:
+    """VLLM's share of the GPU; `episode` is the least KV cache."""
+    sampler = plan.sampler
+    graphs = GRAPH_BYTES * plan.shape.layers * graphs_of(sampler.engine_rows)
+    if share - weights - graphs < episode:
+        raise ValueError(
+            f"generator.gpu_memory_utilization={sampler.engine_share} is {share / GIB:.1f} GiB "
+            f"per GPU, too little for vLLM's weights ({weights / GIB:.1f}), its CUDA graphs "
+            f"({graphs / GIB:.1f}) and the KV cache of one episode: raise it, or do without graphs "
+            "('generator.engine={enforce_eager: true}', slower)"
+        )
+    sizes = {"weights": weights, "KV cache, work space": share - weights - graphs}
+    awake = sampler.ahead or not sampler.engine_sleeps
+    rows = [
+        Row(
+            name=f"vLLM: {name}",
+            sync=size,
+            sampling=size,
+            training=size * awake,
+            validation=size,
+            remedy=_remedy(sampler),
+            whole=True,
+        )
+        for name, size in sizes.items()
+    ]
+    return [*rows, always("vLLM: CUDA graphs", graphs, _remedy(sampler), whole=True)]
+
+
+def graphs_of(rows: int) -> int:
+    """CUDA graphs that vLLM captures (`_set_cudagraph_sizes` in its config/vllm.py).
+
+    Args:
+        rows: that it decodes at a time, at most; 0: it captures none.
+    """
+    steps = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+    in_pieces = [size for size in steps if size <= 2 * rows]
+    whole = [size for size in steps if size <= rows]
+    return len(in_pieces) + len(whole)
+
+
+def _remedy(sampler: Sampler) -> str:
+    return _AHEAD if sampler.ahead and sampler.engine_sleeps else _ENGINE
+
+
+def _simulator_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
+    if plan.simulator is None:
+        return []
+    share, own = int(plan.simulator.share * gpu_bytes), plan.simulator.weights
+    if share - own < SERVER_BYTES:
+        raise ValueError(
+            f"simulator.server.gpu_memory_utilization={plan.simulator.share} is "
+            f"{share / GIB:.1f} GiB per GPU, too little for the simulator's weights "
+            f"({own / GIB:.1f}) and a GiB beside them: raise it, or choose a smaller simulator="
+        )
+    return [
+        always("simulator: weights", own, _SIMULATOR, whole=True),
+        always("simulator: KV cache, work space", share - own, _SIMULATOR, whole=True),
+    ]
+
+
+def _sent_bytes(plan: Plan) -> int:
+    """A bucket with the shards it is gathered from, or a weight; and a layer at the receiver."""
+    sampler, size = plan.sampler, plan.sampler.dtype.itemsize
+    if not (plan.sharded or sampler.engine_share):
+        return 0
+    sent = max(tensor.numel() for tensor in _base_weights(plan)) * size
+    if plan.sharded:
+        sent = max(sent, SYNC_BUCKET_BYTES)
+        sent += sent // plan.shards
+    received = max(count(layer) for layer in decoder_layers(plan.model)) * size
+    return sent + (received if sampler.engine_share else 0)
+
+
+def _base_weights(plan: Plan) -> list[Tensor]:
+    return [p for name, p in plan.model.named_parameters() if ".lora_" not in name]

@@ -1,0 +1,99 @@
+"""What the pass over a micro-batch adds to weights, gradients and optimizer states."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from zerosearch.planning.run import Plan
+from zerosearch.planning.table import Row
+from zerosearch.policy.activation_memory import kept_bytes, layer_backward_bytes, logits_bytes
+from zerosearch.policy.adaptation import decoder_layers
+
+SPREAD = (
+    "spread the policy over more GPUs (trainer=fsdp trainer.devices= trainer.num_nodes=), or keep "
+    "it in host memory (trainer.strategy.cpu_offload=true), or train adapters (docs/scale.md)"
+)
+_TOKENS = "lower module.tokens_per_micro_batch"
+
+
+def training_rows(plan: Plan) -> list[Row]:
+    """The policy's pass. That of a critic, at another time, is smaller: it makes no logits."""
+    tokens = max(plan.tokens_per_micro_batch, plan.longest)
+    sizes = (plan.shape, tokens, plan.longest, plan.compute_dtype)
+    checkpointing = plan.gradient_checkpointing
+    # never at the same time: logits, then one layer after the other, then the root's gradients
+    name, size, remedy = max(
+        (
+            "a chunk of logits",
+            logits_bytes(plan.shape, min(plan.logprob_chunk_tokens, tokens)),
+            "lower module.logprob_chunk_tokens",
+        ),
+        (
+            "a layer's backward pass",
+            layer_backward_bytes(*sizes, checkpointing=checkpointing),
+            _TOKENS,
+        ),
+        (
+            "the head's gradients",
+            _root(plan, plan.model, trained=True) * plan.reduce_dtype.itemsize,
+            SPREAD,
+        ),
+        key=lambda each: each[1],
+    )
+    kept_remedy = (
+        _TOKENS if checkpointing else f"set model.gradient_checkpointing=true, or {_TOKENS}"
+    )
+    return [
+        _gathered_row(plan),
+        Row(
+            name="activations",
+            training=kept_bytes(*sizes, checkpointing=checkpointing),
+            remedy=kept_remedy,
+        ),
+        Row(name=name, training=size, remedy=remedy),
+    ]
+
+
+def _gathered_row(plan: Plan) -> Row:
+    """Weights in the precision they are computed in, and gradients until they are summed.
+
+    FSDP2 holds the root's group (embeddings, final norm, head) and two layers, one of them fetched
+    ahead; and of a critic what its pass without gradient has left gathered. Autocast without shards
+    holds a copy of everything that is kept in another precision.
+    """
+    c, layers = plan.compute_dtype.itemsize, decoder_layers(plan.model)
+    if not plan.sharded:
+        kept = [plan.kept_dtype or parameter.dtype for parameter in plan.model.parameters()]
+        copies = count(plan.model) * c if plan.compute_dtype not in kept else 0
+        sampling = copies if plan.sampler.uses_policy else 0
+        return Row(
+            name="weights computed with", sampling=sampling, training=copies, validation=sampling
+        )
+    largest = max(layers, key=count)
+    forward = (_root(plan, plan.model) + 2 * count(largest)) * c
+    gathered = forward if plan.reshard_after_forward else count(plan.model) * c
+    if plan.critic is not None:
+        critic = plan.critic.model
+        gathered += (_root(plan, critic) if plan.reshard_after_forward else count(critic)) * c
+    summed = count(largest, trained=True) * (c + plan.reduce_dtype.itemsize)
+    sampling = forward if plan.sampler.uses_policy else 0
+    return Row(
+        name="gathered weights, gradients",
+        sampling=sampling,
+        training=gathered + _root(plan, plan.model, trained=True) * c + summed,
+        validation=sampling,
+        remedy=""
+        if plan.reshard_after_forward
+        else "set trainer.strategy.reshard_after_forward=true",
+    )
+
+
+def _root(plan: Plan, model: nn.Module, *, trained: bool = False) -> int:
+    """Numbers of the root's group under FSDP2, else 0."""
+    within = sum(count(layer, trained=trained) for layer in decoder_layers(model))
+    return count(model, trained=trained) - within if plan.sharded else 0
+
+
+def count(module: nn.Module, *, trained: bool = False) -> int:
+    """Numbers in a module's parameters, or in those that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
