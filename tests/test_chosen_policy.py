@@ -183,7 +183,7 @@ def test_what_a_place_lacks_is_said(tmp_path: Path) -> None:
     export.mkdir()
     for name in ("prompt.j2", "zerosearch.json", "config.json"):
         (export / name).touch()
-    make_run(tmp_path / "empty", status="failed", error="ValueError: no model")
+    make_run(tmp_path / "empty", status="failed", error="InputError: no model")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "multirun.yaml").touch()
     (tmp_path / "other").mkdir()
@@ -191,7 +191,7 @@ def test_what_a_place_lacks_is_said(tmp_path: Path) -> None:
         "tuned": "it tuned a simulator",
         "tuned/checkpoints/last.ckpt": "it tuned a simulator",
         "tuned/simulator": "is a tuned simulator, no policy: simulator=",
-        "empty": r"has no policy: .*last\.ckpt .*policy/.*ended with ValueError: no model",
+        "empty": r"has no policy: .*last\.ckpt .*policy/.*ended with InputError: no model",
         "sweep": "is a sweep: name one of its runs, such as .*/sweep/0",
         "other": r"neither a run folder nor a model \(it has no config\.json\)",
         "nowhere": "there is nothing at this path",

@@ -207,7 +207,7 @@ def test_a_refused_run_says_so_in_its_summary(light: dict[str, str], tmp_path: P
     run = tmp_path / "run"
     refused("train", "seed=x", f"hydra.run.dir='{run}'", env=light, logs=tmp_path)
     facts = json.loads((run / "summary.json").read_text())
-    assert facts["status"] == "failed" and facts["error"].startswith("ValueError: seed=x: give")
+    assert facts["status"] == "failed" and facts["error"].startswith("InputError: seed=x: give")
     (run / "summary.json").write_text('{"status": "completed"}')
     refused("train", f"resume={run}", "seed=y", env=light, logs=tmp_path)
     assert json.loads((run / "summary.json").read_text()) == {"status": "completed"}, "it still is"
@@ -219,14 +219,14 @@ def test_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
     said = refused("train", "-m", "simulator=prompted_3b,prompted_7b", env=light, logs=tmp_path)
     last = said.partition("jobs that failed: 2")[2]
     for number, size in enumerate(("3b", "7b")):
-        assert f"job {number} (simulator=prompted_{size}): ValueError: simulator.endpoints" in last
+        assert f"job {number} (simulator=prompted_{size}): InputError: simulator.endpoints" in last
         assert f"endpoints.prompted_{size}=[URL]" in last
 
 
 def test_flags_may_stand_between_overrides(light: dict[str, str], tmp_path: Path) -> None:
     words = ["endpoints.tuned_3b=[http://h/v1]", "-m", "seed=x,y", "~logger"]
     said = refused("train", *words, env=light, logs=tmp_path)
-    assert "job 1 (seed=y): ValueError: seed=y" in said, "a job is named by what differs"
+    assert "job 1 (seed=y): InputError: seed=y" in said, "a job is named by what differs"
 
 
 @pytest.mark.slow

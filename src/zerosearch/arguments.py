@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from zerosearch.errors import InputError
 from zerosearch.runs import CONFIGS, LATEST, PROJECT_ROOT, PROMPT_FILE, is_checkpoint
 
 
@@ -24,7 +25,7 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
         command: whose runs can be resumed, by the name of its configuration.
 
     Raises:
-        ValueError: nothing to resume there.
+        InputError: nothing to resume there.
     """
     given = [item.removeprefix("resume=") for item in arguments if item.startswith("resume=")]
     if not given or given[-1] in ("null", ""):
@@ -40,16 +41,16 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     saved_file = folder / ".hydra" / "overrides.yaml"
     if not saved_file.is_file():
         if (folder / "multirun.yaml").is_file():
-            raise ValueError(f"resume={place} is a sweep: name one of its runs, such as {place}/0")
-        raise ValueError(
+            raise InputError(f"resume={place} is a sweep: name one of its runs, such as {place}/0")
+        raise InputError(
             f"resume={place} is neither a checkpoint file nor a run folder (it has no "
             f".hydra/overrides.yaml): give latest, a folder of logs/{command}/runs or a .ckpt"
         )
     saved = yaml.safe_load(saved_file.read_text())
     if saved is None:
-        raise ValueError(f"resume={place}: {saved_file} is empty; give a .ckpt of that run")
+        raise InputError(f"resume={place}: {saved_file} is empty; give a .ckpt of that run")
     if (other := _command_of(folder)) not in (None, command):
-        raise ValueError(f"resume={place} is a run of {other}, and this is {command}")
+        raise InputError(f"resume={place} is a run of {other}, and this is {command}")
     folder = folder.resolve()
     taken = {override_key(item) for item in arguments}
     kept = [item for item in saved if override_key(item) not in taken]
@@ -63,7 +64,7 @@ def _latest_run(arguments: list[str], command: str) -> Path:
     given = [item.removeprefix(key).strip("'\"") for item in arguments if item.startswith(key)]
     task = Path([str(PROJECT_ROOT / "logs"), *given][-1]) / command
     if not (task / LATEST).is_dir():
-        raise ValueError(f"resume={LATEST}: no run of {task} has begun; start one without resume=")
+        raise InputError(f"resume={LATEST}: no run of {task} has begun; start one without resume=")
     return (task / LATEST).resolve()
 
 
@@ -90,7 +91,7 @@ def expand_simulator(arguments: list[str]) -> list[str]:
     """Turn `simulator=<folder of a tuned simulator>` into the choice that uses such folders.
 
     Raises:
-        ValueError: there is no tuned simulator at a path.
+        InputError: there is no tuned simulator at a path.
     """
     expanded = []
     for item in arguments:
@@ -100,7 +101,7 @@ def expand_simulator(arguments: list[str]) -> list[str]:
         elif (Path(value) / PROMPT_FILE).is_file():
             expanded += ["simulator=exported", f"simulator.folder='{value}'"]
         elif "/" in value:
-            raise ValueError(
+            raise InputError(
                 f"simulator={value} is no folder of a tuned simulator (it has no {PROMPT_FILE}): "
                 "give the folder simulator/ that a tuning run leaves, or a name of "
                 "configs/simulator"

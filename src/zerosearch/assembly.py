@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.callbacks.budget_stop import used_up_budget
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
+from zerosearch.errors import InputError
 from zerosearch.nodes import leaves
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.tuning.data import TuningData
@@ -127,7 +128,7 @@ class TuningRun(Run[SimulatorTuningModule, TuningData]):
         """Read the data, before any model is loaded; too long an example is an error.
 
         Raises:
-            ValueError: names file, row or setting and the mend.
+            InputError: names file, row or setting and the mend.
         """
         module, examples = self.module, self.data.examples
         module.policy_source.check()
@@ -168,7 +169,7 @@ def assemble(cfg: DictConfig) -> PolicyRun:
     """Instantiate every node of the configuration of a policy's training.
 
     Raises:
-        ValueError: a node refuses its settings; the message says which key.
+        InputError: a node refuses its settings; the message says which key.
     """
     return PolicyRun(**_objects(cfg))
 
@@ -194,7 +195,7 @@ def _nodes(cfg: DictConfig, name: str) -> Iterator[DictConfig]:
     """What a group holds by name, without what is switched off."""
     for key, node in (cfg.get(name) or {}).items():
         if node and "_target_" not in node:
-            raise ValueError(
+            raise InputError(
                 f"{name}.{key} has no _target_: choose a {key}=, or leave it out with "
                 f"{name}.{key}=null"
             )

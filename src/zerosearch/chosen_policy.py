@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from zerosearch.arguments import override_key
+from zerosearch.errors import InputError
 from zerosearch.runs import (
     EXPORT,
     LAST_CHECKPOINT,
@@ -46,7 +47,7 @@ def choose_policy(cfg: DictConfig, overrides: Sequence[str]) -> None:
         overrides: of the command line.
 
     Raises:
-        ValueError: there is no such run, or nothing that holds a policy at the place named.
+        InputError: there is no such run, or nothing that holds a policy at the place named.
     """
     training = Path(cfg.paths.log_dir) / "train"
     if cfg.checkpoint is None:
@@ -54,7 +55,7 @@ def choose_policy(cfg: DictConfig, overrides: Sequence[str]) -> None:
             return
         run, why = newest_policy(training, completed=True), "the last completed run"
         if run is None:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint=null, and no run under {_shown(training)} was completed: train one "
                 "(make train), name a policy with checkpoint=, or an untrained model with model= "
                 "(model=quickstart is what make train begins with)"
@@ -99,34 +100,34 @@ def check_place(place: str) -> None:
     """Refuse a `checkpoint=` that holds no policy; names of the hub pass.
 
     Raises:
-        ValueError: says what the place is or what it lacks.
+        InputError: says what the place is or what it lacks.
     """
     path = Path(place)
     if (path / PROMPT_FILE).is_file() and (path / SETTINGS_FILE).is_file():
-        raise ValueError(f"checkpoint={place} is a tuned simulator, no policy: simulator={place}")
+        raise InputError(f"checkpoint={place} is a tuned simulator, no policy: simulator={place}")
     if is_checkpoint(path):
         if _tunes(path.resolve().parent.parent):
-            raise ValueError(f"checkpoint={place} is of another kind of run: {_TUNING}")
+            raise InputError(f"checkpoint={place} is of another kind of run: {_TUNING}")
         return
     if _tunes(path):
-        raise ValueError(f"checkpoint={place}: {_TUNING}")
+        raise InputError(f"checkpoint={place}: {_TUNING}")
     if policy_written(path) is not None or (path / "config.json").is_file():
         return
     if (path / "multirun.yaml").is_file():
-        raise ValueError(f"checkpoint={place} is a sweep: name one of its runs, such as {place}/0")
+        raise InputError(f"checkpoint={place} is a sweep: name one of its runs, such as {place}/0")
     if (path / ".hydra").is_dir():
         error = read_summary(path).get("error")
-        raise ValueError(
+        raise InputError(
             f"checkpoint={place} has no policy: a training run leaves {LAST_CHECKPOINT} every "
             f"callbacks.checkpoint.every_n_steps steps, and {EXPORT}/ at its end"
             + (f"; this run ended with {error}" if error else "")
         )
     if path.is_dir():
-        raise ValueError(
+        raise InputError(
             f"checkpoint={place} is neither a run folder nor a model (it has no config.json)"
         )
     if not path.exists() and not _may_be_of_the_hub(place):
-        raise ValueError(f"checkpoint={place}: there is nothing at this path")
+        raise InputError(f"checkpoint={place}: there is nothing at this path")
 
 
 def _may_be_of_the_hub(place: str) -> bool:
@@ -177,10 +178,10 @@ def _latest_policy(task: Path) -> tuple[Path, str]:
         if policy_written(latest) is not None and not _tunes(latest):
             return latest, "the latest run"
         if _tunes(latest):
-            raise ValueError(f"checkpoint={_shown(task / LATEST)}: {_TUNING}")
+            raise InputError(f"checkpoint={_shown(task / LATEST)}: {_TUNING}")
     run = newest_policy(task)
     if run is None:
-        raise ValueError(
+        raise InputError(
             f"checkpoint={_shown(task / LATEST)}: no run under {_shown(task)} has a policy yet; "
             "train one (make train), or name another with checkpoint="
         )

@@ -25,7 +25,7 @@ from zerosearch import ranges
 from zerosearch.arguments import expand_null_groups
 from zerosearch.command_errors import explain
 from zerosearch.endings import FULL_ERROR, report_error
-from zerosearch.errors import ZeroSearchError
+from zerosearch.errors import InputError, ZeroSearchError
 from zerosearch.runs import CONFIGS, PROJECT_ROOT, Summary
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 from zerosearch.threads import wait_without_spinning
@@ -49,11 +49,11 @@ class Key:
     wanted: str
 
     def check(self, name: str, value: Any) -> None:
-        """Raise a ValueError where the value is not what is wanted."""
+        """Raise an InputError where the value is not what is wanted."""
         try:
             TypeAdapter(self.type, config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError as error:
-            raise ValueError(f"{name}={_shown(value)}: give {self.wanted}") from error
+            raise InputError(f"{name}={_shown(value)}: give {self.wanted}") from error
 
 
 COUNT = Key(ranges.Count, "a whole number, 1 or more")
@@ -83,9 +83,9 @@ class Command(Generic[T]):
         config_name: of its YAML in `configs/`.
         keys: what the command reads by itself, checked where the YAML has it.
         checks: further checks of the configuration that import nothing heavy; each raises a
-            ValueError with one sentence.
+            InputError with one sentence.
         expand: turn the words of the command line into Hydra's, in this order; each raises a
-            ValueError with one sentence.
+            InputError with one sentence.
         error_code: exit code where the command line is wrong.
     """
 
@@ -97,14 +97,14 @@ class Command(Generic[T]):
     error_code: int
 
     def words(self, arguments: list[str]) -> list[str]:
-        """The words of a command line as Hydra takes them; a ValueError where one is wrong."""
+        """The words of a command line as Hydra takes them; an InputError where one is wrong."""
         for step in self.expand:
             arguments = step(arguments)
         # flags first: Hydra's parser wants all overrides in one piece
         return sorted(expand_null_groups(arguments), key=_is_override)
 
     def check(self, cfg: DictConfig) -> None:
-        """Raise a ValueError with one sentence where the configuration cannot work."""
+        """Raise an InputError with one sentence where the configuration cannot work."""
         for name, key in self.keys.items():
             if name in cfg:
                 key.check(name, _plain(cfg, name))

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from zerosearch.errors import FileError
+
 GIB = 1024**3
 
 
@@ -24,7 +26,7 @@ def replacing(path: Path, intact: str = "what was there before is intact") -> It
         intact: what is still usable after a failure, for the error message.
 
     Raises:
-        OSError: the file could not be written, for example because the disk is full; the hidden
+        FileError: the file could not be written, for example because the disk is full; the hidden
             file is removed and the message names path, free space and mend.
     """
     temporary = path.with_name(f".{path.name}.tmp")
@@ -37,7 +39,7 @@ def replacing(path: Path, intact: str = "what was there before is intact") -> It
         os.replace(temporary, path)
         flush_folder(path.parent)
     except OSError as error:
-        raise OSError(
+        raise FileError(
             error.errno,
             f"{path} could not be written ({error.strerror or error}; {free_space(path.parent)}): "
             f"free disk space or choose another folder; {intact}",

@@ -21,6 +21,8 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.file_download import HfFileMetadata
 
+from zerosearch.errors import InputError
+
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = (
     "model.safetensors",
@@ -39,7 +41,7 @@ HUB_TIMEOUT_S = 5.0
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-class HubRefusal(ValueError):
+class HubRefusal(InputError):
     """Why something cannot be had from the hub; `unreachable`: nobody there could be asked."""
 
     def __init__(self, reason: str, *, unreachable: bool) -> None:
@@ -68,7 +70,7 @@ def check_files(
         True when everything is on this machine, so that loading need not ask the hub.
 
     Raises:
-        ValueError: files are missing, or the hub cannot be reached; one sentence with the remedy.
+        InputError: files are missing, or the hub cannot be reached; one sentence with the remedy.
     """
     groups = ((gguf_file,),) if gguf_file is not None else NEEDED[part]
     folder = Path(resolved)
@@ -80,12 +82,12 @@ def check_files(
                     if gguf_file is None
                     else "set model.gguf_file to one that is, or to null for ordinary weights"
                 )
-                raise ValueError(
+                raise InputError(
                     f"{field}={resolved} holds no {part}: no complete {group[0]} there; {remedy}"
                 )
         return True
     if not HUB_NAME.fullmatch(resolved):
-        raise ValueError(
+        raise InputError(
             f"{field}={resolved} is not a folder on this machine and cannot be a name on the "
             f"Hugging Face hub: set {field} to a folder written by save_pretrained, or to a name "
             "such as owner/model"
@@ -99,7 +101,7 @@ def check_files(
             f": download it first where there is a network (`hf download {resolved}`), or set "
             f"{field} to a local folder"
         )
-        raise ValueError(
+        raise InputError(
             f"{field}={resolved} is neither a folder nor in the local hub cache, and {why}"
             f"{remedy if why.unreachable else ''}"
         ) from why

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from zerosearch.errors import FileError, InputError
+
 
 class Journal:
     """An open file of rows by key; a context manager, and the only writer while it is open.
@@ -26,7 +28,7 @@ class Journal:
         settings: JSON values that decide what rows say; None: any rows may meet.
 
     Raises:
-        ValueError: another process writes to the file, it holds rows made under other settings,
+        InputError: another process writes to the file, it holds rows made under other settings,
             or a line is damaged.
     """
 
@@ -64,22 +66,22 @@ class Journal:
         """Add a row; it is in the file when this returns.
 
         Raises:
-            ValueError: there is a row of this key.
-            OSError: the disk is full; the rows before are whole.
+            InputError: there is a row of this key.
+            FileError: the disk is full; the rows before are whole.
         """
         key = row[self._key]
         if key in self.rows:
-            raise ValueError(f"{self.path}: there is a row with {self._key}={key!r} already")
+            raise InputError(f"{self.path}: there is a row with {self._key}={key!r} already")
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         if os.write(self._file, line) < len(line):
-            raise OSError(f"{self.path}: the last row was cut short; free disk space, run again")
+            raise FileError(f"{self.path}: the last row was cut short; free disk space, run again")
         self.rows[key] = dict(row)
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: another process is writing to it; wait for it, or give another file"
             ) from error
 
@@ -94,7 +96,7 @@ class Journal:
                 row = json.loads(line)
                 rows[row[self._key]] = row
             except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(
+                raise InputError(
                     f"{self.path}, line {number}: no row with a field {self._key!r} "
                     f"({line[:60]!r}); take the line out, or give another file"
                 ) from error
@@ -106,7 +108,7 @@ class Journal:
             saved = json.loads(path.read_text(encoding="utf-8"))
             for name in dict.fromkeys([*settings, *saved]):
                 if saved.get(name) != settings.get(name):
-                    raise ValueError(
+                    raise InputError(
                         f"{self.path} holds rows made with {name}={saved.get(name)!r}, and it is "
                         f"{settings.get(name)!r} now: set it back, or give another folder"
                     )

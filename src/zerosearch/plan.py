@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from zerosearch import ranges
 from zerosearch.commands import COUNT_OR_NULL, TEXT, Key, command
 from zerosearch.endings import ending_in_words
+from zerosearch.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -17,7 +18,7 @@ COMPONENTS = ("data", "module", "callbacks", "logger", "trainer", "speeds")
 
 def _check_card(cfg: DictConfig) -> None:
     if cfg.card not in cfg.speeds.cards:
-        raise ValueError(
+        raise InputError(
             f"card={cfg.card}: choose one of {', '.join(cfg.speeds.cards)}, or describe it: "
             f"+speeds.cards.{cfg.card}={{flop_s: , memory_bytes_s: , link_bytes_s: , gib: }}"
         )

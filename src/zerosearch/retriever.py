@@ -10,6 +10,7 @@ import hydra
 from zerosearch.commands import PORT, TEXT, command
 from zerosearch.data.availability import check_data
 from zerosearch.endings import ending_in_words
+from zerosearch.errors import InputError
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
 
 if TYPE_CHECKING:
@@ -41,13 +42,13 @@ def prepared_engine(node: DictConfig) -> Any:
     """The engine of a `search.engine` node, its corpus read and its index ready.
 
     Raises:
-        ValueError: it is no engine over a corpus, or its corpus, index or model is bad.
+        InputError: it is no engine over a corpus, or its corpus, index or model is bad.
     """
     from zerosearch.search.retrieval import Retriever
 
     engine = hydra.utils.instantiate(node)
     if not isinstance(engine, Retriever):
-        raise ValueError(
+        raise InputError(
             f"search: a {type(engine).__name__} has no corpus that could be served; "
             "give search=bm25 or search=dense"
         )
@@ -59,7 +60,7 @@ def _import_server() -> Any:
     try:
         from zerosearch.search.retriever_app import make_app
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"the server needs packages that are not installed ({error}): "
             "pip install 'zerosearch[retriever]'"
         ) from error

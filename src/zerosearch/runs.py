@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from zerosearch import run_names
 from zerosearch.endings import report_error
+from zerosearch.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +57,7 @@ def find_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
         run_folder: of this run.
 
     Raises:
-        ValueError: there is none where `resume` says.
+        InputError: there is none where `resume` says.
     """
     own = run_folder / LAST_CHECKPOINT
     if is_checkpoint(own):
@@ -68,7 +69,7 @@ def find_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
     if path.is_dir() and not is_checkpoint(path):
         path = path / LAST_CHECKPOINT
     if not is_checkpoint(path):
-        raise ValueError(f"resume={resume}: there is no checkpoint {path}; start without resume=")
+        raise InputError(f"resume={resume}: there is no checkpoint {path}; start without resume=")
     return path
 
 

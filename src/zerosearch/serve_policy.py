@@ -15,6 +15,7 @@ from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, PORT, SEED, TEXT, command
 from zerosearch.data.availability import check_data
 from zerosearch.endings import ending_in_words
+from zerosearch.errors import InputError
 from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
 from zerosearch.simulator.chosen import check_simulator
 
@@ -64,7 +65,7 @@ def _key(cfg: DictConfig) -> str | None:
     """The key that clients must send, from the environment.
 
     Raises:
-        ValueError: the variable is not set.
+        InputError: the variable is not set.
     """
     if cfg.api_key_env is None:
         if cfg.host not in LOOPBACK:
@@ -72,7 +73,7 @@ def _key(cfg: DictConfig) -> str | None:
         return None
     key = os.environ.get(cfg.api_key_env)
     if not key:
-        raise ValueError(
+        raise InputError(
             f"api_key_env={cfg.api_key_env}: this environment variable is not set; put the key "
             "that clients are to send into it"
         )
@@ -83,7 +84,7 @@ def _import_app() -> Any:
     try:
         from zerosearch.answering.app import make_app
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"the server needs packages that are not installed ({error}): "
             "pip install 'zerosearch[serve]'"
         ) from error

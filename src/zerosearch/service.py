@@ -8,6 +8,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from zerosearch.errors import InputError
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
@@ -44,7 +46,7 @@ def bind(host: str, port: int) -> socket.socket:
         port: 0 lets the system choose.
 
     Raises:
-        ValueError: the address is not free, or not of this machine.
+        InputError: the address is not free, or not of this machine.
     """
     try:
         family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
@@ -60,7 +62,7 @@ def bind(host: str, port: int) -> socket.socket:
         mend = "stop what runs there, or give another port="
         if getattr(error, "errno", None) != errno.EADDRINUSE:
             mend = "give a host= of this machine and a port= from 1024 to 65535"
-        raise ValueError(f"host={host} port={port}: {error}; {mend}") from error
+        raise InputError(f"host={host} port={port}: {error}; {mend}") from error
     return bound
 
 

@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zerosearch.errors import InputError
+
 EPSILON = 1e-6
 
 
@@ -41,10 +43,10 @@ def grpo(
         [B] advantages.
 
     Raises:
-        ValueError: shapes differ, a valid reward is not finite, or `scale` is unknown.
+        InputError: shapes differ, a valid reward is not finite, or `scale` is unknown.
     """
     if scale not in ("std", "none"):
-        raise ValueError(f"scale={scale!r} is unknown: use 'std' or 'none'")
+        raise InputError(f"scale={scale!r} is unknown: use 'std' or 'none'")
     groups = _compare(rewards_B, group_B, valid_B)
     if scale == "none":
         return groups.relative_B
@@ -72,7 +74,7 @@ def reinforce(
         [B] advantages.
 
     Raises:
-        ValueError: shapes differ, a valid reward is not finite, or `baseline` is unknown.
+        InputError: shapes differ, a valid reward is not finite, or `baseline` is unknown.
     """
     match baseline:
         case "none":
@@ -82,7 +84,7 @@ def reinforce(
             return _compare(rewards_B, torch.zeros_like(group_B), valid_B).relative_B
         case "leave_one_out":
             return rloo(rewards_B, group_B, valid_B)
-    raise ValueError(f"baseline={baseline!r} is unknown: use 'none', 'batch' or 'leave_one_out'")
+    raise InputError(f"baseline={baseline!r} is unknown: use 'none', 'batch' or 'leave_one_out'")
 
 
 def rloo(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None = None) -> Tensor:
@@ -97,7 +99,7 @@ def rloo(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None = None) -> T
         [B] advantages.
 
     Raises:
-        ValueError: shapes differ, or a valid reward is not finite.
+        InputError: shapes differ, or a valid reward is not finite.
     """
     groups = _compare(rewards_B, group_B, valid_B)
     # r - mean of others = n / (n - 1) * (r - mean of all), which needs no pass over pairs.
@@ -120,7 +122,7 @@ def reinforce_pp(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None = No
         [B] advantages.
 
     Raises:
-        ValueError: shapes differ, or a valid reward is not finite.
+        InputError: shapes differ, or a valid reward is not finite.
     """
     return grpo(rewards_B, torch.zeros_like(group_B), valid_B)
 
@@ -142,7 +144,7 @@ def reinforce_pp_baseline(
         [B] advantages.
 
     Raises:
-        ValueError: shapes differ, or a valid reward is not finite.
+        InputError: shapes differ, or a valid reward is not finite.
     """
     groups = _compare(rewards_B, group_B, valid_B)
     scaled_B = grpo(groups.relative_B, torch.zeros_like(group_B), valid_B)
@@ -166,7 +168,7 @@ def zero_variance_groups(
         0-dim tensor in [0, 1]; 0 if there is no group.
 
     Raises:
-        ValueError: shapes differ, or a valid reward is not finite.
+        InputError: shapes differ, or a valid reward is not finite.
     """
     groups = _compare(rewards_B, group_B, valid_B)
     spread_G = groups.sum((groups.relative_B != 0).to(groups.relative_B.dtype))
@@ -197,7 +199,7 @@ def _compare(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None) -> _Gro
     valid_B = torch.ones_like(group_B, dtype=torch.bool) if valid_B is None else valid_B.bool()
     for name, tensor in (("rewards_B", rewards_B), ("group_B", group_B), ("valid_B", valid_B)):
         if tensor.dim() != 1 or len(tensor) != len(rewards_B):
-            raise ValueError(
+            raise InputError(
                 f"{name} has shape {tuple(tensor.shape)}: rewards_B, group_B and valid_B hold one "
                 "value per trajectory, shape [B]"
             )
@@ -205,7 +207,7 @@ def _compare(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None) -> _Gro
     rewards_B = torch.where(valid_B, rewards_B.to(dtype), 0.0)
     if not rewards_B.isfinite().all():
         row = int((~rewards_B.isfinite()).nonzero()[0])
-        raise ValueError(
+        raise InputError(
             f"rewards_B[{row}] is {float(rewards_B[row])} in a valid trajectory: make the reward "
             "finite, or mark the trajectory invalid"
         )

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zerosearch.errors import InputError
+
 Aggregation = Literal["token-mean", "sequence-mean", "constant"]
 
 
@@ -30,7 +32,7 @@ def loss_normalizer(
         0-dim float tensor: sum it over ranks and micro-batches of one update.
 
     Raises:
-        ValueError: `aggregation` is unknown, or "constant" lacks a positive `constant_length`.
+        InputError: `aggregation` is unknown, or "constant" lacks a positive `constant_length`.
     """
     mask = mask.bool()
     sequences = mask.any(dim=1).sum().float()
@@ -41,12 +43,12 @@ def loss_normalizer(
             return sequences
         case "constant":
             if constant_length is None or constant_length < 1:
-                raise ValueError(
+                raise InputError(
                     f"constant_length={constant_length}: aggregation 'constant' needs the number "
                     "of tokens a sequence may have, at least 1"
                 )
             return sequences * constant_length
-    raise ValueError(_unknown_aggregation(aggregation))
+    raise InputError(_unknown_aggregation(aggregation))
 
 
 def aggregate(
@@ -71,7 +73,7 @@ def aggregate(
         0-dim tensor; over a split of the rows the parts add up to the whole.
 
     Raises:
-        ValueError: `aggregation` is unknown.
+        InputError: `aggregation` is unknown.
     """
     mask = mask.bool()
     kept = only_sampled(values, mask)
@@ -81,7 +83,7 @@ def aggregate(
         case "sequence-mean":
             total = (kept.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).sum()
         case _:
-            raise ValueError(_unknown_aggregation(aggregation))
+            raise InputError(_unknown_aggregation(aggregation))
     divisor = torch.as_tensor(normalizer, dtype=total.dtype, device=total.device).detach()
     return total / torch.where(divisor > 0, divisor, 1.0)
 

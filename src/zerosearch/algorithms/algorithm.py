@@ -30,6 +30,7 @@ from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.algorithms.kl import KLKind, kl_estimate
 from zerosearch.algorithms.kl_control import AdaptiveKL
 from zerosearch.algorithms.losses import TokenLossFunction, policy_loss, ppo_clip
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, NotNegative
 from zerosearch.types import PolicyBatch
 
@@ -42,7 +43,7 @@ class Algorithm:
     """Settings of an algorithm; in YAML `advantage` and `loss` are nodes with `_partial_: true`.
 
     Raises:
-        ValueError: a setting, or a combination of settings, cannot work.
+        InputError: a setting, or a combination of settings, cannot work.
     """
 
     group_size: Count  # siblings sampled per question
@@ -121,7 +122,7 @@ class Algorithm:
             importance correction.
 
         Raises:
-            ValueError: `batch` lacks the old or reference log-probs that the settings need.
+            InputError: `batch` lacks the old or reference log-probs that the settings need.
         """
         mask = batch.sampled_mask.bool()
         old_logprobs = self._old_logprobs(logprobs, batch)
@@ -149,7 +150,7 @@ class Algorithm:
                 penalty = aggregate(kl, mask, self.aggregation, normalizer)
                 loss = loss + self.kl_coefficient * penalty
         elif self.needs_reference:
-            raise ValueError(
+            raise InputError(
                 f"ref_logprobs is None but kl_coefficient={self.kl_coefficient}: compute them with "
                 "the reference policy, or set kl_coefficient to 0"
             )
@@ -159,7 +160,7 @@ class Algorithm:
         if batch.old_logprobs is not None:
             return batch.old_logprobs
         if self.updates_per_step > 1:
-            raise ValueError(
+            raise InputError(
                 f"old_logprobs is None but inner_epochs={self.inner_epochs} and mini_batches="
                 f"{self.mini_batches} make several updates a step: recompute them before the first"
             )

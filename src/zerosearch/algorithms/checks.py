@@ -11,6 +11,7 @@ from zerosearch.algorithms.advantages import grpo, reinforce, reinforce_pp_basel
 from zerosearch.algorithms.kl import KLKind
 from zerosearch.algorithms.losses import gspo
 from zerosearch.algorithms.values import generalized_advantages
+from zerosearch.errors import InputError
 
 if TYPE_CHECKING:
     from zerosearch.algorithms.algorithm import Algorithm
@@ -22,16 +23,16 @@ def check_algorithm(algorithm: Algorithm) -> None:
     """Raise before any model is loaded what would fail, or be ignored, in training.
 
     Raises:
-        ValueError: names the setting, its value and the mend.
+        InputError: names the setting, its value and the mend.
     """
     for name in ("group_size", "inner_epochs", "mini_batches"):
         value = getattr(algorithm, name)
         if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1")
+            raise InputError(f"{name}={value}: must be at least 1")
     for name in ("kl_coefficient", "entropy_coefficient"):
         value = getattr(algorithm, name)
         if not 0.0 <= value < float("inf"):
-            raise ValueError(f"{name}={value}: must be a finite number, 0 to switch it off")
+            raise InputError(f"{name}={value}: must be a finite number, 0 to switch it off")
     _check_group(algorithm)
     _check_critic(algorithm)
     _check_kl(algorithm)
@@ -55,9 +56,9 @@ def _check_group(algorithm: Algorithm) -> None:
     options = getattr(algorithm.advantage, "keywords", {})
     rounds = algorithm.resampling_rounds
     if rounds < 0:
-        raise ValueError(f"resampling_rounds={rounds}: give 0 (off) or more")
+        raise InputError(f"resampling_rounds={rounds}: give 0 (off) or more")
     if rounds and algorithm.group_size == 1:
-        raise ValueError(
+        raise InputError(
             f"resampling_rounds={rounds} replaces groups of equal rewards, but group_size=1 leaves "
             "nothing to compare: sample 2 or more, or set resampling_rounds to 0"
         )
@@ -65,7 +66,7 @@ def _check_group(algorithm: Algorithm) -> None:
         function is reinforce and options.get("baseline") == "leave_one_out"
     )
     if compares and algorithm.group_size == 1:
-        raise ValueError(
+        raise InputError(
             f"group_size=1 leaves {function.__name__} no siblings to compare a reward with: "
             "sample 2 or more, or use algorithm=reinforce"
         )
@@ -73,12 +74,12 @@ def _check_group(algorithm: Algorithm) -> None:
 
 def _check_critic(algorithm: Algorithm) -> None:
     if uses_critic(algorithm) and algorithm.critic is None:
-        raise ValueError(
+        raise InputError(
             "critic=null, but advantage generalized_advantages needs values: set "
             "algorithm/critic=default, or use algorithm/advantage=grpo"
         )
     if algorithm.critic is not None and not uses_critic(algorithm):
-        raise ValueError(
+        raise InputError(
             f"critic is set, but advantage {_function(algorithm.advantage).__name__} does not read "
             "its values: set algorithm/advantage=gae, or algorithm.critic=null"
         )
@@ -87,11 +88,11 @@ def _check_critic(algorithm: Algorithm) -> None:
 def _check_kl(algorithm: Algorithm) -> None:
     kinds = get_args(KLKind)
     if algorithm.kl_kind not in kinds:
-        raise ValueError(f"kl_kind={algorithm.kl_kind!r} is unknown: use one of {', '.join(kinds)}")
+        raise InputError(f"kl_kind={algorithm.kl_kind!r} is unknown: use one of {', '.join(kinds)}")
     if algorithm.kl_in not in ("loss", "reward"):
-        raise ValueError(f"kl_in={algorithm.kl_in!r} is unknown: use loss or reward")
+        raise InputError(f"kl_in={algorithm.kl_in!r} is unknown: use loss or reward")
     if algorithm.kl_kind == "k1" and algorithm.needs_reference and algorithm.kl_in == "loss":
-        raise ValueError(
+        raise InputError(
             "kl_kind='k1' has expected gradient 0 as a loss and cannot pull towards the "
             "reference: use k2 or k3, set kl_in to reward, or kl_coefficient to 0"
         )
@@ -100,10 +101,10 @@ def _check_kl(algorithm: Algorithm) -> None:
 def _check_reference(algorithm: Algorithm) -> None:
     reset = algorithm.reference_reset_steps
     if reset is not None and reset < 1:
-        raise ValueError(f"reference_reset_steps={reset}: give 1 or more, or null for never")
+        raise InputError(f"reference_reset_steps={reset}: give 1 or more, or null for never")
     for name in ("kl_control", "reference_reset_steps"):
         if getattr(algorithm, name) is not None and not algorithm.needs_reference:
-            raise ValueError(
+            raise InputError(
                 f"{name} is set, but kl_coefficient=0 leaves the run without a reference policy: "
                 f"set kl_coefficient above 0, or {name} to null"
             )
@@ -111,7 +112,7 @@ def _check_reference(algorithm: Algorithm) -> None:
 
 def _check_aggregation(algorithm: Algorithm) -> None:
     if algorithm.aggregation != "constant" and algorithm.constant_length is not None:
-        raise ValueError(
+        raise InputError(
             f"constant_length={algorithm.constant_length} has no effect with aggregation="
             f"{algorithm.aggregation!r}: use aggregation 'constant' or set constant_length to null"
         )
@@ -123,12 +124,12 @@ def _check_importance(algorithm: Algorithm) -> None:
     if correction is None:
         return
     if algorithm.train_on_documents:
-        raise ValueError(
+        raise InputError(
             "train_on_documents=true: nobody sampled the documents, so there is no probability "
             "for importance_correction to compare with; set importance_correction to null"
         )
     if correction.level == "token" and _function(algorithm.loss) is gspo:
-        raise ValueError(
+        raise InputError(
             "importance_correction.level='token' would weigh tokens inside the sequences that "
             "the loss gspo compares as wholes: set importance_correction.level=sequence"
         )
@@ -138,7 +139,7 @@ def _try_functions(algorithm: Algorithm) -> None:
     """Call both functions once: a wrong option fails here."""
     given = [name for name in _SET_BY_ALGORITHM if name in getattr(algorithm.loss, "keywords", {})]
     if given:
-        raise ValueError(f"loss.{given[0]} would be ignored: set algorithm.{given[0]} instead")
+        raise InputError(f"loss.{given[0]} would be ignored: set algorithm.{given[0]} instead")
     two, one = torch.ones(2), torch.ones(1, 1)
     if uses_critic(algorithm):
         algorithm.advantage(one, one, one.bool())

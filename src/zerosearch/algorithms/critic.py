@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import CountOrZero, Positive
 
 
@@ -16,7 +17,7 @@ class CriticSettings:
     """A critic with the policy's architecture and first weights, and an optimizer of its own.
 
     Raises:
-        ValueError: a setting is out of its range.
+        InputError: a setting is out of its range.
     """
 
     optimizer: Callable[..., Optimizer]  # from parameters, e.g. a partial of AdamW
@@ -27,8 +28,8 @@ class CriticSettings:
 
     def __post_init__(self) -> None:
         if self.value_clip is not None and not self.value_clip > 0.0:
-            raise ValueError(f"critic.value_clip={self.value_clip}: give a positive number or null")
+            raise InputError(f"critic.value_clip={self.value_clip}: give a positive number or null")
         if self.warmup_steps < 0:
-            raise ValueError(f"critic.warmup_steps={self.warmup_steps}: give 0 or more")
+            raise InputError(f"critic.warmup_steps={self.warmup_steps}: give 0 or more")
         if not self.gradient_clip > 0.0:
-            raise ValueError(f"critic.gradient_clip={self.gradient_clip}: give a positive number")
+            raise InputError(f"critic.gradient_clip={self.gradient_clip}: give a positive number")

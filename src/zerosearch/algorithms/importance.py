@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import NotNegative, Positive
 
 Kind = Literal["truncate", "mask"]
@@ -45,7 +46,7 @@ class ImportanceCorrection:
     stays as it is.
 
     Raises:
-        ValueError: an option is unknown or out of its range.
+        InputError: an option is unknown or out of its range.
     """
 
     kind: Kind = "truncate"
@@ -56,16 +57,16 @@ class ImportanceCorrection:
     def __post_init__(self) -> None:
         for name, options in (("kind", get_args(Kind)), ("level", get_args(Level))):
             if (value := getattr(self, name)) not in options:
-                raise ValueError(
+                raise InputError(
                     f"importance_correction.{name}={value!r} is unknown: use {' or '.join(options)}"
                 )
         if not 0.0 <= self.low <= 1.0:
-            raise ValueError(
+            raise InputError(
                 f"importance_correction.low={self.low}: must lie in [0, 1]; 0 leaves small ratios "
                 "as they are, 0.5 is usual with kind=mask"
             )
         if not 1.0 <= self.high < float("inf"):
-            raise ValueError(
+            raise InputError(
                 f"importance_correction.high={self.high}: must be a finite number from 1 on; 2 is "
                 "usual with kind=truncate, 5 with kind=mask"
             )

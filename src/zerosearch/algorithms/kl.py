@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zerosearch.errors import InputError
+
 KLKind = Literal["k1", "k2", "k3", "abs"]
 
 # From this gap on (reference more likely than the policy by exp(10) = 22026) k3 goes on as its
@@ -42,10 +44,10 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind) -> Tensor:
         Estimates in the same shape, at least float32.
 
     Raises:
-        ValueError: shapes differ, or `kind` is unknown.
+        InputError: shapes differ, or `kind` is unknown.
     """
     if logprobs.shape != ref_logprobs.shape:
-        raise ValueError(
+        raise InputError(
             f"ref_logprobs has shape {tuple(ref_logprobs.shape)}, logprobs "
             f"{tuple(logprobs.shape)}: pass one reference log-prob per token"
         )
@@ -62,4 +64,4 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind) -> Tensor:
             return torch.expm1(capped) + math.exp(K3_TANGENT_GAP) * excess + gap
         case "abs":
             return gap.abs()
-    raise ValueError(f"kind={kind!r} is unknown: use one of k1, k2, k3, abs")
+    raise InputError(f"kind={kind!r} is unknown: use one of k1, k2, k3, abs")

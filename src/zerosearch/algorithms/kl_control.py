@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Positive
 
 
@@ -16,7 +17,7 @@ class AdaptiveKL:
     section 2.2, with a rate of 0.1.
 
     Raises:
-        ValueError: a setting is not positive.
+        InputError: a setting is not positive.
     """
 
     target: Positive  # mean KL per sampled token (`loss/kl`)
@@ -25,7 +26,7 @@ class AdaptiveKL:
     def __post_init__(self) -> None:
         for name in ("target", "rate"):
             if not (value := getattr(self, name)) > 0.0:
-                raise ValueError(f"kl_control.{name}={value}: must be positive")
+                raise InputError(f"kl_control.{name}={value}: must be positive")
 
     def next(self, coefficient: float, kl: float) -> float:
         """The coefficient of the next policy step.

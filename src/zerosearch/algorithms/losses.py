@@ -23,6 +23,7 @@ from torch import Tensor
 
 from zerosearch.algorithms.aggregation import Aggregation, aggregate, masked_sum, only_sampled
 from zerosearch.algorithms.importance import ImportanceCorrection, bounded_exp
+from zerosearch.errors import InputError
 
 RATIO_TAIL = 2.0  # a token that became twice or half as likely within a policy step is an outlier
 
@@ -61,11 +62,11 @@ def ppo_clip(
             (dual-clip PPO, arXiv 1912.09729); None for no bound.
 
     Raises:
-        ValueError: an option is out of its range.
+        InputError: an option is out of its range.
     """
     _check_clips(clip_low, clip_high)
     if dual_clip is not None and dual_clip <= 1.0:
-        raise ValueError(f"dual_clip={dual_clip}: must be above 1 (3 is usual), or null for none")
+        raise InputError(f"dual_clip={dual_clip}: must be above 1 (3 is usual), or null for none")
     ratio = bounded_exp(logprobs - old_logprobs)
     surrogate = torch.minimum(
         ratio * advantages, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
@@ -102,7 +103,7 @@ def gspo(
         clip_high: ratios above 1 + clip_high are clipped.
 
     Raises:
-        ValueError: an option is out of its range.
+        InputError: an option is out of its range.
     """
     length = mask.sum(dim=1, keepdim=True).clamp(min=1)
     mean = (logprobs - old_logprobs).sum(dim=1, keepdim=True).detach() / length
@@ -138,12 +139,12 @@ def cispo(
         ratio_high: largest weight (ScaleRL, arXiv 2510.13786, tries 4 to 8).
 
     Raises:
-        ValueError: an option is out of its range.
+        InputError: an option is out of its range.
     """
     if not 0.0 <= ratio_low <= 1.0:
-        raise ValueError(f"ratio_low={ratio_low}: must be between 0 (no bound) and 1")
+        raise InputError(f"ratio_low={ratio_low}: must be between 0 (no bound) and 1")
     if ratio_high < 1.0:
-        raise ValueError(f"ratio_high={ratio_high}: must be at least 1, 5 is usual")
+        raise InputError(f"ratio_high={ratio_high}: must be at least 1, 5 is usual")
     ratio = bounded_exp(logprobs - old_logprobs).detach()
     weight = ratio.clamp(ratio_low, ratio_high)
     return TokenLoss(-weight * advantages * logprobs, ratio, weight != ratio)
@@ -194,7 +195,7 @@ def policy_loss(
         weights) and `importance_cut_sum` (tokens whose ratio was truncated or masked).
 
     Raises:
-        ValueError: shapes differ or an option is out of its range.
+        InputError: shapes differ or an option is out of its range.
     """
     _check_shapes(
         mask, logprobs=logprobs, old_logprobs=old_logprobs, behaviour_logprobs=behaviour_logprobs
@@ -210,7 +211,7 @@ def policy_loss(
     }
     if importance_correction is not None:
         if behaviour_logprobs is None:
-            raise ValueError(
+            raise InputError(
                 "importance_correction needs behaviour_logprobs: pass them, or set it to null"
             )
         weights, cut = importance_correction.weights(old, behaviour_logprobs, mask)
@@ -231,7 +232,7 @@ def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
 def _check_shapes(mask: Tensor, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.shape != mask.shape:
-            raise ValueError(
+            raise InputError(
                 f"{name} has shape {tuple(tensor.shape)}, mask {tuple(mask.shape)}: pass one value "
                 "per token, [B, T]"
             )
@@ -239,6 +240,6 @@ def _check_shapes(mask: Tensor, **tensors: Tensor | None) -> None:
 
 def _check_clips(clip_low: float, clip_high: float) -> None:
     if not 0.0 <= clip_low <= 1.0:
-        raise ValueError(f"clip_low={clip_low}: must be between 0 and 1, 0.2 is usual")
+        raise InputError(f"clip_low={clip_low}: must be between 0 and 1, 0.2 is usual")
     if clip_high < 0.0:
-        raise ValueError(f"clip_high={clip_high}: must not be negative, 0.2 is usual")
+        raise InputError(f"clip_high={clip_high}: must not be negative, 0.2 is usual")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zerosearch.algorithms.aggregation import only_sampled
+from zerosearch.errors import InputError
 from zerosearch.ranges import Share
 
 
@@ -47,11 +48,11 @@ def generalized_advantages(
         Advantages and returns (advantage + value), 0 where the mask is False; without gradient.
 
     Raises:
-        ValueError: a factor is not in [0, 1].
+        InputError: a factor is not in [0, 1].
     """
     for name, factor in (("discount", discount), ("trace", trace)):
         if not 0.0 <= factor <= 1.0:
-            raise ValueError(f"{name}={factor}: must be between 0 and 1")
+            raise InputError(f"{name}={factor}: must be between 0 and 1")
     mask = mask.bool()
     rewards, values = only_sampled(rewards, mask).detach(), only_sampled(values, mask).detach()
     # sampled tokens of each row first, in their order, so that neighbours are successive steps

@@ -25,6 +25,7 @@ from starlette.responses import Response
 
 from zerosearch.answering.events import Ended, Event, Found, Wrote
 from zerosearch.answering.load import Subject
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, Positive
 from zerosearch.search.formatters import get_formatter
 from zerosearch.search.http_failures import one_line
@@ -47,7 +48,7 @@ class ServerLimits:
         max_question_chars: of its last user message.
 
     Raises:
-        ValueError: a number is out of range.
+        InputError: a number is out of range.
     """
 
     max_concurrency: Count = 64
@@ -59,9 +60,9 @@ class ServerLimits:
     def __post_init__(self) -> None:
         for name in ("max_concurrency", "max_body_bytes", "max_question_chars"):
             if getattr(self, name) < 1:
-                raise ValueError(f"limits.{name}={getattr(self, name)}: give 1 or more")
+                raise InputError(f"limits.{name}={getattr(self, name)}: give 1 or more")
         if self.max_waiting < 0 or not self.timeout_s > 0:
-            raise ValueError(
+            raise InputError(
                 f"limits.max_waiting={self.max_waiting}, limits.timeout_s={self.timeout_s}: give 0 "
                 "or more, and seconds above 0"
             )

@@ -58,7 +58,7 @@ async def answer(
         timeout_s: of the whole episode; None: any time.
 
     Raises:
-        ValueError: the question does not fit the agent's prompt.
+        InputError: the question does not fit the agent's prompt.
         TimeoutError: the time is over.
     """
     events: asyncio.Queue[Event | None] = asyncio.Queue()

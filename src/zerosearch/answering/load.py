@@ -33,7 +33,7 @@ class Subject:
         """Make sure that both can do their work; loads the model.
 
         Raises:
-            ValueError: one cannot; says why and what to do.
+            InputError: one cannot; says why and what to do.
         """
         if isinstance(self.engine, Checkable):
             await self.engine.check()
@@ -53,7 +53,7 @@ def loaded(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Subject]:
         overrides: of the command line, see `use_checkpoint`.
 
     Raises:
-        ValueError: a setting is wrong, or the checkpoint's episode is another.
+        InputError: a setting is wrong, or the checkpoint's episode is another.
     """
     check_nodes(cfg, *COMPONENTS)
     with TemporaryDirectory(prefix="zerosearch-") as scratch:

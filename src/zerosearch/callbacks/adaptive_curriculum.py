@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.records import RecordCallback
+from zerosearch.errors import InputError
 from zerosearch.ranges import Positive, Share
 from zerosearch.training.record import StepRecord
 
@@ -26,7 +27,7 @@ class AdaptiveCurriculum(RecordCallback):
         metric: of a policy step, for example reward/f1 or reward/em.
 
     Raises:
-        ValueError: a setting is out of its range.
+        InputError: a setting is out of its range.
     """
 
     def __init__(
@@ -38,9 +39,9 @@ class AdaptiveCurriculum(RecordCallback):
         metric: str = "reward/f1",
     ) -> None:
         if not 0.0 <= start <= end <= 1.0:
-            raise ValueError(f"curriculum start={start}, end={end}: give 0 <= start <= end <= 1")
+            raise InputError(f"curriculum start={start}, end={end}: give 0 <= start <= end <= 1")
         if not rate > 0.0:
-            raise ValueError(f"curriculum rate={rate}: give a positive number, such as 0.05")
+            raise InputError(f"curriculum rate={rate}: give a positive number, such as 0.05")
         self.start, self.end, self.target, self.rate = start, end, target, rate
         self.metric = metric
         self.noise_probability = float(start)
@@ -53,7 +54,7 @@ class AdaptiveCurriculum(RecordCallback):
             return
         if self.metric not in record.metrics:
             known = ", ".join(sorted(name for name in record.metrics if "reward/" in name))
-            raise ValueError(f"curriculum metric={self.metric!r} is not measured: use {known}")
+            raise InputError(f"curriculum metric={self.metric!r} is not measured: use {known}")
         moved = self.noise_probability + self.rate * (record.metrics[self.metric] - self.target)
         self.noise_probability = min(max(moved, self.start), self.end)
         self._set(pl_module)

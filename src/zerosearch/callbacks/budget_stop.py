@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from zerosearch.callbacks.stopping import StoppingCallback
+from zerosearch.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +26,13 @@ class BudgetStop(StoppingCallback):
         usd: most dollars, None: any number.
 
     Raises:
-        ValueError: `usd` is no positive number; or training or a test would begin with none left.
+        InputError: `usd` is no positive number; or training or a test would begin with none left.
     """
 
     def __init__(self, usd: float | None = None) -> None:
         super().__init__()
         if usd is not None and not usd > 0:
-            raise ValueError(f"{KEY}={usd}: give dollars, more than 0, or null for no limit")
+            raise InputError(f"{KEY}={usd}: give dollars, more than 0, or null for no limit")
         self.usd = usd
         self.used_up = False  # whether it ended the training
 
@@ -61,7 +62,7 @@ class BudgetStop(StoppingCallback):
         self.used_up = False
         if self.wants_to_stop(trainer, pl_module):
             self.used_up = False  # nothing was under way
-            raise ValueError(f"{self.describe(pl_module)}: raise it to go on")
+            raise InputError(f"{self.describe(pl_module)}: raise it to go on")
 
     def describe(self, pl_module: Any) -> str:
         """That it is used up, in words."""

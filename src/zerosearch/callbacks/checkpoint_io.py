@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from zerosearch.errors import InputError
 from zerosearch.files import replacing
 from zerosearch.policy.checkpoints import is_sharded_checkpoint, read_checkpoint
 
@@ -35,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint`, or raise and leave every earlier file as it was.
 
         Raises:
-            OSError: the file could not be written; names the path, the free space and the mend.
+            FileError: the file could not be written; names the path, the free space and the mend.
             TypeError: `storage_options` is given; a local file has none.
         """
         if storage_options is not None:
@@ -64,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not a whole checkpoint, or holds objects that
+            InputError: the file is not a whole checkpoint, or holds objects that
                 `weights_only` refuses.
         """
         path = Path(path)
@@ -75,7 +76,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             return super().load_checkpoint(path, cast(Any, map_location), weights_only)
         except pickle.UnpicklingError as error:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint {path} holds objects other than tensors and plain containers "
                 f"({str(error).splitlines()[0]}): load it with weights_only=False if you trust "
                 "where it comes from"
@@ -83,10 +84,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _check_whole(path: Path) -> None:
-    """Raise a ValueError unless `path` is a checkpoint file whose checksums all hold."""
+    """Raise an InputError unless `path` is a checkpoint file whose checksums all hold."""
     mend = "resume from an earlier checkpoint of the same folder, or copy the file again"
     if path.is_dir():
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} is a folder without meta.pt, so not a whole sharded checkpoint: "
             f"{mend}"
         )
@@ -94,8 +95,8 @@ def _check_whole(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} is cut short or not a checkpoint ({error}): {mend}"
         ) from error
     if broken is not None:
-        raise ValueError(f"checkpoint {path} is corrupt (checksum of {broken!r}): {mend}")
+        raise InputError(f"checkpoint {path} is corrupt (checksum of {broken!r}): {mend}")

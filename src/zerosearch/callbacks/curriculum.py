@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import Callback, Trainer
 
 from zerosearch.callbacks.policy_module import PolicyModule
+from zerosearch.errors import InputError
 from zerosearch.ranges import Positive, Share
 
 log = logging.getLogger(__name__)
@@ -36,15 +37,15 @@ def noise_probability(
         A probability between `start` and `end`.
 
     Raises:
-        ValueError: an argument is out of its range.
+        InputError: an argument is out of its range.
 
     Source: arXiv 2505.04588, the curriculum's equation; b = 4 is the paper's default.
     """
     _check_settings(start, end, base)
     if total_steps < 1:
-        raise ValueError(f"total_steps={total_steps}: a curriculum needs at least one policy step")
+        raise InputError(f"total_steps={total_steps}: a curriculum needs at least one policy step")
     if math.isnan(step):
-        raise ValueError("step=nan: count policy steps from 0")
+        raise InputError("step=nan: count policy steps from 0")
     progress = min(max(step / total_steps, 0.0), 1.0)
     if progress == 1.0:
         return float(end)
@@ -67,7 +68,7 @@ class NoiseCurriculum(Callback):
             m - i would get), from `end` to `start`: hard to easy, the steep part first.
 
     Raises:
-        ValueError: a setting is out of its range or the schedule is unknown.
+        InputError: a setting is out of its range or the schedule is unknown.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class NoiseCurriculum(Callback):
     ) -> None:
         _check_settings(start, end, base)
         if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule={schedule!r} is none of {', '.join(get_args(Schedule))}")
+            raise InputError(f"schedule={schedule!r} is none of {', '.join(get_args(Schedule))}")
         self.start, self.end, self.base = float(start), float(end), float(base)
         self.schedule = schedule
         self._total_steps: int | None = None
@@ -127,7 +128,7 @@ class NoiseCurriculum(Callback):
             return
         for name, value in self._settings().items():
             if saved[name] != value:
-                raise ValueError(
+                raise InputError(
                     f"curriculum {name}={value!r}, but the resumed run was trained with "
                     f"{saved[name]!r}: set it to that value, or start a new run from the exported "
                     "policy"
@@ -144,6 +145,6 @@ class NoiseCurriculum(Callback):
 def _check_settings(start: float, end: float, base: float) -> None:
     for name, value in (("start", start), ("end", end)):
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}={value} is not a probability: set it between 0 and 1")
+            raise InputError(f"{name}={value} is not a probability: set it between 0 and 1")
     if not (base > 0 and math.isfinite(base)):
-        raise ValueError(f"base={base} must be positive and finite (1 is linear, the paper's is 4)")
+        raise InputError(f"base={base} must be positive and finite (1 is linear, the paper's is 4)")

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count
 
 Base = Literal["value", "start", "best"]
@@ -18,7 +19,7 @@ class HealthRule:
     """A bound on the moving average of one metric.
 
     Raises:
-        ValueError: a setting is out of its range, or there is not exactly one bound.
+        InputError: a setting is out of its range, or there is not exactly one bound.
     """
 
     metric: str  # as in TensorBoard, for example reward/total
@@ -32,19 +33,19 @@ class HealthRule:
 
     def __post_init__(self) -> None:
         if (self.above is None) == (self.below is None):
-            raise ValueError(
+            raise InputError(
                 f"above={self.above} and below={self.below} of the health rule for {self.metric}: "
                 "give exactly one of them"
             )
         for name, options in (("of", get_args(Base)), ("action", get_args(Action))):
             if (value := getattr(self, name)) not in options:
-                raise ValueError(
+                raise InputError(
                     f"{name}={value!r} of the health rule for {self.metric}: give "
                     f"{' or '.join(options)}"
                 )
         for name in ("average", "steps"):
             if (value := getattr(self, name)) < 1:
-                raise ValueError(
+                raise InputError(
                     f"{name}={value} of the health rule for {self.metric}: give 1 or more"
                 )
 

@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint import CheckpointException
 
 from zerosearch.callbacks.policy_module import PolicyModule
+from zerosearch.errors import FileError, InputError
 from zerosearch.files import flush_folder, flush_tree, free_space, replacing
 from zerosearch.ranges import Count
 from zerosearch.training.failures import SearchOutage, TrainingCollapse
@@ -63,16 +64,16 @@ class PolicyCheckpoint(Checkpoint):
             are not touched.
 
     Raises:
-        ValueError: `every_n_steps` or `keep` is below 1.
+        InputError: `every_n_steps` or `keep` is below 1.
     """
 
     def __init__(
         self, dirpath: str | Path, every_n_steps: Count = 10, keep: Count | None = 1
     ) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps}: save every 1 or more policy steps")
+            raise InputError(f"every_n_steps={every_n_steps}: save every 1 or more policy steps")
         if keep is not None and keep < 1:
-            raise ValueError(f"keep={keep}: keep at least 1 checkpoint, or null for all of them")
+            raise InputError(f"keep={keep}: keep at least 1 checkpoint, or null for all of them")
         self.dirpath = Path(dirpath)
         self.every_n_steps = every_n_steps
         self.keep = keep
@@ -170,7 +171,7 @@ def save_whole(trainer: Trainer, path: Path) -> None:
     """Save a checkpoint that appears under `path` only when it is whole; called by all ranks.
 
     Raises:
-        OSError: it could not be written; names the path, the free space and the mend.
+        FileError: it could not be written; names the path, the free space and the mend.
     """
     if not isinstance(trainer.strategy, ModelParallelStrategy):
         # atomic by AtomicCheckpointIO, or else by Lightning's own writer
@@ -187,7 +188,7 @@ def save_whole(trainer: Trainer, path: Path) -> None:
         if trainer.is_global_zero:
             _remove(part)
         rank, (cause, _) = next(iter(error.failures.items()))
-        raise OSError(
+        raise FileError(
             f"{path} could not be written (rank {rank}: {cause}; {free_space(path.parent)}): free "
             "disk space or choose another folder; earlier checkpoints are intact"
         ) from error

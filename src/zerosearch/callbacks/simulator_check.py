@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from zerosearch.distributed import gather_objects
+from zerosearch.errors import InputError
 from zerosearch.search.none import NoSearch
 from zerosearch.simulator.measuring import choose
 from zerosearch.simulator.probing import Probed, probe, warn_where_unknown
@@ -25,7 +26,7 @@ NODE = "simulator_check"
 
 
 class SimulatorCheck(Callback):
-    """Raises ValueError on all ranks where the simulator does not suit the training questions.
+    """Raises InputError on all ranks where the simulator does not suit the training questions.
 
     It asks on rank 0, once in the life of a run: before the first evaluation or, where there is
     none, before the first step, and before any weights are loaded; a run that goes on from a
@@ -41,7 +42,7 @@ class SimulatorCheck(Callback):
         failed: largest share of searches that fail.
 
     Raises:
-        ValueError: an argument is out of range.
+        InputError: an argument is out of range.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class SimulatorCheck(Callback):
         failed: float | None,
     ) -> None:
         if questions < 0:
-            raise ValueError(f"{NODE}.questions={questions}: give a number, or 0 to ask nobody")
+            raise InputError(f"{NODE}.questions={questions}: give a number, or 0 to ask nobody")
         self.thresholds = {
             "answer_in_useful": answer_in_useful,
             "answer_in_noisy": answer_in_noisy,
@@ -61,7 +62,7 @@ class SimulatorCheck(Callback):
         }
         for name, bound in self.thresholds.items():
             if bound is not None and not 0 <= bound <= 1:
-                raise ValueError(f"{NODE}.{name}={bound}: give a share from 0 to 1, or null")
+                raise InputError(f"{NODE}.{name}={bound}: give a share from 0 to 1, or null")
         self.questions = questions
         self._due = questions > 0
 
@@ -99,7 +100,7 @@ class SimulatorCheck(Callback):
         pl_module.start_metrics |= {f"{NODE}/{name}": value for name, value in found.items()}
         pl_module.costs.charge(*price)
         if refusal:
-            raise ValueError(refusal)
+            raise InputError(refusal)
 
     def _ask(self, trainer: Trainer, pl_module: Any) -> Probed:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from zerosearch.errors import InputError
+
 log = logging.getLogger(__name__)
 
 
@@ -24,12 +26,12 @@ class ComputeThreads(Callback):
             starts several processes).
 
     Raises:
-        ValueError: `number` is not a whole number of 1 or more.
+        InputError: `number` is not a whole number of 1 or more.
     """
 
     def __init__(self, number: int | None = None) -> None:
         if number is not None and (type(number) is not int or number < 1):
-            raise ValueError(
+            raise InputError(
                 f"threads={number}: give a whole number of 1 or more, or null for torch's choice"
             )
         self.number = number

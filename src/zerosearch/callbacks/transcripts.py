@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.records import RecordCallback
 from zerosearch.callbacks.transcript_text import transcript_json, transcript_markdown
+from zerosearch.errors import InputError
 from zerosearch.files import replacing
 from zerosearch.ranges import Count, CountOrZero
 from zerosearch.training.record import StepRecord
@@ -36,7 +37,7 @@ class TranscriptWriter(RecordCallback):
         tensorboard_examples: trajectories per evaluation in TensorBoard, 0 for none.
 
     Raises:
-        ValueError: a number is out of its range.
+        InputError: a number is out of its range.
     """
 
     def __init__(
@@ -47,11 +48,11 @@ class TranscriptWriter(RecordCallback):
         tensorboard_examples: CountOrZero = 4,
     ) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps}: write every 1 or more policy steps")
+            raise InputError(f"every_n_steps={every_n_steps}: write every 1 or more policy steps")
         if max_per_step is not None and max_per_step < 1:
-            raise ValueError(f"max_per_step={max_per_step}: write at least 1, or null for all")
+            raise InputError(f"max_per_step={max_per_step}: write at least 1, or null for all")
         if tensorboard_examples < 0:
-            raise ValueError(f"tensorboard_examples={tensorboard_examples}: 0 or more")
+            raise InputError(f"tensorboard_examples={tensorboard_examples}: 0 or more")
         self.dirpath = Path(dirpath)
         self.every_n_steps = every_n_steps
         self.max_per_step = max_per_step

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zerosearch.data.whole_files import FILE_SUFFIXES
+from zerosearch.errors import InputError
 from zerosearch.hub import HUB_NAME, HubRefusal, check_files, reach_dataset
 
 GROUPS = ("data", "benchmark", "questions", "search", "engines", "evaluation")
@@ -33,7 +34,7 @@ def check_data(cfg: DictConfig) -> None:
         cfg: a composed configuration of any program.
 
     Raises:
-        ValueError: one is not there; a sentence that names the key, the file and how to get it.
+        InputError: one is not there; a sentence that names the key, the file and how to get it.
     """
     folder = Path(cfg.paths.data_dir)
     seen: set[str] = set()
@@ -43,7 +44,7 @@ def check_data(cfg: DictConfig) -> None:
             continue
         for key, value in _named(cfg.get(group), group):
             if value is None:
-                raise ValueError(
+                raise InputError(
                     f"{key} is not set: give a file of your own, {settable(key)}, one of "
                     f"{', '.join(FILE_SUFFIXES)} (docs/data.md)"
                 )
@@ -98,12 +99,12 @@ def _check(key: str, value: str, folder: Path) -> None:
     if key.endswith(".model"):
         check_files(value, "weights", field=key)
     elif value.endswith(FILE_SUFFIXES) or key.endswith(".corpus"):
-        raise ValueError(missing_file(key, value, folder))
+        raise InputError(missing_file(key, value, folder))
     elif HUB_NAME.fullmatch(value) and not _cached(value):
         try:
             reach_dataset(value)
         except HubRefusal as why:
-            raise ValueError(
+            raise InputError(
                 f"{key}={value} is neither a file nor in the local cache of data sets, and {why}; "
                 f"without a network fetch it before (`make data`, docs/data.md), or set {key} to a "
                 "local file"

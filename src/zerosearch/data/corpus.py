@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from zerosearch.errors import InputError
+
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
@@ -24,7 +26,7 @@ class Passage:
     """One passage of a corpus; `title` is empty where the row has no title line.
 
     Raises:
-        ValueError: a field is not text, `id` or `text` is empty, or `title` has several lines.
+        InputError: a field is not text, `id` or `text` is empty, or `title` has several lines.
     """
 
     id: str
@@ -35,12 +37,12 @@ class Passage:
         for name in ("id", "title", "text"):
             value = getattr(self, name)
             if not isinstance(value, str):
-                raise ValueError(f"field '{name}' is {value!r}; it must be a string")
+                raise InputError(f"field '{name}' is {value!r}; it must be a string")
             if name != "title" and not value.strip():
-                raise ValueError(f"field '{name}' is empty; fill it or delete the row")
+                raise InputError(f"field '{name}' is empty; fill it or delete the row")
             _check_encodable(name, value)
         if "\n" in self.title:
-            raise ValueError(f"field 'title' is {self.title!r}; a title has only one line")
+            raise InputError(f"field 'title' is {self.title!r}; a title has only one line")
 
 
 def read_corpus(path: str | Path) -> list[Passage]:
@@ -53,7 +55,7 @@ def read_corpus(path: str | Path) -> list[Passage]:
         Passages with surrounding white space of title and text removed.
 
     Raises:
-        ValueError: the file is missing, damaged or empty, or a row is bad: not JSON, a field
+        InputError: the file is missing, damaged or empty, or a row is bad: not JSON, a field
             missing or of the wrong type, a passage without text, an id seen before. The message
             names file, line and field.
     """
@@ -61,14 +63,14 @@ def read_corpus(path: str | Path) -> list[Passage]:
     first_line: dict[str, int] = {}
     for number, passage in _numbered_passages(_checked_path(path)):
         if passage.id in first_line:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {number}: field 'id' is {passage.id!r}, used before on line "
                 f"{first_line[passage.id]}; give each passage its own id"
             )
         first_line[passage.id] = number
         passages.append(passage)
     if not passages:
-        raise ValueError(f"{path}: no passages in the file; a corpus needs at least one row")
+        raise InputError(f"{path}: no passages in the file; a corpus needs at least one row")
     return passages
 
 
@@ -76,7 +78,7 @@ def count_passages(path: str | Path) -> int:
     """Passages of a corpus, each checked but none kept; an id that comes twice is not seen.
 
     Raises:
-        ValueError: as of `read_corpus`.
+        InputError: as of `read_corpus`.
     """
     return sum(1 for _ in _numbered_passages(_checked_path(path)))
 
@@ -91,7 +93,7 @@ def write_corpus(path: str | Path, passages: Iterable[Passage]) -> None:
         passages: in the order of the file.
 
     Raises:
-        ValueError: wrong suffix, or an id occurs twice.
+        InputError: wrong suffix, or an id occurs twice.
     """
     path = Path(path)
     _check_suffix(path)
@@ -138,20 +140,20 @@ def _parse_row(line: bytes) -> Passage:
     try:
         row: Any = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"row is not UTF-8 JSON ({error}); write one object per line") from error
+        raise InputError(f"row is not UTF-8 JSON ({error}); write one object per line") from error
     if not isinstance(row, dict):
-        raise ValueError(f"row is a {type(row).__name__}; write an object with 'id' and 'contents'")
+        raise InputError(f"row is a {type(row).__name__}; write an object with 'id' and 'contents'")
     for name in ("id", "contents"):
         if name not in row:
-            raise ValueError(f"field '{name}' is missing; the row has {sorted(row)}")
+            raise InputError(f"field '{name}' is missing; the row has {sorted(row)}")
     identity, contents = row["id"], row["contents"]
     if isinstance(identity, bool) or not isinstance(identity, str | int):
-        raise ValueError(f"field 'id' is {identity!r}; it must be a string or a whole number")
+        raise InputError(f"field 'id' is {identity!r}; it must be a string or a whole number")
     if not isinstance(contents, str):
-        raise ValueError(f"field 'contents' is {contents!r}; it must be a string")
+        raise InputError(f"field 'contents' is {contents!r}; it must be a string")
     title, text = split_contents(contents)
     if not text:
-        raise ValueError(f"field 'contents' is {contents!r}: no text; add it or delete the row")
+        raise InputError(f"field 'contents' is {contents!r}: no text; add it or delete the row")
     return Passage(id=str(identity), title=title, text=text)
 
 
@@ -159,7 +161,7 @@ def _write_rows(path: Path, passages: Iterable[Passage], file: IO[bytes]) -> Non
     seen: set[str] = set()
     for passage in passages:
         if passage.id in seen:
-            raise ValueError(f"{path}: field 'id' is {passage.id!r} in two passages; rename one")
+            raise InputError(f"{path}: field 'id' is {passage.id!r} in two passages; rename one")
         seen.add(passage.id)
         row = {"id": passage.id, "contents": join_contents(passage.title, passage.text)}
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -170,7 +172,7 @@ def _numbered_passages(path: Path) -> Iterator[tuple[int, Passage]]:
         try:
             yield number, _parse_row(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            raise InputError(f"{path}, line {number}: {error}") from error
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -181,7 +183,7 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}, after line {number}: the file cannot be read ({error}); get a whole copy"
         ) from error
 
@@ -190,13 +192,13 @@ def _checked_path(path: str | Path) -> Path:
     path = Path(path)
     _check_suffix(path)
     if not path.is_file():
-        raise ValueError(f"corpus file {path} does not exist; give the path of a .jsonl[.gz] file")
+        raise InputError(f"corpus file {path} does not exist; give the path of a .jsonl[.gz] file")
     return path
 
 
 def _check_suffix(path: Path) -> None:
     if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"corpus file {path} must end in {' or '.join(SUFFIXES)}")
+        raise InputError(f"corpus file {path} must end in {' or '.join(SUFFIXES)}")
 
 
 def _check_encodable(name: str, value: str) -> None:
@@ -204,6 +206,6 @@ def _check_encodable(name: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         # JSON may carry half a surrogate pair; it would fail only later, inside a tokenizer.
-        raise ValueError(
+        raise InputError(
             f"field '{name}' holds half a character ({error.reason}) at {error.start}; repair it"
         ) from error

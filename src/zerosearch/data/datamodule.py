@@ -25,6 +25,7 @@ from zerosearch.data.source_lists import (
     weights_of,
 )
 from zerosearch.data.sources import QuestionSource, fixed_selection
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, Seed
 from zerosearch.types import Question
 
@@ -54,7 +55,7 @@ class QADataModule(LightningDataModule):
             (`QuestionBatch.spares`); as many as the algorithm's `resampling_rounds`.
 
     Raises:
-        ValueError: no training source, two sources of one label, a weight that is not positive, a
+        InputError: no training source, two sources of one label, a weight that is not positive, a
             number that is out of its range.
     """
 
@@ -82,11 +83,11 @@ class QADataModule(LightningDataModule):
         self._test = checked_sources(test, "test")
         for name, limit in (("validation_limit", validation_limit), ("test_limit", test_limit)):
             if limit is not None and limit < 1:
-                raise ValueError(f"{name}={limit} must be at least 1, or null for all questions")
+                raise InputError(f"{name}={limit} must be at least 1, or null for all questions")
         if shuffle_block < 1:
-            raise ValueError(f"shuffle_block={shuffle_block} must be at least 1 (1: no shuffling)")
+            raise InputError(f"shuffle_block={shuffle_block} must be at least 1 (1: no shuffling)")
         if spare_rounds < 0:
-            raise ValueError(f"spare_rounds={spare_rounds} must be at least 0 (0: no spares)")
+            raise InputError(f"spare_rounds={spare_rounds} must be at least 0 (0: no spares)")
         # the files take the place of sources that the held-out questions belong to
         self._held_out_is_foreign = files is not None and bool(train)
         self._questions_per_step = questions_per_step
@@ -169,7 +170,7 @@ class QADataModule(LightningDataModule):
 
     def _load_train(self) -> dict[str, Any]:
         if not self._train:
-            raise ValueError(
+            raise InputError(
                 "data.train names no source of questions; add one, or give data.files=[my.parquet]"
             )
         self._warn_of_held_out()
@@ -249,7 +250,7 @@ class QADataModule(LightningDataModule):
         changed = [key for key in current if current[key] != saved.get(key)]
         if changed:
             difference = "; ".join(f"{k} was {saved.get(k)}, is {current[k]}" for k in changed)
-            raise ValueError(
+            raise InputError(
                 f"the training data differs from the checkpoint's, so its position means nothing: "
                 f"{difference}. Resume with the same data settings, or start a new run from the "
                 f"exported policy"

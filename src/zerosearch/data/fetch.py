@@ -20,6 +20,7 @@ import hydra
 
 from zerosearch.commands import TEXT, command
 from zerosearch.endings import ending_in_words
+from zerosearch.errors import InputError
 from zerosearch.files import GIB, flush_tree
 from zerosearch.hub import HubRefusal, file_metadata, refusal
 
@@ -36,16 +37,16 @@ AGAIN = "the same command goes on, and keeps the files that are whole"
 
 
 def check_name(cfg: DictConfig) -> None:
-    """Raise a ValueError where `cfg.name` is none of the sets."""
+    """Raise an InputError where `cfg.name` is none of the sets."""
     if cfg.get("name") not in cfg.sets:
-        raise ValueError(f"name={cfg.get('name')}: choose one of {', '.join(cfg.sets)}")
+        raise InputError(f"name={cfg.get('name')}: choose one of {', '.join(cfg.sets)}")
 
 
 def fetch(cfg: DictConfig) -> None:
     """Fetch the set of `cfg.name` if it is not there, and say where it lies and what it is for.
 
     Raises:
-        ValueError: it cannot be had, is damaged, or cannot be written; says what to do.
+        InputError: it cannot be had, is damaged, or cannot be written; says what to do.
     """
     public: PublicSet = hydra.utils.instantiate(cfg.sets[cfg.name], _convert_="all")
     target = Path(cfg.folder).expanduser().absolute() / cfg.name
@@ -54,7 +55,7 @@ def fetch(cfg: DictConfig) -> None:
         try:
             facts = make(public, target)
         except OSError as error:
-            raise ValueError(
+            raise InputError(
                 f"{target} cannot be written ({error.strerror or error}): free disk space, or give "
                 "another place with folder=FOLDER"
             ) from error
@@ -82,8 +83,8 @@ def make(public: PublicSet, target: Path) -> dict[str, Any]:
     """Download, check, build and put in place; returns the manifest.
 
     Raises:
-        ValueError: a file cannot be had, or is damaged.
-        OSError: the disk.
+        InputError: a file cannot be had, or is damaged.
+        FileError: the disk.
     """
     stage = target.with_name(f".{target.name}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def make(public: PublicSet, target: Path) -> dict[str, Any]:
         rows = public.build(fetched, built)
     except ValueError as error:
         shutil.rmtree(stage)  # whatever is wrong with it, it would be wrong again
-        raise ValueError(
+        raise InputError(
             f"what {public.repo} holds is damaged or has changed: {error}; run the same command "
             "again, which downloads it anew"
         ) from error
@@ -120,7 +121,7 @@ def download(public: PublicSet, stage: Path) -> tuple[str, dict[str, Path]]:
     """The files of a set, all of one commit, below `stage`.
 
     Raises:
-        ValueError: the hub refuses one, cannot be reached, or the disk is too small.
+        InputError: the hub refuses one, cannot be reached, or the disk is too small.
     """
     try:
         heads = {
@@ -130,12 +131,12 @@ def download(public: PublicSet, stage: Path) -> tuple[str, dict[str, Path]]:
             for key, file in public.files.items()
         }
     except HubRefusal as why:
-        raise ValueError(_refused(public, why)) from why
+        raise InputError(_refused(public, why)) from why
     commit = next(iter(heads.values())).commit_hash or public.revision
     needed = sum(head.size or 0 for head in heads.values()) + public.extra_bytes
     free = shutil.disk_usage(stage.parent).free
     if free < needed:
-        raise ValueError(
+        raise InputError(
             f"{public.repo} needs {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free in "
             f"{stage.parent}: free disk space, or give another place with folder=FOLDER"
         )
@@ -145,7 +146,7 @@ def download(public: PublicSet, stage: Path) -> tuple[str, dict[str, Path]]:
     for key, head in heads.items():
         if len(head.etag or "") == SHA256_DIGITS and _sha256(fetched[key]) != head.etag:
             fetched[key].unlink()
-            raise ValueError(
+            raise InputError(
                 f"{public.files[key].source} of {public.repo} was damaged on its way (its SHA-256 "
                 f"differs from the hub's): {AGAIN}"
             )
@@ -169,7 +170,7 @@ def _one(public: PublicSet, source: str, commit: str, stage: Path) -> Path:
                 f"the download of {source} broke off ({type(error).__name__}: {said})",
                 unreachable=True,
             )
-        raise ValueError(_refused(public, why)) from error
+        raise InputError(_refused(public, why)) from error
 
 
 def _refused(public: PublicSet, why: HubRefusal) -> str:

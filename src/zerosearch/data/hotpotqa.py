@@ -20,6 +20,7 @@ import pyarrow.parquet
 from zerosearch.data.corpus import Passage, count_passages, write_corpus
 from zerosearch.data.public import PublicFile, at_least, count_questions, public_files
 from zerosearch.data.rows import question_to_row
+from zerosearch.errors import InputError
 from zerosearch.files import replacing
 from zerosearch.seeding import derive_random
 from zerosearch.types import Question
@@ -79,7 +80,7 @@ class HotpotQASmall:
                 places = derive_random("hotpotqa_small", split).sample(range(rows), count)
                 return list(_taken(table, sorted(places)))
         except pyarrow.ArrowException as error:
-            raise ValueError(f"{file.source} cannot be read ({error})") from error
+            raise InputError(f"{file.source} cannot be read ({error})") from error
 
 
 def _taken(table: pyarrow.parquet.ParquetFile, places: list[int]) -> Iterator[dict[str, Any]]:
@@ -115,7 +116,7 @@ def _corpus(chosen: Mapping[str, Iterable[Mapping[str, Any]]], most: int) -> Ite
                     group = supporting if title in needed else others
                     group[title.strip(), text.strip()] = None
             if missing := needed - set(row["context"]["title"]):
-                raise ValueError(f"question {row['id']} lacks its paragraph {missing.pop()!r}")
+                raise InputError(f"question {row['id']} lacks its paragraph {missing.pop()!r}")
     for paragraph in others:
         if len(supporting) >= most:
             break

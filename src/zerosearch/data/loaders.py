@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, overload
 
 from zerosearch.data.mixing import Draws, SourceMix
+from zerosearch.errors import InputError
 from zerosearch.types import Question
 
 KEPT_STATES = 3  # the step in progress, the one Lightning fetches ahead, one to spare
@@ -67,12 +68,12 @@ def check_shared(questions_per_step: int, world_size: int) -> None:
     """Raise where the questions of a step cannot be shared evenly by the processes.
 
     Raises:
-        ValueError: names the numbers that would do.
+        InputError: names the numbers that would do.
     """
     if questions_per_step < 1 or questions_per_step % world_size:
         lower = questions_per_step // world_size * world_size
         wanted = f"{lower} or {lower + world_size}" if lower > 0 else f"{world_size}"
-        raise ValueError(
+        raise InputError(
             f"questions_per_step={questions_per_step} is not a positive multiple of the "
             f"{world_size} processes (devices x nodes) that share each step: use {wanted}"
         )
@@ -97,7 +98,7 @@ class TrainLoader:
             after the questions of the step, and passed over if nobody asks them.
 
     Raises:
-        ValueError: `questions_per_step` is not a positive multiple of `world_size`.
+        InputError: `questions_per_step` is not a positive multiple of `world_size`.
     """
 
     def __init__(
@@ -198,14 +199,14 @@ class EvalLoader:
         world_size: number of processes.
 
     Raises:
-        ValueError: `batch_size` is not positive.
+        InputError: `batch_size` is not positive.
     """
 
     def __init__(
         self, questions: Sequence[Question], *, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"validation_batch={batch_size} must be at least 1")
+            raise InputError(f"validation_batch={batch_size} must be at least 1")
         self._questions = questions
         self._batch_size = batch_size
         self._rank = rank

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from zerosearch.data.sources import QuestionStream
+from zerosearch.errors import InputError
 from zerosearch.seeding import derive_random
 from zerosearch.types import Question
 
@@ -173,7 +174,7 @@ class ShuffledStream:
             self._reader = self._stream.read(None)
             questions = self._take(self._reader)
         if not questions:
-            raise ValueError(f"data source {self._label!r} has no rows; check its files")
+            raise InputError(f"data source {self._label!r} has no rows; check its files")
         derive_random(self._seed, "block", self._label, self._epoch, self._block).shuffle(questions)
         self._questions = questions
         return questions

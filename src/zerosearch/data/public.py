@@ -17,6 +17,7 @@ from zerosearch.data.corpus import count_passages
 from zerosearch.data.published import common_row
 from zerosearch.data.readers import local_files
 from zerosearch.data.rows import row_to_question
+from zerosearch.errors import InputError
 from zerosearch.files import GIB
 
 
@@ -52,7 +53,7 @@ class PublicSet(Protocol):
             folder: an empty one.
 
         Raises:
-            ValueError: a file is damaged, or holds less than it should; names file and row.
+            InputError: a file is damaged, or holds less than it should; names file and row.
         """
         ...
 
@@ -115,7 +116,7 @@ class Corpus:
             with unpacked(fetched[key]) as lines, target.open("wb") as out:
                 shutil.copyfileobj(lines, out, 1 << 20)
         except (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{file.source} cannot be unpacked ({error})") from error
+            raise InputError(f"{file.source} cannot be unpacked ({error})") from error
         return {file.name: at_least(count_passages(target), file)}
 
 
@@ -148,7 +149,7 @@ def count_questions(path: Path) -> int:
     """Questions in a file, each read as training and evaluation would.
 
     Raises:
-        ValueError: the file or a row is damaged, or of no known form.
+        InputError: the file or a row is damaged, or of no known form.
     """
     count = 0
     for file in local_files(str(path)) or ():
@@ -163,8 +164,8 @@ def at_least(count: int, file: PublicFile) -> int:
     """The count, if it is what a file should hold.
 
     Raises:
-        ValueError: it is less.
+        InputError: it is less.
     """
     if count < file.rows:
-        raise ValueError(f"{file.source} holds {count:,} rows, and {file.rows:,} were expected")
+        raise InputError(f"{file.source} holds {count:,} rows, and {file.rows:,} were expected")
     return count

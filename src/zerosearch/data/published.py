@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from zerosearch.errors import InputError
+
 ID_FIELDS = ("id", "_id", "question_id", "QuestionId")
 
 KNOWN = (
@@ -30,7 +32,7 @@ def common_row(row: Mapping[str, Any], location: str) -> dict[str, Any] | None:
         The row; None for a question that its authors made unanswerable (MuSiQue).
 
     Raises:
-        ValueError: the row is of no known form.
+        InputError: the row is of no known form.
     """
     common = {"id": next((str(row[name]) for name in ID_FIELDS if row.get(name) is not None), None)}
     if row.get("golden_answers") is not None or row.get("reward_model") is not None:
@@ -47,7 +49,7 @@ def common_row(row: Mapping[str, Any], location: str) -> dict[str, Any] | None:
         if isinstance(answers, Mapping):
             answers = _aliases(answers)
     if question is None or answers is None:
-        raise ValueError(
+        raise InputError(
             f"{location}: the fields {sorted(row)} are of no known form; give rows with {KNOWN}"
         )
     return {**common, "question": question, "golden_answers": answers}
@@ -60,7 +62,7 @@ def _listed(value: Any, location: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{location}: field 'possible_answers' is {value!r:.80}; it must be a JSON list of "
             f"strings ({error.msg})"
         ) from error

@@ -30,6 +30,7 @@ from datasets.io.parquet import ParquetDatasetReader
 from datasets.io.text import TextDatasetReader
 
 from zerosearch.data.whole_files import FILE_SUFFIXES, ROWS_KEY, json_array, table
+from zerosearch.errors import InputError
 from zerosearch.hub import HubRefusal, offline, reach_dataset
 
 ROWS_PER_TABLE = 1000
@@ -74,7 +75,7 @@ class RowFile:
             Index in the file (from 0, blank lines count), location for errors, row.
 
         Raises:
-            ValueError: the file cannot be read to its end, or a line is not a JSON object.
+            InputError: the file cannot be read to its end, or a line is not a JSON object.
         """
         for index, raw in enumerate(self._guarded(table), start):
             location, row = self.parse(self.name, index, raw)
@@ -120,8 +121,8 @@ class RowFile:
                 raise self._unreadable(error) from error
             yield item
 
-    def _unreadable(self, error: Exception) -> ValueError:
-        return ValueError(
+    def _unreadable(self, error: Exception) -> InputError:
+        return InputError(
             f"{self.name}: cannot be read ({type(error).__name__}: {error}); the file is corrupt, "
             f"cut short or of another format than its name says: copy or export it again"
         )
@@ -131,16 +132,16 @@ def local_files(path: str) -> list[RowFile] | None:
     """Files that `path` names, or None if it can only be the name of a hub data set.
 
     Raises:
-        ValueError: the file is missing, a directory, or of a format that is not supported.
+        InputError: the file is missing, a directory, or of a format that is not supported.
     """
     expanded = os.path.expanduser(path)
     if glob.has_magic(expanded) and not os.path.exists(expanded):
         matches = sorted(glob.glob(expanded, recursive=True))
         if not matches:
-            raise ValueError(f"data file pattern {path!r} matches no file; check the path")
+            raise InputError(f"data file pattern {path!r} matches no file; check the path")
         return [_row_file(match) for match in matches]
     if os.path.isdir(expanded):
-        raise ValueError(
+        raise InputError(
             f"data file {path!r} is a directory; name its files, such as "
             f"{os.path.join(path, '*.parquet')}"
         )
@@ -148,7 +149,7 @@ def local_files(path: str) -> list[RowFile] | None:
         return [_row_file(expanded)]
     is_path = path.startswith(("/", ".", "~")) or path.count("/") > 1
     if is_path or path.endswith(tuple(_FORMATS)):
-        raise ValueError(
+        raise InputError(
             f"data file {path!r} does not exist (looked in {os.getcwd()}); check the path or give "
             f"data.files=[...]"
         )
@@ -184,8 +185,8 @@ def hub_file(path: str, name: str | None, split: str, *, streaming: bool) -> Row
         except Exception as error:  # of several HTTP libraries, by the version of the hub's
             raise _not_had(away or f"{type(error).__name__}: {error}") from error
 
-    def _not_had(reason: object) -> ValueError:
-        return ValueError(
+    def _not_had(reason: object) -> InputError:
+        return InputError(
             f"data set {path!r} (config {name!r}, split {split!r}) is neither a local file nor "
             f"could it be loaded from the hub ({reason}); check name and split, or without a "
             "network name a local file in its place (`make data` fetches the public sets)"
@@ -197,7 +198,7 @@ def hub_file(path: str, name: str | None, split: str, *, streaming: bool) -> Row
 def _parse_record(name: str, index: int, raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     location = f"{name}, row {index} (counting from 0)"
     if not isinstance(raw, Mapping):
-        raise ValueError(f"{location}: is {raw!r:.80}; it must be an object with named fields")
+        raise InputError(f"{location}: is {raw!r:.80}; it must be an object with named fields")
     return location, raw
 
 
@@ -211,12 +212,12 @@ def _parse_line(
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{location}: not valid JSON ({error.msg}, column {error.colno}): {text!r:.80}; write "
             f"one object per line"
         ) from error
     if not isinstance(row, Mapping):
-        raise ValueError(f"{location}: is {text!r:.80}; it must be an object with named fields")
+        raise InputError(f"{location}: is {text!r:.80}; it must be an object with named fields")
     return location, row
 
 
@@ -264,7 +265,7 @@ def _row_file(path: str) -> RowFile:
     for suffix, make in _FORMATS.items():
         if path.endswith(suffix):
             return make(path)
-    raise ValueError(
+    raise InputError(
         f"data file {path!r} has extension {Path(path).suffix!r}, which is not supported; convert "
         f"it to one of {', '.join(_FORMATS)}"
     )

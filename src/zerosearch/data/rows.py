@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from zerosearch.errors import InputError
 from zerosearch.types import Question
 
 ANSWER_SEPARATOR = "<|answer_split|>"
@@ -61,7 +62,7 @@ def row_to_question(
         normalise to nothing, such as "The") are kept in order; `extra_info` becomes the metadata.
 
     Raises:
-        ValueError: a field is missing, empty or of the wrong type.
+        InputError: a field is missing, empty or of the wrong type.
     """
     data_source = _text(row, columns.data_source, location)
     extra_info = row.get(columns.extra_info)
@@ -100,10 +101,10 @@ def question_to_row(question: Question, split: str, index: int) -> dict[str, Any
     }
 
 
-def _wrong_type(location: str, field: str, value: object, wanted: str) -> ValueError:
+def _wrong_type(location: str, field: str, value: object, wanted: str) -> InputError:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return ValueError(
+    return InputError(
         f"{location}: field '{field}' is {shown} ({type(value).__name__}); it must be {wanted}"
     )
 
@@ -122,12 +123,12 @@ def _question_text(row: Mapping[str, Any], columns: Columns, location: str) -> s
         field = columns.prompt
         text = _user_text(row.get(field), field, location)
     if text is None:
-        raise ValueError(
+        raise InputError(
             f"{location}: no question: fields '{columns.question}' and '{columns.prompt}' are both "
             f"missing among {sorted(row)}; name the column with columns.question=..."
         )
     if not text.strip():
-        raise ValueError(
+        raise InputError(
             f"{location}: field '{field}' is {text!r}, an empty question; "
             f"write the question or remove the row"
         )
@@ -155,14 +156,14 @@ def _golden_answers(row: Mapping[str, Any], columns: Columns, location: str) -> 
     if value is None:
         field, value = columns.answer, row.get(columns.answer)
     if value is None:
-        raise ValueError(
+        raise InputError(
             f"{location}: no golden answers: fields '{columns.golden_answers}', "
             f"'{columns.reward_model}.ground_truth' and '{columns.answer}' are all missing among "
             f"{sorted(row)}; name the column with columns.golden_answers=... or columns.answer=..."
         )
     answers = tuple(text.strip() for text in _strings(value, field, location) if text.strip())
     if not answers:
-        raise ValueError(
+        raise InputError(
             f"{location}: field '{field}' is {value!r}: no golden answer that is not empty; "
             f"give at least one or remove the row"
         )

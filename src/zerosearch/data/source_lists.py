@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zerosearch.data.sources import QASource, QuestionSource
+from zerosearch.errors import InputError
 from zerosearch.types import Question
 
 Sources = Mapping[str, QuestionSource] | Sequence[QuestionSource]
@@ -16,28 +17,28 @@ def checked_sources(sources: Sources, name: str) -> list[QuestionSource]:
     """Sources as a list, each with a label of its own and a positive weight (or None).
 
     Raises:
-        ValueError: naming the source and what is wrong with it.
+        InputError: naming the source and what is wrong with it.
     """
     listed = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
     labels: set[str] = set()
     for source in listed:
         if isinstance(source, dict) and "_target_" not in source:
-            raise ValueError(
+            raise InputError(
                 f"data.{name} has settings of a source that data= does not have ({dict(source)}): "
                 "choose the data that they belong to, such as data=files for files of your own"
             )
         if not isinstance(source, QuestionSource):
-            raise ValueError(
+            raise InputError(
                 f"data.{name} holds {source!r}, which has no label, weight and load(); use "
                 f"zerosearch.data.sources.QASource or a class like it (and if it is one, its YAML "
                 f"needs `_convert_: all` beside the `_target_` of QADataModule)"
             )
         if source.label in labels:
-            raise ValueError(
+            raise InputError(
                 f"data.{name} has two sources with label {source.label!r}; set label= of one"
             )
         if source.weight is not None and not 0 < source.weight < float("inf"):
-            raise ValueError(
+            raise InputError(
                 f"data.{name}: weight of {source.label!r} is {source.weight}; it must be positive "
                 f"(leave the source out to disable it)"
             )
@@ -49,10 +50,10 @@ def file_sources(files: Sequence[str]) -> list[QuestionSource]:
     """One source per file, weighted by size, labelled by file name (or path where names collide).
 
     Raises:
-        ValueError: not a list, or an empty one.
+        InputError: not a list, or an empty one.
     """
     if isinstance(files, str) or not files:
-        raise ValueError(f"data.files={files!r} must be a list of files: data.files=[my.parquet]")
+        raise InputError(f"data.files={files!r} must be a list of files: data.files=[my.parquet]")
     names = [os.path.basename(path) for path in files]
     return [
         QASource(path=path, weight=None, label=name if names.count(name) == 1 else path)
@@ -61,11 +62,11 @@ def file_sources(files: Sequence[str]) -> list[QuestionSource]:
 
 
 def check_unique(questions: Sequence[Question]) -> None:
-    """Raise ValueError if two questions share a uid, on which noise draws and logs rely."""
+    """Raise InputError if two questions share a uid, on which noise draws and logs rely."""
     seen: set[str] = set()
     for question in questions:
         if question.uid in seen:
-            raise ValueError(
+            raise InputError(
                 f"two questions of source {question.source!r} have uid {question.uid!r}; the "
                 f"source must make uids unique, such as label:position"
             )
@@ -80,20 +81,20 @@ def weights_of(sources: Sequence[QuestionSource], loaded: Mapping[str, Any]) -> 
         loaded: questions or stream of each source, by its label.
 
     Raises:
-        ValueError: weights are missing, or a size is not known.
+        InputError: weights are missing, or a size is not known.
     """
     given = {source.label: source.weight for source in sources}
     if all(weight is None for weight in given.values()):
         streamed = [label for label in given if not isinstance(loaded[label], Sequence)]
         if streamed and len(given) > 1:
-            raise ValueError(
+            raise InputError(
                 f"weight of {streamed[0]!r} is null, but the size of a stream is not known; give "
                 f"every source a weight"
             )
         return [1.0 if streamed else float(len(loaded[label])) for label in given]
     missing = [label for label, weight in given.items() if weight is None]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"weight of {missing[0]!r} is null (by size) while other sources have numbers; give "
             f"all sources a weight, or none"
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from zerosearch.data.rows import DEFAULT_COLUMNS, Columns, row_to_question
 from zerosearch.data.whole_files import FILE_SUFFIXES
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, Positive
 from zerosearch.seeding import derive_random
 from zerosearch.types import Question
@@ -82,7 +83,7 @@ class QASource:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise ValueError(
+            raise InputError(
                 f"limit of {self.path!r} is {self.limit}; it must be at least 1, or null for all"
             )
         if not self.label:
@@ -96,7 +97,7 @@ class QASource:
             Questions with the identity `label:position`.
 
         Raises:
-            ValueError: a file is missing, corrupt or not supported, the hub does not answer, a row
+            InputError: a file is missing, corrupt or not supported, the hub does not answer, a row
                 is invalid, or there is no row at all.
         """
         files = self._files()
@@ -107,7 +108,7 @@ class QASource:
             for _, location, row in file.read_all():
                 questions.append(self._question(row, location, len(questions)))
         if not questions:
-            raise ValueError(f"data source {self.path!r} has no rows; check the file")
+            raise InputError(f"data source {self.path!r} has no rows; check the file")
         return [questions[index] for index in fixed_selection(len(questions), self.limit)]
 
     def _files(self) -> list[RowFile]:

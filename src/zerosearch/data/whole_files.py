@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from zerosearch.errors import InputError
+
 FILE_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv")
 ROWS_KEY = "Data"  # of a JSON file that is one object, as TriviaQA's own
 
@@ -36,7 +38,7 @@ def json_array(path: str) -> WholeFile:
         try:
             values = json.load(file)
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column "
                 f"{error.colno}); mend the line"
             ) from error
@@ -49,7 +51,7 @@ def table(path: str, separator: str) -> WholeFile:
         rows = list(csv.DictReader(file, delimiter=separator, strict=True))
     for index, row in enumerate(rows):
         if None in row or None in row.values():
-            raise ValueError(
+            raise InputError(
                 f"{path}, row {index} (counting from 0): it has more or fewer fields than the "
                 "heading; put quotes around fields that hold the separator"
             )

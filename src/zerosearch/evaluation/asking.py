@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from zerosearch.errors import InputError
 from zerosearch.evaluation.answers import TIMES, answer_row
 from zerosearch.journal import Journal
 from zerosearch.search.agent import Agent
@@ -47,12 +48,12 @@ async def ask_all(
         A row per question, in their order; see `answer_row`.
 
     Raises:
-        ValueError: too much of a block failed, or the journal is of other questions; names who or
+        InputError: too much of a block failed, or the journal is of other questions; names who or
             what, and the mend.
     """
     for question in questions:
         if question.uid in journal and journal.rows[question.uid]["question"] != question.text:
-            raise ValueError(
+            raise InputError(
                 f"{journal.path} answers another question {question.uid!r}: the benchmark's file "
                 "has changed since; set it back, or start a new run"
             )
@@ -90,7 +91,7 @@ async def _together(asked: list[Any]) -> list[dict[str, Any]]:
 def _check_failures(rows: Sequence[dict[str, Any]], max_failed_share: float) -> None:
     failed = [row["error"] for row in rows if row["error"] is not None]
     if len(failed) > max_failed_share * len(rows):
-        raise ValueError(
+        raise InputError(
             f"{len(failed)} of {len(rows)} questions failed, more than "
             f"max_failed_share={max_failed_share:g} allows; the first: {failed[0]}. Mend that and "
             "go on with resume=<run folder>: the answers before these are kept"

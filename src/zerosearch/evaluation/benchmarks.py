@@ -9,6 +9,7 @@ from typing import Protocol
 from zerosearch.data.published import common_row
 from zerosearch.data.rows import row_to_question
 from zerosearch.data.sources import fixed_selection
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count
 from zerosearch.types import Question
 
@@ -55,7 +56,7 @@ class PublishedSet:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit={self.limit} of {self.label}: give 1 or more, or null for all")
+            raise InputError(f"limit={self.limit} of {self.label}: give 1 or more, or null for all")
 
     def load(self) -> list[Question]:
         """Read, check and choose the questions.
@@ -64,7 +65,7 @@ class PublishedSet:
             Questions with the identity `label:position`, position among those kept of the file.
 
         Raises:
-            ValueError: the file is missing, damaged or of another form, a row lacks a question or
+            InputError: the file is missing, damaged or of another form, a row lacks a question or
                 an answer, an id comes twice, or no row is left.
         """
         # imported here: the library takes over a second, and embedded questions do not need it
@@ -87,7 +88,7 @@ class PublishedSet:
                 )
         if not questions:
             which = "" if self.only is None else f" with data_source={self.only!r}"
-            raise ValueError(f"benchmark file {self.path!r} has no rows{which}; check the file")
+            raise InputError(f"benchmark file {self.path!r} has no rows{which}; check the file")
         return [questions[index] for index in fixed_selection(len(questions), self.limit)]
 
     @staticmethod
@@ -95,7 +96,7 @@ class PublishedSet:
         if identity is None:
             return
         if identity in places:
-            raise ValueError(
+            raise InputError(
                 f"{location}: the id {identity!r} stands at {places[identity]} too; take one of "
                 "the rows out"
             )

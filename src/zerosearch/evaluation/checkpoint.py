@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.chosen_policy import LOADING, asks_for_dtype
+from zerosearch.errors import InputError
 from zerosearch.model_path import PACKAGE, resolve_path
 from zerosearch.policy.convert import convert
 from zerosearch.policy.export import load_settings
@@ -37,7 +38,7 @@ def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> 
         scratch: takes the weights of a checkpoint that was not exported yet.
 
     Raises:
-        ValueError: there is no such checkpoint, or the episode asked for is another.
+        InputError: there is no such checkpoint, or the episode asked for is another.
     """
     OmegaConf.set_struct(cfg, False)
     folder = None if cfg.checkpoint is None else find_policy(str(cfg.checkpoint), scratch)
@@ -56,7 +57,7 @@ def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> 
         return
     saved = load_settings(folder)
     if "episode" not in saved:
-        raise ValueError(f"{folder} is no policy of a training run: its settings name no episode")
+        raise InputError(f"{folder} is no policy of a training run: its settings name no episode")
     if policy is not None:
         own = {name: saved[name] for name in ("chat", "dtype") if name in saved}
         if asks_for_dtype(overrides):
@@ -70,7 +71,7 @@ def _check_own_episode(cfg: DictConfig, policy: Any) -> None:
     """Refuse the quickstart's short episodes for a policy that brings none, unless it is its own.
 
     Raises:
-        ValueError: says which episode to choose.
+        InputError: says which episode to choose.
     """
     made_for = (cfg.get("made_for") or {}).get("episode")
     asked = "methods" not in cfg or any(each.get("agent") for each in cfg["methods"].values())
@@ -78,7 +79,7 @@ def _check_own_episode(cfg: DictConfig, policy: Any) -> None:
         return
     chat = policy is None
     name = f"agent.chat.model={cfg.agent.chat.model}" if chat else f"model.path={policy.path}"
-    raise ValueError(
+    raise InputError(
         f"{name} is no policy of a training run here and so brings no episodes, and "
         f"episode=quickstart, the default, is made for model={made_for.model}: use "
         f"{made_for.otherwise}; made_for.episode=null takes it as it is"
@@ -89,7 +90,7 @@ def find_policy(place: str, scratch: Path) -> str:
     """Folder (or hub name) of a model, from a run folder, an export, a checkpoint or a model.
 
     Raises:
-        ValueError: a checkpoint is damaged or lies outside its run folder.
+        InputError: a checkpoint is damaged or lies outside its run folder.
     """
     path = Path(place)
     last = path / LAST_CHECKPOINT
@@ -131,6 +132,6 @@ def _episode(cfg: DictConfig, saved: dict[str, Any], overrides: Sequence[str]) -
         instantiate(asked).check_same(saved)
     except ValueError as error:
         if not cfg.allow_other_episode:
-            raise ValueError(f"{error}; allow_other_episode=true goes on all the same") from error
+            raise InputError(f"{error}; allow_other_episode=true goes on all the same") from error
         log.warning("%s", error)
     return asked

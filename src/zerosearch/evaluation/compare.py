@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from zerosearch.errors import InputError
 from zerosearch.evaluation.comparison import Difference, compare
 from zerosearch.evaluation.tables import Cells, as_markdown, as_rich
 
@@ -24,17 +25,17 @@ def answers_of(place: str) -> dict[str, list[dict[str, Any]]]:
     """Rows by benchmark of `RUN` or `RUN:METHOD`.
 
     Raises:
-        ValueError: there is no such run or method, or the run has several.
+        InputError: there is no such run or method, or the run has several.
     """
     run, _, method = place.partition(":")
     root = Path(run) / ANSWERS
     methods = sorted({str(path.parent.relative_to(root)) for path in root.rglob("*.jsonl")})
     if not methods:
-        raise ValueError(f"{run} holds no answers/: give the run folder of a finished evaluation")
+        raise InputError(f"{run} holds no answers/: give the run folder of a finished evaluation")
     if not method and len(methods) == 1:
         method = methods[0]
     if method not in methods:
-        raise ValueError(f"{place}: give {run}:METHOD with one of {', '.join(methods)}")
+        raise InputError(f"{place}: give {run}:METHOD with one of {', '.join(methods)}")
     return {
         path.stem: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         for path in sorted((root / method).glob("*.jsonl"))
@@ -45,12 +46,12 @@ def comparison_table(first: str, second: str) -> Cells:
     """A line per benchmark and score.
 
     Raises:
-        ValueError: as `answers_of` and `compare`, or no benchmark is in both.
+        InputError: as `answers_of` and `compare`, or no benchmark is in both.
     """
     ours, theirs = answers_of(first), answers_of(second)
     shared = [name for name in ours if name in theirs]
     if not shared:
-        raise ValueError(f"no benchmark is in both: {sorted(ours)} there, {sorted(theirs)} here")
+        raise InputError(f"no benchmark is in both: {sorted(ours)} there, {sorted(theirs)} here")
     cells = [["benchmark", "score", "first", "second", "difference", "95%", "p", "wins : losses"]]
     for name in shared:
         cells += [[name, *_cells(each)] for each in compare(ours[name], theirs[name])]

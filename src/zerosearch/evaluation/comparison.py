@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zerosearch.errors import InputError
 from zerosearch.reward.metrics import bootstrap_interval
 
 SCORES = ("em", "cover_em", "f1")
@@ -46,19 +47,19 @@ def compare(
         seed: of bootstrap and test.
 
     Raises:
-        ValueError: the questions differ; says how many, and names one.
+        InputError: the questions differ; says how many, and names one.
     """
     ours = {row["id"]: row for row in first}
     theirs = {row["id"]: row for row in second}
     lone = sorted(ours.keys() ^ theirs.keys())
     if lone or not ours:
-        raise ValueError(
+        raise InputError(
             f"{len(lone)} questions stand in only one of the two, such as {lone[:1]}: compare "
             "evaluations of the same benchmark with the same limit"
         )
     changed = [key for key in ours if ours[key]["question"] != theirs[key]["question"]]
     if changed:
-        raise ValueError(f"question {changed[0]!r} is another in each: the files were not the same")
+        raise InputError(f"question {changed[0]!r} is another in each: the files were not the same")
     return [_difference(name, ours, theirs, seed) for name in SCORES]
 
 

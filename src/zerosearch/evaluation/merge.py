@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from zerosearch.errors import InputError
 from zerosearch.evaluation.report import write_tables
 from zerosearch.evaluation.tables import Results, as_rich, from_csv, main_table
 
@@ -21,7 +22,7 @@ def merged(runs: Sequence[Path]) -> Results:
     """All cells of some run folders.
 
     Raises:
-        ValueError: one holds no table, or a damaged one.
+        InputError: one holds no table, or a damaged one.
     """
     benchmarks: dict[str, str] = {}
     rows: dict[str, str] = {}
@@ -31,9 +32,9 @@ def merged(runs: Sequence[Path]) -> Results:
         try:
             found = from_csv(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"{run} holds no table.csv: give finished evaluations") from error
+            raise InputError(f"{run} holds no table.csv: give finished evaluations") from error
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise InputError(f"{path}: {error}") from error
         benchmarks |= found.benchmarks
         for (row, benchmark), metrics in found.cells.items():
             taken = (row, benchmark) in cells or (row in rows and rows[row] != found.rows[row])

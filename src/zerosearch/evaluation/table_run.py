@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.data.sources import fixed_selection
+from zerosearch.errors import InputError
 from zerosearch.evaluation.answers import without_times
 from zerosearch.evaluation.asking import ask_all
 from zerosearch.evaluation.benchmarks import Benchmark
@@ -57,7 +58,7 @@ class Method:
         limit: asks so many questions of each benchmark, a fixed choice; None: all of them.
 
     Raises:
-        ValueError: neither or both of `agent` and `prompted` are given.
+        InputError: neither or both of `agent` and `prompted` are given.
     """
 
     label: str
@@ -68,7 +69,7 @@ class Method:
 
     def __post_init__(self) -> None:
         if (self.agent is None) == (self.prompted is None):
-            raise ValueError(f"method {self.label!r}: give either agent or prompted")
+            raise InputError(f"method {self.label!r}: give either agent or prompted")
 
 
 _NONE = Engine(label="", engine=NoSearch())
@@ -104,13 +105,13 @@ class TableRun:
 
     def __post_init__(self) -> None:
         if not self.methods or not self.benchmarks:
-            raise ValueError("a table needs methods=[...] and benchmark=[...]: name at least one")
+            raise InputError("a table needs methods=[...] and benchmark=[...]: name at least one")
         if self.block < 1:
-            raise ValueError(f"block={self.block}: give 1 or more questions")
+            raise InputError(f"block={self.block}: give 1 or more questions")
         for name, method in self.methods.items():
             for engine in method.engines or []:
                 if engine not in self.engines:
-                    raise ValueError(
+                    raise InputError(
                         f"methods.{name}.engines names {engine!r}, which is none of "
                         f"{sorted(self.engines)}; choose engines= that has it"
                     )
@@ -119,7 +120,7 @@ class TableRun:
         """Fill what is missing of the table.
 
         Raises:
-            ValueError: questions, an engine or a model cannot be had, or too much failed; what was
+            InputError: questions, an engine or a model cannot be had, or too much failed; what was
                 answered before is kept.
         """
         questions = {name: list(each.source.load()) for name, each in self.benchmarks.items()}

@@ -15,6 +15,8 @@ from importlib import resources
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from zerosearch.errors import InputError
+
 Cells = list[list[str]]  # the heading first
 
 # heading -> metric, factor, format
@@ -107,7 +109,7 @@ def from_csv(text: str) -> Results:
     """What `as_csv` wrote.
 
     Raises:
-        ValueError: it is something else.
+        InputError: it is something else.
     """
     benchmarks: dict[str, str] = {}
     rows: dict[str, str] = {}
@@ -118,7 +120,7 @@ def from_csv(text: str) -> Results:
             rows[row], benchmarks[benchmark] = line.pop("label"), line.pop("heading")
             cells[row, benchmark] = {name: float(value) for name, value in line.items()}
         except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"it is no table of an evaluation ({error})") from error
+            raise InputError(f"it is no table of an evaluation ({error})") from error
     return Results(benchmarks=benchmarks, rows=rows, cells=cells)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError
 from zerosearch.generation.policy_tokens import PolicyTokens
 from zerosearch.generation.stops import StopMatcher
 from zerosearch.policy.attention import plain_attention
@@ -39,7 +40,7 @@ class BoundPolicy:
             pass, which autocast then casts in the copy as it does in the policy.
 
     Raises:
-        ValueError: the model's layers keep another state than keys and values.
+        InputError: the model's layers keep another state than keys and values.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ def _check_layers(model: PreTrainedModel, layer_types: list[str] | None) -> None
     others = sorted(set(layer_types or []) - _KV_LAYERS)
     if others or model.config.is_encoder_decoder:
         what = f"layers of type {', '.join(others)}" if others else "an encoder"
-        raise ValueError(
+        raise InputError(
             f"generator=transformers: {model.config.model_type} has {what}, whose state is not a "
             "key and a value per token; use a policy whose layers are all of full or sliding "
             "attention"

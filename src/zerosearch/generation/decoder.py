@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from zerosearch.errors import NonFiniteError
 from zerosearch.generation.generator import Sampling
 from zerosearch.generation.kv import PrefixStore, RowCache, RowKV
 from zerosearch.generation.sampling import RowSampling, sample_tokens, stack_sampling
@@ -97,7 +98,7 @@ class BatchDecoder(Generic[AnyRow]):
             (token id, log-prob) of each row, in order.
 
         Raises:
-            FloatingPointError: the model's logits are not finite.
+            NonFiniteError: the model's logits are not finite.
         """
         self._cache.reserve(len(self.rows), 0)
         if self._sampling is None:
@@ -118,7 +119,7 @@ class BatchDecoder(Generic[AnyRow]):
         sampled = [(int(token), logprob) for token, logprob in zip(*values, strict=True)]
         for row, (token, logprob) in zip(self.rows, sampled, strict=True):
             if not logprob > -torch.inf:
-                raise FloatingPointError(
+                raise NonFiniteError(
                     "the policy's logits are not finite: its weights hold nan or inf, "
                     "look at the last updates (learning rate, gradient clipping)"
                 )

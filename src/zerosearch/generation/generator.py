@@ -9,6 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError
 from zerosearch.policy.source import PolicySource
 
 CompletionStop = Literal[
@@ -33,19 +34,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"Sampling.max_new_tokens={self.max_new_tokens}: must be at least 1")
+            raise InputError(f"Sampling.max_new_tokens={self.max_new_tokens}: must be at least 1")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"Sampling.seed={self.seed}: must lie in [0, 2**64)")
+            raise InputError(f"Sampling.seed={self.seed}: must lie in [0, 2**64)")
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(
+            raise InputError(
                 f"Sampling.temperature={self.temperature}: must be finite and >= 0 (0 is greedy)"
             )
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"Sampling.top_p={self.top_p}: must lie in (0, 1] (1 is off)")
+            raise InputError(f"Sampling.top_p={self.top_p}: must lie in (0, 1] (1 is off)")
         if self.top_k < 0:
-            raise ValueError(f"Sampling.top_k={self.top_k}: must be >= 0 (0 is off)")
+            raise InputError(f"Sampling.top_k={self.top_k}: must be >= 0 (0 is off)")
         if isinstance(self.stop, str) or not all(self.stop):
-            raise ValueError(f"Sampling.stop={self.stop!r}: must be a tuple of non-empty strings")
+            raise InputError(f"Sampling.stop={self.stop!r}: must be a tuple of non-empty strings")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -77,7 +78,7 @@ class Generator(Protocol):
             sampling: length, randomness and stops.
 
         Raises:
-            ValueError: the prompt is empty or leaves no room in the model's context.
+            InputError: the prompt is empty or leaves no room in the model's context.
         """
         ...
 
@@ -95,7 +96,7 @@ class PolicyCheckable(Protocol):
     """A generator that can say whether it will serve a policy before that one is loaded."""
 
     async def check_policy(self, source: PolicySource, *, context_tokens: int) -> None:
-        """Raise a ValueError with the mend where it will not.
+        """Raise an InputError with the mend where it will not.
 
         Args:
             source: of the policy.

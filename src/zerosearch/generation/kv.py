@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from zerosearch.errors import InputError
+
 # Columns allocated beyond those needed: one copy of all rows for every so many tokens.
 _SPARE_COLUMNS = 128
 _ROWS_MULTIPLE = 16
@@ -49,7 +51,7 @@ class _BufferLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate for keys and values [B, key heads, Q, head dim]."""
         if key_states.shape != value_states.shape:
-            raise ValueError(
+            raise InputError(
                 f"keys {tuple(key_states.shape)} and values {tuple(value_states.shape)} differ in "
                 "shape: the transformers generator cannot keep them; use another architecture"
             )

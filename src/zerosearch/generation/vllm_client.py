@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import torch
 
+from zerosearch.errors import InputError
 from zerosearch.generation.vllm_adapter import Sampled
 from zerosearch.generation.weight_link import WeightLink, hosted_store, own_address
 from zerosearch.search.attempts import ServerFailure
@@ -32,7 +33,7 @@ class VLLMServer:
         sync_timeout_s: longest wait for the other ends of the link.
 
     Raises:
-        ValueError: the endpoint is no plain http(s) URL.
+        InputError: the endpoint is no plain http(s) URL.
     """
 
     def __init__(self, endpoint: str, *, sync_timeout_s: float) -> None:
@@ -166,12 +167,12 @@ def sampled_of(reply: dict[str, Any], weight_version: int) -> Sampled:
     """A completion of the API.
 
     Raises:
-        ValueError: the server lacks a flag, or has aborted the request.
+        InputError: the server lacks a flag, or has aborted the request.
     """
     choice = reply["choices"][0]
     ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
     if not ids or not logprobs or choice["finish_reason"] not in ("stop", "length"):
-        raise ValueError(
+        raise InputError(
             f"its reply has {len(ids or [])} token ids, {len(logprobs or [])} log-probs and the "
             f"finish reason {choice.get('finish_reason')}; {START}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from zerosearch.errors import InputError
 from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.policy_tokens import PolicyTokens
 from zerosearch.generation.vllm_adapter import Sampled
@@ -19,14 +20,14 @@ def room_for(prompt_ids: Sequence[int], sampling: Sampling, context: int | None,
         field: the setting that bounds it, for the message.
 
     Raises:
-        ValueError: the prompt is empty or leaves no room.
+        InputError: the prompt is empty or leaves no room.
     """
     if not prompt_ids:
-        raise ValueError("prompt_ids is empty: start the prompt with BOS or a template")
+        raise InputError("prompt_ids is empty: start the prompt with BOS or a template")
     if context is None:
         return sampling.max_new_tokens
     if len(prompt_ids) >= context:
-        raise ValueError(
+        raise InputError(
             f"prompt_ids has {len(prompt_ids)} tokens, the engine's context ({field}) is "
             f"{context}: raise it, or lower the rollout's context budget"
         )

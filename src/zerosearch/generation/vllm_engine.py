@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch.devices import device_thread
+from zerosearch.errors import InputError, RunError
 from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.vllm_adapter import (
     EngineSettings,
@@ -61,7 +62,7 @@ class VLLMGenerator:
         engine: further arguments of vLLM's EngineArgs, e.g. {max_num_seqs: 512}.
 
     Raises:
-        ValueError: vLLM is missing or of an untried version, or a setting is out of range.
+        InputError: vLLM is missing or of an untried version, or a setting is out of range.
     """
 
     own_weights = True
@@ -78,20 +79,20 @@ class VLLMGenerator:
         engine: Mapping[str, Any] | None = None,
     ) -> None:
         if max_model_len is not None and max_model_len < 2:
-            raise ValueError(f"generator.max_model_len={max_model_len}: give 2 or more, or null")
+            raise InputError(f"generator.max_model_len={max_model_len}: give 2 or more, or null")
         if not 0 < gpu_memory_utilization <= 1:
-            raise ValueError(
+            raise InputError(
                 f"generator.gpu_memory_utilization={gpu_memory_utilization}: give a share of the "
                 "GPU's memory, above 0 and at most 1"
             )
         if tensor_parallel_size < 1:
-            raise ValueError(
+            raise InputError(
                 f"generator.tensor_parallel_size={tensor_parallel_size}: give 1 or more"
             )
         if dtype not in DTYPES:
-            raise ValueError(f"generator.dtype={dtype} is unknown: use one of {', '.join(DTYPES)}")
+            raise InputError(f"generator.dtype={dtype} is unknown: use one of {', '.join(DTYPES)}")
         if lora not in ("merged", "adapter"):
-            raise ValueError(f"generator.lora={lora} is unknown: use merged or adapter")
+            raise InputError(f"generator.lora={lora} is unknown: use merged or adapter")
         check_installed()
         self.weight_version = 0
         self.prompt_tokens = 0  # of all finished requests
@@ -117,11 +118,11 @@ class VLLMGenerator:
         """Compare the settings with a policy before it is loaded.
 
         Raises:
-            ValueError: an episode may grow longer than the engine's context, or `lora` asks for
+            InputError: an episode may grow longer than the engine's context, or `lora` asks for
                 adapters that vLLM cannot read or that the policy has not.
         """
         if self._max_model_len is not None and self._max_model_len < context_tokens:
-            raise ValueError(
+            raise InputError(
                 f"generator.max_model_len={self._max_model_len} is less than "
                 f"episode.max_context_tokens={context_tokens}: raise it, or lower that"
             )
@@ -136,13 +137,13 @@ class VLLMGenerator:
             tokenizer: the one that made the prompts.
 
         Raises:
-            ValueError: see `VLLMPolicy`; or `max_model_len` is more than the model's context.
+            InputError: see `VLLMPolicy`; or `max_model_len` is more than the model's context.
         """
         if self._pump is not None:
-            raise ValueError("generator.bind: requests are running; bind before or after a rollout")
+            raise InputError("generator.bind: requests are running; bind before or after a rollout")
         policy = VLLMPolicy(model, tokenizer, dtype=self._dtype, lora=self._lora)
         if policy.context and self._max_model_len and self._max_model_len > policy.context:
-            raise ValueError(
+            raise InputError(
                 f"generator.max_model_len={self._max_model_len} is more than the policy's context "
                 f"of {policy.context} tokens: lower it, and episode.max_context_tokens with it"
             )
@@ -155,7 +156,7 @@ class VLLMGenerator:
         """Sample one completion together with whatever else is running; see `Generator`."""
         policy = self._binding()
         if self._engine is None:
-            raise ValueError("generator=vllm: no weights yet; call sync_weights(policy) first")
+            raise InputError("generator=vllm: no weights yet; call sync_weights(policy) first")
         self._check_usable(self._engine)
         request = _Request(
             request_id=str(next(self._numbers)),
@@ -176,10 +177,10 @@ class VLLMGenerator:
         Under FSDP2 a collective. Requests that are running go on with the new weights.
 
         Raises:
-            ValueError: `policy` is not the bound module, or vLLM refuses it.
+            InputError: `policy` is not the bound module, or vLLM refuses it.
         """
         if policy is not self._binding().model:
-            raise ValueError(
+            raise InputError(
                 f"sync_weights got a {type(policy).__name__} that is not the bound model; call "
                 "bind() with it first"
             )
@@ -212,12 +213,12 @@ class VLLMGenerator:
 
     def _binding(self) -> VLLMPolicy:
         if self._policy is None:
-            raise ValueError("generator: no model yet; call bind(model, tokenizer) first")
+            raise InputError("generator: no model yet; call bind(model, tokenizer) first")
         return self._policy
 
     def _check_usable(self, engine: SharedEngine) -> None:
         if engine.failure is not None:
-            raise RuntimeError(
+            raise RunError(
                 f"generator=vllm: the engine failed before ({engine.failure}); bind it anew, or "
                 "resume the run"
             ) from engine.failure

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError
 from zerosearch.generation.vllm_adapter import VERSIONS
 from zerosearch.generation.vllm_client import START, VLLMServer
 from zerosearch.policy.source import SIZE_FIELDS
@@ -37,7 +38,7 @@ async def inspect(server: VLLMServer, needs: Needs) -> Served:
 
     Raises:
         CallFailure: it cannot be reached, or was started without the routes that a sync takes.
-        ValueError: it was not made for this policy; names the endpoint and the mend.
+        InputError: it was not made for this policy; names the endpoint and the mend.
     """
     model = (await server.models())[0]
     served = Served(
@@ -49,11 +50,11 @@ async def inspect(server: VLLMServer, needs: Needs) -> Served:
     probe = probe_text(needs.tokenizer)
     expected = needs.tokenizer.encode(probe, add_special_tokens=False)
     if await server.tokenize(served.model, probe) != expected:
-        raise ValueError(
+        raise InputError(
             f"{server.url}: its tokenizer is not the policy's, or has other special tokens; {START}"
         )
     if served.context < needs.context_tokens:
-        raise ValueError(
+        raise InputError(
             f"{server.url}: its context of {served.context} tokens is less than "
             f"episode.max_context_tokens={needs.context_tokens}; {START} (of the same episode=), "
             "or lower episode.max_context_tokens"
@@ -70,22 +71,22 @@ def check_workers(url: str, workers: list[dict[str, Any]], needs: Needs) -> None
         needs: of the policy whose weights are to be sent.
     """
     if sorted(worker["rank"] for worker in workers) != list(range(len(workers))):
-        raise ValueError(
+        raise InputError(
             f"{url}: it runs with data parallelism; start one server for each part and name them "
             "all in generator.endpoints"
         )
     config = needs.config.get_text_config()
     for worker in workers:
         if worker["vllm"] not in VERSIONS:
-            raise ValueError(f"{url}: it runs vLLM {worker['vllm']}, but {VERSIONS} is needed")
+            raise InputError(f"{url}: it runs vLLM {worker['vllm']}, but {VERSIONS} is needed")
         for name, served in worker["sizes"].items():
             if (own := getattr(config, name, None)) != served:
-                raise ValueError(
+                raise InputError(
                     f"{url}: it serves a model with {name}={served}, the policy has {own}; {START}"
                 )
         if needs.dtype not in (None, getattr(torch, worker["dtype"])):
             own = str(needs.dtype).removeprefix("torch.")
-            raise ValueError(
+            raise InputError(
                 f"{url}: it computes in {worker['dtype']}, the policy in {own}; start it with "
                 f"server.dtype={own}, or set generator.dtype={worker['dtype']} if that is meant"
             )

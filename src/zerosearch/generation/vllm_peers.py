@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from zerosearch.distributed import gather_objects, rank, world_size
+from zerosearch.errors import InputError
 
 
 class Peers:
@@ -21,7 +22,7 @@ class Peers:
         size: processes per engine, neighbours in rank.
 
     Raises:
-        ValueError: the processes cannot be divided so.
+        InputError: the processes cannot be divided so.
     """
 
     def __init__(self, size: int) -> None:
@@ -30,7 +31,7 @@ class Peers:
         self._group: Any = None
         world = world_size()
         if world % size:
-            raise ValueError(
+            raise InputError(
                 f"generator.tensor_parallel_size={size} does not divide the number of training "
                 f"processes, {world}: give a divisor of it"
             )

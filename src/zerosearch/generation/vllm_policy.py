@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError
 from zerosearch.generation.policy_tokens import PolicyTokens
 from zerosearch.generation.vllm_adapter import LORA_RANKS
 from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
@@ -33,7 +34,7 @@ class VLLMPolicy:
         lora: whether adapters are sent merged into all weights, or by themselves.
 
     Raises:
-        ValueError: adapters are to be sent by themselves and vLLM cannot read them, or there are
+        InputError: adapters are to be sent by themselves and vLLM cannot read them, or there are
             none.
     """
 
@@ -93,16 +94,16 @@ def adapter_rank(config: LoraConfig | None) -> int:
     """The least rank that vLLM can be built for and that holds the adapter.
 
     Raises:
-        ValueError: vLLM cannot read such adapters, or there are none.
+        InputError: vLLM cannot read such adapters, or there are none.
     """
     if not isinstance(config, LoraConfig):
-        raise ValueError(
+        raise InputError(
             "generator.lora=adapter, but the policy has no LoRA adapter: set model.lora, or "
             "generator.lora=merged"
         )
     if config.use_dora or config.modules_to_save:
         what = "use_dora" if config.use_dora else "modules_to_save"
-        raise ValueError(
+        raise InputError(
             f"generator.lora=adapter: vLLM cannot read adapters with model.lora.{what}; set "
             "generator.lora=merged"
         )
@@ -110,7 +111,7 @@ def adapter_rank(config: LoraConfig | None) -> int:
     for possible in LORA_RANKS:
         if possible >= rank:
             return possible
-    raise ValueError(
+    raise InputError(
         f"generator.lora=adapter: vLLM takes ranks up to {LORA_RANKS[-1]}, model.lora has {rank}; "
         "set generator.lora=merged"
     )

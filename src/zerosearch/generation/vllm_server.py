@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError, RunError
 from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.vllm_adapter import sampling_parameters
 from zerosearch.generation.vllm_client import START, VLLMServer, sampled_of
@@ -41,7 +42,7 @@ class VLLMServerGenerator:
         sync_timeout_s: longest wait for a server while weights are sent.
 
     Raises:
-        ValueError: no endpoint is given, or one is no plain http(s) URL.
+        InputError: no endpoint is given, or one is no plain http(s) URL.
     """
 
     own_weights = True
@@ -56,17 +57,17 @@ class VLLMServerGenerator:
         sync_timeout_s: Positive = 600.0,
     ) -> None:
         if isinstance(endpoints, str) or not endpoints:
-            raise ValueError(
+            raise InputError(
                 f"generator.endpoints={endpoints!r}: give a list of servers, such as "
                 f"[http://127.0.0.1:8100/v1]; {START}"
             )
         if dtype not in DTYPES:
-            raise ValueError(f"generator.dtype={dtype} is unknown: use one of {', '.join(DTYPES)}")
+            raise InputError(f"generator.dtype={dtype} is unknown: use one of {', '.join(DTYPES)}")
         if max_retries < 0:
-            raise ValueError(f"generator.max_retries={max_retries}: give 0 or more")
+            raise InputError(f"generator.max_retries={max_retries}: give 0 or more")
         for name, value in (("timeout_s", timeout_s), ("sync_timeout_s", sync_timeout_s)):
             if not value > 0:
-                raise ValueError(f"generator.{name}={value}: give seconds above 0")
+                raise InputError(f"generator.{name}={value}: give seconds above 0")
         servers = [VLLMServer(each, sync_timeout_s=sync_timeout_s) for each in endpoints]
         self.weight_version = 0
         self.prompt_tokens = 0  # of all finished requests
@@ -89,7 +90,7 @@ class VLLMServerGenerator:
         The dtype in which the policy computes is known later: the first sync compares that.
 
         Raises:
-            ValueError: a server cannot be reached or was not made for the policy; names the
+            InputError: a server cannot be reached or was not made for the policy; names the
                 endpoint and the mend.
         """
         needs = Needs(
@@ -100,9 +101,9 @@ class VLLMServerGenerator:
         try:
             await asyncio.gather(*(inspect(each, needs) for each in self._servers.values()))
         except CallFailure as failure:
-            raise ValueError(f"generator=vllm_server: {failure}; {START}") from None
+            raise InputError(f"generator=vllm_server: {failure}; {START}") from None
         except ValueError as error:
-            raise ValueError(f"generator=vllm_server: {error}") from None
+            raise InputError(f"generator=vllm_server: {error}") from None
 
     def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         """Say which policy samples; every sync compares the servers with it.
@@ -118,11 +119,11 @@ class VLLMServerGenerator:
         """Sample one completion on one of the servers; see `Generator`.
 
         Raises:
-            RuntimeError: no server could; names the endpoint.
+            RunError: no server could; names the endpoint.
         """
         policy, synced = self._binding(), self._synced
         if synced is None:
-            raise ValueError(
+            raise InputError(
                 "generator=vllm_server: no weights yet; call sync_weights(policy) first"
             )
         limit = room_for(prompt_ids, sampling, synced.context, "--max-model-len of the server")
@@ -132,7 +133,7 @@ class VLLMServerGenerator:
             reply = await self._on_some_server(synced.model, prompt_ids, parameters)
             sampled = sampled_of(reply, version)
         except (CallFailure, SearchError, ValueError) as error:
-            raise RuntimeError(f"generator=vllm_server: {error}") from None
+            raise RunError(f"generator=vllm_server: {error}") from None
         self.prompt_tokens += sampled.prompt_tokens
         self.cached_tokens += sampled.cached_tokens
         return completion_of(sampled, policy.tokens)
@@ -144,12 +145,12 @@ class VLLMServerGenerator:
         the new weights.
 
         Raises:
-            ValueError: `policy` is not the bound module, or a server is not made for it.
-            RuntimeError: a server is lost; names the endpoint.
+            InputError: `policy` is not the bound module, or a server is not made for it.
+            RunError: a server is lost; names the endpoint.
         """
         bound, sync = self._binding(), self._sync
         if sync is None or policy is not bound.model:
-            raise ValueError(
+            raise InputError(
                 f"sync_weights got a {type(policy).__name__} that is not the bound model; call "
                 "bind() with it first"
             )
@@ -161,20 +162,20 @@ class VLLMServerGenerator:
         """Make sure that everything since the sync was sampled from its weights.
 
         Raises:
-            RuntimeError: a server was started anew, or others have sent it weights; names it.
+            RunError: a server was started anew, or others have sent it weights; names it.
         """
         if self._synced is None:
             return
         try:
             await asyncio.gather(*map(self._check_version, self._servers))
         except CallFailure as failure:
-            raise RuntimeError(f"generator=vllm_server: {failure}") from None
+            raise RunError(f"generator=vllm_server: {failure}") from None
 
     # -- requests ----------------------------------------------------------------------------
 
     def _binding(self) -> VLLMPolicy:
         if self._policy is None:
-            raise ValueError("generator: no model yet; call bind(model, tokenizer) first")
+            raise InputError("generator: no model yet; call bind(model, tokenizer) first")
         return self._policy
 
     async def _on_some_server(

@@ -49,7 +49,7 @@ def generator_server(
         extra_args: to vLLM, as they are.
 
     Raises:
-        ValueError: vLLM is missing or of an untried version, the policy cannot be had, or a
+        InputError: vLLM is missing or of an untried version, the policy cannot be had, or a
             setting is out of range.
     """
     check_installed()

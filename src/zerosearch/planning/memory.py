@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from zerosearch.errors import InputError
 from zerosearch.planning.run import Plan, Sampler
 from zerosearch.planning.table import GIB, PHASES, Row, always, total
 from zerosearch.planning.training import SPREAD, count, training_rows
@@ -50,7 +51,7 @@ def memory_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
         gpu_bytes: memory of the GPU.
 
     Raises:
-        ValueError: the engine's share cannot hold the weights and one episode.
+        InputError: the engine's share cannot hold the weights and one episode.
     """
     rows = [*_state_rows(plan), *_sampler_rows(plan, gpu_bytes), *training_rows(plan)]
     pieces = [row for row in rows if not row.whole]
@@ -165,7 +166,7 @@ def _engine_rows(plan: Plan, share: int, weights: int, episode: int) -> list[Row
     sampler = plan.sampler
     graphs = GRAPH_BYTES * plan.shape.layers * graphs_of(sampler.engine_rows)
     if share - weights - graphs < episode:
-        raise ValueError(
+        raise InputError(
             f"generator.gpu_memory_utilization={sampler.engine_share} is {share / GIB:.1f} GiB "
             f"per GPU, too little for vLLM's weights ({weights / GIB:.1f}), its CUDA graphs "
             f"({graphs / GIB:.1f}) and the KV cache of one episode: raise it, or do without graphs "
@@ -209,7 +210,7 @@ def _simulator_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
         return []
     share, own = int(plan.simulator.share * gpu_bytes), plan.simulator.weights
     if share - own < SERVER_BYTES:
-        raise ValueError(
+        raise InputError(
             f"simulator.server.gpu_memory_utilization={plan.simulator.share} is "
             f"{share / GIB:.1f} GiB per GPU, too little for the simulator's weights "
             f"({own / GIB:.1f}) and a GiB beside them: raise it, or choose a smaller simulator="

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 
+from zerosearch.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -24,7 +26,7 @@ def check_memory(cfg: DictConfig) -> None:
     """Raise where a run on this machine's GPUs would run out of memory; without a GPU, do nothing.
 
     Raises:
-        ValueError: says what is too large, and which settings make it smaller.
+        InputError: says what is too large, and which settings make it smaller.
     """
     import torch
 
@@ -41,7 +43,7 @@ def plan_of(cfg: DictConfig) -> Plan:
     """Read from the composed configuration what memory depends on; nothing is loaded.
 
     Raises:
-        ValueError: the number of GPUs is not known here.
+        InputError: the number of GPUs is not known here.
     """
     from zerosearch.planning.memory import states_per_parameter
     from zerosearch.planning.run import Plan
@@ -173,7 +175,7 @@ def _devices(trainer: DictConfig) -> list[int]:
     if devices in ("auto", -1, "-1"):
         devices = torch.cuda.device_count()
         if devices == 0:
-            raise ValueError(
+            raise InputError(
                 "trainer.devices=auto, but no GPU is visible here: say how many each node has, "
                 "such as trainer.devices=8"
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from zerosearch.errors import InputError
+
 GIB = 2**30
 PHASES = ("sync", "sampling", "training", "validation")
 
@@ -44,7 +46,7 @@ def check_fits(rows: list[Row], gpu_bytes: int) -> None:
     """Raise where a phase needs more than the GPU has.
 
     Raises:
-        ValueError: names the phase, its largest parts and what lowers them.
+        InputError: names the phase, its largest parts and what lowers them.
     """
     for phase in PHASES:
         needed = total(rows, phase)
@@ -53,7 +55,7 @@ def check_fits(rows: list[Row], gpu_bytes: int) -> None:
         largest = sorted(rows, key=lambda row: getattr(row, phase), reverse=True)[:3]
         parts = ", ".join(f"{row.name} {getattr(row, phase) / GIB:.1f}" for row in largest)
         remedies = dict.fromkeys(row.remedy for row in largest if row.remedy)
-        raise ValueError(
+        raise InputError(
             f"not enough GPU memory: {phase} needs {needed / GIB:.1f} GiB per GPU, which has "
             f"{gpu_bytes / GIB:.1f} (largest: {parts}); {'; or '.join(remedies)}"
         )

@@ -16,6 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from zerosearch.errors import InputError
+
 _LORA_MATRICES = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 
 
@@ -46,20 +48,20 @@ def check_lora(lora: LoraConfig) -> None:
     """Refuse LoRA settings under which sampling, training and reference differ silently.
 
     Raises:
-        ValueError: names the setting and the mend.
+        InputError: names the setting and the mend.
     """
     if lora.lora_dropout:
-        raise ValueError(
+        raise InputError(
             f"model.lora.lora_dropout={lora.lora_dropout} makes importance ratios noise: set it "
             "to 0"
         )
     if lora.bias != "none":
-        raise ValueError(
+        raise InputError(
             f"model.lora.bias={lora.bias} changes the reference policy, which is the model with "
             "adapters off: set it to none"
         )
     if lora.init_lora_weights not in (True, "gaussian", "orthogonal"):
-        raise ValueError(
+        raise InputError(
             f"model.lora.init_lora_weights={lora.init_lora_weights} does not start from the base "
             "model, so that adapters off would not be the initial policy: use true or gaussian"
         )
@@ -72,7 +74,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:
     (`modules_to_save`), which PEFT leaves in the model's dtype.
 
     Raises:
-        ValueError: one tied matrix would be adapted in one of its two places.
+        InputError: one tied matrix would be adapted in one of its two places.
     """
     with seeded(seed):
         adapted = get_peft_model(model, copy.deepcopy(lora))
@@ -80,7 +82,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:
         isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings())
     ):
-        raise ValueError(
+        raise InputError(
             "model.lora adapts the embeddings or the head, which are one tied matrix in "
             f"{model.config.model_type} and could not be exported: leave them out of "
             "target_modules and modules_to_save"

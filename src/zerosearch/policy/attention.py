@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import is_kernels_available
 
+from zerosearch.errors import InputError
 from zerosearch.policy.activation_memory import Shape
 from zerosearch.policy.flex_attention import FLEX_ATTENTION, verify_flex
 from zerosearch.policy.logprobs import packs_rightly
@@ -37,11 +38,11 @@ def check_attention(name: str) -> None:
     """Refuse an unknown `model.attn_implementation`.
 
     Raises:
-        ValueError: names the field and what it takes.
+        InputError: names the field and what it takes.
     """
     known = ("auto", "sdpa", "eager", "flex_attention")
     if name not in known and not _FLASH_NAME.fullmatch(name):
-        raise ValueError(
+        raise InputError(
             f"model.attn_implementation={name} is unknown: use one of {', '.join(known)}, "
             "flash_attention_2, flash_attention_3, or a kernel of the hub (owner/name)"
         )
@@ -66,7 +67,7 @@ def use_training_attention(
         precision: of the trainer, as Lightning writes it.
 
     Raises:
-        ValueError: what is asked for by name cannot be trained with.
+        InputError: what is asked for by name cannot be trained with.
     """
     if name in ("sdpa", "eager") or (name == "auto" and device.type == "cpu"):
         return
@@ -87,7 +88,7 @@ def use_training_attention(
         return
     why = "; ".join(reasons)
     if name != "auto":
-        raise ValueError(f"model.attn_implementation={name}: {why}; use auto")
+        raise InputError(f"model.attn_implementation={name}: {why}; use auto")
     for model in given:
         _set(base_model(model), "sdpa")
     log.warning("sequences are padded, with sdpa, which is slower on a GPU: %s", why)
@@ -129,7 +130,7 @@ def _candidates(name: str, device: torch.device, dtype: torch.dtype) -> list[str
 def _set(base: PreTrainedModel, name: str) -> None:
     base.set_attn_implementation(name)
     if base.config._attn_implementation != name:  # transformers has only warned
-        raise ValueError(f"{type(base).__name__} lets nobody choose its attention")
+        raise InputError(f"{type(base).__name__} lets nobody choose its attention")
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from zerosearch.errors import InputError
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 _METADATA_FILE = "meta.pt"  # beside the shards, as Lightning names it
@@ -40,7 +42,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         mmap: leave the tensors of a file on the disk until they are used.
 
     Raises:
-        ValueError: the folder lacks files.
+        InputError: the folder lacks files.
     """
     if not is_sharded_checkpoint(path):
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
@@ -70,7 +72,7 @@ def read_weights(path: Path, prefix: str, dtype: torch.dtype | None = None) -> d
         dtype: of floating-point tensors from a folder, whatever it is there; None: as there.
 
     Raises:
-        ValueError: the folder lacks files.
+        InputError: the folder lacks files.
     """
     if not is_sharded_checkpoint(path):
         saved = read_checkpoint(path, mmap=True)["state_dict"]
@@ -101,7 +103,7 @@ def naming_damage(path: Path) -> Iterator[None]:
         yield
     except (OSError, EOFError, UnpicklingError, CheckpointException) as error:
         first = next(iter(getattr(error, "failures", {}).values()), (error,))[0]
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path} is not whole ({first}): resume from an earlier checkpoint of the "
             "same folder, or copy it again"
         ) from error
@@ -111,7 +113,7 @@ def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the module's tensors in the folder of a sharded checkpoint, by name.
 
     Raises:
-        ValueError: the folder lacks files.
+        InputError: the folder lacks files.
     """
     with naming_damage(path):
         entries = _saved_tensors(path)
@@ -154,7 +156,7 @@ def check_same_model(saved: Shapes, present: Shapes) -> None:
         present: of those of the module.
 
     Raises:
-        ValueError: names or shapes differ.
+        InputError: names or shapes differ.
     """
     reshaped = [name for name in present if name in saved and saved[name] != present[name]]
     if reshaped:
@@ -169,7 +171,7 @@ def check_same_model(saved: Shapes, present: Shapes) -> None:
         )
     else:
         return
-    raise ValueError(
+    raise InputError(
         f"the checkpoint of resume= is of another model: {difference}; resume with the model and "
         "algorithm settings of its run, or start a new run from that run's exported policy"
     )
@@ -184,11 +186,11 @@ def check_same_optimizers(saved: Sequence[set[str]], present: Sequence[set[str]]
         present: of what those of the run keep.
 
     Raises:
-        ValueError: they differ.
+        InputError: they differ.
     """
     if list(saved) != list(present):
         there, here = (" and ".join(_listed(names) for names in all_) for all_ in (saved, present))
-        raise ValueError(
+        raise InputError(
             f"the checkpoint of resume= is of another optimizer, which keeps {there} per "
             f"parameter, and that of this run {here}: resume with the optimizer settings of its "
             "run, or start a new run from that run's exported policy"

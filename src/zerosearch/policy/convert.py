@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from zerosearch.errors import InputError
 from zerosearch.policy.checkpoints import (
     check_same_model,
     is_sharded_checkpoint,
@@ -45,17 +46,17 @@ def convert(checkpoint: Path, folder: Path, dtype: Dtype | None = None) -> Path:
         The folder.
 
     Raises:
-        ValueError: there is no checkpoint, or it does not belong to the run's model.
+        InputError: there is no checkpoint, or it does not belong to the run's model.
     """
     if not checkpoint.is_file() and not is_sharded_checkpoint(checkpoint):
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} is no checkpoint: give a file or folder of a run's checkpoints/, such "
             "as logs/train/latest/checkpoints/last.ckpt"
         )
     source = _source_of(checkpoint)
     notes = read_notes(checkpoint)
     if "episode" not in notes:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} is no policy: its run tuned a simulator; resume= that run, whose end "
             "exports the simulator to simulator/ in its folder"
         )
@@ -89,7 +90,7 @@ def _source_of(checkpoint: Path) -> PolicySource:
     """The policy that the run of a checkpoint trains."""
     config = checkpoint.resolve().parents[1] / ".hydra" / "config.yaml"
     if not config.is_file():
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} does not lie in the checkpoints/ of a run folder: {config}, which says "
             "whose model it is, is missing; copy it there"
         )

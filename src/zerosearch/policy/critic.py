@@ -32,7 +32,7 @@ def load_critic(source: PolicySource, sharding: Sharding | None) -> nn.Module:
         See `token_values`. In full training all of it is trainable; with LoRA adapters and head.
 
     Raises:
-        ValueError: as `load_policy`.
+        InputError: as `load_policy`.
     """
     if sharding is not None:
         return load_sharded(source, sharding, put_value_head)
@@ -87,7 +87,7 @@ def token_values(
         [B, T] float32; index t is the value of the tokens before t, 0 where `select_mask` is false.
 
     Raises:
-        ValueError: a selected token has no real token before it.
+        InputError: a selected token has no real token before it.
     """
     attended, selected = attention_mask.bool(), select_mask.bool()
     check_selection(attended, selected)

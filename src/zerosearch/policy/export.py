@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from zerosearch.errors import FileError, InputError
 from zerosearch.policy.sharding import base_model, is_sharded
 from zerosearch.policy.weight_stream import stream_weights
 from zerosearch.runs import SETTINGS_FILE
@@ -54,8 +55,8 @@ def save_policy(
         The folder.
 
     Raises:
-        ValueError: `extra` is not JSON.
-        OSError: the folder could not be written, for example because the disk is full.
+        InputError: `extra` is not JSON.
+        FileError: the folder could not be written, for example because the disk is full.
     """
     folder = Path(folder)
     settings = _to_json(extra)
@@ -76,7 +77,7 @@ def save_policy(
         _flush(temporary)
         _replace(temporary, folder)
     except (OSError, SafetensorError) as error:
-        raise OSError(
+        raise FileError(
             f"the policy could not be exported to {folder} ({error}): free disk space or choose "
             "another folder; an earlier export there is still whole"
         ) from error
@@ -89,11 +90,11 @@ def load_settings(folder: str | Path) -> dict[str, Any]:
     """Read the settings that `save_policy` stored beside the weights.
 
     Raises:
-        ValueError: the folder was not written by `save_policy`.
+        InputError: the folder was not written by `save_policy`.
     """
     file = Path(folder) / SETTINGS_FILE
     if not file.is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} has no {SETTINGS_FILE}: it is not a policy exported by a training run; "
             "give the settings yourself or choose the export folder of a run"
         )
@@ -118,7 +119,7 @@ def _to_json(extra: dict[str, Any]) -> str:
     try:
         return json.dumps(extra, indent=2, ensure_ascii=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"extra={extra!r} cannot be stored in {SETTINGS_FILE} ({error}): use numbers, strings, "
             "lists and dictionaries"
         ) from error

@@ -30,6 +30,7 @@ from transformers.masking_utils import (
     prepare_padding_mask,
 )
 
+from zerosearch.errors import InputError
 from zerosearch.policy.activation_memory import Shape
 
 FLEX_ATTENTION = "zerosearch_flex_attention"
@@ -75,11 +76,11 @@ def packed_flex(
         [B, Q, heads, D], and None for the attention weights.
 
     Raises:
-        ValueError: the family changes its scores in a way that SDPA does not know either.
+        InputError: the family changes its scores in a way that SDPA does not know either.
     """
     unknown = [name for name in _SCORE_CHANGES if kwargs.get(name) is not None]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"flex attention knows no {', '.join(unknown)}: use attn_implementation=eager"
         )
     device = query.device.type
@@ -183,10 +184,10 @@ def verify_flex(shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         dtype: of queries, keys and values.
 
     Raises:
-        ValueError: the kernels cannot be made or run here, or compute something else.
+        InputError: the kernels cannot be made or run here, or compute something else.
     """
     if shape.head_size < SMALLEST_HEAD:
-        raise ValueError(f"flex attention takes no heads of {shape.head_size} numbers")
+        raise InputError(f"flex attention takes no heads of {shape.head_size} numbers")
     sequence = torch.arange(2 * BLOCK, device=device).div(100, rounding_mode="floor")[None]
     visible = and_masks(causal_mask_function, packed_sequence_mask_function(sequence))
     length = 2 * BLOCK
@@ -213,7 +214,7 @@ def verify_flex(shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         )
     except Exception as error:  # of torch, Triton, the compiler or the driver: all mean the same
         words = str(error).strip().splitlines() or [""]
-        raise ValueError(
+        raise InputError(
             f"flex attention does not run here ({type(error).__name__}: {words[0]})"
         ) from error
     expected = with_gradients(
@@ -221,7 +222,7 @@ def verify_flex(shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
     )
     gaps = [(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)]
     if not (gap := max(map(float, gaps))) <= _LARGEST_GAP:
-        raise ValueError(f"flex attention differs from sdpa by {gap:.2g} of the largest number")
+        raise InputError(f"flex attention differs from sdpa by {gap:.2g} of the largest number")
 
 
 AttentionInterface.register(FLEX_ATTENTION, packed_flex)

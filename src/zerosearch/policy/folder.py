@@ -20,8 +20,8 @@ def plain_folder(source: PolicySource, folder: str) -> str:
         The folder.
 
     Raises:
-        ValueError: the model cannot be had.
-        OSError: the folder cannot be written.
+        InputError: the model cannot be had.
+        FileError: the folder cannot be written.
     """
     if not (Path(folder) / CONFIG_FILE).is_file():
         model = source.load_model(trained=False)

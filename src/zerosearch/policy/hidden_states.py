@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from zerosearch.errors import InputError
 from zerosearch.policy.flex_attention import FLEX_ATTENTION, padded_length
 
 
@@ -25,12 +26,12 @@ def check_selection(attended: Tensor, selected: Tensor) -> None:
         selected: [B, T] bool.
 
     Raises:
-        ValueError: a selected token has no real token before it (position 0, or the first one after
+        InputError: a selected token has no real token before it (position 0, or the first one after
             left padding), or is padding.
     """
     predictable = attended & F.pad(attended[:, :-1], (1, 0))
     if bool((selected & ~predictable).any()):
-        raise ValueError(
+        raise InputError(
             "select_mask selects padding or a token without a real token before it (position 0): "
             "only tokens that the model predicts can be selected"
         )

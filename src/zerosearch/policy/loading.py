@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from zerosearch.distributed import gather_objects
-from zerosearch.errors import ZeroSearchError
+from zerosearch.errors import InputError, ZeroSearchError
 from zerosearch.policy.adaptation import base_free, start_adapters, switch_off_dropout
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.reference import ReferencePolicy
@@ -54,7 +54,7 @@ def load_policy(source: PolicySource, sharding: Sharding | None) -> nn.Module:
         A causal LM or PeftModel in training mode; where sharded, its parameters are DTensors.
 
     Raises:
-        ValueError: as `load_model`; where sharded also: the files lack tensors of the model or hold
+        InputError: as `load_model`; where sharded also: the files lack tensors of the model or hold
             others.
     """
     if sharding is None:
@@ -80,7 +80,7 @@ def load_sharded(
         As of `load_policy`, but not verified.
 
     Raises:
-        ValueError: as of `load_policy`.
+        InputError: as of `load_policy`.
     """
     source.check()
     files = source.safetensors_files()
@@ -171,7 +171,7 @@ def _check_names(base: PreTrainedModel, files: dict[str, Path], new_head: str | 
         and not any(re.search(pattern, name) for pattern in ignored)
     ]
     if missing or unexpected:
-        raise ValueError(
+        raise InputError(
             f"the weights in {next(iter(files.values())).parent} are not those of "
             f"{type(base).__name__}: {len(missing)} tensors are missing ({_few(missing)}), "
             f"{len(unexpected)} are not of the model ({_few(unexpected)}); set model.path to a "
@@ -193,7 +193,7 @@ def _read_shards(tensors: dict[str, Tensor], files: dict[str, Path]) -> None:
             for name in sorted(names):
                 stored, target = opened.get_slice(name), tensors[name]
                 if tuple(stored.get_shape()) != tuple(target.shape):
-                    raise ValueError(
+                    raise InputError(
                         f"{name} has shape {stored.get_shape()} in {file}, but the model of its "
                         f"config has {list(target.shape)}: config.json and weights do not belong "
                         "together"
@@ -214,7 +214,7 @@ def _from_rank_0(
     told: tuple[Any, ...] = (failure, base and base.config, base and base.generation_config)
     failure, config, generation_config = gather_objects(told)[0]
     if failure is not None:
-        raise ValueError(failure)
+        raise InputError(failure)
     model = _skeleton(source, config)
     base_model(model).generation_config = generation_config
     for each in (model, whole):

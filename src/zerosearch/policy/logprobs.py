@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 from transformers.utils.generic import is_flash_attention_requested
 
+from zerosearch.errors import InputError
 from zerosearch.policy.flex_attention import FLEX_ATTENTION
 from zerosearch.policy.hidden_states import check_selection, forward_method, predicting_states
 from zerosearch.policy.sharding import base_model, compute_device, compute_dtype, reshard
@@ -65,13 +66,13 @@ def token_logprobs(
         `TokenStats`, zeros outside `select_mask`.
 
     Raises:
-        ValueError: temperature or chunk size not positive, or a selected token has no real token
+        InputError: temperature or chunk size not positive, or a selected token has no real token
             before it (position 0, or the first one after left padding).
     """
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} gives no distribution: use a value above 0")
+        raise InputError(f"temperature={temperature} gives no distribution: use a value above 0")
     if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 1")
+        raise InputError(f"chunk_tokens={chunk_tokens} must be at least 1")
     attended, selected = attention_mask.bool(), select_mask.bool()
     check_selection(attended, selected)
     logprobs, entropy = forward_method(model, _selected_stats)(
@@ -126,7 +127,7 @@ def verify_logprobs(model: nn.Module) -> None:
     not known here would be trained on wrong log-probs without any other sign.
 
     Raises:
-        ValueError: the two differ.
+        InputError: the two differ.
     """
     causal = base_model(model)
     size = min(64, causal.config.get_text_config().vocab_size)
@@ -140,7 +141,7 @@ def verify_logprobs(model: nn.Module) -> None:
     full = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     gap = (chunked - full).abs().max().item()
     if not gap <= _tolerance(model):
-        raise ValueError(
+        raise InputError(
             f"log-probs of model_type={causal.config.model_type} differ by {gap:.3g} from its own "
             "forward pass: its logits are not those of its head; teach "
             "zerosearch.policy.logprobs.logit_transform this family, or use another model"

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from zerosearch.errors import InputError
 from zerosearch.policy.logprobs import TokenStats, token_logprobs
 from zerosearch.policy.sharding import local_tensor, named_tensors, reshard
 from zerosearch.policy.weight_digest import weight_digest
@@ -86,16 +87,16 @@ class ReferencePolicy(nn.Module):
             name: of the policy's files, for people.
 
         Raises:
-            ValueError: the policy's files are others than they were.
+            InputError: the policy's files are others than they were.
         """
         if saved == self.left_out:
             return
         if saved is None:
-            raise ValueError(
+            raise InputError(
                 "resume: this run has a reference policy (algorithm.kl_coefficient is not 0), that "
                 "of the checkpoint had none: resume with the algorithm settings of its run"
             )
-        raise ValueError(
+        raise InputError(
             f"resume: the reference policy is the model that the run started from, whose weights "
             f"had the fingerprint {saved}, but model.path={name} now gives {self.origin}: set "
             "model.path, model.revision, model.gguf_file and model.init_seed to what they were, "

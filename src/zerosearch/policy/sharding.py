@@ -25,6 +25,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from zerosearch.errors import InputError
 from zerosearch.policy.adaptation import decoder_layers
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -58,11 +59,11 @@ def shard_model(model: nn.Module, sharding: Sharding) -> None:
         sharding: how.
 
     Raises:
-        ValueError: the model has no layers that can be gathered one by one.
+        InputError: the model has no layers that can be gathered one by one.
     """
     layers = decoder_layers(model)
     if not layers:
-        raise ValueError(
+        raise InputError(
             f"trainer=fsdp: {type(base_model(model)).__name__} has no decoder layers that could be "
             "gathered one by one; use trainer=gpu or trainer=ddp"
         )

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import is_gguf_available
 
-from zerosearch.errors import as_input_errors
+from zerosearch.errors import InputError, as_input_errors
 from zerosearch.hub import check_files
 from zerosearch.model_path import PACKAGE, resolve_path
 from zerosearch.policy.adaptation import (
@@ -78,13 +78,13 @@ class PolicySource:
         """Raise at once, in one sentence, what would make loading fail or train wrongly.
 
         Raises:
-            ValueError: names the field, its value and the mend.
+            InputError: names the field, its value and the mend.
         """
         if self.dtype not in DTYPES:
-            raise ValueError(f"model.dtype={self.dtype} is unknown: use one of {', '.join(DTYPES)}")
+            raise InputError(f"model.dtype={self.dtype} is unknown: use one of {', '.join(DTYPES)}")
         check_attention(self.attn_implementation)
         if self.gguf_file is not None and not is_gguf_available():
-            raise ValueError(
+            raise InputError(
                 f"model.gguf_file={self.gguf_file} needs the gguf package: `pip install gguf`"
             )
         if self.lora is not None:
@@ -105,7 +105,7 @@ class PolicySource:
             A causal LM, or with `lora` a PeftModel whose adapters alone are trainable.
 
         Raises:
-            ValueError: see `check`; or the weights are not of `architecture`.
+            InputError: see `check`; or the weights are not of `architecture`.
         """
         self.check()
         dtype = self._base_dtype(trained)
@@ -131,14 +131,14 @@ class PolicySource:
         """Load the tokenizer with pad token and BOS rule set (see `prepare_tokenizer`).
 
         Raises:
-            ValueError: no tokenizer there, no EOS, no chat template although `chat`, or more
+            InputError: no tokenizer there, no EOS, no chat template although `chat`, or more
                 token ids than the model has embeddings.
         """
         arguments = self._arguments("tokenizer")
         try:
             tokenizer = AutoTokenizer.from_pretrained(**arguments)
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"no tokenizer could be loaded from {arguments['pretrained_model_name_or_path']}: "
                 f"set model.tokenizer_path to a folder or hub name that has one ({error})"
             ) from error
@@ -151,7 +151,7 @@ class PolicySource:
         """Configuration from `architecture` where given, else from the model's files."""
         if self.architecture is not None:
             if "model_type" not in self.architecture:
-                raise ValueError(
+                raise InputError(
                     "model.architecture has no model_type: copy it from the model's config.json"
                 )
             return AutoConfig.for_model(**self.architecture)
@@ -235,13 +235,13 @@ class PolicySource:
             config: of the weights.
 
         Raises:
-            ValueError: names the field that differs.
+            InputError: names the field that differs.
         """
         architecture = self.architecture or {}
         for name in SIZE_FIELDS:
             loaded = getattr(config, name, None)
             if name in architecture and architecture[name] != loaded:
-                raise ValueError(
+                raise InputError(
                     f"model.architecture.{name}={architecture[name]}, but the weights of "
                     f"model.path have {loaded}: correct it, or set model.architecture=null"
                 )
@@ -288,7 +288,7 @@ class PolicySource:
         """Arguments of `from_pretrained`; what is on this machine is not asked of the hub again.
 
         Raises:
-            ValueError: the files are missing or the hub cannot be reached.
+            InputError: the files are missing or the hub cannot be reached.
         """
         arguments: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         if part == "tokenizer" and self.tokenizer_path is not None:

@@ -13,6 +13,8 @@ from jinja2.exceptions import TemplateError
 from tokenizers import processors
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from zerosearch.errors import InputError
+
 Message = dict[str, str]
 
 
@@ -26,17 +28,17 @@ def prepare_tokenizer(
         config: configuration of the model it belongs to.
 
     Raises:
-        ValueError: no EOS token, or more token ids than the model has embeddings.
+        InputError: no EOS token, or more token ids than the model has embeddings.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError(
+        raise InputError(
             "the tokenizer of model.path has no EOS token, so that no turn could end: set "
             "eos_token in its tokenizer_config.json"
         )
     top_id = max(tokenizer.get_vocab().values())
     vocabulary = config.get_text_config().vocab_size
     if top_id >= vocabulary:
-        raise ValueError(
+        raise InputError(
             f"the tokenizer has token id {top_id} but the model only {vocabulary} embeddings: "
             "set model.path / model.tokenizer_path to a pair that belongs together"
         )
@@ -91,7 +93,7 @@ def render_prompt(
             contents with an empty line and encodes them as plain text (base models).
 
     Raises:
-        ValueError: chat without a chat template, or the template refuses the messages.
+        InputError: chat without a chat template, or the template refuses the messages.
     """
     if not chat:
         return encode_prompt(tokenizer, "\n\n".join(message["content"] for message in messages))
@@ -102,7 +104,7 @@ def render_prompt(
         )
     except TemplateError as error:
         roles = [message["role"] for message in messages]
-        raise ValueError(
+        raise InputError(
             f"the chat template of the tokenizer refuses messages with the roles {roles} "
             f"({error}): change the roles of the prompt template, or set model.chat=false"
         ) from error
@@ -110,9 +112,9 @@ def render_prompt(
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a ValueError when the tokenizer has no chat template."""
+    """Raise an InputError when the tokenizer has no chat template."""
     if tokenizer.chat_template is None:
-        raise ValueError(
+        raise InputError(
             "model.chat=true, but the tokenizer has no chat template: set model.chat=false (base "
             "models read plain text), or use the instruct version of the model"
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from zerosearch.errors import InputError
 from zerosearch.text import normalize_answer
 
 # Bounds the index matrix of one bootstrap chunk to about 8 MB, whatever the number of questions.
@@ -29,7 +30,7 @@ def exact_match(prediction: str | None, golden_answers: Sequence[str]) -> float:
         golden_answers: accepted answers; best match counts.
 
     Raises:
-        ValueError: `golden_answers` is one string instead of a sequence of strings.
+        InputError: `golden_answers` is one string instead of a sequence of strings.
     """
     return _best(prediction, golden_answers, lambda guess, golden: float(guess == golden))
 
@@ -45,7 +46,7 @@ def cover_match(prediction: str | None, golden_answers: Sequence[str]) -> float:
         golden_answers: accepted answers; best match counts.
 
     Raises:
-        ValueError: `golden_answers` is one string instead of a sequence of strings.
+        InputError: `golden_answers` is one string instead of a sequence of strings.
     """
     return _best(prediction, golden_answers, lambda guess, golden: float(golden in guess))
 
@@ -60,7 +61,7 @@ def token_f1(prediction: str | None, golden_answers: Sequence[str]) -> float:
         golden_answers: accepted answers; best match counts.
 
     Raises:
-        ValueError: `golden_answers` is one string instead of a sequence of strings.
+        InputError: `golden_answers` is one string instead of a sequence of strings.
     """
     return _best(prediction, golden_answers, _bag_f1)
 
@@ -76,7 +77,7 @@ def _best(
 ) -> float:
     """Best `compare(guess, golden)` over pairs of non-empty normal forms; 0.0 if there is none."""
     if isinstance(golden_answers, str):
-        raise ValueError(
+        raise InputError(
             f"golden_answers={golden_answers!r} is one string, whose characters would be taken for "
             "answers: pass a list, e.g. [answer]"
         )
@@ -112,7 +113,7 @@ class AnswerMetrics(Metric):
     def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: object) -> None:
         super().__init__(**kwargs)
         if resamples < 1:
-            raise ValueError(f"resamples={resamples}: the bootstrap needs at least 1")
+            raise InputError(f"resamples={resamples}: the bootstrap needs at least 1")
         self.resamples = resamples
         self.seed = seed
         for name in ("f1", "em", "cover_em", "answered", "failed"):
@@ -148,7 +149,7 @@ class AnswerMetrics(Metric):
             `answered` and `failed` (shares of questions), `count` (questions).
 
         Raises:
-            ValueError: no rank added a question.
+            InputError: no rank added a question.
         """
         scored = ("f1", "em", "cover_em")
         columns = {name: self._column(name) for name in (*scored, "answered", "failed")}
@@ -164,7 +165,7 @@ class AnswerMetrics(Metric):
         state = getattr(self, name)
         values = dim_zero_cat(state) if len(state) else torch.empty(0)
         if values.numel() == 0:
-            raise ValueError(
+            raise InputError(
                 "AnswerMetrics has 0 questions on all ranks: call update() before compute(), or "
                 "check that the evaluation data is not empty"
             )

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from zerosearch.errors import InputError
 from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.metrics import cover_match, exact_match, token_f1
 from zerosearch.types import Trajectory
@@ -55,16 +56,16 @@ class Rubric:
         terms: reward terms by name; None is the paper's reward, F1 with weight 1.
 
     Raises:
-        ValueError: there is no term, or a weight is not finite.
+        InputError: there is no term, or a weight is not finite.
     """
 
     def __init__(self, terms: Mapping[str, RewardTerm] | None = None) -> None:
         self.terms = {"f1": RewardTerm(function=answer_f1)} if terms is None else dict(terms)
         if not self.terms:
-            raise ValueError("terms={} gives every trajectory reward 0: name at least one term")
+            raise InputError("terms={} gives every trajectory reward 0: name at least one term")
         for name, term in self.terms.items():
             if not math.isfinite(term.weight):
-                raise ValueError(f"terms.{name}.weight={term.weight}: set a finite number")
+                raise InputError(f"terms.{name}.weight={term.weight}: set a finite number")
 
     def score(self, trajectory: Trajectory) -> RewardScore:
         """Reward and answer metrics of one valid trajectory.
@@ -74,14 +75,14 @@ class Rubric:
                 caller's error to pass it.
 
         Raises:
-            ValueError: a term is NaN or infinite; names the term and the question.
+            InputError: a term is NaN or infinite; names the term and the question.
         """
         assert trajectory.valid, f"invalid trajectory has no reward: {trajectory.error}"
         total = 0.0
         for name, term in self.terms.items():
             value = float(term.function(trajectory))
             if not math.isfinite(value):
-                raise ValueError(
+                raise InputError(
                     f"reward term {name!r} is {value} for question {trajectory.question.uid!r} "
                     f"({trajectory.question.text!r}): return a finite number from its function"
                 )

@@ -6,6 +6,7 @@ see configs/rubric/shaped.yaml.
 
 from __future__ import annotations
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count
 from zerosearch.reward.metrics import cover_match
 from zerosearch.types import Trajectory
@@ -48,9 +49,9 @@ def overlong(trajectory: Trajectory, *, limit: Count, buffer: Count) -> float:
         buffer: tokens before it over which the penalty grows.
 
     Raises:
-        ValueError: `buffer` is not between 1 and `limit`.
+        InputError: `buffer` is not between 1 and `limit`.
     """
     if not 1 <= buffer <= limit:
-        raise ValueError(f"buffer={buffer} of the overlong term: give 1 to limit={limit} tokens")
+        raise InputError(f"buffer={buffer} of the overlong term: give 1 to limit={limit} tokens")
     excess = sum(trajectory.sampled) - (limit - buffer)
     return -min(max(excess / buffer, 0.0), 1.0)

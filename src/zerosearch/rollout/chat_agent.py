@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from zerosearch.errors import InputError
 from zerosearch.generation.generator import CompletionStop
 from zerosearch.ranges import NotNegative, Positive
 from zerosearch.reward.answer import extract_answer
@@ -55,7 +56,7 @@ class ChatAgent:
         turn_timeout_s: Positive = 120.0,
     ) -> None:
         if not temperature >= 0 or not turn_timeout_s > 0:
-            raise ValueError(
+            raise InputError(
                 f"agent.temperature={temperature}, agent.turn_timeout_s={turn_timeout_s}: give a "
                 "temperature of 0 or more, and seconds above 0"
             )
@@ -151,7 +152,7 @@ class ChatAgent:
             talk.tokens += tally.tokens
 
     async def check(self) -> None:
-        """Ask for the model; ValueError where no server has it."""
+        """Ask for the model; InputError where no server has it."""
         await self.chat.check()
 
     def settings(self) -> dict[str, Any]:

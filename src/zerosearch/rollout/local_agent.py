@@ -72,7 +72,7 @@ class LocalAgent:
         return Played(trajectory=trajectory, answer=extract_answer(trajectory.final_text))
 
     async def check(self) -> None:
-        """Load the model; ValueError where it cannot be had."""
+        """Load the model; InputError where it cannot be had."""
         await self._loaded()
 
     def settings(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError
 from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.policy.tokenizer import render_prompt
 from zerosearch.ranges import CountOrZero, NotNegative, ShareAboveZero
@@ -43,7 +44,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError(
+            raise InputError(
                 f"decoding {self}: give temperature >= 0 (0 is greedy), top_p in (0, 1], top_k >= 0"
             )
 
@@ -62,7 +63,7 @@ class Rollouter:
         lockstep: every turn waits for the slowest search (see `Lockstep`).
 
     Raises:
-        ValueError: `max_observation_tokens` is too small for the tags around documents, or for the
+        InputError: `max_observation_tokens` is too small for the tags around documents, or for the
             hint.
     """
 
@@ -90,12 +91,12 @@ class Rollouter:
         """Token ids of a question's prompt, never cut (invariant 10).
 
         Raises:
-            ValueError: longer than `max_prompt_tokens`.
+            InputError: longer than `max_prompt_tokens`.
         """
         message = {"role": "user", "content": self.settings.render_prompt(question)}
         ids = render_prompt(self.tokenizer, [message], chat=self.chat)
         if len(ids) > self.settings.max_prompt_tokens:
-            raise ValueError(
+            raise InputError(
                 f"the prompt of question {question.uid!r} has {len(ids)} tokens, more than "
                 f"episode.max_prompt_tokens={self.settings.max_prompt_tokens}: raise it, or drop "
                 "the question from the data"
@@ -133,7 +134,7 @@ class Rollouter:
             failed search carry an `error` and are invalid.
 
         Raises:
-            ValueError: a prompt exceeds its budget; nothing was sampled yet.
+            InputError: a prompt exceeds its budget; nothing was sampled yet.
         """
         trajectories = [
             Trajectory(
@@ -265,7 +266,7 @@ class Rollouter:
             least["episode.invalid_hint"] = len(self._encode(hint.render()))
         for what, tokens in least.items():
             if tokens > settings.max_observation_tokens:
-                raise ValueError(
+                raise InputError(
                     f"episode.max_observation_tokens={settings.max_observation_tokens} is too few "
                     f"for {what}: give {tokens} or more"
                 )

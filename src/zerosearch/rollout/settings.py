@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, Positive
 from zerosearch.search.formatters import get_formatter
 from zerosearch.types import Question
@@ -48,12 +49,12 @@ class EpisodeSettings:
         get_formatter(self.formatter)
         self._check_numbers()
         if self.invalid_hint is not None and not self.invalid_hint.strip():
-            raise ValueError(
+            raise InputError(
                 f"episode.invalid_hint={self.invalid_hint!r} says nothing: write a sentence, or "
                 "give null to end the episode instead"
             )
         if _PLACEHOLDER.text not in self.render_prompt(_PLACEHOLDER):
-            raise ValueError(
+            raise InputError(
                 f"episode.prompt_template={self.prompt_template!r} does not show the question: "
                 "write {{ question }} where it belongs"
             )
@@ -62,15 +63,15 @@ class EpisodeSettings:
         positive = ("max_prompt_tokens", "max_turn_tokens", "max_observation_tokens", "top_k")
         for name in positive:
             if getattr(self, name) < 1:
-                raise ValueError(f"episode.{name}={getattr(self, name)}: give 1 or more")
+                raise InputError(f"episode.{name}={getattr(self, name)}: give 1 or more")
         if self.max_turns < 0:
-            raise ValueError(f"episode.max_turns={self.max_turns}: give 0 (no search) or more")
+            raise InputError(f"episode.max_turns={self.max_turns}: give 0 (no search) or more")
         if not self.search_timeout_s > 0:
-            raise ValueError(
+            raise InputError(
                 f"episode.search_timeout_s={self.search_timeout_s}: give seconds, more than 0"
             )
         if self.max_prompt_tokens + self.max_turn_tokens > self.max_context_tokens:
-            raise ValueError(
+            raise InputError(
                 f"episode.max_context_tokens={self.max_context_tokens} does not hold a prompt of "
                 f"{self.max_prompt_tokens} and a turn of {self.max_turn_tokens} tokens: raise it "
                 "or lower episode.max_prompt_tokens / episode.max_turn_tokens"
@@ -81,7 +82,7 @@ class EpisodeSettings:
         """The compiled prompt template.
 
         Raises:
-            ValueError: neither a shipped template nor a file, or not the syntax of jinja2.
+            InputError: neither a shipped template nor a file, or not the syntax of jinja2.
         """
         for path in (Path(self.prompt_template), _SHIPPED / f"{self.prompt_template}.j2"):
             if path.is_file():
@@ -91,12 +92,12 @@ class EpisodeSettings:
                 try:
                     return environment.from_string(path.read_text(encoding="utf-8"))
                 except jinja2.TemplateSyntaxError as error:
-                    raise ValueError(
+                    raise InputError(
                         f"episode.prompt_template={self.prompt_template!r}, line {error.lineno}: "
                         f"{error.message}; mend the template"
                     ) from error
         names = sorted(path.stem for path in _SHIPPED.glob("*.j2"))
-        raise ValueError(
+        raise InputError(
             f"episode.prompt_template={self.prompt_template!r} is no file and no shipped template: "
             f"give a path or one of {names}"
         )
@@ -105,7 +106,7 @@ class EpisodeSettings:
         """The prompt text of a question.
 
         Raises:
-            ValueError: the template uses a name that is not given to it.
+            InputError: the template uses a name that is not given to it.
         """
         if self.prompt_text is not None:
             return self.prompt_text.replace(_PLACEHOLDER.text, question.text)
@@ -114,7 +115,7 @@ class EpisodeSettings:
                 question=question.text, max_turns=self.max_turns, top_k=self.top_k
             )
         except jinja2.UndefinedError as error:
-            raise ValueError(
+            raise InputError(
                 f"episode.prompt_template={self.prompt_template!r}: {error.message}; a template "
                 "may use question, max_turns and top_k"
             ) from error
@@ -127,12 +128,12 @@ class EpisodeSettings:
         """Compare with `as_dict` of the episodes a policy was trained on.
 
         Raises:
-            ValueError: one differs; says which, and the mend.
+            InputError: one differs; says which, and the mend.
         """
         for key, value in self.as_dict().items():
             if key not in _FREE and saved.get(key) != value:
                 field = "prompt_template" if key == "prompt_text" else key
-                raise ValueError(
+                raise InputError(
                     f"episode.{field} is {value!r} but the policy was trained with "
                     f"{saved.get(key)!r}: set it back, or train it anew on such episodes in a "
                     "run with model.path=<run folder>/policy"

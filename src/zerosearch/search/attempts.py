@@ -17,7 +17,7 @@ from tenacity import (
     wait_random,
 )
 
-from zerosearch.errors import ZeroSearchError
+from zerosearch.errors import InputError, ZeroSearchError
 from zerosearch.types import SearchError
 
 T = TypeVar("T")
@@ -63,9 +63,9 @@ class Attempts:
 
     def __post_init__(self) -> None:
         if self.max_retries < 0:
-            raise ValueError(f"max_retries={self.max_retries}: give 0 or more")
+            raise InputError(f"max_retries={self.max_retries}: give 0 or more")
         if not self.backoff_s >= 0:
-            raise ValueError(f"backoff_s={self.backoff_s}: give seconds, 0 or more")
+            raise InputError(f"backoff_s={self.backoff_s}: give seconds, 0 or more")
 
     async def run(
         self, attempt: Callable[[int], Awaitable[T]], *, endpoint: str, timeout_s: float

@@ -23,6 +23,7 @@ import numpy as np
 from bm25s.tokenization import Tokenizer
 
 from zerosearch.data.corpus import Passage
+from zerosearch.errors import InputError
 from zerosearch.ranges import NotNegative, Share
 from zerosearch.search.retrieval import Hit, load_passages, write_folder
 from zerosearch.types import SearchRequest, SearchResult
@@ -68,7 +69,7 @@ class BM25Search:
         index_dir: where to keep built indexes, or None to build one per process.
 
     Raises:
-        ValueError: a parameter is out of range. A bad corpus is found by `prepare`.
+        InputError: a parameter is out of range. A bad corpus is found by `prepare`.
     """
 
     name = "bm25"
@@ -82,9 +83,9 @@ class BM25Search:
         index_dir: str | Path | None = None,
     ) -> None:
         if not 0 <= k1 < math.inf:
-            raise ValueError(f"k1: {k1} is not a number of at least 0; 1.5 is usual")
+            raise InputError(f"k1: {k1} is not a number of at least 0; 1.5 is usual")
         if not 0 <= b <= 1:
-            raise ValueError(f"b: {b} is outside [0, 1]; 0.75 is usual")
+            raise InputError(f"b: {b} is outside [0, 1]; 0.75 is usual")
         self.k1, self.b = k1, b
         self.stopwords = _resolve_stopwords(stopwords)
         self.index_dir = Path(index_dir) if index_dir is not None else None
@@ -100,7 +101,7 @@ class BM25Search:
         """Read the corpus before any costly work.
 
         Raises:
-            ValueError: the corpus is missing or bad.
+            InputError: the corpus is missing or bad.
         """
         self.prepare()
 
@@ -110,7 +111,7 @@ class BM25Search:
         A query without a known term gets no documents: an empty result, not an error.
 
         Raises:
-            ValueError: `top_k` is below 1, or the corpus is bad (first call without `prepare`).
+            InputError: `top_k` is below 1, or the corpus is bad (first call without `prepare`).
         """
         self.prepare()
         started = time.perf_counter()
@@ -129,7 +130,7 @@ class BM25Search:
         """The corpus and the parameters by their fingerprint, and the query.
 
         Raises:
-            ValueError: the corpus is bad (first call without `prepare`).
+            InputError: the corpus is bad (first call without `prepare`).
         """
         return {
             "engine": self.name,
@@ -146,7 +147,7 @@ class BM25Search:
             top_k: most passages to return, at least 1; may exceed the corpus.
 
         Raises:
-            ValueError: `top_k` is below 1, or the corpus is bad (first call without `prepare`).
+            InputError: `top_k` is below 1, or the corpus is bad (first call without `prepare`).
         """
         return [hit.passage for hit in self._hits(query, top_k)]
 
@@ -161,7 +162,7 @@ class BM25Search:
             The index, whose document positions are those of the corpus.
 
         Raises:
-            ValueError: the corpus is bad or has no words, or a saved index is damaged.
+            InputError: the corpus is bad or has no words, or a saved index is damaged.
         """
         return self._prepared().index
 
@@ -193,7 +194,7 @@ class BM25Search:
 
     def _hits(self, query: str, top_k: int) -> list[Hit]:
         if top_k < 1:
-            raise ValueError(f"top_k: {top_k} documents were asked for; ask for 1 or more")
+            raise InputError(f"top_k: {top_k} documents were asked for; ask for 1 or more")
         indexed = self._prepared()
         terms = bm25s.tokenize(
             fold_text(query),
@@ -222,7 +223,7 @@ class BM25Search:
         )
         assert isinstance(tokens, bm25s.tokenization.Tokenized)
         if not tokens.vocab:
-            raise ValueError(
+            raise InputError(
                 "corpus: passages hold nothing but stop words; there is nothing to find"
             )
         # numpy by name: the numba backend, where installed, may sum scores in another order.
@@ -286,7 +287,7 @@ def _resolve_stopwords(stopwords: str | Sequence[str] | None) -> tuple[str, ...]
         try:
             stopwords = Tokenizer(stopwords=stopwords).stopwords
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"stopwords: {stopwords!r} is no language that bm25s knows; "
                 "give 'en', a list of words or null"
             ) from error
@@ -300,9 +301,9 @@ def _load_index(folder: Path, passage_count: int) -> bm25s.BM25:
         entries = {len(index.scores["data"]), len(index.scores["indices"]), int(starts[-1])}
         whole = len(starts) == len(index.vocab_dict) + 1 and len(entries) == 1
         if not whole or index.scores["num_docs"] != passage_count:
-            raise ValueError("its arrays do not fit together")
+            raise InputError("its arrays do not fit together")
     except (OSError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise ValueError(
+        raise InputError(
             f"index_dir: the saved index {folder} is damaged ({error}); delete that folder"
         ) from error
     return index

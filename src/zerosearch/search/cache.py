@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Positive
 from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
 from zerosearch.search.store import StoreError, TextStore, holds_store
@@ -45,10 +46,10 @@ def build_search(
         cache_gib: bound of that folder; the least recently used answers go first.
 
     Raises:
-        ValueError: an argument is out of range, or the engine's results cannot be cached.
+        InputError: an argument is out of range, or the engine's results cannot be cached.
     """
     if cache not in MODES:
-        raise ValueError(f"search.cache={cache!r}: choose one of {', '.join(MODES)}")
+        raise InputError(f"search.cache={cache!r}: choose one of {', '.join(MODES)}")
     if cache == "none":
         return engine
     return CachedSearch(engine, cache_folder, replay=cache == "replay", size_gib=cache_gib)
@@ -67,19 +68,19 @@ class CachedSearch:
         size_gib: bound of the folder.
 
     Raises:
-        ValueError: the engine has no `cache_key`, or the size is out of range.
+        InputError: the engine has no `cache_key`, or the size is out of range.
     """
 
     def __init__(
         self, engine: SearchEngine, folder: str | Path, *, replay: bool, size_gib: float = 10.0
     ) -> None:
         if not isinstance(engine, Cacheable):
-            raise ValueError(
+            raise InputError(
                 f"search.cache: {type(engine).__name__} does not say what determines its results; "
                 "give it a method `cache_key(request)`, or set search.cache=none"
             )
         if not size_gib > 0:
-            raise ValueError(f"search.cache_gib={size_gib}: give a size above 0")
+            raise InputError(f"search.cache_gib={size_gib}: give a size above 0")
         self.engine = engine
         self.folder = Path(folder).expanduser()
         self.replay = replay
@@ -116,20 +117,20 @@ class CachedSearch:
         """Open the cache and, unless this is a replay, check the engine.
 
         Raises:
-            ValueError: the cache cannot be used, a replay has nothing to answer from, or the
+            InputError: the cache cannot be used, a replay has nothing to answer from, or the
                 engine cannot answer.
         """
         if self.replay and not holds_store(self.folder):
-            raise ValueError(
+            raise InputError(
                 f"search.cache=replay, but search.cache_folder={self.folder} holds no cache: "
                 "record a run with search.cache=use, or correct the folder"
             )
         try:
             empty = len(self._opened()) == 0
         except StoreError as error:
-            raise ValueError(f"search.cache_folder={self.folder}: {error}; {self._mend}") from error
+            raise InputError(f"search.cache_folder={self.folder}: {error}; {self._mend}") from error
         if self.replay and empty:
-            raise ValueError(
+            raise InputError(
                 f"search.cache=replay, but the cache in search.cache_folder={self.folder} is "
                 "empty: record a run with search.cache=use"
             )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.attempts import Attempts, ServerFailure, patiently
 from zerosearch.search.chat_servers import ChatReply, ChatServers
@@ -60,7 +61,7 @@ class ChatModel(Protocol):
         ...
 
     async def check(self) -> None:
-        """Raise a ValueError with the mend where the model cannot answer."""
+        """Raise an InputError with the mend where the model cannot answer."""
         ...
 
     def redact(self, text: str) -> str:
@@ -92,7 +93,7 @@ class ChatClient:
         api_key_env: environment variable that holds the servers' key; vLLM needs none.
 
     Raises:
-        ValueError: an argument is out of range.
+        InputError: an argument is out of range.
     """
 
     def __init__(
@@ -111,13 +112,13 @@ class ChatClient:
         api_key_env: str = "OPENAI_API_KEY",
     ) -> None:
         if not model:
-            raise ValueError(f"{node}.model is empty: give the name that the server serves")
+            raise InputError(f"{node}.model is empty: give the name that the server serves")
         for name, value in (
             ("attempt_timeout_s", attempt_timeout_s),
             ("probe_interval_s", probe_interval_s),
         ):
             if not value > 0:
-                raise ValueError(f"{node}.{name}={value}: give seconds above 0")
+                raise InputError(f"{node}.{name}={value}: give seconds above 0")
         for name, value, least in (
             ("max_concurrency", max_concurrency, 1),
             ("max_retries", max_retries, 0),
@@ -142,7 +143,7 @@ class ChatClient:
         self.attempt_timeout_s = attempt_timeout_s
 
     def slot(self) -> AbstractAsyncContextManager[None]:
-        """Wait for one of the `max_concurrency` places; ValueError where there is no endpoint."""
+        """Wait for one of the `max_concurrency` places; InputError where there is no endpoint."""
         return self.servers.slot()
 
     async def ask(self, body: dict[str, Any], *, timeout_s: float, tally: Tally) -> ChatReply:
@@ -182,7 +183,7 @@ class ChatClient:
             timeout_s: bound of the whole check; endpoints are asked at once.
 
         Raises:
-            ValueError: one sentence that says which endpoints fail, why, and what to do.
+            InputError: one sentence that says which endpoints fail, why, and what to do.
         """
         await self.servers.connect()
         endpoints = self.servers.endpoints
@@ -192,7 +193,7 @@ class ChatClient:
         if failed:
             what = ", ".join(f"{failure.endpoint} ({failure.reason})" for failure in failed)
             role = self.node.partition(".")[0]
-            raise ValueError(
+            raise InputError(
                 f"{self.node}.endpoints: no {role} answers at {what}: start a server with "
                 f"`vllm serve {self.model}` and set {self.node}.endpoints=[http://HOST:8000/v1]"
             )
@@ -202,7 +203,7 @@ class ChatClient:
             if not isinstance(names, ServerFailure) and self.model not in names
         ]
         if lacking:
-            raise ValueError(
+            raise InputError(
                 f"{self.node}.model={self.model!r} is not served at {', '.join(lacking)}: set "
                 f"{self.node}.model to a served name, or {self.node}.endpoints to the servers of "
                 f"`vllm serve {self.model}`"
@@ -220,6 +221,6 @@ class ChatClient:
 
 
 def check_least(node: str, name: str, value: float, least: float) -> None:
-    """Raise ValueError where a setting of a node is below its least value."""
+    """Raise InputError where a setting of a node is below its least value."""
     if not value >= least:
-        raise ValueError(f"{node}.{name}={value}: give {least} or more")
+        raise InputError(f"{node}.{name}={value}: give {least} or more")

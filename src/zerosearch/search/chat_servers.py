@@ -21,6 +21,7 @@ import aiohttp
 import httpx
 import openai
 
+from zerosearch.errors import InputError
 from zerosearch.search.attempts import PROBE_TIMEOUT_S
 from zerosearch.search.endpoints import CallFailure, FailureKind
 from zerosearch.search.http_failures import checked_url, key_from_env, one_line, retry_after_s
@@ -88,7 +89,7 @@ class ChatServers:
         api_key_env: environment variable with the key; it may be unset.
 
     Raises:
-        ValueError: an endpoint is no plain http(s) URL.
+        InputError: an endpoint is no plain http(s) URL.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class ChatServers:
     ) -> None:
         field = f"{node}.endpoints"
         if isinstance(endpoints, str):
-            raise ValueError(f"{field}={endpoints!r}: give a list, such as [URL,URL]")
+            raise InputError(f"{field}={endpoints!r}: give a list, such as [URL,URL]")
         self.endpoints = tuple(dict.fromkeys(_base_url(field, each) for each in endpoints))
         self.node = node
         self.max_concurrency = max_concurrency
@@ -112,7 +113,7 @@ class ChatServers:
         """Make sure that there is what connections need; no server is asked.
 
         Raises:
-            ValueError: no endpoint is given, or no HTTP header may hold the key.
+            InputError: no endpoint is given, or no HTTP header may hold the key.
         """
         await self._connections.get()
 
@@ -121,7 +122,7 @@ class ChatServers:
         """Wait for one of the `max_concurrency` places.
 
         Raises:
-            ValueError: as `connect`.
+            InputError: as `connect`.
         """
         async with (await self._connections.get()).slots:
             yield
@@ -242,7 +243,7 @@ class ChatServers:
 
     def _connect(self) -> _Connections:
         if not self.endpoints:
-            raise ValueError(
+            raise InputError(
                 f"{self.node}.endpoints is empty: start a server with `vllm serve MODEL` and set "
                 f"{self.node}.endpoints=[http://HOST:8000/v1]"
             )

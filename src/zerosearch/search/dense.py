@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.data.corpus import Passage, join_contents
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count
 from zerosearch.search.batching import Batcher
 from zerosearch.search.embedding import E5Encoder
@@ -58,7 +59,7 @@ class DenseSearch:
         max_tokens: longer texts are cut.
 
     Raises:
-        ValueError: an argument is out of range. Bad files are found by `prepare`.
+        InputError: an argument is out of range. Bad files are found by `prepare`.
     """
 
     name = "dense"
@@ -80,7 +81,7 @@ class DenseSearch:
             ("max_tokens", max_tokens),
         ):
             if value < 1:
-                raise ValueError(f"{name}={value}: give 1 or more")
+                raise InputError(f"{name}={value}: give 1 or more")
         self.model = model
         self.index_dir = Path(index_dir) if index_dir is not None else None
         self.factory = factory
@@ -100,7 +101,7 @@ class DenseSearch:
         """Load the model and the corpus, and build or load the index, before any costly work.
 
         Raises:
-            ValueError: one of them is missing or bad.
+            InputError: one of them is missing or bad.
         """
         self.prepare()
 
@@ -109,10 +110,10 @@ class DenseSearch:
 
         Raises:
             SearchError: not answered within `request.timeout_s`.
-            ValueError: `top_k` is below 1, or `prepare` was not called and fails.
+            InputError: `top_k` is below 1, or `prepare` was not called and fails.
         """
         if request.top_k < 1:
-            raise ValueError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
+            raise InputError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
         self.prepare()
         started = time.perf_counter()
         batcher = await self._batchers.get()
@@ -132,7 +133,7 @@ class DenseSearch:
         """Corpus, model and index by their fingerprint, and the query.
 
         Raises:
-            ValueError: `prepare` was not called and fails.
+            InputError: `prepare` was not called and fails.
         """
         return {
             "engine": self.name,
@@ -146,10 +147,10 @@ class DenseSearch:
         """The nearest passages of each query, nearest first, scored by inner product in [-1, 1].
 
         Raises:
-            ValueError: `top_k` is below 1, or `prepare` was not called and fails.
+            InputError: `top_k` is below 1, or `prepare` was not called and fails.
         """
         if top_k < 1:
-            raise ValueError(f"top_k: {top_k} documents were asked for; ask for 1 or more")
+            raise InputError(f"top_k: {top_k} documents were asked for; ask for 1 or more")
         ready = self.prepare()
         scores, positions = ready.index.search(ready.encoder.encode_queries(queries), top_k)
         return [
@@ -165,7 +166,7 @@ class DenseSearch:
         """Load model and corpus, and build or load the index, once.
 
         Raises:
-            ValueError: an optional package, the model or the corpus is missing or bad, `factory`
+            InputError: an optional package, the model or the corpus is missing or bad, `factory`
                 is none that fits, or a saved index is damaged.
         """
         if self._ready is None:
@@ -217,7 +218,7 @@ class DenseSearch:
                 count = min(len(passages), _TRAINING_PASSAGES)
                 index.train(encode(random.Random(0).sample(passages, count)))
         except RuntimeError as error:
-            raise ValueError(
+            raise InputError(
                 f"factory={self.factory!r} does not fit {len(passages)} passages "
                 f"({_reason(error)}); give 'Flat' or fewer cells"
             ) from error
@@ -231,7 +232,7 @@ def _import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"dense search needs faiss ({error}): pip install 'zerosearch[retriever]'"
         ) from error
     return faiss
@@ -249,7 +250,7 @@ def _load_index(faiss: Any, folder: Path, passage_count: int) -> Any:
         if index.ntotal != passage_count:
             raise RuntimeError(f"it holds {index.ntotal} of {passage_count} passages")
     except RuntimeError as error:
-        raise ValueError(
+        raise InputError(
             f"index_dir: the saved index {folder} is damaged ({_reason(error)}); delete that folder"
         ) from error
     return index

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zerosearch.data.corpus import split_contents
+from zerosearch.errors import InputError
 from zerosearch.types import Document
 
 
@@ -19,7 +20,7 @@ class Dialect:
     """How one kind of server is asked and understood.
 
     `body` makes the JSON of one query and its number of documents; `parse` reads the documents
-    from the JSON of the reply, in the server's order, or raises a ValueError that says what is
+    from the JSON of the reply, in the server's order, or raises an InputError that says what is
     missing.
     """
 
@@ -31,14 +32,14 @@ def documents_of_result(reply: Any) -> list[Document]:
     """`{"result": [[item, ..]]}`; an item is a document, or holds one as `document`."""
     rows = _field(reply, "result")
     if not isinstance(rows, list) or len(rows) != 1 or not isinstance(rows[0], list):
-        raise ValueError(f"'result' is no list with one list of documents, but {_shape(rows)}")
+        raise InputError(f"'result' is no list with one list of documents, but {_shape(rows)}")
     return [_document(item) for item in rows[0]]
 
 
 def documents_of_list(reply: Any) -> list[Document]:
     """`[{"text": ".."}, ..]`."""
     if not isinstance(reply, list):
-        raise ValueError(f"it is no list of documents, but {_shape(reply)}")
+        raise InputError(f"it is no list of documents, but {_shape(reply)}")
     return [_document_of_text(_field(item, "text"), "text") for item in reply]
 
 
@@ -67,10 +68,10 @@ def get_dialect(name: str) -> Dialect:
     """The dialect of a name.
 
     Raises:
-        ValueError: no dialect has it.
+        InputError: no dialect has it.
     """
     if name not in DIALECTS:
-        raise ValueError(f"dialect={name!r} is unknown; choose one of {', '.join(DIALECTS)}")
+        raise InputError(f"dialect={name!r} is unknown; choose one of {', '.join(DIALECTS)}")
     return DIALECTS[name]
 
 
@@ -84,14 +85,14 @@ def _document(item: Any) -> Document:
 
 def _document_of_text(contents: Any, field: str) -> Document:
     if not isinstance(contents, str):
-        raise ValueError(f"'{field}' is no text, but {_shape(contents)}")
+        raise InputError(f"'{field}' is no text, but {_shape(contents)}")
     title, text = split_contents(contents)
     return Document(title=title, text=text)
 
 
 def _field(value: Any, name: str) -> Any:
     if not isinstance(value, dict) or name not in value:
-        raise ValueError(f"'{name}' is missing in {_shape(value)}")
+        raise InputError(f"'{name}' is missing in {_shape(value)}")
     return value[name]
 
 

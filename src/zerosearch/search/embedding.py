@@ -13,6 +13,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from zerosearch.devices import numbered_device, take_device
+from zerosearch.errors import InputError
 from zerosearch.hub import check_files
 
 # What e5 was trained with (section 4.3 of its paper): without them it finds noticeably less.
@@ -30,13 +31,13 @@ class E5Encoder:
         max_tokens: longer texts are cut; 512 is what e5 can read.
 
     Raises:
-        ValueError: an argument is out of range, or the model cannot be loaded.
+        InputError: an argument is out of range, or the model cannot be loaded.
     """
 
     def __init__(self, model: str, *, batch_size: int = 64, max_tokens: int = 512) -> None:
         for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
             if value < 1:
-                raise ValueError(f"{name}={value}: give 1 or more")
+                raise InputError(f"{name}={value}: give 1 or more")
         self._batch_size = batch_size
         self._max_tokens = max_tokens
         whole = [check_files(model, part, field="search.engine.model") for part in PARTS]
@@ -45,7 +46,7 @@ class E5Encoder:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, **where)
             encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32, **where)
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"model={model!r} cannot be loaded as an encoder ({str(error).strip()}); give a "
                 "folder or hub name such as intfloat/e5-base-v2"
             ) from error

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from zerosearch.errors import InputError
 from zerosearch.search.attempts import ServerFailure
 from zerosearch.search.per_loop import PerLoop
 from zerosearch.types import SearchError
@@ -99,7 +100,7 @@ class EndpointPool:
             of them went down; later searches fail after one probe, until an endpoint returns.
 
     Raises:
-        ValueError: a number is out of range.
+        InputError: a number is out of range.
     """
 
     def __init__(
@@ -111,9 +112,9 @@ class EndpointPool:
         max_outage_s: float = 120.0,
     ) -> None:
         if not probe_interval_s > 0:
-            raise ValueError(f"probe_interval_s={probe_interval_s}: give seconds above 0")
+            raise InputError(f"probe_interval_s={probe_interval_s}: give seconds above 0")
         if not max_outage_s >= 0:
-            raise ValueError(f"max_outage_s={max_outage_s}: give seconds, 0 or more")
+            raise InputError(f"max_outage_s={max_outage_s}: give seconds, 0 or more")
         self.probe_interval_s = probe_interval_s
         self.max_outage_s = max_outage_s
         self._probe = probe

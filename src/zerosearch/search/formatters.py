@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from zerosearch.errors import InputError
 from zerosearch.types import Document
 
 DocumentFormatter = Callable[[int, Document], str]
@@ -50,8 +51,8 @@ def get_formatter(name: str) -> DocumentFormatter:
         A function of a document's number, counted from 1, and the document.
 
     Raises:
-        ValueError: no style has that name.
+        InputError: no style has that name.
     """
     if name not in FORMATTERS:
-        raise ValueError(f"formatter: {name!r} is unknown; choose one of {', '.join(FORMATTERS)}")
+        raise InputError(f"formatter: {name!r} is unknown; choose one of {', '.join(FORMATTERS)}")
     return FORMATTERS[name]

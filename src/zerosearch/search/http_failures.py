@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from zerosearch.errors import InputError
 from zerosearch.search.attempts import ServerFailure
 from zerosearch.search.http_pool import CONNECT_TIMEOUT_S
 
@@ -111,11 +112,11 @@ def checked_url(field: str, url: str) -> str:
     """A URL without trailing slash that is safe to show.
 
     Raises:
-        ValueError: it is no http(s) URL, or it holds what may be a secret.
+        InputError: it is no http(s) URL, or it holds what may be a secret.
     """
     parts = urlsplit(str(url).strip())
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(  # not shown: it may hold a key
+        raise InputError(  # not shown: it may hold a key
             f"{field}: the URL holds a user name, a password, a query or a fragment; give "
             "http://HOST:PORT/PATH, and put a key into an environment variable"
         )
@@ -124,7 +125,7 @@ def checked_url(field: str, url: str) -> str:
     except ValueError:
         port_is_valid = False
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
-        raise ValueError(f"{field}={url!r} is no URL; give one such as http://HOST:PORT/PATH")
+        raise InputError(f"{field}={url!r} is no URL; give one such as http://HOST:PORT/PATH")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
@@ -132,11 +133,11 @@ def key_from_env(variable: str) -> str:
     """The key an environment variable holds; empty where it is unset.
 
     Raises:
-        ValueError: no HTTP header may hold it; the key is not shown.
+        InputError: no HTTP header may hold it; the key is not shown.
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ValueError(
+        raise InputError(
             f"environment variable {variable}: the key holds characters that no HTTP header may "
             "have; set it again"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from zerosearch.data.corpus import Passage, read_corpus
+from zerosearch.errors import InputError
 from zerosearch.types import Document
 
 
@@ -42,7 +43,7 @@ class Retriever(Protocol):
         """Read the corpus and build or load its index, once.
 
         Raises:
-            ValueError: the corpus, the index or the model is missing or bad.
+            InputError: the corpus, the index or the model is missing or bad.
         """
         ...
 
@@ -55,11 +56,11 @@ def load_passages(corpus: str | Path | Sequence[Passage]) -> list[Passage]:
     """The passages of a corpus file, or those given.
 
     Raises:
-        ValueError: there are none, or the file is bad.
+        InputError: there are none, or the file is bad.
     """
     passages = read_corpus(corpus) if isinstance(corpus, str | Path) else list(corpus)
     if not passages:
-        raise ValueError("corpus: the list of passages is empty; give at least one")
+        raise InputError("corpus: the list of passages is empty; give at least one")
     return passages
 
 

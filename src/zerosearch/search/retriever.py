@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.attempts import PROBE_TIMEOUT_S, Attempts, ServerFailure, patiently
 from zerosearch.search.dialects import get_dialect
@@ -46,7 +47,7 @@ class RetrieverSearch:
         api_key_env: environment variable with a key, sent as bearer token; None sends none.
 
     Raises:
-        ValueError: an argument is out of range.
+        InputError: an argument is out of range.
     """
 
     def __init__(
@@ -64,9 +65,9 @@ class RetrieverSearch:
         if not urlsplit(self.url).path:
             self.url += "/retrieve"
         if max_concurrency < 1:
-            raise ValueError(f"max_concurrency={max_concurrency}: give 1 or more")
+            raise InputError(f"max_concurrency={max_concurrency}: give 1 or more")
         if not attempt_timeout_s > 0:
-            raise ValueError(f"attempt_timeout_s={attempt_timeout_s}: give seconds above 0")
+            raise InputError(f"attempt_timeout_s={attempt_timeout_s}: give seconds above 0")
         self.dialect_name = dialect
         self.dialect = get_dialect(dialect)
         self.attempts = Attempts(max_retries=max_retries, backoff_s=backoff_s)
@@ -84,10 +85,10 @@ class RetrieverSearch:
 
         Raises:
             SearchError: no usable reply within the attempts and the time allowed.
-            ValueError: `top_k` is below 1, or the variable holds no key.
+            InputError: `top_k` is below 1, or the variable holds no key.
         """
         if request.top_k < 1:
-            raise ValueError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
+            raise InputError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
         started = time.perf_counter()
         failed = 0
 
@@ -118,7 +119,7 @@ class RetrieverSearch:
         """Ask one small query before any costly work.
 
         Raises:
-            ValueError: one sentence that says why no answer came or that there is no key, and what
+            InputError: one sentence that says why no answer came or that there is no key, and what
                 to do.
         """
         held = await self._connections.get()
@@ -128,7 +129,7 @@ class RetrieverSearch:
             reason = f"url={self.url}, dialect={self.dialect_name}: {failure.reason}"
         else:
             return
-        raise ValueError(
+        raise InputError(
             f"{reason}; start a server with `make retriever`, or set search.engine.url and "
             "search.engine.dialect to those of yours"
         )
@@ -188,7 +189,7 @@ class RetrieverSearch:
             return ""
         key = key_from_env(self._api_key_env)
         if not key:
-            raise ValueError(
+            raise InputError(
                 f"search.engine.api_key_env={self._api_key_env}: the environment variable is not "
                 "set; put the server's key into it, or set search.engine.api_key_env=null"
             )

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from zerosearch.data.corpus import join_contents
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, NotNegative
 from zerosearch.search.batching import Batcher, QueueFull
 from zerosearch.search.retrieval import Hit, Retriever, retrieve_mixed
@@ -41,7 +42,7 @@ class ServerLimits:
         default_topk: documents per query where a request does not say.
 
     Raises:
-        ValueError: a number is out of range.
+        InputError: a number is out of range.
     """
 
     max_batch: Count = 64
@@ -57,12 +58,12 @@ class ServerLimits:
             "max_batch", "max_queued", "max_queries", "max_query_chars", "max_topk", "default_topk"
         ):  # fmt: skip
             if getattr(self, name) < 1:
-                raise ValueError(f"limits.{name}={getattr(self, name)}: give 1 or more")
+                raise InputError(f"limits.{name}={getattr(self, name)}: give 1 or more")
         if not self.max_wait_ms >= 0:
-            raise ValueError(f"limits.max_wait_ms={self.max_wait_ms}: give 0 or more")
+            raise InputError(f"limits.max_wait_ms={self.max_wait_ms}: give 0 or more")
         for lower, upper in (("max_queries", "max_queued"), ("default_topk", "max_topk")):
             if getattr(self, lower) > getattr(self, upper):
-                raise ValueError(
+                raise InputError(
                     f"limits.{lower}={getattr(self, lower)} is above "
                     f"limits.{upper}={getattr(self, upper)}; lower the one or raise the other"
                 )

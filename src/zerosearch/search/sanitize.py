@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
+from zerosearch.errors import InputError
 from zerosearch.types import Document
 
 TAG_NAMES = ("think", "search", "information", "answer")  # the episode grammar of arXiv 2505.04588
@@ -59,7 +60,7 @@ def neutralize(
         One line of text, as readable as before.
 
     Raises:
-        ValueError: a special token contains the middle dot that is used to break tokens up.
+        InputError: a special token contains the middle dot that is used to break tokens up.
     """
     text = " ".join(text.translate(_VISIBLE).split())
     text = _tag_pattern(tuple(tag_names)).sub(_disarm_tag, text)
@@ -95,7 +96,7 @@ def _token_pattern(special_tokens: tuple[str, ...]) -> re.Pattern[str] | None:
     tokens = sorted({token for token in special_tokens if token}, key=len, reverse=True)
     for token in tokens:
         if _SEPARATOR in token:
-            raise ValueError(f"special_tokens: {token!r} contains {_SEPARATOR!r}; leave it out")
+            raise InputError(f"special_tokens: {token!r} contains {_SEPARATOR!r}; leave it out")
     return re.compile("|".join(re.escape(token) for token in tokens)) if tokens else None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, NotNegative
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.chat_client import ChatModel, Tally, check_least
@@ -43,7 +44,7 @@ class SimulatedSearch:
             than asked for; the best reply counts.
 
     Raises:
-        ValueError: an argument is out of range, or the template is bad.
+        InputError: an argument is out of range, or the template is bad.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class SimulatedSearch:
 
         Raises:
             SearchError: no document within the attempts and the time allowed.
-            ValueError: `top_k` is below 1, or there is no endpoint.
+            InputError: `top_k` is below 1, or there is no endpoint.
         """
         started = time.perf_counter()
         noisy = draw_noisy(request)
@@ -125,14 +126,14 @@ class SimulatedSearch:
         """Make sure, before any costly work, that the simulator can answer.
 
         Raises:
-            ValueError: it cannot; says why and what to do.
+            InputError: it cannot; says why and what to do.
         """
         await self.chat.check()
 
     def _body(self, request: SearchRequest, *, noisy: bool) -> dict[str, Any]:
         """Arguments of the API, but for the seed, which is the attempt's."""
         if request.top_k < 1:
-            raise ValueError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
+            raise InputError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
         words = request.top_k * self.prompt.words_per_document
         return {
             "messages": self.prompt.messages(request, noisy=noisy),

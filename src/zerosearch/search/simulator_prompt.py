@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import jinja2.meta
 
+from zerosearch.errors import InputError
 from zerosearch.runs import PROMPT_FILE
 from zerosearch.types import SearchRequest
 
@@ -42,7 +43,7 @@ class SimulatorPrompt:
         words_per_document: length the documents should have.
 
     Raises:
-        ValueError: no such template, bad syntax, an unknown or missing variable, or messages in
+        InputError: no such template, bad syntax, an unknown or missing variable, or messages in
             an order that no chat has.
     """
 
@@ -104,13 +105,13 @@ class SimulatorPrompt:
         try:
             used = self._used(text)
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"{self._field}, line {error.lineno}: {error.message}") from error
+            raise InputError(f"{self._field}, line {error.lineno}: {error.message}") from error
         if unknown := sorted(used - set(VARIABLES)):
-            raise ValueError(
+            raise InputError(
                 f"{self._field} uses {unknown}, which nothing defines: use {list(VARIABLES)}"
             )
         if missing := [name for name in REQUIRED if name not in used]:
-            raise ValueError(
+            raise InputError(
                 f"{self._field} does not use {missing}: a simulator has to be told the query and "
                 "whether to be noisy; add them"
             )
@@ -122,10 +123,10 @@ class SimulatorPrompt:
             return [("user", text)]
         roles, parts = rest[::2], rest[1::2]
         if _COMMENT.sub("", before).strip():
-            raise ValueError(f"{self._field} has text before its first message: move it below")
+            raise InputError(f"{self._field} has text before its first message: move it below")
         talk = roles[1:] if roles[0] == "system" else roles
         if talk != ["user", "assistant"] * (len(talk) // 2) + ["user"]:
-            raise ValueError(
+            raise InputError(
                 f"{self._field} has the messages {roles}: give a system message or none, then "
                 "user and assistant in turn, with a user message at the end"
             )
@@ -135,7 +136,7 @@ class SimulatorPrompt:
             try:
                 self._environment.parse(part)
             except jinja2.TemplateSyntaxError as error:
-                raise ValueError(
+                raise InputError(
                     f"{self._field}, {role} message: {error.message}; each message has to be a "
                     "whole template"
                 ) from error
@@ -146,13 +147,13 @@ def read_template(template: str) -> str:
     """Text of a template, see `SimulatorPrompt`.
 
     Raises:
-        ValueError: there is no such template.
+        InputError: there is no such template.
     """
     for path in (Path(template) / PROMPT_FILE, Path(template), SHIPPED / f"{template}.j2"):
         if path.is_file():
             return path.read_text(encoding="utf-8")
     names = sorted(path.stem for path in SHIPPED.glob("*.j2"))
-    raise ValueError(
+    raise InputError(
         f"simulator.prompt_template={template!r} is no file, no folder of a tuned simulator and no "
         f"shipped template: give a path or one of {names}"
     )

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.attempts import Attempts, ServerFailure
 from zerosearch.search.http_failures import call, checked_url, json_body, key_from_env, one_line
@@ -63,7 +64,7 @@ class WebSearch:
         base_url: of a server that speaks like the service, in its place.
 
     Raises:
-        ValueError: an argument is out of range.
+        InputError: an argument is out of range.
     """
 
     def __init__(
@@ -81,14 +82,14 @@ class WebSearch:
         base_url: str | None = None,
     ) -> None:
         if not usd_per_query >= 0:
-            raise ValueError(f"usd_per_query={usd_per_query}: give dollars, 0 or more")
+            raise InputError(f"usd_per_query={usd_per_query}: give dollars, 0 or more")
         for name, value in (
             ("max_queries", max_queries),
             ("queries_per_second", queries_per_second),
             ("attempt_timeout_s", attempt_timeout_s),
         ):
             if not value > 0:
-                raise ValueError(f"{name}={value}: give a number above 0")
+                raise InputError(f"{name}={value}: give a number above 0")
         self.provider_name = provider
         self.provider = get_provider(provider)
         self.base_url = checked_url("base_url", base_url or self.provider.base_url)
@@ -110,10 +111,10 @@ class WebSearch:
         Raises:
             SearchError: no usable reply within the attempts and the time allowed, a key that is
                 refused, no credit, or the quota is used up.
-            ValueError: `top_k` is below 1, or there is no key.
+            InputError: `top_k` is below 1, or there is no key.
         """
         if request.top_k < 1:
-            raise ValueError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
+            raise InputError(f"top_k: {request.top_k} documents were asked for; ask for 1 or more")
         started = time.perf_counter()
         key, spent = self._key(), _Spent()
         query = WebQuery(text=request.query, language=self.language, country=self.country)
@@ -144,7 +145,7 @@ class WebSearch:
         """Make sure that there is a key; the service is not asked, since that costs.
 
         Raises:
-            ValueError: the environment holds no key, or a library is missing.
+            InputError: the environment holds no key, or a library is missing.
         """
         self._key()
         await self._connections.get()
@@ -213,7 +214,7 @@ class WebSearch:
         variable = self.provider.key_env
         key = key_from_env(variable)
         if not key:
-            raise ValueError(
+            raise InputError(
                 f"search.engine.provider={self.provider_name} needs a key from "
                 f"{self.provider.sign_up} in the environment variable {variable}, which is not set"
             )
@@ -223,7 +224,7 @@ class WebSearch:
         try:
             from aiolimiter import AsyncLimiter
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 "search=web needs aiolimiter: pip install 'zerosearch[web]'"
             ) from error
         # One request per period instead of many per second: no bursts.

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from zerosearch.errors import InputError
 from zerosearch.types import Document
 
 
@@ -42,10 +43,10 @@ def get_provider(name: str) -> Provider:
     """The service of a name.
 
     Raises:
-        ValueError: no service has that name.
+        InputError: no service has that name.
     """
     if name not in PROVIDERS:
-        raise ValueError(f"provider={name!r} is unknown; choose one of {', '.join(PROVIDERS)}")
+        raise InputError(f"provider={name!r} is unknown; choose one of {', '.join(PROVIDERS)}")
     return PROVIDERS[name]
 
 
@@ -58,7 +59,7 @@ def _build_serper(
 
 def _parse_serper(reply: Any) -> list[Document]:
     if not isinstance(reply, dict) or not isinstance(reply.get("organic"), list):
-        raise ValueError("it holds no list 'organic'")
+        raise InputError("it holds no list 'organic'")
     return _documents(reply.get("answerBox"), reply["organic"])
 
 
@@ -75,11 +76,11 @@ def _parse_serpapi(reply: Any) -> list[Document]:
     status = metadata.get("status") if isinstance(metadata, dict) else None
     if status != "Success":
         said = reply.get("error") if isinstance(reply, dict) else None
-        raise ValueError(f"its search status is {status!r}, not 'Success' (error: {said!r})")
+        raise InputError(f"its search status is {status!r}, not 'Success' (error: {said!r})")
     # Nothing found: a success with an "error" that says so, and without the list.
     organic = reply.get("organic_results", [])
     if not isinstance(organic, list):
-        raise ValueError("its 'organic_results' is no list")
+        raise InputError("its 'organic_results' is no list")
     return _documents(reply.get("answer_box"), organic)
 
 

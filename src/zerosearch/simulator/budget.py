@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zerosearch.errors import ZeroSearchError
+from zerosearch.errors import InputError, ZeroSearchError
 from zerosearch.journal import Journal
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.engine import SearchEngine
@@ -26,13 +26,13 @@ class Budget:
         usd: most dollars, None: any. What is under way when they are used up may go beyond.
 
     Raises:
-        ValueError: a limit is below 0, or the journal cannot be used.
+        InputError: a limit is below 0, or the journal cannot be used.
     """
 
     def __init__(self, path: Path, *, queries: int | None, usd: float | None) -> None:
         for name, value in (("queries", queries), ("usd", usd)):
             if value is not None and not value >= 0:
-                raise ValueError(f"budget.{name}={value}: give 0 or more, or null for no limit")
+                raise InputError(f"budget.{name}={value}: give 0 or more, or null for no limit")
         self.limit_queries = queries
         self.limit_usd = usd
         self._journal = Journal(path, key="n")

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import ListConfig, OmegaConf
 
+from zerosearch.errors import InputError
 from zerosearch.search.http_pool import proxy_for
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def check_simulator(cfg: DictConfig) -> None:
     """Check the simulator of a command, with the choices that Hydra made.
 
     Raises:
-        ValueError: says what is wrong, and what to do.
+        InputError: says what is wrong, and what to do.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -64,12 +65,12 @@ def check_choice(cfg: DictConfig, choices: Any, overrides: Sequence[str]) -> Non
         overrides: of the command line.
 
     Raises:
-        ValueError: another engine answers in its place.
+        InputError: another engine answers in its place.
     """
     name, search = choices.get("simulator"), choices.get("search")
     if is_asked(cfg):
         if cfg.get("simulator") is None:
-            raise ValueError(
+            raise InputError(
                 f"search={search} is played by a simulator, and none is chosen: add simulator=NAME"
             )
         return
@@ -77,7 +78,7 @@ def check_choice(cfg: DictConfig, choices: Any, overrides: Sequence[str]) -> Non
     is_model = "chat" in (cfg.get("simulator") or {})
     if not given or (search == "scripted" and not is_model):
         return
-    raise ValueError(
+    raise InputError(
         f"{given[0]}: search={search} answers the queries, and nobody asks the simulator {name}: "
         "add search=simulated, or leave the simulator out"
     )
@@ -91,29 +92,29 @@ def check_served(simulator: DictConfig, name: str) -> None:
         name: its choice.
 
     Raises:
-        ValueError: what is missing, with the command that makes it.
+        InputError: what is missing, with the command that makes it.
     """
     if "chat" not in simulator:  # a scripted one
         return
     for key in sorted(OmegaConf.missing_keys(simulator)):
-        raise ValueError(f"simulator={name} needs simulator.{key}: give it")
+        raise InputError(f"simulator={name} needs simulator.{key}: give it")
     _check_prompt(simulator, name)
     if "endpoints" not in simulator:
         return
     endpoints = simulator.endpoints
     if not isinstance(endpoints, ListConfig) or not all(isinstance(url, str) for url in endpoints):
-        raise ValueError(
+        raise InputError(
             f"simulator.endpoints={endpoints}: give a list, such as [URL] or [URL,URL]"
         )
     if simulator.launch not in (True, False):
-        raise ValueError(f"simulator.launch={simulator.launch}: give true or false")
+        raise InputError(f"simulator.launch={simulator.launch}: give true or false")
     if simulator.launch:
         return
     if not endpoints:
         keys = "simulator.endpoints=[URL]"
         if OmegaConf.select(simulator._get_root(), f"endpoints.{name}") is not None:
             keys += f" or endpoints.{name}=[URL]"
-        raise ValueError(
+        raise InputError(
             f"simulator.endpoints is empty: start a server with `make simulator simulator={name}` "
             f"and give {keys}, or let the run start it with simulator.launch=true"
         )
@@ -122,7 +123,7 @@ def check_served(simulator: DictConfig, name: str) -> None:
     failed = [f"{url} ({why})" for url, why in zip(endpoints, reasons, strict=True) if why]
     if failed:
         what = ", ".join(failed)
-        raise ValueError(
+        raise InputError(
             f"simulator.endpoints: no simulator answers at {what}: start it with `make simulator "
             f"simulator={name}` (or `vllm serve {simulator.model}`), or correct the address"
         )
@@ -136,7 +137,7 @@ def _check_prompt(simulator: DictConfig, name: str) -> None:
     except ValueError as error:
         if not simulator.made_by or "is no file" not in str(error):
             raise
-        raise ValueError(
+        raise InputError(
             f"simulator={name}: {simulator.prompt_template} is not there, and this simulator only "
             f"works with it; `{simulator.made_by}` makes it"
         ) from error

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from zerosearch.errors import InputError
 from zerosearch.journal import Journal
 from zerosearch.progress import progress_bar
 from zerosearch.ranges import Count, Seed, Share
@@ -73,7 +74,7 @@ class Collector:
     def __post_init__(self) -> None:
         for name in ("documents_per_search", "attempts", "concurrency"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
+                raise InputError(f"{name}={getattr(self, name)}: give 1 or more")
 
     async def run(self, questions: Sequence[Question], journal: Journal, budget: Budget) -> Outcome:
         """Play what is not in the journal yet.
@@ -84,7 +85,7 @@ class Collector:
             budget: of all runs into the folder.
 
         Raises:
-            ValueError: too many episodes failed; names who, and the mend.
+            InputError: too many episodes failed; names who, and the mend.
         """
         open_pairs = [
             (question, attempt)
@@ -106,7 +107,7 @@ class Collector:
                 tasks.create_task(self._watch(workers, stop))
         self.outcome.unplayed = len(open_pairs) - self.outcome.kept - self.outcome.failed
         if self._fails_too_often():
-            raise ValueError(
+            raise InputError(
                 f"{self.outcome.failed} episodes failed beside {self.outcome.kept} finished ones, "
                 f"more than max_failed_share={self.max_failed_share:g} allows; the first: "
                 f"{self.outcome.error}. Mend that and run again: finished episodes are kept"

@@ -15,6 +15,7 @@ from zerosearch.data.geography.source import GeographySource
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.data.rows import Columns, row_to_question
 from zerosearch.data.sources import fixed_selection
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count
 from zerosearch.simulator.measuring import Asked, query_of
 from zerosearch.types import Question
@@ -41,7 +42,7 @@ def read_questions(
         split: of the embedded questions.
 
     Raises:
-        ValueError: a file or a row cannot be read.
+        InputError: a file or a row cannot be read.
     """
     pairs = []
     if files is None:
@@ -55,13 +56,13 @@ def read_questions(
                 question = row_to_question(row, location=location, source=path, columns=columns)
                 query = question.text if query_column is None else row.get(query_column)
                 if not isinstance(query, str) or not query.strip():
-                    raise ValueError(
+                    raise InputError(
                         f"{location}: data.query_column={query_column} holds no query but "
                         f"{query!r:.60}; name another column, or null to search for the question"
                     )
                 pairs.append((question, query.strip()))
     if not pairs:
-        raise ValueError(f"data.files={files}: no question in them; check the files")
+        raise InputError(f"data.files={files}: no question in them; check the files")
     return [pairs[index] for index in fixed_selection(len(pairs), limit)]
 
 

@@ -11,6 +11,7 @@ import hydra
 
 from zerosearch.commands import FLAG, TEXT, command
 from zerosearch.endings import ending_in_words
+from zerosearch.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,7 +38,7 @@ def judge(cfg: DictConfig) -> None:
         episodes = [episode for episode in episodes if episode.correct]
     found = list(cases_of(episodes))
     if not found:
-        raise ValueError(
+        raise InputError(
             f"searches={cfg.searches}: no document to judge; collect searches first, or set "
             "only_correct=false"
         )

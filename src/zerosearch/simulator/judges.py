@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jinja2
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.chat_client import ChatModel, Tally, check_least
 from zerosearch.search.fidelity import findable
@@ -58,7 +59,7 @@ class Judge(Protocol):
         ...
 
     async def check(self) -> None:
-        """Raise a ValueError with the mend where the judge cannot be asked."""
+        """Raise an InputError with the mend where the judge cannot be asked."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class LLMJudge:
         timeout_s: bound of all attempts at one case.
 
     Raises:
-        ValueError: a number is out of range, or the template cannot be used.
+        InputError: a number is out of range, or the template cannot be used.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class LLMJudge:
                 fence=fence,
             )
         except jinja2.UndefinedError as error:
-            raise ValueError(
+            raise InputError(
                 f"judge.prompt_template: {error.message}; it may use question, golden_answers, "
                 "query, document and fence"
             ) from error
@@ -213,7 +214,7 @@ def _read(template: str) -> str:
     for path in (Path(template), PROMPTS / f"{template}.j2"):
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise ValueError(
+    raise InputError(
         f"judge.prompt_template={template!r} is no file and no shipped template: give a path, or "
         "'judge'"
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zerosearch.errors import InputError
 from zerosearch.journal import Journal
 from zerosearch.progress import progress_bar
 from zerosearch.ranges import Count, NotNegative, Share
@@ -40,9 +41,9 @@ class Judging:
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
-            raise ValueError(f"judging.concurrency={self.concurrency}: give 1 or more")
+            raise InputError(f"judging.concurrency={self.concurrency}: give 1 or more")
         if not 0 <= self.max_malformed_share <= 1:
-            raise ValueError(
+            raise InputError(
                 f"judging.max_malformed_share={self.max_malformed_share}: give a share from 0 to 1"
             )
 
@@ -57,7 +58,7 @@ class Judging:
             Why the run ended early; "" where every case is judged.
 
         Raises:
-            ValueError: the judge cannot be reached, or too many of its replies hold no verdict.
+            InputError: the judge cannot be reached, or too many of its replies hold no verdict.
         """
         by_key = {case_key(case): case for case in cases}
         waiting = iter([(key, case) for key, case in by_key.items() if key not in journal])
@@ -100,7 +101,7 @@ class Judging:
 
     def _check_replies(self, count: _Count) -> None:
         if count.rows >= MIN_VERDICTS and count.malformed > self.max_malformed_share * count.rows:
-            raise ValueError(
+            raise InputError(
                 f"{count.malformed} of {count.rows} replies of the judge hold no verdict, "
                 f"more than judging.max_malformed_share={self.max_malformed_share:g} allows; the "
                 f"last ends {count.last_malformed[-80:]!r}. Choose another judge.chat.model or "
@@ -129,7 +130,7 @@ class _Count:
 def _for_users(error: Exception) -> Exception:
     if not isinstance(error, SearchError):
         return error
-    return ValueError(
+    return InputError(
         f"the judge {error.endpoint} cannot be asked: {error.reason}. Verdicts so far are kept: "
         "mend that and run again"
     )

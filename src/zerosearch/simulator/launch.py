@@ -12,6 +12,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.errors import InputError
 from zerosearch.nodes import check_nodes
 from zerosearch.simulator.chosen import only_replays
 from zerosearch.simulator.process import POLL_S, ServerProcess, answers
@@ -28,10 +29,10 @@ def server_settings(simulator: DictConfig) -> ServerSettings:
     """The node `simulator.server`.
 
     Raises:
-        ValueError: this simulator needs no server.
+        InputError: this simulator needs no server.
     """
     if "server" not in simulator:
-        raise ValueError(
+        raise InputError(
             "simulator: this one has no server (no node simulator.server); choose one of "
             "configs/simulator/ that has, such as simulator=prompted_7b or simulator=tiny"
         )
@@ -50,7 +51,7 @@ def running(settings: ServerSettings, folder: Path | None) -> Iterator[list[Serv
         folder: takes `simulator-<n>.log`; None: the output goes where this process's goes.
 
     Raises:
-        ValueError: a server cannot be started or does not come up; the others are stopped.
+        InputError: a server cannot be started or does not come up; the others are stopped.
     """
     servers = [
         ServerProcess(command, settings.served_name, folder and folder / f"simulator-{number}.log")
@@ -85,7 +86,7 @@ def launched(cfg: DictConfig, folder: Path) -> Iterator[list[str]]:
         The endpoints, also where nothing is launched.
 
     Raises:
-        ValueError: vLLM is missing, a port is taken, or a server does not come up.
+        InputError: vLLM is missing, a port is taken, or a server does not come up.
     """
     simulator = cfg.get("simulator") or OmegaConf.create()
     launch = simulator.get("launch", False)
@@ -116,7 +117,7 @@ def _check_no_other_endpoints(given: list[str], settings: ServerSettings) -> Non
     """Raise where servers are named that a launch would put others in the place of."""
     own = [] if settings.port is None else settings.endpoints()
     if others := [endpoint for endpoint in given if endpoint not in own]:
-        raise ValueError(
+        raise InputError(
             f"simulator.launch=true starts a server of its own, and simulator.endpoints names "
             f"{', '.join(others)}: set simulator.launch=false to ask that one, or "
             "simulator.endpoints=[]"
@@ -133,7 +134,7 @@ def _await_others_servers(endpoints: list[str], timeout_s: float) -> None:
     for endpoint in endpoints:
         while not answers(endpoint):
             if time.monotonic() - started > timeout_s:
-                raise ValueError(
+                raise InputError(
                     f"the simulator at {endpoint}, which the first process of this machine "
                     f"launches, did not answer within {timeout_s:.3g} s: see the log of that one"
                 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from zerosearch.data.geography.wording import word_query
 from zerosearch.data.sources import fixed_selection
+from zerosearch.errors import InputError
 from zerosearch.search.engine import Checkable, SearchEngine
 from zerosearch.search.fidelity import Observation, fidelity_of, observe
 from zerosearch.seeding import derive_seed
@@ -85,7 +86,7 @@ async def ask_all(
     """Search for every question once per quality, at most `concurrency` at a time.
 
     Raises:
-        ValueError: the engine says beforehand that it cannot answer.
+        InputError: the engine says beforehand that it cannot answer.
     """
     if isinstance(engine, Checkable):
         await engine.check()
@@ -147,10 +148,10 @@ def warnings_of(
         node: of the configuration that holds them.
 
     Raises:
-        ValueError: a threshold is of something that is not judged.
+        InputError: a threshold is of something that is not judged.
     """
     if unknown := sorted(set(thresholds) - {metric for metric, *_ in _JUDGED}):
-        raise ValueError(f"{node}.{unknown[0]} is unknown: {[m for m, *_ in _JUDGED]} are")
+        raise InputError(f"{node}.{unknown[0]} is unknown: {[m for m, *_ in _JUDGED]} are")
     warnings = []
     for metric, quality, more_is_better, words in _JUDGED:
         bound = thresholds.get(metric)

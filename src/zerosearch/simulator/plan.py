@@ -97,7 +97,7 @@ def make_plan(cfg: DictConfig) -> Plan | None:
     """The plan, of a composed configuration; None where no language model is asked.
 
     Raises:
-        ValueError: the simulator's template cannot be read.
+        InputError: the simulator's template cannot be read.
     """
     if not cfg.episode.max_turns or not _asks(cfg.search):
         return None

@@ -131,7 +131,7 @@ async def probe(
         qualities: to ask for, in this order.
 
     Raises:
-        ValueError: the engine says beforehand that it cannot answer.
+        InputError: the engine says beforehand that it cannot answer.
     """
     asked: list[Asked] = []
     for quality in qualities:

@@ -11,6 +11,7 @@ from typing import IO
 
 import httpx
 
+from zerosearch.errors import InputError
 from zerosearch.simulator.guard import GRACE_S
 from zerosearch.simulator.serving import ServerCommand
 
@@ -77,18 +78,18 @@ class ServerProcess:
         """Return once the server answers.
 
         Raises:
-            ValueError: it ended, or did not answer in time; with the end of its output.
+            InputError: it ended, or did not answer in time; with the end of its output.
         """
         started = reported = time.monotonic()
         while not answers(self.command.endpoint):
             now = time.monotonic()
             if (code := self.exit_code) is not None:
                 what = f"ended with exit code {code} before it answered"
-                raise ValueError(f"the server of {self.name} {what}{self._tail()}")
+                raise InputError(f"the server of {self.name} {what}{self._tail()}")
             if now - started > timeout_s:
                 what = f"did not answer at {self.command.endpoint} within {timeout_s:.3g} s"
                 mend = "; raise simulator.server.ready_timeout_s if it only needs longer"
-                raise ValueError(f"the server of {self.name} {what}{mend}{self._tail()}")
+                raise InputError(f"the server of {self.name} {what}{mend}{self._tail()}")
             if now - reported > REPORT_EVERY_S:
                 reported = now
                 log.info("waiting for %s for %.0f s%s", self.name, now - started, self._where())

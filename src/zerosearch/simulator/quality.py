@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from zerosearch.errors import InputError
 from zerosearch.simulator.alignment import align, drawn, tokens_of
 
 _NOISY = re.compile(
@@ -22,12 +23,12 @@ def split_by_quality(prompts: Sequence[str], noisy_text: str | None) -> list[boo
             two values over the prompts, one of which means noise.
 
     Raises:
-        ValueError: there are no two qualities.
+        InputError: there are no two qualities.
     """
     if noisy_text is not None:
         qualities: list[bool | None] = [noisy_text in prompt for prompt in prompts]
         if len(set(qualities)) < 2:
-            raise ValueError(
+            raise InputError(
                 f"--noisy {noisy_text!r} is in {'all' if qualities[0] else 'none'} of the prompts: "
                 "give a text that only those have which ask for noisy documents"
             )
@@ -54,7 +55,7 @@ def _find_marks(prompts: Sequence[str]) -> tuple[str, str]:
             kinds = sorted(set(found), key=lambda kind: bool(_NOISY.search(kind)))
             if len(kinds) == 2 and _NOISY.search(kinds[1]) and not _NOISY.search(kinds[0]):
                 return left + kinds[1] + right, left + kinds[0] + right
-    raise ValueError(
+    raise InputError(
         "the rows show no word that changes between useful and noisy prompts: give rows of both "
         "qualities, or name a text that only noisy prompts hold with --noisy TEXT"
     )

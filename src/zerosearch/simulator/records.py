@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from zerosearch.data.readers import local_files
+from zerosearch.errors import InputError
 from zerosearch.types import Document
 
 # Names of fields in logs of others, by ours.
@@ -62,15 +63,15 @@ def read_episodes(path: str) -> list[Episode]:
         In the order of the file.
 
     Raises:
-        ValueError: no such file, or a row that lacks a field or holds another kind of value; names
+        InputError: no such file, or a row that lacks a field or holds another kind of value; names
             place and field.
     """
     files = local_files(path)
     if files is None:
-        raise ValueError(f"{path!r} is no file; give a .jsonl, .jsonl.gz, .json or .parquet file")
+        raise InputError(f"{path!r} is no file; give a .jsonl, .jsonl.gz, .json or .parquet file")
     rows = [(place, row) for file in files for _, place, row in file.read_all()]
     if not rows:
-        raise ValueError(f"{path} holds no searches; check the file")
+        raise InputError(f"{path} holds no searches; check the file")
     if "searches" in rows[0][1]:
         return [_episode(row, place) for place, row in rows]
     return [_joined(part, number) for number, part in enumerate(_by_episode(rows))]
@@ -79,7 +80,7 @@ def read_episodes(path: str) -> list[Episode]:
 def _episode(row: Mapping[str, Any], place: str) -> Episode:
     searches = row.get("searches")
     if not isinstance(searches, Sequence) or not isinstance(row.get("id"), str):
-        raise ValueError(f"{place}: an episode has the fields 'id' (text) and 'searches' (list)")
+        raise InputError(f"{place}: an episode has the fields 'id' (text) and 'searches' (list)")
     return Episode(
         id=row["id"],
         question=_text(row, "question", place),
@@ -120,7 +121,7 @@ def _joined(part: Sequence[tuple[str, Mapping[str, Any]]], number: int) -> Episo
 def _search(row: Mapping[str, Any], place: str) -> Search:
     documents = _field(row, "documents")
     if not isinstance(documents, Sequence) or isinstance(documents, str):
-        raise ValueError(f"{place}: 'documents' is {documents!r:.60}; it must be a list")
+        raise InputError(f"{place}: 'documents' is {documents!r:.60}; it must be a list")
     return Search(
         turn=_turn(row, place),
         query=_text(row, "query", place),
@@ -133,20 +134,20 @@ def _document(value: Any, place: str) -> Document:
         return Document(text=value)
     if isinstance(value, Mapping) and isinstance(value.get("text"), str):
         return Document(title=str(value.get("title") or ""), text=value["text"])
-    raise ValueError(f"{place}: a document is {value!r:.60}; give a text, or an object with 'text'")
+    raise InputError(f"{place}: a document is {value!r:.60}; give a text, or an object with 'text'")
 
 
 def _turn(row: Mapping[str, Any], place: str) -> int:
     turn = _field(row, "turn")
     if not isinstance(turn, int):
-        raise ValueError(f"{place}: 'turn' is {turn!r:.60}; it must be a number")
+        raise InputError(f"{place}: 'turn' is {turn!r:.60}; it must be a number")
     return turn
 
 
 def _text(row: Mapping[str, Any], name: str, place: str) -> str:
     value = _field(row, name)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place}: '{name}' is {value!r:.60}; it must be a text")
+        raise InputError(f"{place}: '{name}' is {value!r:.60}; it must be a text")
     return value
 
 
@@ -154,7 +155,7 @@ def _answers(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
     value = _field(row, "golden_answers")
     answers = (value,) if isinstance(value, str) else value
     if not isinstance(answers, Sequence) or not answers:
-        raise ValueError(f"{place}: 'golden_answers' is {value!r:.60}; give a text or a list")
+        raise InputError(f"{place}: 'golden_answers' is {value!r:.60}; give a text or a list")
     return tuple(str(answer) for answer in answers)
 
 

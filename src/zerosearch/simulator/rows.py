@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zerosearch.errors import InputError
 from zerosearch.files import replacing
 from zerosearch.ranges import Count, Share
 from zerosearch.search.fidelity import findable
@@ -53,11 +54,11 @@ class RowMaker:
 
     def __post_init__(self) -> None:
         if not self.top_k or min(self.top_k) < 1:
-            raise ValueError(f"rows.top_k={list(self.top_k)}: give numbers of 1 or more")
+            raise InputError(f"rows.top_k={list(self.top_k)}: give numbers of 1 or more")
         if self.max_words is not None and self.max_words < 5:
-            raise ValueError(f"rows.max_words={self.max_words}: give 5 or more, or null")
+            raise InputError(f"rows.max_words={self.max_words}: give 5 or more, or null")
         if not 0 < self.validation_share < 1:
-            raise ValueError(
+            raise InputError(
                 f"rows.validation_share={self.validation_share}: give a share between 0 and 1"
             )
 
@@ -65,7 +66,7 @@ class RowMaker:
         """Rows of all searches, in their order, each different row once.
 
         Raises:
-            ValueError: one quality has no row.
+            InputError: one quality has no row.
         """
         rows: dict[str, dict[str, Any]] = {}
         for search in searches:
@@ -75,7 +76,7 @@ class RowMaker:
         found = list(rows.values())
         for quality in ("useful", "noisy"):
             if not any(row["quality"] == quality for row in found):
-                raise ValueError(
+                raise InputError(
                     f"rows.top_k={list(self.top_k)}: {len(searches)} searches give no {quality} "
                     "row; collect more searches, ask for fewer documents, or set "
                     "rows.allow_fewer=true"

@@ -18,6 +18,7 @@ from typing import Any
 
 from zerosearch.data.geography.facts import Entity, FactStore, name_key
 from zerosearch.data.geography.wording import word_passage
+from zerosearch.errors import InputError
 from zerosearch.ranges import NotNegative, Share
 from zerosearch.seeding import derive_random
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
@@ -63,13 +64,13 @@ class ScriptedSimulator:
         }
         for name, value in shares.items():
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"simulator.{name}={value}: give a share between 0 and 1")
+                raise InputError(f"simulator.{name}={value}: give a share between 0 and 1")
         if latency_s < 0:
-            raise ValueError(f"simulator.latency_s={latency_s}: give seconds, 0 or more")
+            raise InputError(f"simulator.latency_s={latency_s}: give seconds, 0 or more")
         known = {split for _, split in facts.groups}
         unknown = sorted(set(splits or ()) - known)
         if not known or unknown:
-            raise ValueError(
+            raise InputError(
                 f"search.engine.splits={splits}: the facts hold nothing of "
                 f"{unknown or 'any split'}; they have the splits {sorted(known)}"
             )

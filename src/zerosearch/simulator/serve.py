@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from zerosearch.arguments import expand_simulator
 from zerosearch.commands import command
 from zerosearch.endings import ending_in_words
+from zerosearch.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +31,7 @@ def serve_until_told(settings: ServerSettings, override: str) -> None:
         override: what a training run is given to use them, up to the list of endpoints.
 
     Raises:
-        ValueError: a server cannot be started, or has ended.
+        InputError: a server cannot be started, or has ended.
     """
     from zerosearch.simulator.launch import running
 
@@ -40,7 +41,7 @@ def serve_until_told(settings: ServerSettings, override: str) -> None:
         endpoints = ",".join(server.command.endpoint for server in servers)
         log.info("train with: %s=[%s]", override, endpoints)
         ended = _first_to_end(servers)
-        raise ValueError(
+        raise InputError(
             f"the server at {ended.command.endpoint} ended with exit code {ended.exit_code}; "
             "its output is above"
         )

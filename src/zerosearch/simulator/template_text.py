@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+from zerosearch.errors import InputError
 from zerosearch.simulator.alignment import SYSTEM_END, tokens_of
 from zerosearch.simulator.forms import Form, Slot
 from zerosearch.simulator.slot_names import (
@@ -91,11 +92,11 @@ def write_template(useful: Sequence[str], noisy: Sequence[str]) -> str:
     """One template from the parts of both qualities (see `parts_of`).
 
     Raises:
-        ValueError: a system message was found in prompts of one quality alone.
+        InputError: a system message was found in prompts of one quality alone.
     """
     both = [_split_messages(parts) for parts in (useful, noisy)]
     if len(both[0]) != len(both[1]):
-        raise ValueError(
+        raise InputError(
             "where the system message ends is not clear in the prompts of one quality: give rows "
             "whose system messages are more alike"
         )
@@ -136,7 +137,7 @@ def parts_of(form: Form, fillings: Mapping[int, Filling]) -> list[str]:
     """Jinja text of a form, in parts that are not to be torn apart.
 
     Raises:
-        ValueError: a part that some prompts lack does not hang on one variable.
+        InputError: a part that some prompts lack does not hang on one variable.
     """
     return list(_parts(form, iter(sorted(fillings.items()))))
 
@@ -153,7 +154,7 @@ def _parts(form: Form, fillings: Iterator[tuple[int, Filling]]) -> Iterator[str]
         own = [next(fillings) for _ in range(inner.slot_count)]
         names = {filling.name for _, filling in own}
         if len(names) != 1 or not names <= set(_MAY_BE_ABSENT):
-            raise ValueError(
+            raise InputError(
                 f"some prompts lack a part that shows {sorted(names)}: only a part that shows "
                 f"one of {_MAY_BE_ABSENT} may be absent; name its slots with --slot NUMBER=NAME"
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zerosearch.data.readers import hub_file, local_files
+from zerosearch.errors import InputError
 from zerosearch.simulator.alignment import SYSTEM_END
 
 CHAT_KEYS = ("messages", "conversations")
@@ -64,7 +65,7 @@ def read_rows(
             message.
 
     Raises:
-        ValueError: no such file, no row, a row without a prompt, or a system message that only
+        InputError: no such file, no row, a row without a prompt, or a system message that only
             some of the rows have.
     """
     files = local_files(path) or [hub_file(path, None, "train", streaming=False)]
@@ -74,10 +75,10 @@ def read_rows(
         for _, location, row in file.read_all()
     ]
     if not rows:
-        raise ValueError(f"{path} holds no rows; check the file")
+        raise InputError(f"{path} holds no rows; check the file")
     lacking = [row.location for row in rows if not row.system]
     if 0 < len(lacking) < len(rows):
-        raise ValueError(
+        raise InputError(
             f"{len(lacking)} of {len(rows)} rows have no system message, such as {lacking[0]}: "
             "a template sends one with every prompt or with none, give rows of one kind"
         )
@@ -93,7 +94,7 @@ def _read_row(
 ) -> TuningRow:
     keys = [prompt_key] if prompt_key else [key for key in (*CHAT_KEYS, *TEXT_KEYS) if row.get(key)]
     if not keys or not row.get(keys[0]):
-        raise ValueError(
+        raise InputError(
             f"{location}: no prompt in {keys or [*CHAT_KEYS, *TEXT_KEYS]}; it has the fields "
             f"{sorted(row)}; name the right one with --prompt-key"
         )
@@ -120,14 +121,14 @@ def _read_row(
 def _from_chat(messages: Any, location: str, key: str) -> tuple[str, str, str]:
     """The one user message, then the system message and the reply, or ""."""
     if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
-        raise ValueError(f"{location}: field '{key}' is neither a text nor a list of messages")
+        raise InputError(f"{location}: field '{key}' is neither a text nor a list of messages")
     texts: dict[str, list[str]] = {}
     for message in messages:
         role = str(message.get("role") or message.get("from"))
         texts.setdefault(role, []).append(str(message.get("content") or message.get("value") or ""))
     users = [text for role in _USER_ROLES for text in texts.get(role, [])]
     if len(users) != 1:
-        raise ValueError(
+        raise InputError(
             f"{location}: field '{key}' holds {len(users)} user messages (roles "
             f"{sorted(texts)}); a simulator is asked once, give rows with one"
         )

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import UndefinedError
 
 from zerosearch.data.readers import hub_file, local_files
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, Share
 from zerosearch.search.replies import parse_reply
 from zerosearch.search.simulator_prompt import SimulatorPrompt, read_template
@@ -80,17 +81,17 @@ class TuningFiles:
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_share < 1:
-            raise ValueError(
+            raise InputError(
                 f"data.files.validation_share={self.validation_share}: give a share between 0 and 1"
             )
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"data.files.limit={self.limit}: give 1 or more, or null for all")
+            raise InputError(f"data.files.limit={self.limit}: give 1 or more, or null for all")
 
     def load(self) -> TuningSet:
         """Read, render or derive, and split.
 
         Raises:
-            ValueError: a file or row cannot be read, no template is given or found, or one side of
+            InputError: a file or row cannot be read, no template is given or found, or one side of
                 the split is empty; says which and the mend.
         """
         own = "documents" in _first_row(self.train)
@@ -104,7 +105,7 @@ class TuningFiles:
             ]
         train, validation = parts
         if not train or not validation:
-            raise ValueError(
+            raise InputError(
                 f"data.files.train={self.train}: {len(train)} examples for training and "
                 f"{len(validation)} for validation; give more rows, or data.files.validation"
             )
@@ -129,7 +130,7 @@ class TuningFiles:
         if self.prompt_template is None:
             derived = derive_template(rows)
             if derived.misfits:
-                raise ValueError(
+                raise InputError(
                     f"{len(derived.misfits)} of {derived.rows} rows do not fit the template "
                     "derived from all: derive it with `python -m zerosearch.simulator.template`, "
                     "look at it, and give data.files.prompt_template=FILE. The first misfit:\n"
@@ -148,7 +149,7 @@ class TuningFiles:
         usable = [[example for example in part if example is not None] for part in parts]
         lost = len(rows) - sum(map(len, usable))
         if lost > MAX_UNUSABLE * len(rows):
-            raise ValueError(
+            raise InputError(
                 f"{lost} of {len(rows)} rows of {self.train} have no reply with lines 'Doc 1: ...'"
                 ": name the field of the reply with data.files.reply_key"
             )
@@ -176,7 +177,7 @@ def _own_example(row: Mapping[str, Any], place: str, prompt: SimulatorPrompt) ->
         noisy = {"useful": False, "noisy": True}[row["quality"]]
         messages = tuple(prompt.messages(request, noisy=noisy))
     except (LookupError, TypeError, UndefinedError) as error:
-        raise ValueError(
+        raise InputError(
             f"{place}: not a row of `zerosearch.simulator.judge` ({type(error).__name__}: {error})"
             "; make the rows again"
         ) from error
@@ -215,7 +216,7 @@ def _first_row(path: str) -> Mapping[str, Any]:
     for file in local_files(path) or [hub_file(path, None, "train", streaming=False)]:
         for _, _, row in file.read_all():
             return row
-    raise ValueError(f"{path} holds no rows; check the file")
+    raise InputError(f"{path} holds no rows; check the file")
 
 
 def _files(path: str) -> list[Any]:

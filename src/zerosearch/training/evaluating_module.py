@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from zerosearch.errors import InputError
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
@@ -37,7 +38,7 @@ class EvaluatingModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         if not evaluations:
-            raise ValueError("evaluations={}: name at least one way to answer held-out questions")
+            raise InputError("evaluations={}: name at least one way to answer held-out questions")
         self.evaluations = dict(evaluations)
         self.rubric = rubric
         self.seed = seed

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zerosearch.distributed import gather_objects
+from zerosearch.errors import RunError
 from zerosearch.types import Trajectory
 
 RESUME = "go on with resume=<run folder>"
 
 
-class SearchOutage(RuntimeError):
+class SearchOutage(RunError):
     """Too many trajectories were lost to failed searches.
 
     Raised on all ranks alike, before a step has changed anything or when an evaluation has reported
@@ -18,7 +19,7 @@ class SearchOutage(RuntimeError):
     """
 
 
-class TrainingCollapse(RuntimeError):
+class TrainingCollapse(RunError):
     """The policy is no longer worth training; raised on all ranks alike, between two steps."""
 
 

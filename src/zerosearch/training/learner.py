@@ -63,7 +63,7 @@ class Learner:
             skipped has none but the count.
 
         Raises:
-            FloatingPointError: too many updates in a row were skipped, see `SkippedUpdates`.
+            NonFiniteError: too many updates in a row were skipped, see `SkippedUpdates`.
         """
         algorithm = self.policy.updater.algorithm
         batch = collate(

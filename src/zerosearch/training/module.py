@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.data.loaders import QuestionBatch
+from zerosearch.errors import InputError
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
@@ -325,7 +326,7 @@ class SearchPolicyModule(EvaluatingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("zerosearch")
         if saved is None:
-            raise ValueError("resume: the checkpoint was not written by this project's training")
+            raise InputError("resume: the checkpoint was not written by this project's training")
         if "state_dict" in checkpoint:  # else the strategy has checked and restored it
             expect_reference(self, checkpoint["state_dict"])
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))

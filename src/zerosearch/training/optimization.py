@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.errors import InputError
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.rollouter import Decoding
 
@@ -77,21 +78,21 @@ def check_suits(
     """Raise where policy, length or sampling of a run do not suit its algorithm.
 
     Raises:
-        ValueError: names the setting and the mend.
+        InputError: names the setting and the mend.
     """
     if policy_steps < 1:
-        raise ValueError(f"policy_steps={policy_steps}: give 1 or more")
+        raise InputError(f"policy_steps={policy_steps}: give 1 or more")
     if decoding.temperature == 0:
-        raise ValueError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
+        raise InputError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
     if algorithm.reference_reset_steps is not None and policy.lora is not None:
-        raise ValueError(
+        raise InputError(
             f"algorithm.reference_reset_steps={algorithm.reference_reset_steps}: with model.lora "
             "the reference is the policy without its adapters and cannot be reset; set it to null, "
             "or train in full (model.lora=null)"
         )
     critic = algorithm.critic
     if critic is not None and critic.warmup_steps >= policy_steps:
-        raise ValueError(
+        raise InputError(
             f"algorithm.critic.warmup_steps={critic.warmup_steps} leaves none of policy_steps="
             f"{policy_steps} for the policy to learn in: give less, or more policy_steps"
         )
@@ -101,14 +102,14 @@ def check_strategy(algorithm: Algorithm, strategy: Strategy) -> None:
     """Raise where a strategy expects every backward pass to reach both models.
 
     Raises:
-        ValueError: names the setting and the mend.
+        InputError: names the setting and the mend.
     """
     if (
         algorithm.critic is not None
         and isinstance(strategy, DDPStrategy)
         and not strategy._ddp_kwargs.get("find_unused_parameters")
     ):
-        raise ValueError(
+        raise InputError(
             "trainer=ddp: policy and critic have backward passes of their own, which plain DDP "
             "waits for together; set trainer.strategy.find_unused_parameters=true"
         )

@@ -26,6 +26,7 @@ import torch
 
 from zerosearch.data.loaders import rank_slice
 from zerosearch.distributed import gather_objects, world_size
+from zerosearch.errors import InputError
 from zerosearch.generation.generator import Generator
 from zerosearch.training.background import Background
 from zerosearch.training.failures import SearchOutage
@@ -39,11 +40,11 @@ FindOutage = Callable[[Sequence[Trajectory]], SearchOutage | None]
 
 
 def check_lag(lag: int, generator: Generator) -> None:
-    """Raise ValueError where the generator cannot sample that many steps ahead."""
+    """Raise InputError where the generator cannot sample that many steps ahead."""
     if lag not in (0, 1):
-        raise ValueError(f"rollout.lag={lag}: give 0 (exact) or 1 (sample while training)")
+        raise InputError(f"rollout.lag={lag}: give 0 (exact) or 1 (sample while training)")
     if lag and not generator.own_weights:
-        raise ValueError(
+        raise InputError(
             f"rollout.lag={lag}: {type(generator).__name__} samples from the very weights that are "
             "trained meanwhile. Use a generator with weights of its own (generator=vllm, "
             "vllm_server or transformers_copy), or rollout.lag=0"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from zerosearch.errors import InputError
 from zerosearch.generation.generator import PolicyCheckable
 from zerosearch.policy.export import SETTINGS_FILE, load_settings
 from zerosearch.search.engine import Checkable
@@ -16,7 +17,7 @@ from zerosearch.training.module import SearchPolicyModule
 def check_accelerator(name: str) -> None:
     """Raise where a GPU is asked for and none is there."""
     if name in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(
+        raise InputError(
             f"trainer.accelerator={name}, but no CUDA GPU is visible here: use trainer=cpu or "
             "trainer=auto, or start the run on a machine with a GPU"
         )
@@ -26,7 +27,7 @@ def check_run(module: SearchPolicyModule) -> None:
     """Check the policy's weights, the generator and every search engine.
 
     Raises:
-        ValueError: says which field is wrong and how to mend it.
+        InputError: says which field is wrong and how to mend it.
     """
     module.policy_source.check()
     check_context(module)
@@ -38,7 +39,7 @@ def check_context(module: SearchPolicyModule) -> None:
     config = module.policy_source.load_config().get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and module.episode.max_context_tokens > limit:
-        raise ValueError(
+        raise InputError(
             f"episode.max_context_tokens={module.episode.max_context_tokens}, but the policy "
             f"{module.policy_source.path} has a context of {limit} tokens: lower it"
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import attrgetter
 
+from zerosearch.errors import InputError
 from zerosearch.reward.rubric import Rubric
 from zerosearch.training.sampled import RolloutPlan
 from zerosearch.types import Question, Trajectory
@@ -48,11 +49,11 @@ async def play_groups(
         Groups that are not flat in the order in which they were played, then flat ones.
 
     Raises:
-        ValueError: there are too few spares; nothing was sampled yet.
+        InputError: there are too few spares; nothing was sampled yet.
     """
     wanted = len(plan.questions)
     if len(plan.spares) < rounds * wanted:
-        raise ValueError(
+        raise InputError(
             f"algorithm.resampling_rounds={rounds}, but the data module draws {len(plan.spares)} "
             f"spare questions for {wanted}: set data.spare_rounds to "
             "${algorithm.resampling_rounds}"

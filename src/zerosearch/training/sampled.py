@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zerosearch.data.loaders import QuestionBatch
+from zerosearch.errors import InputError
 from zerosearch.types import Document, Question, SearchResult, Trajectory, Turn
 
 
@@ -35,10 +36,10 @@ def make_next_plan(batch: QuestionBatch, step: int, noise_probability: float) ->
     """What a step samples for the one after it.
 
     Raises:
-        ValueError: the batch does not know the questions of that step.
+        InputError: the batch does not know the questions of that step.
     """
     if batch.following is None:
-        raise ValueError(
+        raise InputError(
             "data.lag=0, but rollout.lag=1: the data module must look one step ahead; set data.lag "
             "to ${rollout.lag}"
         )

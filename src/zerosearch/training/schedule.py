@@ -8,6 +8,7 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from zerosearch.errors import InputError
 from zerosearch.ranges import Share
 
 
@@ -29,13 +30,13 @@ def warmup_schedule(
         final_share: share of the peak rate at the end of a decay, in [0, 1].
 
     Raises:
-        ValueError: an option is out of its range.
+        InputError: an option is out of its range.
     """
     for name, value in (("warmup_fraction", warmup_fraction), ("final_share", final_share)):
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"schedule.{name}={value}: give a share from 0 to 1")
+            raise InputError(f"schedule.{name}={value}: give a share from 0 to 1")
     if decay not in ("constant", "linear", "cosine"):
-        raise ValueError(f"schedule.decay={decay!r}: give constant, linear or cosine")
+        raise InputError(f"schedule.decay={decay!r}: give constant, linear or cosine")
     warmup = round(warmup_fraction * total_updates)
 
     def share(update: int) -> float:

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from zerosearch.errors import InputError
 from zerosearch.policy.checkpoints import (
     check_same_model,
     check_same_optimizers,
@@ -55,7 +56,7 @@ class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
         timeout_minutes: how long a rank waits for the others in one collective.
 
     Raises:
-        ValueError: a dtype or the timeout makes no sense.
+        InputError: a dtype or the timeout makes no sense.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
     ) -> None:
         for name, value in (("param_dtype", param_dtype), ("reduce_dtype", reduce_dtype)):
             if value not in get_args(Dtype):
-                raise ValueError(
+                raise InputError(
                     f"trainer.strategy.{name}={value}: use one of {', '.join(get_args(Dtype))}"
                 )
         if timeout_minutes <= 0:
-            raise ValueError(
+            raise InputError(
                 f"trainer.strategy.timeout_minutes={timeout_minutes}: give minutes above 0"
             )
         super().__init__(tensor_parallel_size=1, timeout=timedelta(minutes=timeout_minutes))
@@ -101,7 +102,7 @@ class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         if self.precision_plugin.precision != "32-true":
-            raise ValueError(
+            raise InputError(
                 f"trainer.precision={self.precision_plugin.precision} under trainer=fsdp: leave it "
                 "at 32-true (float32 weights are kept) and set trainer.strategy.param_dtype, in "
                 "which they are computed"
@@ -139,7 +140,7 @@ class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
         """Restore module and optimizers from a folder of any number of ranks, or from a file.
 
         Raises:
-            ValueError: the checkpoint is not whole, or of another model or optimizer.
+            InputError: the checkpoint is not whole, or of another model or optimizer.
         """
         path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None

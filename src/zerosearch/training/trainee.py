@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.distributed import rank
+from zerosearch.errors import InputError, NonFiniteError
 from zerosearch.policy.weight_stream import gather
 from zerosearch.training.micro_batches import Backward
 from zerosearch.types import PolicyBatch
@@ -33,7 +34,7 @@ class SkippedUpdates:
     """Counts the updates of a model that were not made, as a loss or gradient was not finite.
 
     Raises:
-        ValueError: `most` is below 1.
+        InputError: `most` is below 1.
     """
 
     most: int  # in a row, which end the run
@@ -42,7 +43,7 @@ class SkippedUpdates:
 
     def __post_init__(self) -> None:
         if self.most < 1:
-            raise ValueError(
+            raise InputError(
                 f"module.max_skipped_updates={self.most}: give 1 (the first update that is not "
                 "finite ends the run) or more"
             )
@@ -55,12 +56,12 @@ class SkippedUpdates:
             remedy: settings to lower.
 
         Raises:
-            FloatingPointError: it is the last one that is allowed in a row.
+            NonFiniteError: it is the last one that is allowed in a row.
         """
         self.in_a_row += 1
         self.total += 1
         if self.in_a_row >= self.most:
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"{broken} is not finite, in {self.in_a_row} updates in a row (module."
                 f"max_skipped_updates={self.most}). The weights were not updated: resume from the "
                 f"last checkpoint with a lower {remedy}"
@@ -108,7 +109,7 @@ class Trainee(Generic[U]):
             The updater's metrics with `gradient_norm` and `learning_rate`; None without an update.
 
         Raises:
-            FloatingPointError: see `SkippedUpdates`; nothing was changed.
+            NonFiniteError: see `SkippedUpdates`; nothing was changed.
         """
         found = self.updater.accumulate(self.model, batch, backward)
         parameters = [p for p in self.model.parameters() if p.requires_grad]

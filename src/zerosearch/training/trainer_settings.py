@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from zerosearch.errors import InputError
 from zerosearch.policy.source import PolicySource
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
 
@@ -21,7 +22,7 @@ def prepare_trainer(trainer: Trainer, policy: PolicySource) -> None:
     `torch.no_grad` takes its place, as in the validations within `fit`.
 
     Raises:
-        ValueError: as `check_precision`; or modules of two dtypes would meet without a cast.
+        InputError: as `check_precision`; or modules of two dtypes would meet without a cast.
     """
     check_precision(trainer.precision)
     casts = trainer.precision != "32-true" or isinstance(trainer.strategy, FullyShardedStrategy)
@@ -38,11 +39,11 @@ def check_precision(name: Any) -> None:
         name: Lightning's, or None for its default.
 
     Raises:
-        ValueError: weights would be converted, so that small updates are rounded away, or gradients
+        InputError: weights would be converted, so that small updates are rounded away, or gradients
             come scaled to where they are clipped.
     """
     if name is not None and str(name) not in PRECISIONS:
-        raise ValueError(
+        raise InputError(
             f"trainer.precision={name}: weights that are trained stay in float32 here, and "
             "gradients are not scaled; use bf16-mixed, which computes in bfloat16, or 32-true"
         )
@@ -51,7 +52,7 @@ def check_precision(name: Any) -> None:
 def _check_one_dtype(policy: PolicySource) -> None:
     whole = None if policy.lora is None else policy.lora.modules_to_save
     if whole and policy.dtype != "float32":
-        raise ValueError(
+        raise InputError(
             f"model.lora.modules_to_save={whole}: what is trained is kept in float32, the rest in "
             f"model.dtype={policy.dtype}, and trainer.precision=32-true casts neither; use "
             "trainer.precision=bf16-mixed or model.dtype=float32"

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from zerosearch.data.loaders import rank_slice
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, Seed
 from zerosearch.seeding import derive_random
 from zerosearch.simulator.tuning_set import TuningExample, TuningFiles, TuningSet
@@ -88,7 +89,7 @@ class TuningData(LightningDataModule):
         seed: of the order.
 
     Raises:
-        ValueError: a number is out of range.
+        InputError: a number is out of range.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class TuningData(LightningDataModule):
             ("validation_limit", 1 if validation_limit is None else validation_limit),
         ):
             if value < 1:
-                raise ValueError(f"data.{name}={value}: give 1 or more")
+                raise InputError(f"data.{name}={value}: give 1 or more")
         self._files = files
         self._per_step = examples_per_step
         self._validation_limit = validation_limit

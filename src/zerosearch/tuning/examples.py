@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError
 from zerosearch.policy.tokenizer import render_prompt
 from zerosearch.simulator.tuning_set import TuningExample
 from zerosearch.types import PolicyBatch
@@ -49,11 +50,11 @@ def check_lengths(examples: Sequence[EncodedExample], max_tokens: int) -> None:
     """Raise where an example is longer than allowed: a cut reply would teach to stop short.
 
     Raises:
-        ValueError: says how many are, and the longest.
+        InputError: says how many are, and the longest.
     """
     longer = [len(example) for example in examples if len(example) > max_tokens]
     if longer:
-        raise ValueError(
+        raise InputError(
             f"module.max_tokens={max_tokens}: {len(longer)} of {len(examples)} examples are "
             f"longer, up to {max(longer)} tokens; raise it, or make rows with fewer or shorter "
             "documents"

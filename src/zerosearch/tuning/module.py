@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.errors import InputError
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
@@ -65,7 +66,7 @@ class SimulatorTuningModule(LightningModule):
         seed: of generated documents.
 
     Raises:
-        ValueError: a number is out of range.
+        InputError: a number is out of range.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class SimulatorTuningModule(LightningModule):
             ("max_reply_tokens", max_reply_tokens, 1),
         ):
             if value < least:
-                raise ValueError(f"module.{name}={value}: give {least} or more")
+                raise InputError(f"module.{name}={value}: give {least} or more")
         self.automatic_optimization = False
         self.policy_source = policy
         self.generator = generator
@@ -288,9 +289,9 @@ class SimulatorTuningModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("zerosearch", {})
         if "template" not in saved:
-            raise ValueError("resume: the checkpoint was not written by the tuning of a simulator")
+            raise InputError("resume: the checkpoint was not written by the tuning of a simulator")
         if saved["template"] != self.template:
-            raise ValueError(
+            raise InputError(
                 "resume: the prompts come from another template than those of the checkpoint's "
                 "run; set data.files back, or start a new run"
             )

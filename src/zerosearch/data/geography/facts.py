@@ -18,6 +18,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from zerosearch.errors import InputError
+
 BRIDGE_SPLIT = "bridge"
 
 
@@ -56,7 +58,7 @@ class FactStore:
         for entity in entities:
             key = name_key(entity.name)
             if not key or key in self._by_key:
-                raise ValueError(f"entity name {entity.name!r} is empty or not unique: rename it")
+                raise InputError(f"entity name {entity.name!r} is empty or not unique: rename it")
             self._by_key[key] = entity
             self._by_group.setdefault((entity.kind, entity.split), []).append(entity)
             if entity.split != BRIDGE_SPLIT:

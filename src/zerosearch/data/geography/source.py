@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from zerosearch.data.geography.facts import asset
 from zerosearch.data.sources import QASource, fixed_selection
+from zerosearch.errors import InputError
 from zerosearch.ranges import Count, Positive
 from zerosearch.types import Question
 
@@ -33,9 +34,9 @@ class GeographySource:
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise ValueError(f"split={self.split!r} of geography: give one of {', '.join(SPLITS)}")
+            raise InputError(f"split={self.split!r} of geography: give one of {', '.join(SPLITS)}")
         if self.hops not in (None, 1, 2):
-            raise ValueError(f"hops={self.hops} of geography: give 1, 2 or null for both")
+            raise InputError(f"hops={self.hops} of geography: give 1, 2 or null for both")
 
     def load(self) -> Sequence[Question]:
         """Read the shipped parquet file, a ZeroSearch / Search-R1 table like any other."""
