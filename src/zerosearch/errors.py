@@ -44,5 +44,8 @@ def as_input_errors(what: str) -> Iterator[None]:
         yield
     except ZeroSearchError:
         raise
-    except (ImportError, OSError, ValueError) as error:
+    except Exception as error:
+        of_file = type(error).__name__ == "SafetensorError"  # not imported: this module is light
+        if not of_file and not isinstance(error, ImportError | OSError | ValueError):
+            raise
         raise InputError(f"{what}: {' '.join(str(error).split())}") from error

@@ -209,11 +209,11 @@ async def test_a_server_that_is_slow_under_load_gets_every_search_once(
 
     def answer(_: Any) -> Reply:
         with one_at_a_time:
-            time.sleep(0.05)
+            time.sleep(0.1)
         return completion("Doc 1: late")
 
-    server.answer = answer
-    results = await search_all(make_engine(server.url, attempt_timeout_s=0.1), 12)
+    server.answer = answer  # the last one comes after a second, each 0.1 s after another one
+    results = await search_all(make_engine(server.url, attempt_timeout_s=0.6), 12)
     assert all(result.documents for result in results)
     assert len(server.received) == 12
     assert not probes, "its other replies show that it is alive"
