@@ -43,7 +43,7 @@ def test_an_importance_correction_is_one_override(kind: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("grpo", [2**-0.5, -(2**-0.5), 0.0]),  # 0.5 / std; the group of one keeps its reward
+        ("grpo", [2**-0.5, -(2**-0.5), 0.0]),  # 0.5 / std; a group of one has nobody to beat
         ("reinforce", [2 / 3, -1 / 3, -1 / 3]),
         ("control", [0.0, 0.0, 0.0]),
         ("dr_grpo", [0.5, -0.5, 0.0]),

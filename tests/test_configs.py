@@ -462,6 +462,9 @@ def test_the_runs_of_the_paper_train_on_its_questions(name: str, tmp_path: Path)
     published = compose_config(tmp_path, name="fetch").sets.nq_hotpotqa
     assert published.repo == "Alibaba-NLP/ZeroSearch_dataset"
     assert all(isinstance(source, QASource) for source in sources.values())
+    held_out = hydra.utils.instantiate(cfg.data.test, _convert_="all")
+    assert cfg.test and len(held_out) == 1, "measured before the first step, too"
+    assert cfg.data.test_limit == cfg.data.validation_limit == 500
 
 
 # -- large runs -----------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,16 +10,22 @@ from zerosearch.algorithms.advantages import (
     grpo,
     reinforce,
     reinforce_pp,
+    reinforce_pp_baseline,
     rloo,
     zero_variance_groups,
 )
 
-ALL = [
+COMPARE_SIBLINGS = [
     pytest.param(grpo, id="grpo"),
-    pytest.param(lambda r, g, v=None: grpo(r, g, v, scale="none"), id="dr_grpo"),
-    pytest.param(reinforce, id="reinforce"),
-    pytest.param(lambda r, g, v=None: reinforce(r, g, v, baseline="batch"), id="batch"),
+    pytest.param(partial(grpo, scale="none"), id="dr_grpo"),
     pytest.param(rloo, id="rloo"),
+    pytest.param(partial(reinforce, baseline="leave_one_out"), id="leave_one_out"),
+    pytest.param(reinforce_pp_baseline, id="reinforce_pp_baseline"),
+]
+ALL = [
+    *COMPARE_SIBLINGS,
+    pytest.param(reinforce, id="reinforce"),
+    pytest.param(partial(reinforce, baseline="batch"), id="batch"),
     pytest.param(reinforce_pp, id="reinforce_pp"),
 ]
 
@@ -56,16 +63,22 @@ def test_reinforce_pp_normalises_over_the_batch() -> None:
     torch.testing.assert_close(reinforce_pp(REWARDS, GROUPS), (REWARDS - 0.5) / (std + 1e-6))
 
 
-@pytest.mark.parametrize("advantage", ALL)
-def test_group_of_one_keeps_its_reward(advantage) -> None:
-    result = advantage(torch.tensor([0.75]), torch.tensor([12]))
-    torch.testing.assert_close(result, torch.tensor([0.75]))
+@pytest.mark.parametrize("advantage", COMPARE_SIBLINGS)
+def test_the_lone_survivor_of_a_group_is_compared_with_nobody(advantage) -> None:
+    """Row 4 has lost its sibling, row 5, to a failed search: its raw reward is no comparison."""
+    rewards = torch.tensor([0.1, 0.2, 1.0, 0.7, 0.6, math.nan])
+    groups = torch.tensor([5, 9, 5, 9, 7, 7])
+    valid = torch.tensor([True, True, True, True, True, False])
+    result = advantage(rewards, groups, valid)
+    assert result[4:].tolist() == [0.0, 0.0]
+    assert result[:4].sign().tolist() == [-1.0, -1.0, 1.0, 1.0]
+    assert advantage(torch.tensor([0.75]), torch.tensor([12])).tolist() == [0.0]
 
 
-def test_group_of_one_among_larger_groups_keeps_its_reward() -> None:
-    rewards, groups = torch.tensor([0.0, 0.6, 1.0]), torch.tensor([5, 9, 5])
-    for advantage in (grpo, rloo):
-        assert advantage(rewards, groups)[1].item() == pytest.approx(0.6)
+def test_without_a_baseline_groups_of_one_keep_their_rewards() -> None:
+    rewards = torch.tensor([0.75, 0.0, 1.0])
+    assert reinforce(rewards, torch.tensor([12, 3, 5])).tolist() == rewards.tolist()
+    assert reinforce(rewards[:1], torch.tensor([12])).tolist() == [0.75]
 
 
 @pytest.mark.parametrize("advantage", ALL)

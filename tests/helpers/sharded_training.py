@@ -52,6 +52,7 @@ class Job:
     steps: int = STEPS
     checkpoints: Path | None = None  # save after each step there
     resume: Path | None = None
+    poisoned_step: int | None = None  # the last rank's losses are no numbers there
     sharded: bool = True
     strategy: dict[str, Any] | None = None  # settings of FullyShardedStrategy
 
@@ -59,6 +60,7 @@ class Job:
 class Watched(SearchPolicyModule):
     """Keeps the whole gradient of every update, and this rank's bytes at the last one."""
 
+    poisoned_step: int | None = None
     gradients: list[dict[str, Tensor]]
     bytes_held: dict[str, int]
 
@@ -67,6 +69,12 @@ class Watched(SearchPolicyModule):
         self.gradients = []
         configured[0]["optimizer"].register_step_pre_hook(self._look)
         return configured
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        last = self.global_rank == self.trainer.world_size - 1
+        if last and self.policy_step == self.poisoned_step:
+            loss = loss * torch.nan
+        super().manual_backward(loss, *args, **kwargs)
 
     def _look(self, optimizer: Optimizer, *_: Any) -> None:
         assert self.model is not None
@@ -116,7 +124,7 @@ def make_job_module(job: Job) -> Watched:
     source = PolicySource(
         path=str(job.policy), lora=lora, gradient_checkpointing=job.gradient_checkpointing
     )
-    return make_training(  # type: ignore[return-value]
+    module = make_training(
         module=Watched,
         policy=source,
         search=ScriptedEngine(["red or blue"]),
@@ -127,6 +135,9 @@ def make_job_module(job: Job) -> Watched:
         tokens_per_micro_batch=120,
         policy_steps=job.steps,
     )
+    assert isinstance(module, Watched)
+    module.poisoned_step = job.poisoned_step
+    return module
 
 
 def train(rank: int, world_size: int, job: Job) -> None:
@@ -148,6 +159,7 @@ def train(rank: int, world_size: int, job: Job) -> None:
         "metrics": module.train_metrics,
         "bytes": module.bytes_held,
         "policy_step": module.policy_step,
+        "left": sum(p.grad is not None for p in module.parameters()),
     }
     torch.save(result, job.out.with_name(f"{job.out.name}.{rank}"))
 

@@ -38,12 +38,16 @@ QUESTIONS = [
 
 
 class CountingModule(SearchPolicyModule):
-    """Counts its backward passes."""
+    """Counts its backward passes; in one step the last rank's losses are no numbers."""
 
     backward_passes = 0
+    poisoned_step: int | None = None
 
     def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         self.backward_passes += 1
+        last = self.global_rank == self.trainer.world_size - 1
+        if last and self.policy_step == self.poisoned_step:
+            loss = loss * torch.nan
         super().manual_backward(loss, *args, **kwargs)
 
 
@@ -66,6 +70,7 @@ def train_rank(
     algorithm: Algorithm = GRPO,
     lag: int = 0,
     steps: int = 1,
+    poisoned_step: int | None = None,
     **trainer: Any,
 ) -> dict[str, Any]:
     """Weights, metrics and number of backward passes of some steps with all questions."""
@@ -87,6 +92,8 @@ def train_rank(
         lag=lag,
         policy_steps=steps,
     )
+    assert isinstance(module, CountingModule)
+    module.poisoned_step = poisoned_step
     learner = make_trainer(steps, callbacks=[], val_every=None, devices=world_size, **trainer)
     learner.fit(module, make_data(QUESTIONS, seed=IN_ORDER, lag=lag))
     assert module.latest is not None
@@ -113,6 +120,7 @@ def run_rank(rank: int, port: int, folder: str) -> None:
     results = {
         "one step": train_rank(RANKS, **ddp),
         "lagging": train_rank(RANKS, lag=1, steps=3, **ddp),
+        "skipping": train_rank(RANKS, steps=2, poisoned_step=0, **ddp),
         "critic": train_rank(
             RANKS,
             algorithm=PPO,

@@ -444,7 +444,8 @@ def test_a_loss_that_is_no_number_stops_before_the_update(value: float) -> None:
     def broken(rewards: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
         return torch.full_like(rewards, value)
 
-    module = make_training(algorithm=Algorithm(group_size=4, advantage=broken))
+    algorithm = Algorithm(group_size=4, advantage=broken)
+    module = make_training(algorithm=algorithm, max_skipped_updates=1)
     stops_unchanged(
         module, FloatingPointError, r"policy_loss.*not finite.*weights were not updated"
     )
@@ -461,7 +462,8 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(
         next(self.model.parameters()).grad[0, 0] = math.nan  # type: ignore[index]
 
     monkeypatch.setattr(SearchPolicyModule, "manual_backward", poisoned)
-    stops_unchanged(make_training(), FloatingPointError, r"gradient_norm.*nan.*not finite")
+    module = make_training(max_skipped_updates=1)
+    stops_unchanged(module, FloatingPointError, r"gradient_norm.*nan.*not finite")
 
 
 @pytest.mark.parametrize(
@@ -519,6 +521,7 @@ DOCUMENTED = (
     "memory/peak_gib",
     "optimizer/learning_rate",
     "optimizer/gradient_norm",
+    "optimizer/skipped",
 )
 
 

@@ -54,6 +54,12 @@ def test_invariant_06_two_ranks_that_sample_ahead_train_as_one(
     assert_same([rank["lagging"] for rank in ranks], alone)
 
 
+def test_two_ranks_skip_the_update_that_is_not_finite_on_one(ranks: list[dict[str, Any]]) -> None:
+    alone = train_rank(1, steps=2, poisoned_step=0)
+    assert alone["metrics"]["optimizer/skipped"] == 1.0
+    assert_same([rank["skipping"] for rank in ranks], alone)
+
+
 def test_invariant_06_two_ranks_with_a_critic_train_as_one(ranks: list[dict[str, Any]]) -> None:
     alone = train_rank(1, algorithm=PPO, steps=2)
     assert any(name.startswith("critic.") for name in alone["weights"])

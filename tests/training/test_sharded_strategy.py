@@ -22,6 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "tied": {"tied": True},
     "recomputed": {"gradient_checkpointing": True},
     "critic": {"critic": True},
+    "critic, a step skipped": {"critic": True, "poisoned_step": 2},
     "tied critic lora": {"tied": True, "critic": True, "lora": True},
     "tied recomputed lora": {"tied": True, "lora": True, "gradient_checkpointing": True},
 }
@@ -82,12 +83,15 @@ def check_ranks(world_size: int, kinds: list[str], root: Path, tmp_path: Path) -
         for rank in range(world_size):
             own = result(job.out, rank)
             assert_same_run(own, single)
+            assert own["left"] == 0, "gradients are freed"
+        skipped = 0 if job.poisoned_step is None else 2  # of both epochs
+        assert single["metrics"]["optimizer/skipped"] == skipped
         assert_share(result(job.out)["bytes"], single["bytes"], world_size)
 
 
 @pytest.mark.timeout(900)  # two processes that import everything, on a busy machine too
 def test_five_steps_of_two_ranks_are_those_of_one_process(root: Path, tmp_path: Path) -> None:
-    check_ranks(2, ["tied recomputed lora", "full", "critic"], root, tmp_path)
+    check_ranks(2, ["tied recomputed lora", "full", "critic, a step skipped"], root, tmp_path)
 
 
 @pytest.mark.slow

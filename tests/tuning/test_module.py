@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Watched(SimulatorTuningModule):
     """Keeps the gradient and loss of every update."""
 
     gradients: list[dict[str, Tensor]]
+    poisoned: frozenset[int] = frozenset()  # steps in which a gradient is no number
+    held = 0  # gradients that were left after the updates
 
     def configure_optimizers(self) -> Any:
         made = super().configure_optimizers()
@@ -62,18 +65,26 @@ class Watched(SimulatorTuningModule):
 
     def training_step(self, *arguments: Any) -> None:
         super().training_step(*arguments)
-        self.losses.append(self.train_metrics["loss/reply"])
+        self.losses.append(self.train_metrics.get("loss/reply"))
+        self.held += sum(parameter.grad is not None for parameter in self.parameters())
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().manual_backward(loss, *args, **kwargs)
+        gradient = next(self.parameters()).grad
+        if self.policy_step in self.poisoned and gradient is not None:
+            gradient[0, 0] = math.nan
 
 
 def run(policy: Path, rows: Path, *callbacks: Callback, **fields: Any) -> Watched:
     given = ("resume", "strategy", "plugins", "devices")
     trainer = {name: fields.pop(name) for name in given if name in fields}
-    lora = fields.pop("lora", None)
+    lora, poisoned = fields.pop("lora", None), fields.pop("poisoned", frozenset())
     data = make_data(rows, fields.pop("examples_per_step", 6))
     source = PolicySource(path=str(policy), lora=lora)
     module = make_module(source, data, module=Watched, gradient_clip=1e9, **fields)
-    tune(module, data, *callbacks, **trainer)
     assert isinstance(module, Watched)
+    module.poisoned = poisoned
+    tune(module, data, *callbacks, **trainer)
     return module
 
 
@@ -212,6 +223,22 @@ def test_a_killed_run_goes_on_bit_for_bit(policy: Path, rows: Path, tmp_path: Pa
     assert read(tmp_path / "killed", columns) == read(tmp_path / "alone", columns)
 
 
+def test_a_gradient_that_is_no_number_is_skipped_and_counted_in_a_resumed_run_too(
+    policy: Path, rows: Path, tmp_path: Path
+) -> None:
+    saving, poisoned = PolicyCheckpoint(tmp_path, 1, keep=None), frozenset({1, 2})
+    alone = run(policy, rows, saving, steps=4, poisoned=poisoned)
+    assert [loss is None for loss in alone.losses] == [False, True, True, False]
+    assert len(alone.gradients) == 2 and alone.train_metrics["optimizer/skipped"] == 2.0
+    assert alone.held == 0, "and none is kept, made or skipped"
+    resume = tmp_path / "step_000002.ckpt"
+    again = run(policy, rows, steps=4, poisoned=poisoned, resume=resume)
+    assert again.losses == alone.losses[2:]
+    assert again.train_metrics["optimizer/skipped"] == 2.0
+    with pytest.raises(FloatingPointError, match=r"in 2 updates in a row.*optimizer\.lr or"):
+        run(policy, rows, steps=4, poisoned=poisoned, resume=resume, max_skipped_updates=2)
+
+
 def read(folder: Path, columns: tuple[str, ...]) -> list[list[str]]:
     header, *lines = (folder / "metrics.csv").read_text().splitlines()
     places = [header.split(",").index(name) for name in columns]
@@ -245,6 +272,7 @@ def test_what_is_written_can_be_read(policy: Path, rows: Path, tmp_path: Path) -
         ({"steps": 0}, "steps=0: give 1"),
         ({"fidelity_examples": -1}, "fidelity_examples=-1: give 0"),
         ({"max_reply_tokens": 0}, "max_reply_tokens=0: give 1"),
+        ({"max_skipped_updates": 0}, "max_skipped_updates=0: give 1"),
     ],
 )
 def test_settings_out_of_range(

@@ -2,9 +2,10 @@
 
 Every function takes `rewards_B`, `group_B`, `valid_B` and returns [B]. Rows may come in any order
 and groups may differ in size. An invalid trajectory enters no statistic and gets advantage 0, as if
-its row were absent. A comparison needs two: a lone (valid) trajectory keeps its reward,
-(reward - 0) / 1, as in the reference code. Statistics over the whole batch mean the rows passed in:
-gather the ranks first.
+its row were absent. A comparison needs two: a trajectory whose siblings are all invalid gets
+advantage 0, where the reference code (verl) hands it its raw reward, (reward - 0) / 1, which is
+never negative: whatever it did would be praised. Without a baseline it keeps its reward.
+Statistics over the whole batch mean the rows passed in: gather the ranks first.
 
 Shape suffixes: `_B` trajectories, `_G` groups.
 """
@@ -49,8 +50,7 @@ def grpo(
         return groups.relative_B
     freedom_G = (groups.count_G - 1).clamp(min=1)
     std_G = (groups.sum(groups.relative_B.square()) / freedom_G).sqrt()
-    divisor_G = torch.where(groups.count_G > 1, std_G + EPSILON, 1.0)
-    return groups.relative_B / divisor_G[groups.index_B]
+    return groups.relative_B / (std_G + EPSILON)[groups.index_B]
 
 
 def reinforce(
@@ -101,8 +101,7 @@ def rloo(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None = None) -> T
     """
     groups = _compare(rewards_B, group_B, valid_B)
     # r - mean of others = n / (n - 1) * (r - mean of all), which needs no pass over pairs.
-    others_G = (groups.count_G - 1).clamp(min=1)
-    factor_G = torch.where(groups.count_G > 1, groups.count_G / others_G, 1.0)
+    factor_G = groups.count_G / (groups.count_G - 1).clamp(min=1)
     return groups.relative_B * factor_G[groups.index_B]
 
 
@@ -145,8 +144,10 @@ def reinforce_pp_baseline(
     Raises:
         ValueError: shapes differ, or a valid reward is not finite.
     """
-    relative_B = _compare(rewards_B, group_B, valid_B).relative_B
-    return grpo(relative_B, torch.zeros_like(group_B), valid_B)
+    groups = _compare(rewards_B, group_B, valid_B)
+    scaled_B = grpo(groups.relative_B, torch.zeros_like(group_B), valid_B)
+    # where nothing was compared, the batch mean is all there is, and that is a rounding error
+    return torch.where(groups.count_G[groups.index_B] > 1, scaled_B, 0.0)
 
 
 def zero_variance_groups(
@@ -178,8 +179,8 @@ def zero_variance_groups(
 class _Groups:
     """Rewards compared within groups.
 
-    `relative_B` is reward - group mean, the reward itself in a group of one; `rewards_B` and
-    `relative_B` are 0 on invalid rows; `count_G` counts valid rows; `index_B` in [0, G).
+    `relative_B` is reward - group mean, 0 in a group of one; `rewards_B` and `relative_B` are 0 on
+    invalid rows; `count_G` counts valid rows; `index_B` in [0, G).
     """
 
     rewards_B: Tensor
@@ -218,8 +219,7 @@ def _compare(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None) -> _Gro
     )
     shifted_B = torch.where(valid_B, rewards_B - low_G[index_B], 0.0)
     mean_G = zeros_G.index_add(0, index_B, shifted_B) / count_G.clamp(min=1)
-    centred_B = torch.where(valid_B, shifted_B - mean_G[index_B], 0.0)
-    relative_B = torch.where(count_G[index_B] > 1, centred_B, rewards_B)
+    relative_B = torch.where(valid_B, shifted_B - mean_G[index_B], 0.0)
     return _Groups(rewards_B=rewards_B, relative_B=relative_B, index_B=index_B, count_G=count_G)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from zerosearch.training.batching import collate, select, split_mini_batches
 from zerosearch.training.credit import Credit, assign_credit
 from zerosearch.training.metrics import Means
 from zerosearch.training.micro_batches import Backward, MicroBatches
-from zerosearch.training.trainee import Trainee
+from zerosearch.training.trainee import SkippedUpdates, Trainee
 from zerosearch.training.update import CriticUpdater, PolicyUpdater
 from zerosearch.types import PolicyBatch, Trajectory
 
@@ -59,10 +59,11 @@ class Learner:
             rank: of this process.
 
         Returns:
-            Who got credit, and global metrics under their TensorBoard paths.
+            Who got credit, and global metrics under their TensorBoard paths; an update that was
+            skipped has none but the count.
 
         Raises:
-            FloatingPointError: a loss or gradient is not finite; that update was not made.
+            FloatingPointError: too many updates in a row were skipped, see `SkippedUpdates`.
         """
         algorithm = self.policy.updater.algorithm
         batch = collate(
@@ -80,7 +81,10 @@ class Learner:
                 self._update_critic(mini_batch, means)
                 if not policy_rests:
                     self._update_policy(mini_batch, means)
-        return credit, credit.metrics | means.reduced()
+        skipped = {"optimizer/skipped": float(self.policy.skipped.total)}
+        if self.critic is not None:
+            skipped["critic/skipped"] = float(self.critic.skipped.total)
+        return credit, credit.metrics | means.reduced() | skipped
 
     def _describe(self, batch: PolicyBatch) -> None:
         """Add what the models say about the tokens before any of them changes."""
@@ -95,17 +99,17 @@ class Learner:
     def _update_critic(self, batch: PolicyBatch, means: Means) -> None:
         if self.critic is None:
             return
-        found = self.critic.update(
-            batch, self.backward, mend="algorithm.critic.optimizer.lr or critic.gradient_clip"
-        )
+        found = self.critic.update(batch, self.backward)
+        if found is None:
+            return
         means.add("critic/loss", found["value_loss"])
         means.add("critic/gradient_norm", found["gradient_norm"])
         means.add("critic/learning_rate", found["learning_rate"])
 
     def _update_policy(self, batch: PolicyBatch, means: Means) -> None:
-        found = self.policy.update(
-            batch, self.backward, mend="optimizer.lr or module.gradient_clip"
-        )
+        found = self.policy.update(batch, self.backward)
+        if found is None:
+            return
         means.add("optimizer/gradient_norm", found["gradient_norm"])
         means.add("optimizer/learning_rate", found["learning_rate"])
         means.add("loss/policy", found["policy_loss"])
@@ -124,6 +128,7 @@ def make_learner(
     chunk_tokens: int,
     temperature: float,
     gradient_clip: float,
+    skipped: Mapping[str, SkippedUpdates],
     pad_id: int,
     backward: Backward,
 ) -> Learner:
@@ -138,6 +143,7 @@ def make_learner(
         chunk_tokens: rows of logits held at a time.
         temperature: at which trajectories were sampled.
         gradient_clip: of the policy.
+        skipped: counts of "policy" and "critic", which go on from step to step.
         pad_id: of the tokenizer.
         backward: from a loss to gradients.
     """
@@ -152,6 +158,8 @@ def make_learner(
             optimizer=critic_optimizer,
             schedule=critic_schedule,
             gradient_clip=settings.gradient_clip,
+            skipped=skipped["critic"],
+            remedy="algorithm.critic.optimizer.lr or algorithm.critic.gradient_clip",
         )
     updater = PolicyUpdater(
         algorithm=algorithm,
@@ -165,6 +173,8 @@ def make_learner(
         optimizer=optimizers,
         schedule=schedules,
         gradient_clip=gradient_clip,
+        skipped=skipped["policy"],
+        remedy="optimizer.lr or module.gradient_clip",
     )
     return Learner(
         policy=policy, critic=critic, reference=reference, pad_id=pad_id, backward=backward

@@ -207,8 +207,19 @@ def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, 
     return {f"throughput/{name}_per_s": sum(rank[name] for rank in ranks) / seconds for name in own}
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Most memory used so far: of the GPU, or of the process on a CPU."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure what `peak_memory_gib` returns."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory that any rank has used; a collective.
+
+    Since `reset_peak_memory` on a GPU; on a CPU, of the process since it began.
+    """
+    if device.type == "cuda":
+        own = torch.cuda.max_memory_allocated(device) / 2**30
+    else:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return max(gather_objects(own))

@@ -39,7 +39,7 @@ from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
 from zerosearch.training.learner import make_learner
-from zerosearch.training.metrics import peak_memory_gib, step_metrics
+from zerosearch.training.metrics import peak_memory_gib, reset_peak_memory, step_metrics
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.optimization import (
     check_strategy,
@@ -53,6 +53,7 @@ from zerosearch.training.record import StepRecord
 from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sampler import EpisodeSampler
 from zerosearch.training.sharded_strategy import sharding_of
+from zerosearch.training.trainee import SkippedUpdates
 from zerosearch.types import Trajectory
 
 
@@ -75,6 +76,7 @@ class SearchPolicyModule(EvaluatingModule):
         tokens_per_micro_batch: padded tokens of one forward and backward pass.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
+        max_skipped_updates: in a row, as a loss or gradient is not finite; as many end the run.
         max_failed_share: share of trajectories, of a step or of one evaluation engine, that may
             fail by a search error before the run stops.
         lockstep: every turn waits for the slowest search of the step, so that a run repeated from
@@ -100,6 +102,7 @@ class SearchPolicyModule(EvaluatingModule):
         tokens_per_micro_batch: Count = 16_384,
         logprob_chunk_tokens: Count = 4_096,
         gradient_clip: Positive = 1.0,
+        max_skipped_updates: Count = 3,
         max_failed_share: Share = 0.1,
         lockstep: bool = False,
         lag: CountOrZero = 0,
@@ -127,6 +130,10 @@ class SearchPolicyModule(EvaluatingModule):
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.logprob_chunk_tokens = logprob_chunk_tokens
         self.gradient_clip = gradient_clip
+        self.skipped = {
+            "policy": SkippedUpdates(most=max_skipped_updates),
+            "critic": SkippedUpdates(most=max_skipped_updates),
+        }
         self.lockstep = lockstep
         self.lag = lag
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
@@ -207,6 +214,7 @@ class SearchPolicyModule(EvaluatingModule):
     def training_step(self, batch: QuestionBatch, batch_index: int) -> None:
         """One policy step on this rank's questions."""
         started = time.perf_counter()
+        reset_peak_memory(self.device)
         plan = make_plan(batch, self.policy_step, self.noise_probability)
         sampled = self.rollouts.take(plan)
         have_sampled = time.perf_counter()
@@ -266,6 +274,7 @@ class SearchPolicyModule(EvaluatingModule):
             chunk_tokens=self.logprob_chunk_tokens,
             temperature=self.decoding.temperature,
             gradient_clip=self.gradient_clip,
+            skipped=self.skipped,
             pad_id=self.tokenizer.pad_token_id,  # type: ignore[arg-type]
             backward=self.manual_backward,
         )
@@ -293,6 +302,7 @@ class SearchPolicyModule(EvaluatingModule):
             "start_metrics": self.start_metrics,
             "kl_coefficient": self.kl_coefficient,
             "costs": self.costs.totals,
+            "skipped": {name: each.state_dict() for name, each in self.skipped.items()},
             "rollouts": self.rollouts.state_dict() if self.lag else None,
         }
 
@@ -306,6 +316,8 @@ class SearchPolicyModule(EvaluatingModule):
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]
         self.costs.totals = dict(saved["costs"])
+        for name, count in self.skipped.items():
+            count.load_state_dict(saved.get("skipped", {}).get(name, {}))
         if self.algorithm.kl_control is not None:
             self.kl_coefficient = saved["kl_coefficient"]
         # without a lag every batch comes from the present weights, also the first one

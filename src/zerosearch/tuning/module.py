@@ -29,11 +29,11 @@ from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, Seed
 from zerosearch.runs import PROMPT_FILE
 from zerosearch.simulator.tuning_set import TuningExample
-from zerosearch.training.learner import Trainee
-from zerosearch.training.metrics import Means, peak_memory_gib
+from zerosearch.training.metrics import Means, peak_memory_gib, reset_peak_memory
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.record import StepRecord
 from zerosearch.training.sharded_strategy import sharding_of
+from zerosearch.training.trainee import SkippedUpdates, Trainee
 from zerosearch.tuning.chat_template import servable
 from zerosearch.tuning.data import ExampleBatch
 from zerosearch.tuning.examples import EncodedExample, collate, encode
@@ -58,6 +58,7 @@ class SimulatorTuningModule(LightningModule):
         tokens_per_micro_batch: padded tokens of one forward and backward pass.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
+        max_skipped_updates: in a row, as a loss or gradient is not finite; as many end the run.
         seed: of generated documents.
 
     Raises:
@@ -79,6 +80,7 @@ class SimulatorTuningModule(LightningModule):
         tokens_per_micro_batch: Count = 16_384,
         logprob_chunk_tokens: Count = 4_096,
         gradient_clip: Positive = 1.0,
+        max_skipped_updates: Count = 3,
         seed: Seed = 0,
     ) -> None:
         super().__init__()
@@ -101,6 +103,7 @@ class SimulatorTuningModule(LightningModule):
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.logprob_chunk_tokens = logprob_chunk_tokens
         self.gradient_clip = gradient_clip
+        self.skipped = SkippedUpdates(most=max_skipped_updates)
         self.seed = seed
         self.template = ""  # of the prompts, goes into the export; set with the data
         self.model: nn.Module | None = None
@@ -145,6 +148,7 @@ class SimulatorTuningModule(LightningModule):
     def training_step(self, batch: ExampleBatch, batch_index: int) -> None:
         """One optimizer update on this rank's examples."""
         started = time.perf_counter()
+        reset_peak_memory(self.device)
         encoded = self.encode(batch.examples)
         assert self.model is not None
         trainee = Trainee(
@@ -153,23 +157,23 @@ class SimulatorTuningModule(LightningModule):
             optimizer=self.optimizers(),
             schedule=self.lr_schedulers(),  # type: ignore[arg-type]
             gradient_clip=self.gradient_clip,
+            skipped=self.skipped,
+            remedy="optimizer.lr or module.gradient_clip",
         )
-        found = trainee.update(
-            collate(encoded, pad_id=self._pad_id),
-            self.manual_backward,
-            mend="optimizer.lr or module.gradient_clip",
-        )
+        found = trainee.update(collate(encoded, pad_id=self._pad_id), self.manual_backward)
         seconds = time.perf_counter() - started
         tokens = Means()
         tokens.add("tokens", sum(map(len, encoded)) * self.trainer.world_size)
         metrics = {
-            "loss/reply": found["loss"],
-            "optimizer/gradient_norm": found["gradient_norm"],
-            "optimizer/learning_rate": found["learning_rate"],
+            "optimizer/skipped": float(self.skipped.total),
             "time/train_s": seconds,
             "throughput/tokens_per_s": tokens.reduced()["tokens"] / seconds,
             "memory/peak_gib": peak_memory_gib(self.device),
         }
+        if found is not None:
+            metrics["loss/reply"] = found["loss"]
+            metrics["optimizer/gradient_norm"] = found["gradient_norm"]
+            metrics["optimizer/learning_rate"] = found["learning_rate"]
         self.train_metrics = metrics
         self.latest = self._record(metrics, "train")
         self.policy_step += 1
@@ -261,6 +265,7 @@ class SimulatorTuningModule(LightningModule):
             "policy_step": self.policy_step,
             "start_metrics": self.start_metrics,
             "template": self.template,
+            "skipped": self.skipped.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -276,6 +281,7 @@ class SimulatorTuningModule(LightningModule):
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]
+        self.skipped.load_state_dict(saved.get("skipped", {}))
         if "loops" in checkpoint:
             # Lightning would take the end of a finished run for the end, however many steps follow
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
