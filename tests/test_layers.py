@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 LAYERS = [
     (
         "types",
+        "cli",
         "seeding",
         "text",
         "journal",
@@ -49,6 +50,7 @@ LAYERS = [
     ("evaluation",),
     ("answering",),
     (
+        "__main__",
         "assembly",
         "ask",
         "evaluate",

@@ -38,7 +38,8 @@ def started(folder: Path, device: str, *overrides: str) -> Iterator[subprocess.P
             [
                 sys.executable,
                 "-m",
-                "zerosearch.train",
+                "zerosearch",  # the further process is one of zerosearch.train
+                "train",
                 *[each for each in small_run(folder) if each != "trainer=cpu"],
                 *trainer_of("fsdp", device, devices=2),
                 f"hydra.run.dir={folder / 'run'}",

@@ -1,4 +1,4 @@
-"""The command `zerosearch`, the same as `python -m zerosearch`: names of programs and their modules.
+"""The command `zerosearch`, also `python -m zerosearch`: names of programs and their modules.
 
 Light on imports: help and a wrong name are answered before anything else is loaded.
 """
@@ -6,6 +6,7 @@ Light on imports: help and a wrong name are answered before anything else is loa
 from __future__ import annotations
 
 import difflib
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ class Program:
 PROGRAMS: dict[str, dict[str, Program]] = {
     "train": {
         "train": Program("zerosearch.train", "train a policy or tune a simulator: experiment=NAME"),
-        "plan": Program("zerosearch.policy.memory", "what a run takes of each GPU: experiment=NAME"),
+        "plan": Program(
+            "zerosearch.policy.memory", "what a run needs of each GPU: experiment=NAME"
+        ),
         "data": Program("zerosearch.data.fetch", "fetch public data: name=nq_hotpotqa"),
         "export": Program("zerosearch.policy.convert", "make a checkpoint a model folder"),
     },
@@ -48,6 +51,7 @@ PROGRAMS: dict[str, dict[str, Program]] = {
         "template": Program("zerosearch.simulator.template", "find the prompt of a data set"),
     },
 }
+COMMANDS = {name: program for group in PROGRAMS.values() for name, program in group.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,15 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(__version__)
         return
-    known = {each: program for programs in PROGRAMS.values() for each, program in programs.items()}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean `zerosearch {near[0]}`?" if near else "`zerosearch --help` lists them"
         print(f"{name}: there is no such command; {hint}", file=sys.stderr)
         raise SystemExit(2)
     sys.argv[1:] = rest
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # classes of one's own lie there; a script has not got it
     # as `python -m MODULE`: processes that the program starts of itself are started so, too
-    runpy.run_module(known[name].module, run_name="__main__", alter_sys=True)
+    runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+
+
+def called(module: str) -> str:
+    """How the program of a module is called."""
+    names = [name for name, program in COMMANDS.items() if program.module == module]
+    return f"zerosearch {names[0]}" if names else f"python -m {module}"
 
 
 def overview() -> str:

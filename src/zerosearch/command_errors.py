@@ -29,8 +29,15 @@ _ADDED = re.compile(
 _LIST = re.compile(r"Ambiguous value for argument '([^'=]+)=([^']*)'")
 
 
-def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
-    """What is wrong with a command line, in one sentence and without Hydra's own advice."""
+def explain(error: Exception, program: str, config_name: str, arguments: Sequence[str]) -> str:
+    """What is wrong with a command line, in one sentence and without Hydra's own advice.
+
+    Args:
+        error: of Hydra, or of the configuration.
+        program: as it is called.
+        config_name: of its YAML.
+        arguments: of the command line.
+    """
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
     if isinstance(error, OverrideParseException):
@@ -41,7 +48,7 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
         return f"{error.override}: {said}; quote values with special signs: key='value'"
     said = str(error).partition("\n")[0]
     if found := _ADDED.search(said):
-        return f"{found[1] or found[2]}: {config_name} has this key: leave the + out"
+        return f"{found[1] or found[2]}: {program} has this key: leave the + out"
     if found := _LIST.search(said):
         key, values = found[1], found[2]
         return (
@@ -55,7 +62,7 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
             return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
         near = nearest(name, known)
         remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
-        return f"{name}: {config_name} has no such key; {remedy}"
+        return f"{name}: {program} has no such key; {remedy}"
     if isinstance(error.__cause__, OmegaConfBaseException):
         error = error.__cause__
     said = of_configuration(str(error))
