@@ -27,6 +27,7 @@ LAYERS = [
         "endings",
         "run_names",
         "runs",
+        "user_configs",
         "arguments",
         "model_path",
         "made_for",

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zerosearch.arguments import override_key
 from zerosearch.endings import of_configuration
 from zerosearch.runs import CONFIGS
+from zerosearch.user_configs import find
 
 # what Hydra says of keys that are not there, of `+key` for one that is, of several values
 _NOT_THERE = re.compile(
@@ -80,7 +81,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
     file, options = str(error.missing_cfg_file), error.options or []
     group = file.rpartition("/")[0]
     if not options:  # no such group: a name may hold slashes, as a URL does
-        known = (each.as_posix() for each in Path(file).parents if (CONFIGS / each).is_dir())
+        known = (each.as_posix() for each in Path(file).parents if find(str(each)))
         group = next(known, ".")
     if group in ("", "."):
         return str(error).partition("\n")[0]

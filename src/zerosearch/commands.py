@@ -21,11 +21,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from zerosearch import cli, ranges
+from zerosearch import cli, ranges, user_configs
 from zerosearch.arguments import expand_null_groups
 from zerosearch.command_errors import explain
 from zerosearch.endings import FULL_ERROR, report_error
-from zerosearch.runs import CONFIGS, PROJECT_ROOT, Summary
+from zerosearch.runs import CONFIGS, PROJECT_ROOT, Summary, global_rank
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 from zerosearch.threads import wait_without_spinning
 
@@ -118,6 +118,7 @@ class Command(Generic[T]):
         """
         os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
         wait_without_spinning()
+        user_configs.register()
         module = self._module()
         arguments = sys.argv[1:]
         if module != "__main__":  # a file: Lightning starts further processes by its path
@@ -156,6 +157,8 @@ class Command(Generic[T]):
             with _full_error(full_error):
                 if is_sweep():
                     return run_in_process(module)
+                if global_rank() == 0:
+                    user_configs.say_folder()
                 with _refusing(cfg, self.error_code):
                     self.check(cfg)
                 return self.task(cfg)
