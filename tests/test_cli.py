@@ -16,7 +16,7 @@ from zerosearch import __version__
 from zerosearch.cli import COMMANDS, PROGRAMS, called, main, overview
 from zerosearch.train import main as train
 
-WITH_FLAGS = ("compare", "export", "merge", "template")
+WITH_FLAGS = ("compare", "export", "init", "merge", "template")
 
 
 def test_help_lists_every_command_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:

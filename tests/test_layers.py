@@ -55,9 +55,11 @@ LAYERS = [
         "assembly",
         "ask",
         "evaluate",
+        "new_project",
         "retriever",
         "serve_policy",
         "service",
+        "starter",
         "train",
     ),  # entry points
 ]

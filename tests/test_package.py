@@ -124,3 +124,22 @@ def test_the_quickstart_trains_in_any_folder(programs: Path, tmp_path: Path) -> 
 def test_a_run_of_two_processes_starts_its_second(programs: Path, tmp_path: Path) -> None:
     run(programs / "zerosearch", "train", *TWO_RANKS, *SHORT, folder=tmp_path)
     assert last_run(tmp_path)[1]["status"] == "completed"
+
+
+def test_a_project_of_ones_own_passes_its_test(programs: Path, tmp_path: Path) -> None:
+    said = run(programs / "zerosearch", "init", "project", folder=tmp_path)
+    written = {path for path in (tmp_path / "project").rglob("*") if path.is_file()}
+    assert {tmp_path / line for line in said.splitlines()[:-1]} == written
+    project = tmp_path / "project"
+    assert "1 passed" in run(programs / "python", "-m", "pytest", "-q", folder=project)
+    lines = (project / "my_engine.py").read_text().splitlines()
+    assert len([line for line in lines if line.strip()]) <= 30
+
+    before = {path: path.read_bytes() for path in written}
+    (project / "my_reward.py").write_text("# mine")
+    refused = subprocess.run(
+        [programs / "zerosearch", "init", str(project)], capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "my_reward.py" in refused.stderr
+    changed = [path for path in before if path.read_bytes() != before[path]]
+    assert changed == [project / "my_reward.py"], "nothing of the user's is overwritten"

@@ -31,6 +31,7 @@ PROGRAMS: dict[str, dict[str, Program]] = {
         ),
         "data": Program("zerosearch.data.fetch", "fetch public data: name=nq_hotpotqa"),
         "export": Program("zerosearch.policy.convert", "make a checkpoint a model folder"),
+        "init": Program("zerosearch.new_project", "begin a project of one's own: FOLDER"),
     },
     "use": {
         "ask": Program("zerosearch.ask", "ask a policy: QUESTION checkpoint=RUN"),
