@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from importlib import import_module
@@ -13,12 +12,10 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from tests.helpers.commands import composed, refusal
+from tests.helpers.commands import composed, light_environment, refusal
 from tests.helpers.configs import ROOT
 from tests.helpers.openai_server import free_port
-from zerosearch.command_errors import explain, nearest
-
-HEAVY = ("torch", "lightning", "transformers", "datasets")
+from zerosearch.command_errors import nearest
 
 
 def said_here(program: str, words: list[str], folder: Path) -> str:
@@ -27,24 +24,21 @@ def said_here(program: str, words: list[str], folder: Path) -> str:
     try:
         [job] = composed(module, words, folder)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        return explain(error, import_module(module).main.config_name, words)
+        return import_module(module).main.explain(error, words)
     return refusal(job) or ""
 
 
 @pytest.fixture(scope="module")
 def light(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which importing a heavy library is an error."""
-    folder = tmp_path_factory.mktemp("light")
-    for name in HEAVY:
-        (folder / f"{name}.py").write_text(f"raise AssertionError('{name} is imported')\n")
-    return os.environ | {"PYTHONPATH": f"{folder}:{ROOT / 'src'}"}
+    return light_environment(tmp_path_factory.mktemp("light"))
 
 
 def ended(
     program: str, *arguments: str, env: dict[str, str], logs: Path
 ) -> subprocess.CompletedProcess[str]:
-    """A program in a process of its own."""
-    command = [sys.executable, "-m", f"zerosearch.{program}", *arguments]
+    """A program in a process of its own: `train` by the one command, others as modules."""
+    words = ["zerosearch", "train"] if program == "train" else [f"zerosearch.{program}"]
+    command = [sys.executable, "-m", *words, *arguments]
     return subprocess.run(
         [*command, f"paths.log_dir='{logs}'"],
         env=env,
@@ -79,23 +73,27 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         (
             "train",
             "policy_step=4",
-            "policy_step: train has no such key; did you mean policy_steps?",
+            "policy_step: zerosearch train has no such key; did you mean policy_steps?",
         ),
-        ("train", "lr=1", "lr: train has no such key; did you mean optimizer.lr?"),
+        ("train", "lr=1", "lr: zerosearch train has no such key; did you mean optimizer.lr?"),
         ("train", "simulater=tiny", "did you mean simulator?"),
         ("train", "experiment=quikstart", "did you mean experiment=quickstart?"),
         ("train", "model=gpt", "model=gpt: there is no model/gpt; model has"),
         ("train", "search.engine.splits=null", "did you mean simulator.engine.splits"),
         ("train", "tags=[a", "tags=[a: no viable alternative"),
         ("train", "policy_steps", "policy_steps: overrides have the form key=value"),
-        ("train", "+policy_steps=3", "policy_steps: train has this key: leave the + out"),
-        ("train", "~loger", "loger: train has no such key; did you mean logger?"),
+        (
+            "train",
+            "+policy_steps=3",
+            "policy_steps: zerosearch train has this key: leave the + out",
+        ),
+        ("train", "~loger", "loger: zerosearch train has no such key; did you mean logger?"),
         ("train", "logger={a: 1}", "logger: give one of its choices, or its keys one by one"),
         ("train", "seed=0,1", "seed=[0,1], and a run for each with -m (make sweep)"),
         ("train", "algorithm=null", "is not there: choose another algorithm="),
         ("train", "endpoints=[http://h/v1]", "; keys are set as endpoints.KEY=value"),
         ("evaluate", "engines=null", "engines: give one of its choices"),
-        ("ask", "question=who", "question: ask has no such key; `--cfg job` shows"),
+        ("ask", "question=who", "question: zerosearch ask has no such key; `--cfg job` shows"),
         ("train", "resume=nowhere", "resume=nowhere is neither a checkpoint file nor a run folder"),
         ("train", "simulator=no/such", "simulator=no/such is no folder of a tuned simulator"),
         ("train", "hydra/sweeper=optuna", "hydra/sweeper=optuna: there is no hydra/sweeper/optuna"),
@@ -116,7 +114,7 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("simulator.judge", "only_correct=1", "only_correct=1: give true or false"),
         ("simulator.fidelity", "timeout_s=soon", "timeout_s=soon: give seconds, more than 0"),
         ("data.fetch", "name=wiki81", "name=wiki81: choose one of nq_hotpotqa"),
-        ("data.fetch", "nmae=wiki18", "nmae: fetch has no such key; did you mean name?"),
+        ("data.fetch", "nmae=wiki18", "nmae: zerosearch data has no such key; did you mean name?"),
         ("plan", "gpu_gib=-80", "gpu_gib=-80: give a number above 0"),
         ("plan", "card=h1000", "card=h1000: choose one of h100, h200"),
     ],

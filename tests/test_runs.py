@@ -175,7 +175,7 @@ def test_a_summary_says_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_commit_is_that_of_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(runs, "CHECKOUT", tmp_path)
     assert git_commit() is None, "not a checkout"
     identity = ["-c", "user.name=a", "-c", "user.email=a@b.test"]
     for command in (

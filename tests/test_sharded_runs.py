@@ -41,7 +41,8 @@ def started(
             [
                 sys.executable,
                 "-m",
-                "zerosearch.train",
+                "zerosearch",  # the further process is one of zerosearch.train
+                "train",
                 *[each for each in small_run(folder) if each != "trainer=cpu"],
                 *trainer_of(trainer, device, devices=2),
                 f"hydra.run.dir={folder / 'run'}",

@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from zerosearch.errors import InputError
-from zerosearch.runs import CONFIGS, LATEST, PROJECT_ROOT, PROMPT_FILE, is_checkpoint
+from zerosearch.runs import LATEST, PROJECT_ROOT, PROMPT_FILE, is_checkpoint
+from zerosearch.user_configs import find
 
 
 def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
@@ -115,9 +116,14 @@ def expand_null_groups(arguments: list[str]) -> list[str]:
     """Turn `logger=null` into `~logger`: the one is Hydra's for values, the other for groups."""
     groups = (item.removesuffix("=null") for item in arguments)
     return [
-        f"~{group}" if group != item and (CONFIGS / group).is_dir() else item
+        f"~{group}" if group != item and _is_group(group) else item
         for item, group in zip(arguments, groups, strict=True)
     ]
+
+
+def _is_group(name: str) -> bool:
+    found = find(name)
+    return found is not None and found.is_dir()
 
 
 def override_key(override: str) -> str:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zerosearch.arguments import override_key
 from zerosearch.endings import of_configuration
 from zerosearch.runs import CONFIGS
+from zerosearch.user_configs import find
 
 # what Hydra says of keys that are not there, of `+key` for one that is, of several values
 _NOT_THERE = re.compile(
@@ -29,8 +30,15 @@ _ADDED = re.compile(
 _LIST = re.compile(r"Ambiguous value for argument '([^'=]+)=([^']*)'")
 
 
-def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
-    """What is wrong with a command line, in one sentence and without Hydra's own advice."""
+def explain(error: Exception, program: str, config_name: str, arguments: Sequence[str]) -> str:
+    """What is wrong with a command line, in one sentence and without Hydra's own advice.
+
+    Args:
+        error: of Hydra, or of the configuration.
+        program: as it is called.
+        config_name: of its YAML.
+        arguments: of the command line.
+    """
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
     if isinstance(error, OverrideParseException):
@@ -41,7 +49,7 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
         return f"{error.override}: {said}; quote values with special signs: key='value'"
     said = str(error).partition("\n")[0]
     if found := _ADDED.search(said):
-        return f"{found[1] or found[2]}: {config_name} has this key: leave the + out"
+        return f"{found[1] or found[2]}: {program} has this key: leave the + out"
     if found := _LIST.search(said):
         key, values = found[1], found[2]
         return (
@@ -55,7 +63,7 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
             return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
         near = nearest(name, known)
         remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
-        return f"{name}: {config_name} has no such key; {remedy}"
+        return f"{name}: {program} has no such key; {remedy}"
     if isinstance(error.__cause__, OmegaConfBaseException):
         error = error.__cause__
     said = of_configuration(str(error))
@@ -73,7 +81,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
     file, options = str(error.missing_cfg_file), error.options or []
     group = file.rpartition("/")[0]
     if not options:  # no such group: a name may hold slashes, as a URL does
-        known = (each.as_posix() for each in Path(file).parents if (CONFIGS / each).is_dir())
+        known = (each.as_posix() for each in Path(file).parents if find(str(each)))
         group = next(known, ".")
     if group in ("", "."):
         return str(error).partition("\n")[0]

@@ -21,12 +21,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from zerosearch import ranges
+from zerosearch import cli, ranges, user_configs
 from zerosearch.arguments import expand_null_groups
 from zerosearch.command_errors import explain
 from zerosearch.endings import FULL_ERROR, report_error
 from zerosearch.errors import InputError, ZeroSearchError
-from zerosearch.runs import CONFIGS, PROJECT_ROOT, Summary
+from zerosearch.runs import CONFIGS, PROJECT_ROOT, Summary, global_rank
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 from zerosearch.threads import wait_without_spinning
 
@@ -119,7 +119,11 @@ class Command(Generic[T]):
         """
         os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
         wait_without_spinning()
+        user_configs.register()
+        module = self._module()
         arguments = sys.argv[1:]
+        if module != "__main__":  # a file: Lightning starts further processes by its path
+            sys.argv[0] = cli.called(module)  # which argparse prints
         full_error = os.environ.get(FULL_ERROR)
         try:
             arguments = sys.argv[1:] = self.words(arguments)
@@ -127,26 +131,35 @@ class Command(Generic[T]):
                 version_base="1.3", config_path=str(CONFIGS), config_name=self.config_name
             )
             with _full_error("1"):  # Hydra then raises what is said in other words below
-                return run(self._job(full_error))()
+                return run(self._job(module, full_error))()
         except JobFailed as error:
             report_failures(error)
             raise SystemExit(1) from error
         except (HydraException, OmegaConfBaseException, ZeroSearchError) as error:
             if full_error == "1":
                 raise
-            print(explain(error, self.config_name, arguments), file=sys.stderr)
+            print(self.explain(error, arguments), file=sys.stderr)
             raise SystemExit(self.error_code) from error
 
-    def _job(self, full_error: str | None) -> Callable[[DictConfig], T | float | None]:
-        """What Hydra runs; it and the processes it starts see the user's HYDRA_FULL_ERROR."""
+    def explain(self, error: Exception, arguments: Sequence[str]) -> str:
+        """What is wrong with a command line, in one sentence."""
+        return explain(error, cli.called(self._module()), self.config_name, arguments)
+
+    def _module(self) -> str:
+        """The module as of `python -m`."""
         spec = self.task.__globals__.get("__spec__")
-        module = self.task.__module__ if spec is None else spec.name
+        return self.task.__module__ if spec is None else spec.name
+
+    def _job(self, module: str, full_error: str | None) -> Callable[[DictConfig], T | float | None]:
+        """What Hydra runs; it and the processes it starts see the user's HYDRA_FULL_ERROR."""
 
         @functools.wraps(self.task)  # Hydra names the job after it
         def job(cfg: DictConfig) -> T | float | None:
             with _full_error(full_error):
                 if is_sweep():
                     return run_in_process(module)
+                if global_rank() == 0:
+                    user_configs.say_folder()
                 with _refusing(cfg, self.error_code):
                     self.check(cfg)
                 return self.task(cfg)

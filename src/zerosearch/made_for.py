@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from zerosearch.errors import InputError
 from zerosearch.model_path import resolve_path
 from zerosearch.nodes import leaves
-from zerosearch.runs import CONFIGS
+from zerosearch.user_configs import find
 
 ADVICE = "otherwise"  # beside the choices: what to choose in place of this file
 _EMBEDDED = "zerosearch.data.geography."  # whatever knows the embedded places, or asks about them
@@ -91,9 +91,9 @@ def _refusal(cfg: DictConfig, group: str, name: Any, other: str, given: str) -> 
 
 
 def _numbers(cfg: DictConfig, group: str, name: str) -> list[str]:
-    """The numbers that a file of configs/ sets, as they stand in the run."""
-    file = CONFIGS / group / f"{name}.yaml"
-    if not file.is_file():
+    """The numbers that the file of a choice sets, as they stand in the run."""
+    file = find(f"{group}/{name}.yaml")
+    if file is None:
         return []
     shown = [
         f"{key}={OmegaConf.select(cfg, key)}"
@@ -120,8 +120,8 @@ def _is_another_model(cfg: DictConfig, choice: str | None) -> bool:
 
     Where `model.architecture` gives the size, it is compared with the weights when they are loaded.
     """
-    file = CONFIGS / "model" / f"{choice}.yaml"
-    if cfg.get("model") is None or cfg.model.get("architecture") or not file.is_file():
+    file = find(f"model/{choice}.yaml")
+    if cfg.get("model") is None or cfg.model.get("architecture") or file is None:
         return False
     shipped = OmegaConf.select(OmegaConf.load(file), "path")
     if shipped is None or shipped == cfg.model.path:

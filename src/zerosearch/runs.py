@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zerosearch import run_names
+from zerosearch import __version__, run_names
 from zerosearch.endings import report_error
 from zerosearch.errors import InputError
 
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = PROJECT_ROOT / "configs"
+_PACKAGE = Path(__file__).resolve().parent
+_SHIPPED = _PACKAGE / "configs"  # of a wheel; a checkout has them at its top
+CHECKOUT = None if _SHIPPED.is_dir() else _PACKAGE.parents[1]
+CONFIGS = _SHIPPED if CHECKOUT is None else CHECKOUT / "configs"
+PROJECT_ROOT = CHECKOUT or Path.cwd()  # takes logs/ and data/
 LATEST = "latest"  # in a task folder: the newest run that has begun
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in a run folder
 EXPORT = "policy"  # in a run folder: what was trained, as a model
@@ -94,8 +97,10 @@ def chosen() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Commit of the checkout, with "+changes" where files differ from it; None outside git."""
+    if CHECKOUT is None:
+        return None
     try:
-        run = ["git", "-C", str(PROJECT_ROOT)]
+        run = ["git", "-C", str(CHECKOUT)]
         commit = subprocess.check_output([*run, "rev-parse", "HEAD"], stderr=subprocess.DEVNULL)
         dirty = subprocess.check_output([*run, "status", "--porcelain"], stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
@@ -121,7 +126,7 @@ class Summary:
         self.facts: dict[str, Any] = {
             "status": "failed",
             "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-            "git_commit": git_commit(),
+            **({"version": __version__} if CHECKOUT is None else {"git_commit": git_commit()}),
             **facts,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import tomllib
@@ -23,12 +24,22 @@ from tests.helpers.configs import ROOT, compose_config, hydra_run
 from tests.helpers.pages import Shown
 from tests.helpers.recorded import Call, calls, run
 from zerosearch.chosen_policy import choose_policy
+from zerosearch.cli import COMMANDS
 from zerosearch.commands import Command
 from zerosearch.endings import of_configuration
 from zerosearch.nodes import check_nodes
 from zerosearch.training.preflight import check_accelerator
 
+HEAVY = ("torch", "lightning", "transformers", "datasets")
+
 Composed = tuple[str, DictConfig]  # the module of a program, and what it was composed to
+
+
+def light_environment(folder: Path) -> dict[str, str]:
+    """An environment in which importing a heavy library is an error."""
+    for name in HEAVY:
+        (folder / f"{name}.py").write_text(f"raise AssertionError('{name} is imported')\n")
+    return os.environ | {"PYTHONPATH": f"{folder}:{ROOT / 'src'}"}
 
 
 class _Parsed(BaseException):
@@ -65,10 +76,23 @@ def program_of(call: Call) -> tuple[str, list[str]] | None:
         check_extras(words)
     elif call.program in ("python", "torchrun") and "-m" in words:
         module, *arguments = words[words.index("-m") + 1 :]
+        if module == "zerosearch":
+            return _of_the_one_command(arguments)
         return (module, arguments) if module.startswith("zerosearch.") else None
+    elif call.program == "zerosearch":
+        return _of_the_one_command(words)
     elif call.program == "python" and words[0] != "-c":
         check_file(words[0])
     return None
+
+
+def _of_the_one_command(words: list[str]) -> tuple[str, list[str]] | None:
+    name, *arguments = words
+    if name == "--help":
+        return None
+    if name not in COMMANDS:
+        raise ValueError(f"there is no command {name}")
+    return COMMANDS[name].module, arguments
 
 
 def check_file(name: str) -> None:

@@ -14,7 +14,7 @@ from tests.helpers.configs import CONFIGS, ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMENTED = [*sorted(CONFIGS.rglob("*.yaml")), ROOT / "scripts" / "train.sbatch", ROOT / "Makefile"]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
-COMMAND = re.compile(r"([A-Z]+=\S* )?(make [a-z]|(python|pip|torchrun|sbatch|curl) )")
+COMMAND = re.compile(r"([A-Z]+=\S* )?(make [a-z]|(python|pip|torchrun|sbatch|curl|zerosearch) )")
 
 TARGETS = re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 _IN_TICKS = re.compile(r"`([^`]+)`")
@@ -43,6 +43,7 @@ STAND_INS = {
     "FOLDER": "mine",
     "FILE": "mine.jsonl",
     "NAME": "mine",
+    "COMMAND": "train",
     "CHECKPOINT": "logs/train/latest/checkpoints/last.ckpt",
     "ROWS": "rows",
     "LOG": "log",

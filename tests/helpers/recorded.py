@@ -16,7 +16,7 @@ import json, os, sys
 with open(os.environ["RECORDS"], "a") as file:
     print(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], dict(os.environ)]), file=file)
 """
-PROGRAMS = ("python", "pip", "torchrun", "sbatch", "curl")
+PROGRAMS = ("python", "pip", "torchrun", "sbatch", "curl", "zerosearch")
 RECORDS = "records"
 
 

@@ -10,13 +10,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from zerosearch.errors import InputError
-from zerosearch.evaluation.comparison import Difference, compare
 from zerosearch.evaluation.tables import Cells, as_markdown, as_rich
+
+if TYPE_CHECKING:
+    from zerosearch.evaluation.comparison import Difference
 
 ANSWERS = "answers"  # in a run folder
 
@@ -48,6 +50,8 @@ def comparison_table(first: str, second: str) -> Cells:
     Raises:
         InputError: as `answers_of` and `compare`, or no benchmark is in both.
     """
+    from zerosearch.evaluation.comparison import compare
+
     ours, theirs = answers_of(first), answers_of(second)
     shared = [name for name in ours if name in theirs]
     if not shared:
@@ -72,7 +76,7 @@ def _cells(found: Difference) -> list[str]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m zerosearch.evaluation.compare")
+    parser = argparse.ArgumentParser(prog="zerosearch compare")
     parser.add_argument("first", help="RUN or RUN:METHOD")
     parser.add_argument("second", help="the same of the other")
     parser.add_argument("--markdown", action="store_true", help="for a report")

@@ -46,7 +46,7 @@ def merged(runs: Sequence[Path]) -> Results:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m zerosearch.evaluation.merge")
+    parser = argparse.ArgumentParser(prog="zerosearch merge")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--into", type=Path, help="folder that takes table.md, .csv and .tex")
     parser.add_argument("--paper", nargs="*", help="policies whose rows of the paper are shown")

@@ -99,7 +99,7 @@ def _source_of(checkpoint: Path) -> PolicySource:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m zerosearch.policy.convert")
+    parser = argparse.ArgumentParser(prog="zerosearch export")
     parser.add_argument("checkpoint", type=Path, help="file or folder of a run's checkpoints/")
     parser.add_argument("folder", type=Path, help="where the model is written")
     parser.add_argument("--dtype", choices=get_args(Dtype), help="default: as the run computed")

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m zerosearch.simulator.template")
+    parser = argparse.ArgumentParser(prog="zerosearch template")
     parser.add_argument("rows", help=".json, .jsonl or .parquet file, or name on the hub")
     parser.add_argument("--output", required=True, help="template file to write")
     parser.add_argument("--prompt-key", help="field that holds the prompt")

@@ -1,0 +1,145 @@
+"""The package as it is installed elsewhere: a wheel, its console script, another folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.configs import CONFIGS, ROOT
+from zerosearch import __version__
+
+pytestmark = pytest.mark.slow
+
+BUILD = (
+    "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+)
+SOURCE = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "configs", "src")
+TWO_RANKS = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+SHORT = ["policy_steps=1", "questions_per_step=2", "test=false", "simulator_check=off"]
+
+
+def built(command: str, source: Path, folder: Path) -> Path:
+    folder.mkdir()
+    words = [sys.executable, "-c", BUILD, command, str(folder)]
+    subprocess.run(words, cwd=source, check=True, capture_output=True)
+    [made] = folder.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of what the source distribution holds, made without a trace in the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "tree").mkdir()
+    for name in SOURCE:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(ROOT / name, folder / "tree" / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder / "tree" / name)
+    local = folder / "tree" / "configs" / "local" / "default.yaml"
+    local.parent.mkdir(exist_ok=True)
+    local.write_text("# @package _global_\nseed: 7\n")  # of one machine: is not shipped
+    with tarfile.open(built("build_sdist", folder / "tree", folder / "sdist")) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    [source] = (folder / "unpacked").iterdir()
+    return built("build_wheel", source, folder / "dist")
+
+
+@pytest.fixture(scope="module")
+def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs of an environment that has the wheel, and the libraries of this one."""
+    environment = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install"]
+    quietly = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([*pip, *quietly, str(wheel)], check=True)
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    [own] = (environment / "lib").glob("python*/site-packages")
+    (own / "libraries.pth").write_text("\n".join(libraries))
+    return python.parent
+
+
+def run(program: Path, *words: str, folder: Path) -> str:
+    """Output of a program in a folder that is no checkout."""
+    without = ("PYTHONPATH", "PROJECT_ROOT", "ZEROSEARCH_DATA")
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    done = subprocess.run(
+        [str(program), *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def last_run(folder: Path) -> tuple[Path, dict[str, object]]:
+    latest = (folder / "logs" / "train" / "latest").resolve()
+    return latest, json.loads((latest / "summary.json").read_text())
+
+
+def test_everything_is_in_the_wheel(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = ROOT / "src"
+    files = [file.relative_to(package) for file in package.rglob("*") if file.is_file()]
+    wanted = {
+        str(file)
+        for file in files
+        if "__pycache__" not in file.parts and file.parts[0] == "zerosearch"
+    }
+    local = CONFIGS / "local"
+    shipped = [file for file in CONFIGS.rglob("*.yaml") if local not in file.parents]
+    wanted |= {f"zerosearch/{file.relative_to(ROOT)}" for file in shipped}
+    assert {name for name in names if ".dist-info/" not in name} == wanted
+
+
+def test_the_quickstart_trains_in_any_folder(programs: Path, tmp_path: Path) -> None:
+    own = tmp_path / "configs"
+    (own / "curriculum").mkdir(parents=True)
+    (own / "train.yaml").write_text("seed: 9\n")  # a command's own: is not read
+    (own / "curriculum" / "mine.yaml").write_text("defaults: [paper]\nstart: 0.125\n")
+    run(programs / "zerosearch", "train", "policy_steps=2", "curriculum=mine", folder=tmp_path)
+    place, facts = last_run(tmp_path)
+    assert f"options are taken from {own}, too\n" in (place / "train.log").read_text()
+    assert place.parent == tmp_path / "logs" / "train" / "runs"
+    assert (facts["status"], facts["seed"]) == ("completed", 0)
+    assert facts["version"] == __version__ and "git_commit" not in facts
+    assert len((place / "metrics.csv").read_text().splitlines()) == 3
+    assert "start: 0.125" in (place / ".hydra" / "config.yaml").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "logs"]
+
+
+def test_a_run_of_two_processes_starts_its_second(programs: Path, tmp_path: Path) -> None:
+    run(programs / "zerosearch", "train", *TWO_RANKS, *SHORT, folder=tmp_path)
+    assert last_run(tmp_path)[1]["status"] == "completed"
+
+
+def test_a_project_of_ones_own_passes_its_test(programs: Path, tmp_path: Path) -> None:
+    said = run(programs / "zerosearch", "init", "project", folder=tmp_path)
+    written = {path for path in (tmp_path / "project").rglob("*") if path.is_file()}
+    assert {tmp_path / line for line in said.splitlines()[:-1]} == written
+    project = tmp_path / "project"
+    assert "1 passed" in run(programs / "python", "-m", "pytest", "-q", folder=project)
+    lines = (project / "my_engine.py").read_text().splitlines()
+    assert len([line for line in lines if line.strip()]) <= 30
+
+    before = {path: path.read_bytes() for path in written}
+    (project / "my_reward.py").write_text("# mine")
+    refused = subprocess.run(
+        [programs / "zerosearch", "init", str(project)], capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "my_reward.py" in refused.stderr
+    changed = [path for path in before if path.read_bytes() != before[path]]
+    assert changed == [project / "my_reward.py"], "nothing of the user's is overwritten"
