@@ -26,9 +26,7 @@ class Program:
 PROGRAMS: dict[str, dict[str, Program]] = {
     "train": {
         "train": Program("zerosearch.train", "train a policy or tune a simulator: experiment=NAME"),
-        "plan": Program(
-            "zerosearch.policy.memory", "what a run needs of each GPU: experiment=NAME"
-        ),
+        "plan": Program("zerosearch.plan", "what memory and time a run needs: experiment=NAME"),
         "data": Program("zerosearch.data.fetch", "fetch public data: name=nq_hotpotqa"),
         "export": Program("zerosearch.policy.convert", "make a checkpoint a model folder"),
         "init": Program("zerosearch.new_project", "begin a project of one's own: FOLDER"),
