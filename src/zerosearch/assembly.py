@@ -128,7 +128,7 @@ class TuningRun(Run[SimulatorTuningModule, TuningData]):
         """Read the data, before any model is loaded; too long an example is an error.
 
         Raises:
-            InputError: names file, row or setting and the mend.
+            InputError: names file, row or setting and the remedy.
         """
         module, examples = self.module, self.data.examples
         module.policy_source.check()
