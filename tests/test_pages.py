@@ -77,5 +77,6 @@ def test_the_tree_of_the_readme_is_the_one_that_is_there() -> None:
     source = ROOT / "src" / "zerosearch"
     for name in re.findall(r"^  (\w+/)|\b(\w+\.py)\b", modules, re.MULTILINE):
         assert (source / "".join(name)).exists(), name
+    assert {path.name for path in source.glob("[!_]*.py")} <= set(re.findall(r"\w+\.py", modules))
     packages = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
     assert packages <= set(re.findall(r"^  (\w+/)", modules, re.MULTILINE))
