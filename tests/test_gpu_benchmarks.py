@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.configs import ROOT
 from tests.helpers.pages import MARKDOWN
@@ -88,7 +89,7 @@ def test_the_whole_table_is_made_on_a_cpu(tmp_path: Path, monkeypatch: pytest.Mo
     assert first == ["what", "---", *["training step"] * 3, "rollout", "rollout", "sync"], text
 
 
-def test_a_case_that_fails_has_its_last_words_in_the_table() -> None:
+def test_a_case_that_fails_has_the_end_of_its_error_in_the_table() -> None:
     script = load("table")
     [found] = script.run(["missing.py", "--size", "huge", "--device", "cpu"], 60)
     assert found["what"] == "missing.py" and found["size"] == "huge"
@@ -110,3 +111,13 @@ def test_every_size_is_measured_padded_packed_and_compiled() -> None:
 def test_a_table_of_a_cpu_does_not_go_to_the_page_of_gpus() -> None:
     with pytest.raises(SystemExit):
         load("table").main(["--size", "tiny", "--device", "cpu"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("name", ["table", "train_step", "generate"])
+def test_without_a_gpu_a_sentence_says_so(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`make bench-gpu` measured nothing there, and appended a table of errors to the page."""
+    with pytest.raises(SystemExit):
+        load(name).main([])
+    said = capsys.readouterr().err
+    assert "no CUDA GPU is visible here; --size tiny --device cpu" in said

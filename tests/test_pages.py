@@ -77,5 +77,16 @@ def test_the_tree_of_the_readme_is_the_one_that_is_there() -> None:
     source = ROOT / "src" / "zerosearch"
     for name in re.findall(r"^  (\w+/)|\b(\w+\.py)\b", modules, re.MULTILINE):
         assert (source / "".join(name)).exists(), name
+    assert {path.name for path in source.glob("[!_]*.py")} <= set(re.findall(r"\w+\.py", modules))
     packages = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
     assert packages <= set(re.findall(r"^  (\w+/)", modules, re.MULTILINE))
+
+
+def test_the_page_of_gpus_has_every_file_with_tests_for_them() -> None:
+    named = re.findall(r"`(tests/\S+\.py)` \|", (ROOT / "docs" / "gpu.md").read_text())
+    there = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"\b(?:everywhere|on_gpus)\(", path.read_text())
+    ]
+    assert sorted(named) == sorted(there)

@@ -129,16 +129,25 @@ def result(what: str, args: argparse.Namespace, how: str, **found: float) -> Non
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("place", nargs="?", choices=("cpu", "cuda"), help="the same as --device")
     parser.add_argument("--size", choices=SIZES, default=None, help="cuda: 3b; cpu: tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--dtype", default=None, help="cuda: bfloat16")
+    parser.add_argument("--dtype", default=None, help="of weights (cuda: bfloat16; cpu: float32)")
     parser.add_argument("--without-vllm", action="store_true")
-    for name, default in (("rows", 256), ("prompt", 300), ("new", 128), ("repeats", 3)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default, meaning in (
+        ("rows", 256, "completions"),
+        ("prompt", 300, "tokens of a prompt"),
+        ("new", 128, "sampled tokens of a completion"),
+        ("repeats", 3, "measured syncs"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
     args = parser.parse_args(argv)
     args.device = args.place or args.device
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA GPU is visible here; --size tiny --device cpu tries this script out")
     args.size = args.size or ("3b" if args.device == "cuda" else "tiny")
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     return args

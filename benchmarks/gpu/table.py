@@ -1,11 +1,11 @@
 """Run train_step.py and generate.py in all their cases and append one table to docs/gpu.md.
 
-Run:  make bench-gpu                                  (one GPU of 80 GB, about 15 minutes)
+Run:  make bench-gpu                                  (one GPU of 80 GB)
       make bench-gpu args="--sizes 0.5b --out my.md"  (a smaller card)
       python benchmarks/gpu/table.py --size tiny --device cpu --out my.md
 
-Every case is a process of its own: what one keeps in memory, or dies of, touches no other. A case
-that fails has its last words in the table. Run from the project's root.
+Every case is a process of its own: neither its memory nor its crash touches another. A case that
+fails has the end of its error in the table. Run from the project's root.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 HERE = Path(__file__).parent
 PAGE = Path("docs/gpu.md")
@@ -41,7 +43,7 @@ VARIED = ["--var", "1"]  # lengths as in episodes, where padding and packing dif
 
 
 def cases(sizes: Sequence[str], device: str) -> list[list[str]]:
-    """Program and arguments of every row, the most wanted ones first."""
+    """Program and arguments of every case, in the order of the table."""
     kinds = [["--attn", "sdpa"], ["--attn", "auto"], ["--attn", "auto", "--compile", "1"]]
     if device == "cuda":
         kinds.append(["--attn", "auto", "--ckpt", "0", "--budget", "4096"])
@@ -59,7 +61,7 @@ def cases(sizes: Sequence[str], device: str) -> list[list[str]]:
 
 
 def run(case: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
-    """What one case has measured; where it failed, its arguments and its last words."""
+    """What one case has measured; where it failed, its arguments and the end of its error."""
     command = [sys.executable, str(HERE / case[0]), *case[1:]]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
@@ -111,12 +113,18 @@ def _said(*command: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", "--size", nargs="+", default=["0.5b", "1.5b", "3b"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page that the table goes to")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds of one case")
     args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error(
+            "no CUDA GPU is visible here; --size tiny --device cpu --out FILE tries this out"
+        )
     if args.device == "cpu" and args.out == PAGE:
         parser.error(f"--device=cpu: {PAGE} is for GPUs; name another page with --out")
     rows: list[dict[str, Any]] = []

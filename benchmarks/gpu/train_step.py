@@ -181,24 +181,30 @@ def how(args: argparse.Namespace, attention: str) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("place", nargs="?", choices=SIZES, help="the same as --size")
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", default=None, help="of the computation; cuda: bfloat16")
-    parser.add_argument("--attn", default="auto", help="as model.attn_implementation")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument(
+        "--dtype", default=None, help="of the computation (cuda: bfloat16; cpu: float32)"
+    )
+    parser.add_argument("--attn", default="auto", help="as model.attn_implementation (auto)")
     for name, default, meaning in (
         ("tokens", 4096, "of the longest trajectory"),
         ("traj", 16, "trajectories"),
-        ("budget", 16384, "tokens of a micro-batch"),
+        ("budget", 16384, "most tokens of a micro-batch"),
         ("chunk", 4096, "rows of logits held at a time"),
         ("steps", 2, "measured steps"),
         ("ckpt", 1, "1: gradient checkpointing"),
         ("compile", 0, "1: layers compiled"),
         ("var", 0, "1: lengths vary from a quarter of --tokens to all of them"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=meaning)
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
     args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA GPU is visible here; --size tiny --device cpu tries this script out")
     args.size = args.place or args.size
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     return args

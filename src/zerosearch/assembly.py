@@ -128,7 +128,7 @@ class TuningRun(Run[SimulatorTuningModule, TuningData]):
         """Read the data, before any model is loaded; too long an example is an error.
 
         Raises:
-            InputError: names file, row or setting and the mend.
+            InputError: names file, row or setting and the remedy.
         """
         module, examples = self.module, self.data.examples
         module.policy_source.check()
@@ -162,6 +162,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     # a rank whose share of an evaluation is empty; the metric is computed over all ranks
     warnings.filterwarnings("ignore", message=r"The ``compute`` method of metric AnswerMetrics")
+    # beside vLLM, which starts torch.distributed in a run of one process
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\('(f1|loss)'")
     warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
 
 

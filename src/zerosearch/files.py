@@ -27,7 +27,7 @@ def replacing(path: Path, intact: str = "what was there before is intact") -> It
 
     Raises:
         FileError: the file could not be written, for example because the disk is full; the hidden
-            file is removed and the message names path, free space and mend.
+            file is removed and the message names path, free space and remedy.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

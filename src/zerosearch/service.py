@@ -59,10 +59,10 @@ def bind(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except (OSError, OverflowError) as error:
-        mend = "stop what runs there, or give another port="
+        remedy = "stop what runs there, or give another port="
         if getattr(error, "errno", None) != errno.EADDRINUSE:
-            mend = "give a host= of this machine and a port= from 1024 to 65535"
-        raise InputError(f"host={host} port={port}: {error}; {mend}") from error
+            remedy = "give a host= of this machine and a port= from 1024 to 65535"
+        raise InputError(f"host={host} port={port}: {error}; {remedy}") from error
     return bound
 
 

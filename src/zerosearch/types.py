@@ -96,7 +96,7 @@ class SearchError(ZeroSearchError):
 
     Args:
         endpoint: who failed (URL or engine name), shown to the user.
-        reason: what happened and how to mend it.
+        reason: what happened and how to fix it.
         tokens: read and written in vain.
         cost_usd: of all attempts.
     """

@@ -244,12 +244,12 @@ def test_resume_does_not_replay_the_steps_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("questions_per_step", "world_size", "mend"),
+    ("questions_per_step", "world_size", "remedy"),
     [(16, 3, "use 15 or 18"), (2, 4, "use 4"), (0, 1, "use 1")],
 )
-def test_step_must_divide_over_ranks(questions_per_step: int, world_size: int, mend: str) -> None:
+def test_step_must_divide_over_ranks(questions_per_step: int, world_size: int, remedy: str) -> None:
     draws = {"a": ShuffledQuestions(questions("a", 7), "a", 0)}
-    with pytest.raises(ValueError, match=rf"questions_per_step={questions_per_step} .*{mend}$"):
+    with pytest.raises(ValueError, match=rf"questions_per_step={questions_per_step} .*{remedy}$"):
         TrainLoader(
             draws,
             SourceMix([1.0], 0),

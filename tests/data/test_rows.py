@@ -1,4 +1,4 @@
-"""Rows of every published form become questions; bad rows are errors that name place and mend."""
+"""Rows of every published form become questions; bad rows are errors that name place and remedy."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Servers that were not made for the policy are refused, by name and with the mend."""
+"""Servers that were not made for the policy are refused, by name and with the remedy."""
 
 from __future__ import annotations
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from zerosearch.errors import InputError
 from zerosearch.policy.checkpoints import (
     check_same_model,
     check_same_optimizers,
     optimizer_by_name,
     read_checkpoint,
+    read_notes,
     shapes_of,
     state_names,
 )
@@ -84,3 +87,21 @@ def test_what_cannot_be_converted_is_explained(tmp_path: Path) -> None:
     torch.save({}, lost)
     with pytest.raises(ValueError, match=r"\.hydra/config\.yaml, which says whose"):
         convert(lost, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({}, "no checkpoint of a run: give one"),
+        ([1], "no checkpoint of a run: give one"),
+        (None, "cut short or no checkpoint"),
+    ],
+)
+def test_notes_of_a_file_that_is_none_of_ours(tmp_path: Path, saved: Any, message: str) -> None:
+    """As model.safetensors, or what a full disk has left."""
+    file = tmp_path / "last.ckpt"
+    torch.save(saved if saved is not None else {"zerosearch": {}}, file)
+    if saved is None:
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=message):
+        read_notes(file)

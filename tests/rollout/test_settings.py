@@ -55,7 +55,7 @@ def test_no_search_at_all_is_allowed() -> None:
     [
         ("Answer me.", "does not show the question: write {{ question }}"),
         ("{{ question }} {{ golden }}", "'golden' is undefined; a template may use question, max"),
-        ("one\n{% if %}{{ question }}", "line 2: .*; mend the template"),
+        ("one\n{% if %}{{ question }}", "line 2: .*; fix the template"),
     ],
 )
 def test_a_broken_template_is_found_at_once(tmp_path: Path, text: str, message: str) -> None:

@@ -283,7 +283,7 @@ async def test_the_request_bounds_retries_too(server: OpenAIServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "mend"),
+    ("status", "remedy"),
     [
         (400, "bring simulator.max_tokens and the prompt within the server's limits"),
         (422, "bring simulator.max_tokens"),
@@ -291,12 +291,12 @@ async def test_the_request_bounds_retries_too(server: OpenAIServer) -> None:
     ],
 )
 async def test_lasting_failures_are_not_retried_and_say_the_mend(
-    server: OpenAIServer, status: int, mend: str
+    server: OpenAIServer, status: int, remedy: str
 ) -> None:
     server.answer = lambda _: failure(status, "The model `simulator-7b` does not exist.")
     error = await failed(make_engine(server.url))
     assert len(server.received) == 1
-    assert f"HTTP {status} (The model `simulator-7b` does not exist.); {mend}" in error.reason
+    assert f"HTTP {status} (The model `simulator-7b` does not exist.); {remedy}" in error.reason
 
 
 async def test_a_missing_key(server: OpenAIServer) -> None:

@@ -143,9 +143,7 @@ def test_invariant_15_an_engine_that_is_lost_is_named_and_its_share_reported() -
     assert evaluated(0.4).evaluation_outage is None
     said = str(evaluated(0.39).evaluation_outage)
     assert said.startswith("2 of 5 trajectories of the evaluation engine 'lost' (40.0%)")
-    assert "module.max_failed_share=0.39" in said and said.endswith(
-        "Mend that, then evaluate again"
-    )
+    assert "module.max_failed_share=0.39" in said and said.endswith("Fix that, then evaluate again")
     assert "http://search.test/retrieve: no answer after 3 attempts" in said
 
 

@@ -23,7 +23,7 @@ def check_algorithm(algorithm: Algorithm) -> None:
     """Raise before any model is loaded what would fail, or be ignored, in training.
 
     Raises:
-        InputError: names the setting, its value and the mend.
+        InputError: names the setting, its value and the remedy.
     """
     for name in ("group_size", "inner_epochs", "mini_batches"):
         value = getattr(algorithm, name)

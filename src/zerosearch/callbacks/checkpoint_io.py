@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint`, or raise and leave every earlier file as it was.
 
         Raises:
-            FileError: the file could not be written; names the path, the free space and the mend.
+            FileError: the file could not be written; names the path, the free space and the remedy.
             TypeError: `storage_options` is given; a local file has none.
         """
         if storage_options is not None:
@@ -85,18 +85,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _check_whole(path: Path) -> None:
     """Raise an InputError unless `path` is a checkpoint file whose checksums all hold."""
-    mend = "resume from an earlier checkpoint of the same folder, or copy the file again"
+    remedy = "resume from an earlier checkpoint of the same folder, or copy the file again"
     if path.is_dir():
         raise InputError(
             f"checkpoint {path} is a folder without meta.pt, so not a whole sharded checkpoint: "
-            f"{mend}"
+            f"{remedy}"
         )
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise InputError(
-            f"checkpoint {path} is cut short or not a checkpoint ({error}): {mend}"
+            f"checkpoint {path} is cut short or not a checkpoint ({error}): {remedy}"
         ) from error
     if broken is not None:
-        raise InputError(f"checkpoint {path} is corrupt (checksum of {broken!r}): {mend}")
+        raise InputError(f"checkpoint {path} is corrupt (checksum of {broken!r}): {remedy}")

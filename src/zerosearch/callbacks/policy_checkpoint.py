@@ -171,7 +171,7 @@ def save_whole(trainer: Trainer, path: Path) -> None:
     """Save a checkpoint that appears under `path` only when it is whole; called by all ranks.
 
     Raises:
-        FileError: it could not be written; names the path, the free space and the mend.
+        FileError: it could not be written; names the path, the free space and the remedy.
     """
     if not isinstance(trainer.strategy, ModelParallelStrategy):
         # atomic by AtomicCheckpointIO, or else by Lightning's own writer

@@ -3,7 +3,7 @@
 Accepts every form that Search-R1, ZeroSearch and their relatives are published in: the answers may
 sit in `golden_answers`, in `reward_model.ground_truth` (a mapping with `target`, a list, an array,
 or one string joined by `<|answer_split|>`) or in `answer`; the question may sit in `question` or
-only in the user text of `prompt`. Anything else is an error that names place, field and mend:
+only in the user text of `prompt`. Anything else is an error that names place, field and remedy:
 a row that is silently dropped or guessed at would change what is trained.
 """
 

@@ -40,7 +40,7 @@ def json_array(path: str) -> WholeFile:
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column "
-                f"{error.colno}); mend the line"
+                f"{error.colno}); fix the line"
             ) from error
     return WholeFile(values if isinstance(values, list) else values[ROWS_KEY])
 

@@ -49,7 +49,7 @@ async def ask_all(
 
     Raises:
         InputError: too much of a block failed, or the journal is of other questions; names who or
-            what, and the mend.
+            what, and the remedy.
     """
     for question in questions:
         if question.uid in journal and journal.rows[question.uid]["question"] != question.text:
@@ -93,6 +93,6 @@ def _check_failures(rows: Sequence[dict[str, Any]], max_failed_share: float) -> 
     if len(failed) > max_failed_share * len(rows):
         raise InputError(
             f"{len(failed)} of {len(rows)} questions failed, more than "
-            f"max_failed_share={max_failed_share:g} allows; the first: {failed[0]}. Mend that and "
+            f"max_failed_share={max_failed_share:g} allows; the first: {failed[0]}. Fix that and "
             "go on with resume=<run folder>: the answers before these are kept"
         )

@@ -96,7 +96,7 @@ class PolicyCheckable(Protocol):
     """A generator that can say whether it will serve a policy before that one is loaded."""
 
     async def check_policy(self, source: PolicySource, *, context_tokens: int) -> None:
-        """Raise an InputError with the mend where it will not.
+        """Raise an InputError with the remedy where it will not.
 
         Args:
             source: of the policy.

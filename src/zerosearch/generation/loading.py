@@ -21,7 +21,7 @@ async def load_to_sample(
         device: "auto" takes a GPU where there is one.
 
     Raises:
-        InputError: the model cannot be had; names the field and the mend.
+        InputError: the model cannot be had; names the field and the remedy.
     """
     tokenizer = source.load_tokenizer()
     model = source.load_model(trained=False).requires_grad_(False).eval()

@@ -38,7 +38,7 @@ async def inspect(server: VLLMServer, needs: Needs) -> Served:
 
     Raises:
         CallFailure: it cannot be reached, or was started without the routes that a sync takes.
-        InputError: it was not made for this policy; names the endpoint and the mend.
+        InputError: it was not made for this policy; names the endpoint and the remedy.
     """
     model = (await server.models())[0]
     served = Served(

@@ -91,7 +91,7 @@ class VLLMServerGenerator:
 
         Raises:
             InputError: a server cannot be reached or was not made for the policy; names the
-                endpoint and the mend.
+                endpoint and the remedy.
         """
         needs = Needs(
             config=source.load_config(),

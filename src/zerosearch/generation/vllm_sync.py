@@ -64,7 +64,7 @@ class ServerSync:
             number: of the sync.
 
         Raises:
-            InputError: a server is not made for the policy; names the endpoint and the mend.
+            InputError: a server is not made for the policy; names the endpoint and the remedy.
             RuntimeError: a server is lost; names the endpoint.
         """
         leads = rank() == 0

@@ -48,7 +48,7 @@ def check_lora(lora: LoraConfig) -> None:
     """Refuse LoRA settings under which sampling, training and reference differ silently.
 
     Raises:
-        InputError: names the setting and the mend.
+        InputError: names the setting and the remedy.
     """
     if lora.lora_dropout:
         raise InputError(

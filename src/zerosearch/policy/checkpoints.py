@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,10 +58,19 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """What this project's modules note in a checkpoint, folder or file; no tensors are read."""
+    """What this project's modules note in a checkpoint, folder or file; no tensors are read.
+
+    Raises:
+        InputError: it is damaged, or of another program.
+    """
+    where = path / _METADATA_FILE if is_sharded_checkpoint(path) else path
+    if not zipfile.is_zipfile(where):  # as torch saves; it has no error of its own for this
+        raise InputError(f"{path} is cut short or no checkpoint: give another one of the run")
     with naming_damage(path):
-        where = path / _METADATA_FILE if is_sharded_checkpoint(path) else path
-        return torch.load(where, map_location="cpu", mmap=True, weights_only=True)["zerosearch"]
+        saved = torch.load(where, map_location="cpu", mmap=True, weights_only=True)
+    if not isinstance(saved, dict) or "zerosearch" not in saved:
+        raise InputError(f"{path} is no checkpoint of a run: give one of its checkpoints/")
+    return saved["zerosearch"]
 
 
 def read_weights(path: Path, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

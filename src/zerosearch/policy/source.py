@@ -78,7 +78,7 @@ class PolicySource:
         """Raise at once, in one sentence, what would make loading fail or train wrongly.
 
         Raises:
-            InputError: names the field, its value and the mend.
+            InputError: names the field, its value and the remedy.
         """
         if self.dtype not in DTYPES:
             raise InputError(f"model.dtype={self.dtype} is unknown: use one of {', '.join(DTYPES)}")

@@ -94,7 +94,7 @@ class EpisodeSettings:
                 except jinja2.TemplateSyntaxError as error:
                     raise InputError(
                         f"episode.prompt_template={self.prompt_template!r}, line {error.lineno}: "
-                        f"{error.message}; mend the template"
+                        f"{error.message}; fix the template"
                     ) from error
         names = sorted(path.stem for path in _SHIPPED.glob("*.j2"))
         raise InputError(
@@ -128,7 +128,7 @@ class EpisodeSettings:
         """Compare with `as_dict` of the episodes a policy was trained on.
 
         Raises:
-            InputError: one differs; says which, and the mend.
+            InputError: one differs; says which, and the remedy.
         """
         for key, value in self.as_dict().items():
             if key not in _FREE and saved.get(key) != value:

@@ -46,7 +46,7 @@ class Agent(Protocol):
         ...
 
     async def check(self) -> None:
-        """Raise an InputError with the mend where the agent cannot play."""
+        """Raise an InputError with the remedy where the agent cannot play."""
         ...
 
     def settings(self) -> dict[str, Any]:

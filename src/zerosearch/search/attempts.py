@@ -34,7 +34,7 @@ class ServerFailure(ZeroSearchError):
 
     Args:
         endpoint: who failed, shown to the user; never holds a key.
-        reason: what happened, and how to mend it where that is known.
+        reason: what happened, and how to fix it where that is known.
         transient: whether another attempt may succeed.
         retry_after_s: the wait the server asked for (HTTP header Retry-After); it is busy.
     """

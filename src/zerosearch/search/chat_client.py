@@ -61,7 +61,7 @@ class ChatModel(Protocol):
         ...
 
     async def check(self) -> None:
-        """Raise an InputError with the mend where the model cannot answer."""
+        """Raise an InputError with the remedy where the model cannot answer."""
         ...
 
     def redact(self, text: str) -> str:

@@ -42,7 +42,7 @@ class CallFailure(ServerFailure):
 
     Args:
         endpoint: who failed, shown to the user.
-        reason: what happened, and how to mend it where that is known.
+        reason: what happened, and how to fix it where that is known.
         kind: see `FailureKind`; all but "rejected" are worth another attempt.
         retry_after_s: the wait the server asked for.
     """

@@ -24,7 +24,7 @@ class Checkable(Protocol):
     """An engine that can say early whether it will be able to answer."""
 
     async def check(self) -> None:
-        """Raise an InputError with the mend where the engine cannot answer."""
+        """Raise an InputError with the remedy where the engine cannot answer."""
         ...
 
 

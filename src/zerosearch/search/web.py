@@ -191,15 +191,15 @@ class WebSearch:
         raise explained
 
     def _explain(self, failure: ServerFailure) -> ServerFailure:
-        """The failure, with its mend where the account is the reason."""
-        reason, mend = failure.reason, ""
+        """The failure, with its remedy where the account is the reason."""
+        reason, remedy = failure.reason, ""
         if any(phrase in reason.casefold() for phrase in self.provider.out_of_credit):
-            mend = f"buy credit at {self.provider.sign_up}; search.cache=use keeps what was paid"
+            remedy = f"buy credit at {self.provider.sign_up}; search.cache=use keeps what was paid"
         elif reason.startswith(("HTTP 401", "HTTP 403")):
-            mend = f"put a valid key into the environment variable {self.provider.key_env}"
-        if not mend:
+            remedy = f"put a valid key into the environment variable {self.provider.key_env}"
+        if not remedy:
             return failure
-        return ServerFailure(self.base_url, f"{reason}; {mend}", transient=False)
+        return ServerFailure(self.base_url, f"{reason}; {remedy}", transient=False)
 
     def _count_request(self) -> None:
         if _SENT[self.base_url] >= self.max_queries:

@@ -85,7 +85,7 @@ class Collector:
             budget: of all runs into the folder.
 
         Raises:
-            InputError: too many episodes failed; names who, and the mend.
+            InputError: too many episodes failed; names who, and the remedy.
         """
         open_pairs = [
             (question, attempt)
@@ -110,7 +110,7 @@ class Collector:
             raise InputError(
                 f"{self.outcome.failed} episodes failed beside {self.outcome.kept} finished ones, "
                 f"more than max_failed_share={self.max_failed_share:g} allows; the first: "
-                f"{self.outcome.error}. Mend that and run again: finished episodes are kept"
+                f"{self.outcome.error}. Fix that and run again: finished episodes are kept"
             )
         return self.outcome
 

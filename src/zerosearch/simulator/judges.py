@@ -59,7 +59,7 @@ class Judge(Protocol):
         ...
 
     async def check(self) -> None:
-        """Raise an InputError with the mend where the judge cannot be asked."""
+        """Raise an InputError with the remedy where the judge cannot be asked."""
         ...
 
     def settings(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _for_users(error: Exception) -> Exception:
         return error
     return InputError(
         f"the judge {error.endpoint} cannot be asked: {error.reason}. Verdicts so far are kept: "
-        "mend that and run again"
+        "fix that and run again"
     )
 
 

@@ -88,8 +88,8 @@ class ServerProcess:
                 raise InputError(f"the server of {self.name} {what}{self._tail()}")
             if now - started > timeout_s:
                 what = f"did not answer at {self.command.endpoint} within {timeout_s:.3g} s"
-                mend = "; raise simulator.server.ready_timeout_s if it only needs longer"
-                raise InputError(f"the server of {self.name} {what}{mend}{self._tail()}")
+                remedy = "; raise simulator.server.ready_timeout_s if it only needs longer"
+                raise InputError(f"the server of {self.name} {what}{remedy}{self._tail()}")
             if now - reported > REPORT_EVERY_S:
                 reported = now
                 log.info("waiting for %s for %.0f s%s", self.name, now - started, self._where())

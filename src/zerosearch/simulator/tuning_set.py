@@ -92,7 +92,7 @@ class TuningFiles:
 
         Raises:
             InputError: a file or row cannot be read, no template is given or found, or one side of
-                the split is empty; says which and the mend.
+                the split is empty; says which and the remedy.
         """
         own = "documents" in _first_row(self.train)
         sets = [path for path in (self.train, self.validation) if path is not None]

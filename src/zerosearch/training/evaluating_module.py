@@ -115,8 +115,8 @@ class EvaluatingModule(LightningModule, ABC):
         if self.phase == "start":
             self.start_metrics |= every
         self.evaluation_metrics = every
-        mend = RESUME if self.phase == "val" else "evaluate again"
-        self.evaluation_outage = self._evaluation_run.outage(self.max_failed_share, mend)
+        remedy = RESUME if self.phase == "val" else "evaluate again"
+        self.evaluation_outage = self._evaluation_run.outage(self.max_failed_share, remedy)
         self._evaluation_run = None
 
     def on_validation_end(self) -> None:

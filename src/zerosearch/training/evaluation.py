@@ -75,11 +75,14 @@ class EvaluationRun:
         """Trajectories, scores and global metrics of each evaluation; a collective."""
         return {name: self._result(name) for name in self.evaluations}
 
-    def outage(self, max_failed_share: float, mend: str) -> SearchOutage | None:
+    def outage(self, max_failed_share: float, remedy: str) -> SearchOutage | None:
         """The error of the first engine that failed too often; a collective (see `find_outage`)."""
         found = [
             find_outage(
-                trajectories, max_failed_share, whose=f"the evaluation engine '{name}'", mend=mend
+                trajectories,
+                max_failed_share,
+                whose=f"the evaluation engine '{name}'",
+                remedy=remedy,
             )
             for name, trajectories in self.trajectories.items()
         ]

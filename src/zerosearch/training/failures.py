@@ -24,7 +24,7 @@ class TrainingCollapse(RunError):
 
 
 def find_outage(
-    trajectories: Sequence[Trajectory], max_failed_share: float, *, whose: str, mend: str
+    trajectories: Sequence[Trajectory], max_failed_share: float, *, whose: str, remedy: str
 ) -> SearchOutage | None:
     """The error to raise where searches failed too often on all ranks together (invariant 4).
 
@@ -33,7 +33,7 @@ def find_outage(
         max_failed_share: of all ranks' trajectories.
         whose: names the trajectories in the error, which also shows the endpoint and the reason of
             one failure, of whichever rank has one.
-        mend: what to do when the engine answers again.
+        remedy: what to do when the engine answers again.
 
     Returns:
         The same on all ranks; None where no more than the share failed.
@@ -48,5 +48,5 @@ def find_outage(
     return SearchOutage(
         f"{failed} of {total} trajectories of {whose} ({failed / total:.1%}) were lost to failed "
         f"searches, more than module.max_failed_share={max_failed_share}; one of them: {example}. "
-        f"Mend that, then {mend}"
+        f"Fix that, then {remedy}"
     )

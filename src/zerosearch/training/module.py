@@ -258,7 +258,7 @@ class SearchPolicyModule(EvaluatingModule):
         self.policy_step += 1
 
     def _find_outage(self, trajectories: Sequence[Trajectory]) -> SearchOutage | None:
-        return find_outage(trajectories, self.max_failed_share, whose="this step", mend=RESUME)
+        return find_outage(trajectories, self.max_failed_share, whose="this step", remedy=RESUME)
 
     def _next_plan(self, batch: QuestionBatch) -> RolloutPlan | None:
         """What to sample while this step trains; None without a lag and in the last step."""

@@ -78,7 +78,7 @@ def check_suits(
     """Raise where policy, length or sampling of a run do not suit its algorithm.
 
     Raises:
-        InputError: names the setting and the mend.
+        InputError: names the setting and the remedy.
     """
     if policy_steps < 1:
         raise InputError(f"policy_steps={policy_steps}: give 1 or more")
@@ -102,7 +102,7 @@ def check_strategy(algorithm: Algorithm, strategy: Strategy) -> None:
     """Raise where a strategy expects every backward pass to reach both models.
 
     Raises:
-        InputError: names the setting and the mend.
+        InputError: names the setting and the remedy.
     """
     if (
         algorithm.critic is not None

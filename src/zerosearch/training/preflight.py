@@ -27,7 +27,7 @@ def check_run(module: SearchPolicyModule) -> None:
     """Check the policy's weights, the generator and every search engine.
 
     Raises:
-        InputError: says which field is wrong and how to mend it.
+        InputError: says which field is wrong and how to fix it.
     """
     module.policy_source.check()
     check_context(module)
