@@ -128,7 +128,7 @@ class CachedSearch:
         try:
             empty = len(self._opened()) == 0
         except StoreError as error:
-            raise InputError(f"search.cache_folder={self.folder}: {error}; {self._mend}") from error
+            raise InputError(f"search.cache_folder={self.folder}: {error}; {self._remedy}") from error
         if self.replay and empty:
             raise InputError(
                 f"search.cache=replay, but the cache in search.cache_folder={self.folder} is "
@@ -192,10 +192,10 @@ class CachedSearch:
         try:
             yield
         except StoreError as error:
-            raise SearchError(f"cache {self.folder}", f"{error}; {self._mend}") from error
+            raise SearchError(f"cache {self.folder}", f"{error}; {self._remedy}") from error
 
     @property
-    def _mend(self) -> str:
+    def _remedy(self) -> str:
         return "delete that folder, or set search.cache_folder to another"
 
 

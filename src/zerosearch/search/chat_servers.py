@@ -225,12 +225,12 @@ class ChatServers:
             kind = "faulty"
         return CallFailure(
             endpoint,
-            reason + self._mend(status),
+            reason + self._remedy(status),
             kind=kind,
             retry_after_s=wait_s,
         )
 
-    def _mend(self, status: int) -> str:
+    def _remedy(self, status: int) -> str:
         if status in (401, 403) and self._key():
             return f"; renew the key in the environment variable {self.api_key_env}"
         if status in (401, 403):
