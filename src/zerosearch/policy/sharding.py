@@ -132,11 +132,6 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """What Lightning's precision of this name casts to in forward passes; None: nothing."""
-    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-
-
 def record_autocast(model: nn.Module, precision: str) -> None:
     """Let `compute_dtype` know that forward passes run under the autocast of a trainer.
 
@@ -144,8 +139,8 @@ def record_autocast(model: nn.Module, precision: str) -> None:
         model: just loaded.
         precision: of the trainer, by Lightning's name.
     """
-    if (dtype := autocast_dtype(precision)) is not None:
-        setattr(model, _COMPUTE_DTYPE, dtype)
+    if precision == "bf16-mixed":  # the only one that casts and is not refused
+        setattr(model, _COMPUTE_DTYPE, torch.bfloat16)
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
