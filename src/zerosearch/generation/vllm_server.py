@@ -102,7 +102,7 @@ class VLLMServerGenerator:
             await asyncio.gather(*(inspect(each, needs) for each in self._servers.values()))
         except CallFailure as failure:
             raise InputError(f"generator=vllm_server: {failure}; {START}") from None
-        except ValueError as error:
+        except InputError as error:
             raise InputError(f"generator=vllm_server: {error}") from None
 
     def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:

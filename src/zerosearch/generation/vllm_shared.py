@@ -37,7 +37,8 @@ class SharedEngine:
         peers: this process and those that run the engine with it.
 
     Raises:
-        InputError: vLLM refuses the model or the settings, or has too little memory.
+        InputError: vLLM has no such model.
+        ValueError: it refuses the settings, or has too little memory; its own traceback says more.
     """
 
     def __init__(self, settings: EngineSettings, model_type: str, peers: Peers) -> None:
@@ -56,7 +57,7 @@ class SharedEngine:
         """Take over the policy's present weights, or its adapter where that is sent alone.
 
         Raises:
-            RunError: vLLM failed meanwhile; the engine is of no use any more.
+            RuntimeError: vLLM failed meanwhile; the engine is of no use any more.
         """
         try:
             if policy.lora_rank is None or not self._has_weights:
@@ -76,7 +77,7 @@ class SharedEngine:
             This process's requests that are finished.
 
         Raises:
-            RunError: vLLM failed; the engine is of no use any more.
+            RuntimeError: vLLM failed; the engine is of no use any more.
         """
         try:
             everyone = self._peers.exchange(news)

@@ -65,7 +65,8 @@ class ServerSync:
 
         Raises:
             InputError: a server is not made for the policy; names the endpoint and the mend.
-            RuntimeError: a server is lost; names the endpoint.
+            RunError: a server is lost; names the endpoint.
+            Exception: NCCL's or a defect's, as it is.
         """
         leads = rank() == 0
         try:

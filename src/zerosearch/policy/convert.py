@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from zerosearch.errors import InputError
+from zerosearch.errors import InputError, ZeroSearchError
 from zerosearch.policy.checkpoints import (
     check_same_model,
     is_sharded_checkpoint,
@@ -106,7 +106,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         print(convert(arguments.checkpoint, arguments.folder, arguments.dtype))
-    except ValueError as error:
+    except ZeroSearchError as error:
         sys.exit(str(error))
 
 
