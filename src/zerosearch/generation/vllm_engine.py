@@ -29,8 +29,9 @@ from zerosearch.generation.vllm_adapter import (
 )
 from zerosearch.generation.vllm_completion import completion_of, room_for
 from zerosearch.generation.vllm_peers import Peers
-from zerosearch.generation.vllm_policy import DTYPES, LoraSync, VLLMPolicy, adapter_rank
+from zerosearch.generation.vllm_policy import LoraSync, VLLMPolicy, adapter_rank
 from zerosearch.generation.vllm_shared import News, SharedEngine
+from zerosearch.policy.sharding import DTYPES
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, ShareAboveZero, check_least
 

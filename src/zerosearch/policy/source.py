@@ -39,11 +39,10 @@ from zerosearch.policy.adaptation import (
 from zerosearch.policy.architecture import check_architecture
 from zerosearch.policy.attention import check_attention, plain_attention
 from zerosearch.policy.logprobs import verify_logprobs
+from zerosearch.policy.sharding import DTYPES
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
 from zerosearch.policy.weights import safetensors_files, weight_files
 from zerosearch.ranges import Seed
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(kw_only=True, slots=True)
