@@ -173,7 +173,7 @@ async def patiently(
     finally:
         if not task.done():
             task.cancel()
-            await asyncio.wait({task})
+            await asyncio.gather(task, return_exceptions=True)  # also what its clean-up raises
 
 
 def _counted(failures: Sequence[ServerFailure]) -> int:
