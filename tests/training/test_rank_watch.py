@@ -86,20 +86,6 @@ def test_the_ranks_of_a_second_machine_have_their_own_numbers() -> None:
     assert "rank 8 (process -1) has ended" in str(_lost_rank([], parent=-1, leader=8))
 
 
-def test_only_the_first_machine_forgets_what_an_earlier_start_has_left(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(rank_watch._Watch, "start_once", lambda *arguments: None)
-    monkeypatch.setattr(WatchedLauncher, "_call_children_scripts", lambda self: None)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    trainer = SimpleNamespace(default_root_dir=str(tmp_path))
-    FirstFailure(tmp_path).claim("rank 3 failed")
-    for node, left in (("1", "rank 3 failed"), ("0", None)):
-        monkeypatch.setenv("NODE_RANK", node)
-        WatchedLauncher(LightningEnvironment(), 8, 2).launch(lambda: None, trainer=trainer)
-        assert FirstFailure(tmp_path).read() == left
-
-
 def test_rank_0_is_missed_by_what_it_has_started() -> None:
     assert _lost_rank([], parent=os.getppid()) is None
     assert "rank 0 (process -1) has ended" in str(_lost_rank([], parent=-1))

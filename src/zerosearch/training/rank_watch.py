@@ -92,8 +92,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         )
         first = FirstFailure(Path(trainer.default_root_dir))
         if not self.cluster_environment.creates_processes_externally:
-            if self._leader == 0:  # another machine may come later, after a rank has failed
-                first.forget()
+            first.forget()
             self._call_children_scripts()
         _Watch.start_once(self.procs, self._parent, first, self._leader)
         _set_num_threads_if_needed(num_processes=self.num_processes)
