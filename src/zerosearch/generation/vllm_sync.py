@@ -65,8 +65,7 @@ class ServerSync:
 
         Raises:
             InputError: a server is not made for the policy; names the endpoint and the mend.
-            RunError: a server is lost; names the endpoint.
-            Exception: NCCL's or a defect's, as it is.
+            RuntimeError: a server is lost; names the endpoint.
         """
         leads = rank() == 0
         try:
