@@ -80,7 +80,7 @@ def make_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
         for parameter in model.parameters():
             local_tensor(parameter).normal_(0.0, 0.02)
     compute_buffers(model)  # type: ignore[arg-type]
-    use_training_attention(args.attn, (model,), device, precision="32-true")
+    use_training_attention(args.attn, (model,), device)
     return model.train()
 
 

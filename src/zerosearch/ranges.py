@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from zerosearch.errors import InputError
+
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what torch and NumPy take
@@ -17,3 +19,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
+
+
+def check_least(node: str, name: str, value: float, least: float) -> None:
+    """Raise InputError where a setting of a node is below its least value."""
+    if not value >= least:
+        raise InputError(f"{node}.{name}={value}: give {least} or more")

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerosearch.generation.vllm_client import VLLMServer
-from zerosearch.policy.source import SIZE_FIELDS
+from zerosearch.policy.architecture import SIZE_FIELDS
 from zerosearch.search.endpoints import CallFailure
 
 

@@ -22,7 +22,7 @@ from zerosearch.policy import attention, flex_attention
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.flex_attention import FLEX_ATTENTION
 from zerosearch.policy.logprobs import packs_rightly, packs_sequences, token_logprobs
-from zerosearch.policy.sharding import Sharding, shard_model
+from zerosearch.policy.sharding import Sharding, record_autocast, shard_model
 from zerosearch.policy.source import PolicySource
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -45,7 +45,8 @@ def with_gradients() -> Iterator[None]:
 def chosen(
     name: str, model: nn.Module, device: torch.device, precision: str = "bf16-mixed"
 ) -> tuple[Any, bool]:
-    use_training_attention(name, (model, None), device, precision=precision)
+    record_autocast(model, precision)
+    use_training_attention(name, (model, None), device)
     return model.config._attn_implementation, packs_sequences(model)  # type: ignore[union-attr]
 
 

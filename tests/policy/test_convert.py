@@ -15,7 +15,8 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from tests.helpers.sharded_training import Job, make_job_module, train
 from tests.helpers.words import save_word_policy
-from zerosearch.policy.convert import convert
+from zerosearch.errors import FileError, InputError
+from zerosearch.policy.convert import convert, main
 from zerosearch.policy.export import load_settings, save_policy
 
 KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora": True}, "tied": {"tied": True}}
@@ -86,3 +87,23 @@ def test_a_folder_is_read_for_the_weights_of_the_policy_alone(
     assert sorted(names) == sorted(f"state_dict.model.{name}" for name in weights)
     whole = sum(file.stat().st_size for file in checkpoint.iterdir())
     assert size < whole / 6, "the critic and two states of each optimizer are as large"
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (FileError("the disk is full"), SystemExit),
+        (InputError("there is no checkpoint"), SystemExit),
+        (ValueError("of a library"), ValueError),
+    ],
+)
+def test_only_what_is_written_for_users_ends_the_command_as_a_sentence(
+    error: Exception, ending: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["convert", "checkpoint", "folder"])
+    monkeypatch.setattr("zerosearch.policy.convert.convert", refuse)
+    with pytest.raises(ending, match=str(error)):
+        main()

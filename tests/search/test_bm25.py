@@ -13,7 +13,8 @@ import pytest
 from tests.helpers.waiting import GUARD_S
 from zerosearch.data.corpus import Passage, read_corpus, write_corpus
 from zerosearch.search import bm25
-from zerosearch.search.bm25 import BM25Search, best_positions, fold_text
+from zerosearch.search.analyser import fold_text
+from zerosearch.search.bm25 import BM25Search, best_positions
 from zerosearch.search.retrieval import retrieve_mixed
 from zerosearch.types import Document, SearchRequest
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import zerosearch.training.module
-import zerosearch.tuning.module
+import zerosearch.training.trained_module
 from tests.helpers.flex import flex_on_cpu
 from tests.helpers.models import save_policy_folder
 from tests.helpers.training import fit, make_questions, make_training, weights
@@ -25,12 +24,11 @@ from zerosearch.policy.source import PolicySource
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Attention is chosen as for a GPU."""
 
-    def choose(name: str, models: Any, device: torch.device, *, precision: str) -> None:
+    def choose(name: str, models: Any, device: torch.device) -> None:
         assert device == torch.device("cpu")
-        use_training_attention(name, models, torch.device("cuda", 0), precision=precision)
+        use_training_attention(name, models, torch.device("cuda", 0))
 
-    for module in (zerosearch.training.module, zerosearch.tuning.module):
-        monkeypatch.setattr(module, "use_training_attention", choose)
+    monkeypatch.setattr(zerosearch.training.trained_module, "use_training_attention", choose)
     with flex_on_cpu():
         yield
 

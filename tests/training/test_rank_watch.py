@@ -30,8 +30,8 @@ from pathlib import Path
 from zerosearch.training import rank_watch
 ranks = [subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])]
 ranks.append(subprocess.Popen(["sleep", sys.argv[1]]))
-rank_watch._GRACE_S = 0.0
-rank_watch._Watch.start_once(ranks, 0, rank_watch.FirstFailure(Path(sys.argv[2])))
+rank_watch._GRACE_S, rank_watch._POLL_S = 0.0, 0.05
+rank_watch._Watch.start_once(ranks, 0, rank_watch.FirstFailure(Path(sys.argv[2])), 0)
 signal.pause()
 """
 
@@ -78,6 +78,12 @@ def test_a_killed_child_is_named_with_its_signal() -> None:
 def test_a_failed_child_is_named_and_ended_ones_are_not_missed() -> None:
     assert _lost_rank([ended("")], parent=0) is None
     assert "rank 1 (process" in str(_lost_rank([ended("raise SystemExit(3)")], parent=0))
+
+
+def test_the_ranks_of_a_second_machine_have_their_own_numbers() -> None:
+    ranks = [ended(""), ended("raise SystemExit(3)")]
+    assert "rank 10 (process" in str(_lost_rank(ranks, parent=0, leader=8))
+    assert "rank 8 (process -1) has ended" in str(_lost_rank([], parent=-1, leader=8))
 
 
 def test_rank_0_is_missed_by_what_it_has_started() -> None:

@@ -20,11 +20,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from zerosearch.answering.events import Ended, Event, Found, Wrote
 from zerosearch.answering.load import Subject
+from zerosearch.answering.requests import Refused, parse_chat, question_of, read_body
 from zerosearch.errors import InputError
 from zerosearch.ranges import Count, CountOrZero, Positive
 from zerosearch.search.formatters import get_formatter
@@ -68,31 +68,6 @@ class ServerLimits:
             )
 
 
-class Message(BaseModel):
-    """One message of a chat."""
-
-    role: str
-    content: str | list[dict[str, Any]] | None = None
-
-
-class ChatRequest(BaseModel):
-    """What is read of a request; other fields of the API are not used."""
-
-    messages: list[Message]
-    model: str | None = None
-    stream: bool = False
-    n: int | None = None
-
-
-class Refused(Exception):
-    """A request that is not answered, as the API says it."""
-
-    def __init__(self, status: int, message: str, code: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": code, "code": code}}
-
-
 def make_app(
     subject: Subject, limits: ServerLimits, *, name: str, formatter: str, key: str | None = None
 ) -> FastAPI:
@@ -127,10 +102,10 @@ def make_app(
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
         _check_key(request, key)
-        chat = _parsed(await _body(request, limits.max_body_bytes))
+        chat = parse_chat(await read_body(request, limits.max_body_bytes))
         if chat.model not in (None, name):
             raise Refused(404, f"model {chat.model!r} is not served; ask {name!r}", "not_found")
-        question = _question(chat, limits.max_question_chars)
+        question = question_of(chat, limits.max_question_chars)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         desk.check_room()
         events = desk.events(question)
@@ -181,7 +156,7 @@ class _Desk:
         except TimeoutError as error:
             message = f"no answer within {self._limits.timeout_s:g} s"
             raise Refused(504, message, "timeout") from error
-        except ValueError as error:
+        except InputError as error:
             raise Refused(400, str(error), "invalid_request_error") from error
         finally:
             if entered:
@@ -271,41 +246,3 @@ def _check_key(request: Request, key: str | None) -> None:
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
         raise Refused(401, "the key of the Authorization header is wrong", "unauthorized")
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise Refused(413, f"the body is longer than {limit} bytes", "too_large")
-    return body
-
-
-def _parsed(body: bytes) -> ChatRequest:
-    try:
-        chat = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise Refused(400, f"{place}: {first['msg']}", "invalid_request_error") from error
-    if chat.n not in (None, 1):
-        raise Refused(400, f"n={chat.n}: one answer per request", "invalid_request_error")
-    return chat
-
-
-def _question(chat: ChatRequest, limit: int) -> str:
-    asked = [message for message in chat.messages if message.role == "user"]
-    content = asked[-1].content if asked else None
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content)
-    question = (content or "").strip()
-    if not question:
-        raise Refused(400, "messages: no user message with text", "invalid_request_error")
-    if len(question) > limit:
-        raise Refused(
-            400,
-            f"messages: the question has {len(question)} characters, at most {limit} are read",
-            "invalid_request_error",
-        )
-    return question

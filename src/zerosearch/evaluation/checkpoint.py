@@ -130,7 +130,7 @@ def _episode(cfg: DictConfig, saved: dict[str, Any], overrides: Sequence[str]) -
     asked["_target_"] = cfg.episode._target_
     try:
         instantiate(asked).check_same(saved)
-    except ValueError as error:
+    except InputError as error:
         if not cfg.allow_other_episode:
             raise InputError(f"{error}; allow_other_episode=true goes on all the same") from error
         log.warning("%s", error)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from zerosearch.errors import InputError
+from zerosearch.errors import InputError, ZeroSearchError
 from zerosearch.evaluation.tables import Cells, as_markdown, as_rich
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         cells = comparison_table(arguments.first, arguments.second)
-    except (ValueError, OSError) as error:
+    except (ZeroSearchError, OSError) as error:
         sys.exit(str(error))
     if arguments.markdown:
         print(as_markdown(cells), end="")

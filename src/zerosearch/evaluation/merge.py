@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zerosearch.errors import InputError
+from zerosearch.errors import InputError, ZeroSearchError
 from zerosearch.evaluation.report import write_tables
 from zerosearch.evaluation.tables import Results, as_rich, from_csv, main_table
 
@@ -55,7 +55,7 @@ def main() -> None:
         results = merged(arguments.runs)
         if arguments.into is not None:
             write_tables(arguments.into, results, arguments.paper)
-    except (ValueError, OSError) as error:
+    except (ZeroSearchError, OSError) as error:
         sys.exit(str(error))
     Console().print(as_rich(main_table(results, policies=arguments.paper), "Exact match x 100"))
 

@@ -79,7 +79,7 @@ class LocalChat:
         try:
             async with asyncio.timeout(timeout_s - tally.spent_s):
                 completion = await self.generator.generate(prompt_ids, sampling)
-        except (ValueError, TimeoutError) as error:
+        except (InputError, TimeoutError) as error:
             reason = str(error) or f"no reply within {timeout_s:.3g} s"
             raise SearchError(self.source.name, reason) from error
         tokens = len(prompt_ids) + len(completion.token_ids)
@@ -99,7 +99,7 @@ class LocalChat:
         """
         try:
             await self._loaded()
-        except ValueError as error:
+        except InputError as error:
             raise InputError(
                 f"{self.node}: no model in {self.source.name} ({error}); tune one first "
                 "(docs/simulator.md), or correct the path"

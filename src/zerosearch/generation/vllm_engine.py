@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,10 +29,11 @@ from zerosearch.generation.vllm_adapter import (
 )
 from zerosearch.generation.vllm_completion import completion_of, room_for
 from zerosearch.generation.vllm_peers import Peers
-from zerosearch.generation.vllm_policy import DTYPES, LoraSync, VLLMPolicy, adapter_rank
+from zerosearch.generation.vllm_policy import LoraSync, VLLMPolicy, adapter_rank
 from zerosearch.generation.vllm_shared import News, SharedEngine
+from zerosearch.policy.sharding import DTYPES
 from zerosearch.policy.source import PolicySource
-from zerosearch.ranges import Count, ShareAboveZero
+from zerosearch.ranges import Count, ShareAboveZero, check_least
 
 T = TypeVar("T")
 _IDLE_S = 0.002
@@ -85,10 +86,7 @@ class VLLMGenerator:
                 f"generator.gpu_memory_utilization={gpu_memory_utilization}: give a share of the "
                 "GPU's memory, above 0 and at most 1"
             )
-        if tensor_parallel_size < 1:
-            raise InputError(
-                f"generator.tensor_parallel_size={tensor_parallel_size}: give 1 or more"
-            )
+        check_least("generator", "tensor_parallel_size", tensor_parallel_size, 1)
         if dtype not in DTYPES:
             raise InputError(f"generator.dtype={dtype} is unknown: use one of {', '.join(DTYPES)}")
         if lora not in ("merged", "adapter"):
@@ -158,10 +156,11 @@ class VLLMGenerator:
         if self._engine is None:
             raise InputError("generator=vllm: no weights yet; call sync_weights(policy) first")
         self._check_usable(self._engine)
+        limit = room_for(prompt_ids, sampling, self._context(policy), "generator.max_model_len")
         request = _Request(
             request_id=str(next(self._numbers)),
             prompt_ids=list(prompt_ids),
-            parameters=self._parameters(policy, prompt_ids, sampling),
+            parameters=sampling_parameters(sampling, limit, policy.tokens.eos_ids),
             future=asyncio.get_running_loop().create_future(),
         )
         self._arrivals.append(request)
@@ -225,12 +224,6 @@ class VLLMGenerator:
 
     def _context(self, policy: VLLMPolicy) -> int | None:
         return self._max_model_len or policy.context
-
-    def _parameters(
-        self, policy: VLLMPolicy, prompt_ids: Sequence[int], sampling: Sampling
-    ) -> dict[str, Any]:
-        limit = room_for(prompt_ids, sampling, self._context(policy), "generator.max_model_len")
-        return sampling_parameters(sampling, limit, policy.tokens.eos_ids)
 
     # -- the pump, on the event loop ---------------------------------------------------------
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from zerosearch.errors import InputError
 from zerosearch.generation.vllm_adapter import VERSIONS
 from zerosearch.generation.vllm_client import START, VLLMServer
-from zerosearch.policy.source import SIZE_FIELDS
+from zerosearch.policy.architecture import SIZE_FIELDS
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -21,7 +21,6 @@ from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
 from zerosearch.policy.weight_stream import adapter_weights, stream_weights
 
 LoraSync = Literal["merged", "adapter"]
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class VLLMPolicy:

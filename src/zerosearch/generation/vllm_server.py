@@ -19,8 +19,9 @@ from zerosearch.generation.vllm_adapter import sampling_parameters
 from zerosearch.generation.vllm_client import START, VLLMServer, sampled_of
 from zerosearch.generation.vllm_completion import completion_of, room_for
 from zerosearch.generation.vllm_fit import Needs, inspect
-from zerosearch.generation.vllm_policy import DTYPES, VLLMPolicy
+from zerosearch.generation.vllm_policy import VLLMPolicy
 from zerosearch.generation.vllm_sync import ServerSync, Synced
+from zerosearch.policy.sharding import DTYPES
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import CountOrZero, Positive
 from zerosearch.search.endpoints import AllDown, CallFailure, EndpointPool
@@ -102,7 +103,7 @@ class VLLMServerGenerator:
             await asyncio.gather(*(inspect(each, needs) for each in self._servers.values()))
         except CallFailure as failure:
             raise InputError(f"generator=vllm_server: {failure}; {START}") from None
-        except ValueError as error:
+        except InputError as error:
             raise InputError(f"generator=vllm_server: {error}") from None
 
     def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:

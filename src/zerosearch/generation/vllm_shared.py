@@ -37,7 +37,8 @@ class SharedEngine:
         peers: this process and those that run the engine with it.
 
     Raises:
-        InputError: vLLM refuses the model or the settings, or has too little memory.
+        InputError: vLLM has no such model.
+        InputError: it refuses the settings, or has too little memory; its own traceback says more.
     """
 
     def __init__(self, settings: EngineSettings, model_type: str, peers: Peers) -> None:

@@ -54,7 +54,7 @@ def plain_attention(name: str | None) -> str:
 
 
 def use_training_attention(
-    name: str, models: Sequence[nn.Module | None], device: torch.device, *, precision: str
+    name: str, models: Sequence[nn.Module | None], device: torch.device
 ) -> None:
     """Set the attention that models of one kind are trained with; a collective where sharded.
 
@@ -64,7 +64,6 @@ def use_training_attention(
             fetched), else flex attention, else SDPA with padding, and the log says why.
         models: the policy, and where there are any its critic and its reference.
         device: where they are trained.
-        precision: of the trainer, as Lightning writes it.
 
     Raises:
         InputError: what is asked for by name cannot be trained with.
@@ -72,7 +71,7 @@ def use_training_attention(
     if name in ("sdpa", "eager") or (name == "auto" and device.type == "cpu"):
         return
     given = [model for model in models if model is not None]
-    dtype = _dtype(given[0], precision)
+    dtype = compute_dtype(given[0])
     reasons = list(_obstacles(name, given[0], device, dtype))
     for candidate in () if reasons else _candidates(name, device, dtype):
         try:
@@ -92,13 +91,6 @@ def use_training_attention(
     for model in given:
         _set(base_model(model), "sdpa")
     log.warning("sequences are padded, with sdpa, which is slower on a GPU: %s", why)
-
-
-def _dtype(model: nn.Module, precision: str) -> torch.dtype:
-    """What attention is computed in, under autocast too."""
-    if "16" in precision:
-        return torch.bfloat16 if "bf16" in precision else torch.float16
-    return compute_dtype(model)
 
 
 def _obstacles(

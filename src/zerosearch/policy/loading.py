@@ -26,6 +26,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from zerosearch.distributed import gather_objects
 from zerosearch.errors import InputError, ZeroSearchError
 from zerosearch.policy.adaptation import base_free, start_adapters, switch_off_dropout
+from zerosearch.policy.architecture import check_architecture
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.policy.sharding import (
@@ -125,7 +126,7 @@ def _from_files(
 ) -> nn.Module | None:
     """The model with slices of its files; None where slices of files are not what it needs."""
     config, generation_config = source.load_file_configs()
-    source.check_architecture(config)
+    check_architecture(source.architecture, config)
     if get_checkpoint_conversion_mapping(config.model_type) is not None:
         return None
     model = _skeleton(source, config)

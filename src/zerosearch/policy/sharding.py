@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from peft import PeftModel
@@ -29,6 +29,7 @@ from zerosearch.errors import InputError
 from zerosearch.policy.adaptation import decoder_layers
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES = ("auto", *get_args(Dtype))  # of a setting that may leave it to what there is
 
 # attributes of a model whose parameters do not say them
 _COMPUTE_DTYPE = "zerosearch_compute_dtype"
@@ -132,11 +133,6 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """What Lightning's precision of this name casts to in forward passes; None: nothing."""
-    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-
-
 def record_autocast(model: nn.Module, precision: str) -> None:
     """Let `compute_dtype` know that forward passes run under the autocast of a trainer.
 
@@ -144,8 +140,8 @@ def record_autocast(model: nn.Module, precision: str) -> None:
         model: just loaded.
         precision: of the trainer, by Lightning's name.
     """
-    if (dtype := autocast_dtype(precision)) is not None:
-        setattr(model, _COMPUTE_DTYPE, dtype)
+    if precision == "bf16-mixed":  # the only one that casts and is not refused
+        setattr(model, _COMPUTE_DTYPE, torch.bfloat16)
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:

@@ -36,23 +36,13 @@ from zerosearch.policy.adaptation import (
     start_adapters,
     switch_off_dropout,
 )
+from zerosearch.policy.architecture import check_architecture
 from zerosearch.policy.attention import check_attention, plain_attention
 from zerosearch.policy.logprobs import verify_logprobs
+from zerosearch.policy.sharding import DTYPES
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
 from zerosearch.policy.weights import safetensors_files, weight_files
 from zerosearch.ranges import Seed
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-# fields that decide the size of a model, compared when `architecture` and weights are both given
-SIZE_FIELDS = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -120,7 +110,7 @@ class PolicySource:
                     attn_implementation=plain_attention(self.attn_implementation),
                     **self._arguments("weights"),
                 )
-        self.check_architecture(model.config)
+        check_architecture(self.architecture, model.config)
         verify_logprobs(switch_off_dropout(model))
         adapted = self.adapt(model)
         if self.lora is not None:
@@ -137,7 +127,7 @@ class PolicySource:
         arguments = self._arguments("tokenizer")
         try:
             tokenizer = AutoTokenizer.from_pretrained(**arguments)
-        except (OSError, ValueError) as error:
+        except (ImportError, OSError, ValueError) as error:
             raise InputError(
                 f"no tokenizer could be loaded from {arguments['pretrained_model_name_or_path']}: "
                 f"set model.tokenizer_path to a folder or hub name that has one ({error})"
@@ -227,24 +217,6 @@ class PolicySource:
             for layer in decoder_layers(adapted):
                 layer.compile()
         return adapted
-
-    def check_architecture(self, config: PretrainedConfig) -> None:
-        """Raise where the weights are not of the size that `architecture` gives.
-
-        Args:
-            config: of the weights.
-
-        Raises:
-            InputError: names the field that differs.
-        """
-        architecture = self.architecture or {}
-        for name in SIZE_FIELDS:
-            loaded = getattr(config, name, None)
-            if name in architecture and architecture[name] != loaded:
-                raise InputError(
-                    f"model.architecture.{name}={architecture[name]}, but the weights of "
-                    f"model.path have {loaded}: correct it, or set model.architecture=null"
-                )
 
     def _base_dtype(self, trained: bool) -> str:
         """Of the model's own weights, which with adapters are frozen."""

@@ -155,7 +155,7 @@ async def patiently(
         call: of the server.
         patience_s: how long it may say nothing before `silence` is asked, and between two askings.
         silence: the failure to raise where the server is not alive, None where it is; gets the
-            monotonic time since which it has not replied to this call.
+            monotonic time at which these seconds began.
 
     Raises:
         ServerFailure: what `call` raises or `silence` returns.
@@ -173,7 +173,7 @@ async def patiently(
     finally:
         if not task.done():
             task.cancel()
-            await asyncio.wait({task})
+            await asyncio.gather(task, return_exceptions=True)  # also what its clean-up raises
 
 
 def _counted(failures: Sequence[ServerFailure]) -> int:

@@ -20,24 +20,21 @@ from weakref import WeakValueDictionary
 
 import bm25s
 import numpy as np
-from bm25s.tokenization import Tokenizer
 
 from zerosearch.data.corpus import Passage
 from zerosearch.errors import InputError
 from zerosearch.ranges import NotNegative, Share
+from zerosearch.search.analyser import (
+    ANALYSER_VERSION,
+    TOKEN_PATTERN,
+    fold_text,
+    resolve_stopwords,
+)
 from zerosearch.search.retrieval import Hit, load_passages, write_folder
 from zerosearch.types import SearchRequest, SearchResult
 
 # bm25s sets its logger to DEBUG when imported, which would flood a run that logs everything.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
-
-TOKEN_PATTERN = r"\w+"  # one-letter words count: "Vitamin C", "Apollo 8"
-ANALYSER_VERSION = 1  # raise it when `fold_text` changes: saved indexes are then built anew
-
-# Letters that Unicode does not decompose, although people search for them without the stroke.
-_PLAIN_LETTERS = str.maketrans(
-    {"ø": "o", "ł": "l", "đ": "d", "ı": "i", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe"}
-)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -87,7 +84,7 @@ class BM25Search:
         if not 0 <= b <= 1:
             raise InputError(f"b: {b} is outside [0, 1]; 0.75 is usual")
         self.k1, self.b = k1, b
-        self.stopwords = _resolve_stopwords(stopwords)
+        self.stopwords = resolve_stopwords(stopwords)
         self.index_dir = Path(index_dir) if index_dir is not None else None
         self._corpus = corpus
         self._indexed: _Indexed | None = None
@@ -253,15 +250,6 @@ class BM25Search:
         return digest.hexdigest()
 
 
-def fold_text(text: str) -> str:
-    """Lower-case letters without accents, so that `Łódź`, `LODZ` and `lodz` are one word."""
-    if text.isascii():
-        return text.lower()
-    decomposed = unicodedata.normalize("NFKD", text)
-    bare = "".join(char for char in decomposed if not unicodedata.combining(char))
-    return bare.casefold().translate(_PLAIN_LETTERS)
-
-
 def best_positions(scores: np.ndarray, count: int) -> list[int]:
     """Positions of the highest positive scores, highest first, equal scores by position.
 
@@ -280,18 +268,6 @@ def best_positions(scores: np.ndarray, count: int) -> list[int]:
         positions = positions[values >= boundary]
     order = np.argsort(-scores[positions], kind="stable")[:count]
     return positions[order].tolist()
-
-
-def _resolve_stopwords(stopwords: str | Sequence[str] | None) -> tuple[str, ...]:
-    if isinstance(stopwords, str):
-        try:
-            stopwords = Tokenizer(stopwords=stopwords).stopwords
-        except ValueError as error:
-            raise InputError(
-                f"stopwords: {stopwords!r} is no language that bm25s knows; "
-                "give 'en', a list of words or null"
-            ) from error
-    return tuple(sorted({fold_text(word) for word in stopwords or ()}))
 
 
 def _load_index(folder: Path, passage_count: int) -> bm25s.BM25:

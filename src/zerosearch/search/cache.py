@@ -128,7 +128,9 @@ class CachedSearch:
         try:
             empty = len(self._opened()) == 0
         except StoreError as error:
-            raise InputError(f"search.cache_folder={self.folder}: {error}; {self._remedy}") from error
+            raise InputError(
+                f"search.cache_folder={self.folder}: {error}; {self._remedy}"
+            ) from error
         if self.replay and empty:
             raise InputError(
                 f"search.cache=replay, but the cache in search.cache_folder={self.folder} is "

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
+from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, check_least
 from zerosearch.search.attempts import Attempts, ServerFailure, patiently
 from zerosearch.search.chat_servers import ChatReply, ChatServers
 from zerosearch.search.endpoints import AllDown, EndpointPool
@@ -218,9 +218,3 @@ class ChatClient:
             return await self.servers.model_names(endpoint, timeout_s=timeout_s)
         except ServerFailure as failure:
             return failure
-
-
-def check_least(node: str, name: str, value: float, least: float) -> None:
-    """Raise InputError where a setting of a node is below its least value."""
-    if not value >= least:
-        raise InputError(f"{node}.{name}={value}: give {least} or more")

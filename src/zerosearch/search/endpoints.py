@@ -163,7 +163,7 @@ class EndpointPool:
 
         Args:
             endpoint: the one that owes it.
-            since: when the waiting began, monotonic seconds.
+            since: when the last wait for it began, monotonic seconds.
         """
         if self._health[endpoint].answered_at >= since:
             return None

@@ -12,9 +12,9 @@ import time
 from typing import Any
 
 from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, NotNegative
+from zerosearch.ranges import Count, CountOrZero, NotNegative, check_least
 from zerosearch.search.cache import CachedSearch
-from zerosearch.search.chat_client import ChatModel, Tally, check_least
+from zerosearch.search.chat_client import ChatModel, Tally
 from zerosearch.search.engine import SearchEngine
 from zerosearch.search.replies import Problem, Reply, parse_reply
 from zerosearch.search.simulator_prompt import SimulatorPrompt

@@ -134,7 +134,7 @@ def _check_prompt(simulator: DictConfig, name: str) -> None:
 
     try:
         SimulatorPrompt(str(simulator.prompt_template), simulator.words_per_document)
-    except ValueError as error:
+    except InputError as error:
         if not simulator.made_by or "is no file" not in str(error):
             raise
         raise InputError(

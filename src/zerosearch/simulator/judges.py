@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import jinja2
 
 from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
-from zerosearch.search.chat_client import ChatModel, Tally, check_least
+from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, check_least
+from zerosearch.search.chat_client import ChatModel, Tally
 from zerosearch.search.fidelity import findable
 from zerosearch.seeding import derive_seed
 from zerosearch.text import mentions, normalize_answer

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerosearch.errors import InputError
+from zerosearch.errors import InputError, ZeroSearchError
 
 if TYPE_CHECKING:
     from zerosearch.simulator.template_inference import Derived
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     try:
         run(options)
-    except (ValueError, OSError) as error:
+    except (ZeroSearchError, OSError) as error:
         sys.exit(str(error))
 
 

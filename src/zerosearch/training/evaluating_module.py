@@ -1,85 +1,78 @@
-"""The validation and test hooks of a LightningModule whose batches are questions."""
+"""The validation and test hooks of a module whose batches are questions."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-
-from lightning.pytorch import LightningModule
-from torch import nn
+from typing import Any
 
 from zerosearch.errors import InputError
-from zerosearch.reward.rubric import RewardScore, Rubric
+from zerosearch.generation.generator import Generator
+from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Rollouter
+from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
 from zerosearch.training.failures import RESUME, SearchOutage
 from zerosearch.training.metrics import Costs
-from zerosearch.training.record import StepRecord
-from zerosearch.types import Question, Trajectory
+from zerosearch.training.trained_module import TrainedModule
+from zerosearch.types import Question
 
 
-class EvaluatingModule(LightningModule, ABC):
+class EvaluatingModule(TrainedModule):
     """Answers held-out questions and keeps what came of it.
 
     Args:
+        generator: samples tokens from the policy.
+        episode: the shape of an episode.
+        lockstep: every turn waits for the slowest search.
         evaluations: by name; the first one is the headline.
         rubric: scores trajectories.
         seed: of the rollouts.
         max_failed_share: share of one engine's trajectories that may fail by a search error.
+        trained: see `TrainedModule`.
     """
 
     def __init__(
         self,
         *,
+        generator: Generator,
+        episode: EpisodeSettings,
+        lockstep: bool,
         evaluations: Mapping[str, Evaluation],
         rubric: Rubric,
         seed: int,
         max_failed_share: float,
+        **trained: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**trained)
         if not evaluations:
             raise InputError("evaluations={}: name at least one way to answer held-out questions")
+        self.generator = generator
+        self.episode = episode
+        self.lockstep = lockstep
         self.evaluations = dict(evaluations)
         self.rubric = rubric
         self.seed = seed
         self.max_failed_share = max_failed_share
-        self.policy_step = 0  # completed policy steps
         self.noise_probability = 0.0  # set by the curriculum before each step
-        self.model: nn.Module | None = None
-        self.phase = "val"  # or "start", "test": under which name evaluations are logged
-        self.evaluation_records: list[StepRecord] = []  # the last evaluation, one per engine
         self.evaluation_metrics: dict[str, float] = {}  # of the last evaluation
         self.evaluation_outage: SearchOutage | None = None  # of the last evaluation
-        self.start_metrics: dict[str, float] = {}  # from before training, kept for resume
         self.costs = Costs()
+        self._rollouter: Rollouter | None = None
         self._evaluation_run: EvaluationRun | None = None
 
-    @abstractmethod
     def rollouter(self) -> Rollouter:
-        """The rollouter over the loaded policy, with a generator that is at rest."""
-
-    def record(
-        self,
-        trajectories: list[Trajectory],
-        scores: list[RewardScore | None],
-        metrics: dict[str, float],
-        *,
-        phase: str,
-        advantages: list[float],
-        noise_probability: float,
-    ) -> StepRecord:
-        """Send metrics to every logger; returns what callbacks look at."""
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.policy_step)
-        return StepRecord(
-            step=self.policy_step,
-            phase=phase,
-            trajectories=trajectories,
-            scores=scores,
-            advantages=advantages,
-            noise_probability=noise_probability,
-            metrics=metrics,
-        )
+        """The rollouter over the loaded policy."""
+        if self._rollouter is None:
+            assert self.model is not None and self.tokenizer is not None
+            self.generator.bind(self.model, self.tokenizer)
+            self._rollouter = Rollouter(
+                self.generator,
+                self.tokenizer,
+                self.episode,
+                chat=self.policy_source.chat,
+                lockstep=self.lockstep,
+            )
+        return self._rollouter
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation_run = EvaluationRun(
@@ -101,11 +94,10 @@ class EvaluatingModule(LightningModule, ABC):
             every |= named
             self.evaluation_records.append(
                 self.record(
-                    trajectories,
-                    scores,
                     named,
                     phase=f"{self.phase}/{name}",
-                    advantages=[],
+                    trajectories=trajectories,
+                    scores=scores,
                     noise_probability=self.noise_probability,
                 )
             )

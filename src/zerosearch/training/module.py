@@ -10,30 +10,24 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedTokenizerBase
 
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.data.loaders import QuestionBatch
 from zerosearch.errors import InputError
 from zerosearch.generation.generator import Generator
-from zerosearch.policy.attention import use_training_attention
-from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.critic import load_critic
-from zerosearch.policy.export import save_policy
-from zerosearch.policy.loading import load_policy, make_reference
-from zerosearch.policy.logprobs import packs_sequences
-from zerosearch.policy.reference import ReferencePolicy, expect_reference
-from zerosearch.policy.sharding import Dtype, compute_dtype_name, record_autocast
+from zerosearch.policy.loading import make_reference
+from zerosearch.policy.reference import ReferencePolicy
+from zerosearch.policy.sharding import compute_dtype_name
 from zerosearch.policy.source import PolicySource
 from zerosearch.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.reward.rubric import RewardScore, Rubric
-from zerosearch.rollout.rollouter import Decoding, Rollouter
+from zerosearch.rollout.rollouter import Decoding
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.balance import balance
@@ -43,7 +37,6 @@ from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
 from zerosearch.training.learner import make_learner
 from zerosearch.training.metrics import peak_memory_gib, reset_peak_memory, step_metrics
-from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.optimization import (
     check_strategy,
     check_suits,
@@ -52,12 +45,9 @@ from zerosearch.training.optimization import (
     settings_of,
 )
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
-from zerosearch.training.record import StepRecord
 from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sampler import EpisodeSampler
 from zerosearch.training.sharded_strategy import sharding_of
-from zerosearch.training.trainee import SkippedUpdates
-from zerosearch.training.trainer_settings import prepare_trainer
 from zerosearch.types import Trajectory
 
 
@@ -113,40 +103,33 @@ class SearchPolicyModule(EvaluatingModule):
         seed: Seed = 0,
     ) -> None:
         super().__init__(
+            generator=generator,
+            episode=episode,
+            lockstep=lockstep,
             evaluations=evaluations,
             rubric=rubric or Rubric(),
             seed=seed,
             max_failed_share=max_failed_share,
+            policy=policy,
+            policy_steps=policy_steps,
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            logprob_chunk_tokens=logprob_chunk_tokens,
+            gradient_clip=gradient_clip,
+            max_skipped_updates=max_skipped_updates,
         )
         decoding = decoding or Decoding()
         check_lag(lag, generator)
         check_suits(algorithm, policy, policy_steps, decoding)
-        self.automatic_optimization = False
-        self.policy_source = policy
         self.algorithm = algorithm
-        self.generator = generator
         self.search = search
-        self.episode = episode
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
-        self.policy_steps = policy_steps
         self.decoding = decoding
-        self.tokens_per_micro_batch = tokens_per_micro_batch
-        self.logprob_chunk_tokens = logprob_chunk_tokens
-        self.gradient_clip = gradient_clip
-        self.skipped = {
-            "policy": SkippedUpdates(most=max_skipped_updates),
-            "critic": SkippedUpdates(most=max_skipped_updates),
-        }
-        self.lockstep = lockstep
         self.lag = lag
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
-        self.healthy = True  # set by the health monitor
         self.resumed = False  # whether training goes on from a checkpoint
-        self.latest: StepRecord | None = None  # the last policy step
-        self.train_metrics: dict[str, float] = {}  # of the last policy step
         sampler = EpisodeSampler(
-            policy=self._policy,
+            policy=self.loaded_model,
             rollouter=lambda: self.rollouter(),  # which tests and subclasses may replace
             generator=generator,
             search=search,
@@ -160,69 +143,37 @@ class SearchPolicyModule(EvaluatingModule):
         self.kl_coefficient = algorithm.kl_coefficient  # moved by algorithm.kl_control
         self.reference: ReferencePolicy | None = None
         self.critic: nn.Module | None = None
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self._rollouter: Rollouter | None = None
         self._optimizer_settings: list[list[dict[str, Any]]] = []  # as configured
 
     # -- set-up ------------------------------------------------------------------------------
-
-    def setup(self, stage: str) -> None:
-        """Before the model is loaded."""
-        prepare_trainer(self.trainer, self.policy_source)
 
     def configure_model(self) -> None:
         """Load policy and tokenizer, and where the algorithm needs them reference and critic."""
         if self.model is not None:
             return
-        self.tokenizer = self.policy_source.load_tokenizer()
         sharding = sharding_of(self)
-        self.model = load_policy(self.policy_source, sharding)
-        record_autocast(self.model, self.trainer.precision)
+        model = self.load_trained(sharding)
         if self.algorithm.needs_reference:
-            self.reference = make_reference(self.policy_source, self.model, sharding)
+            self.reference = make_reference(self.policy_source, model, sharding)
         if self.algorithm.critic is not None:
             check_strategy(self.algorithm, self.trainer.strategy)
             self.critic = load_critic(self.policy_source, sharding)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the policy, and of the critic where there is one."""
-        assert self.model is not None
-        policy = (self.model, self.optimizer_factory, self.schedule_factory)
+        policy = (self.loaded_model(), self.optimizer_factory, self.schedule_factory)
         made = make_optimizers(self.algorithm, self.policy_steps, policy, self.critic)
         self._optimizer_settings = [settings_of(each["optimizer"]) for each in made]
         return made
 
     def on_train_start(self) -> None:
         """After a checkpoint has been loaded, if there is one."""
-        use_training_attention(
-            self.policy_source.attn_implementation,
-            (self.model, self.critic, self.reference and self.reference.model),
-            self.device,
-            precision=str(self.trainer.precision),
-        )
+        self.choose_attention(self.critic, self.reference and self.reference.model)
         restore_settings(
             self.trainer.optimizers,
             [config.scheduler for config in self.trainer.lr_scheduler_configs],
             self._optimizer_settings,
         )
-
-    def _policy(self) -> nn.Module:
-        assert self.model is not None
-        return self.model
-
-    def rollouter(self) -> Rollouter:
-        """The rollouter over the loaded policy."""
-        if self._rollouter is None:
-            assert self.model is not None and self.tokenizer is not None
-            self.generator.bind(self.model, self.tokenizer)
-            self._rollouter = Rollouter(
-                self.generator,
-                self.tokenizer,
-                self.episode,
-                chat=self.policy_source.chat,
-                lockstep=self.lockstep,
-            )
-        return self._rollouter
 
     # -- training ----------------------------------------------------------------------------
 
@@ -247,10 +198,10 @@ class SearchPolicyModule(EvaluatingModule):
             "memory/peak_gib": peak_memory_gib(self.device),
         }
         self.latest = self.record(
-            sampled.trajectories,
-            scores,
             metrics,
             phase="train",
+            trajectories=sampled.trajectories,
+            scores=scores,
             advantages=[credit.of_trajectories.get(t.key, 0.0) for t in sampled.trajectories],
             noise_probability=sampled.noise_probability,
         )
@@ -281,11 +232,7 @@ class SearchPolicyModule(EvaluatingModule):
             models=(self.model, self.critic, self.reference),
             optimizers=self.optimizers(),
             schedules=self.lr_schedulers(),
-            micro_batches=MicroBatches(
-                tokens=self.tokens_per_micro_batch,
-                device=self.device,
-                packed=packs_sequences(self.model),
-            ),
+            micro_batches=self.micro_batches(),
             chunk_tokens=self.logprob_chunk_tokens,
             temperature=self.decoding.temperature,
             gradient_clip=self.gradient_clip,
@@ -312,14 +259,12 @@ class SearchPolicyModule(EvaluatingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["zerosearch"] = {
-            "policy_step": self.policy_step,
-            "dtype": compute_dtype_name(self._policy()),
+            **self.progress(),
+            "dtype": compute_dtype_name(self.loaded_model()),
             "episode": self.episode.as_dict(),
-            "start_metrics": self.start_metrics,
             "kl_coefficient": self.kl_coefficient,
             "reference": self.reference.left_out if self.reference else None,
             "costs": self.costs.totals,
-            "skipped": {name: each.state_dict() for name, each in self.skipped.items()},
             "rollouts": self.rollouts.state_dict() if self.lag else None,
         }
 
@@ -327,41 +272,21 @@ class SearchPolicyModule(EvaluatingModule):
         saved = checkpoint.get("zerosearch")
         if saved is None:
             raise InputError("resume: the checkpoint was not written by this project's training")
-        if "state_dict" in checkpoint:  # else the strategy has checked and restored it
-            expect_reference(self, checkpoint["state_dict"])
-            check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
+        self.restore_progress(checkpoint, saved)
         if self.reference is not None:
             self.reference.check_origin(saved.get("reference"), self.policy_source.name)
         self.episode.check_same(saved["episode"])
-        self.policy_step = saved["policy_step"]
-        self.start_metrics = saved["start_metrics"]
         self.costs.totals = dict(saved["costs"])
-        for name, count in self.skipped.items():
-            count.load_state_dict(saved.get("skipped", {}).get(name, {}))
         if self.algorithm.kl_control is not None:
             self.kl_coefficient = saved["kl_coefficient"]
         # without a lag every batch comes from the present weights, also the first one
         self.rollouts.load_state_dict(saved.get("rollouts") if self.lag else None, self.global_rank)
-        if "loops" in checkpoint:
-            # Lightning would take the end of a finished run for the end, however many steps follow
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-            progress["is_last_batch"] = self.policy_step >= self.policy_steps
 
-    def export_policy(self, folder: Path, dtype: Dtype | None = None) -> None:
-        """Write the policy as a HF folder with the episode's settings beside it; collective.
-
-        Args:
-            folder: of the export.
-            dtype: of its weights; None: what the policy computes in.
-        """
-        assert self.model is not None and self.tokenizer is not None
-        computed = compute_dtype_name(self.model)
+    def export_parts(self) -> dict[str, Any]:
+        """Tokenizer, and what the policy was trained for, which is kept beside its weights."""
+        dtype = compute_dtype_name(self.loaded_model())
         chat, episode = self.policy_source.chat, self.episode.as_dict()
-        save_policy(
-            self.model,
-            self.tokenizer,
-            folder,
-            extra={"episode": episode, "chat": chat, "dtype": computed},
-            dtype=dtype or computed,
-            write=self.global_rank == 0,
-        )
+        return {
+            "tokenizer": self.tokenizer,
+            "extra": {"episode": episode, "chat": chat, "dtype": dtype},
+        }

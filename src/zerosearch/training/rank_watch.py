@@ -73,7 +73,7 @@ class FirstFailure:
 
 
 class WatchedLauncher(_SubprocessScriptLauncher):
-    """Starts a process per further rank, in the process of rank 0; in the others it only watches.
+    """Starts a process per further rank, in the first process of a machine; the others only watch.
 
     What a rank raises by itself stays as it is. What it raises because it has lost another one
     becomes `RankLost` with the words of the rank that failed first; one process says them, and
@@ -84,6 +84,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._parent = os.getppid()
+        self._leader = self.cluster_environment.node_rank() * self.num_processes
 
     def launch(self, function: Callable, *args: Any, trainer: Any, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(
@@ -93,7 +94,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         if not self.cluster_environment.creates_processes_externally:
             first.forget()
             self._call_children_scripts()
-        _Watch.start_once(self.procs, self._parent, first)
+        _Watch.start_once(self.procs, self._parent, first, self._leader)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         try:
             return function(*args, **kwargs)
@@ -111,7 +112,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         """What is known of another rank's failure, soon after it; None where none has failed."""
         deadline = time.monotonic() + _NOTICE_S
         while time.monotonic() < deadline:
-            if lost := first.read() or _lost_rank(self.procs, self._parent):
+            if lost := first.read() or _lost_rank(self.procs, self._parent, self._leader):
                 return lost
             time.sleep(_POLL_S / 4)
         return None
@@ -148,25 +149,28 @@ class _Watch(threading.Thread):
 
     _running: _Watch | None = None
 
-    def __init__(self, children: list[subprocess.Popen], parent: int, first: FirstFailure) -> None:
+    def __init__(
+        self, children: list[subprocess.Popen], parent: int, first: FirstFailure, leader: int
+    ) -> None:
         super().__init__(daemon=True, name="rank-watch")
         self._children = children
         self._parent = parent
         self._first = first
+        self._leader = leader
 
     @classmethod
-    def start_once(cls, children: list[subprocess.Popen], parent: int, first: FirstFailure) -> None:
+    def start_once(cls, *arguments: Any) -> None:
         """One thread for all stages of a run."""
         if cls._running is None:
-            cls._running = cls(children, parent, first)
+            cls._running = cls(*arguments)
             cls._running.start()
 
     def run(self) -> None:
-        while (lost := _lost_rank(self._children, self._parent)) is None:
+        while (lost := _lost_rank(self._children, self._parent, self._leader)) is None:
             if self._children and all(child.returncode == 0 for child in self._children):
                 return
             time.sleep(_POLL_S)
-        if self._children:  # the others see rank 0 alone
+        if self._children:  # the others see the one that has started them alone
             self._first.claim(lost)
         time.sleep(_GRACE_S)
         said = self._first.read() or lost
@@ -177,11 +181,17 @@ class _Watch(threading.Thread):
         os._exit(1)
 
 
-def _lost_rank(children: list[subprocess.Popen], parent: int) -> str | None:
-    """Which rank has died, of those that this process can see; rank 0 sees all of its machine."""
+def _lost_rank(children: list[subprocess.Popen], parent: int, leader: int = 0) -> str | None:
+    """Which rank has died, of those that this process can see.
+
+    Args:
+        children: that this process has started.
+        parent: id of the process that has started this one, where it has no children.
+        leader: the rank that starts the others of its machine, and sees all of them.
+    """
     if not children and os.getppid() != parent:
-        return f"rank 0 (process {parent}) has ended before this rank"
-    for rank, child in enumerate(children, start=1):
+        return f"rank {leader} (process {parent}) has ended before this rank"
+    for rank, child in enumerate(children, start=leader + 1):
         if code := child.poll():
             if code < 0:
                 how = f"was killed by {signal.Signals(-code).name} (often for lack of memory)"

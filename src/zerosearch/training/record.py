@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zerosearch.reward.rubric import RewardScore
 from zerosearch.types import Trajectory
@@ -10,12 +10,15 @@ from zerosearch.types import Trajectory
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class StepRecord:
-    """Trajectories of this rank with their scores and advantages; lists are aligned."""
+    """Trajectories of this rank with their scores and advantages; lists are aligned.
+
+    The tuning of a simulator plays no episodes.
+    """
 
     step: int  # policy steps completed before this one
     phase: str  # "train", "val/<engine>", "start/<engine>", "test/<engine>"
-    trajectories: list[Trajectory]
-    scores: list[RewardScore | None]  # None: invalid, a search failed
-    advantages: list[float]  # empty in evaluation
-    noise_probability: float
     metrics: dict[str, float]  # global values under their TensorBoard paths
+    trajectories: list[Trajectory] = field(default_factory=list)
+    scores: list[RewardScore | None] = field(default_factory=list)  # None: a search failed
+    advantages: list[float] = field(default_factory=list)  # empty in evaluation
+    noise_probability: float = 0.0

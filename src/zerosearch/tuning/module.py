@@ -10,34 +10,22 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedTokenizerBase
 
 from zerosearch.errors import InputError
 from zerosearch.generation.generator import Generator
-from zerosearch.policy.attention import use_training_attention
-from zerosearch.policy.checkpoints import check_same_model, shapes_of
-from zerosearch.policy.export import save_policy
-from zerosearch.policy.loading import load_policy
-from zerosearch.policy.logprobs import packs_sequences
-from zerosearch.policy.sharding import Dtype, compute_dtype_name, record_autocast
 from zerosearch.policy.source import PolicySource
-from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, Seed
+from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, Seed, check_least
 from zerosearch.runs import PROMPT_FILE
 from zerosearch.simulator.tuning_set import TuningExample
 from zerosearch.training.metrics import Means, peak_memory_gib, reset_peak_memory
-from zerosearch.training.micro_batches import MicroBatches
-from zerosearch.training.record import StepRecord
 from zerosearch.training.sharded_strategy import sharding_of
-from zerosearch.training.trainee import SkippedUpdates, Trainee
-from zerosearch.training.trainer_settings import prepare_trainer
+from zerosearch.training.trained_module import TrainedModule
+from zerosearch.training.trainee import Trainee
 from zerosearch.tuning.chat_template import servable
 from zerosearch.tuning.data import ExampleBatch
 from zerosearch.tuning.examples import EncodedExample, collate, encode
@@ -45,7 +33,7 @@ from zerosearch.tuning.update import ReplyUpdater
 from zerosearch.tuning.writing import Written, fidelity_metrics, write_replies
 
 
-class SimulatorTuningModule(LightningModule):
+class SimulatorTuningModule(TrainedModule):
     """Teaches a model to write useful and noisy documents.
 
     Args:
@@ -87,16 +75,20 @@ class SimulatorTuningModule(LightningModule):
         max_skipped_updates: Count = 3,
         seed: Seed = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            policy=policy,
+            policy_steps=steps,  # of one optimizer update each
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            logprob_chunk_tokens=logprob_chunk_tokens,
+            gradient_clip=gradient_clip,
+            max_skipped_updates=max_skipped_updates,
+        )
         for name, value, least in (
             ("steps", steps, 1),
             ("fidelity_examples", fidelity_examples, 0),
             ("max_reply_tokens", max_reply_tokens, 1),
         ):
-            if value < least:
-                raise InputError(f"module.{name}={value}: give {least} or more")
-        self.automatic_optimization = False
-        self.policy_source = policy
+            check_least("module", name, value, least)
         self.generator = generator
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
@@ -104,45 +96,23 @@ class SimulatorTuningModule(LightningModule):
         self.max_tokens = max_tokens
         self.max_reply_tokens = max_reply_tokens
         self.temperature = temperature
-        self.tokens_per_micro_batch = tokens_per_micro_batch
-        self.logprob_chunk_tokens = logprob_chunk_tokens
-        self.gradient_clip = gradient_clip
-        self.skipped = SkippedUpdates(most=max_skipped_updates)
         self.seed = seed
         self.template = ""  # of the prompts, goes into the export; set with the data
-        self.model: nn.Module | None = None
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.phase = "val"  # or "start", "test": under which name validations are logged
         self.validation_metrics: dict[str, float] = {}  # of the last validation
-        self.start_metrics: dict[str, float] = {}  # before tuning, kept for resume
-        self.train_metrics: dict[str, float] = {}  # of the last step
         self.written: list[Written] = []  # documents of the last validation, of this rank
-        # what callbacks read, see `PolicyModule`; a step is one optimizer update here
-        self.policy_step = 0
-        self.policy_steps = steps
-        self.healthy = True
-        self.lag = 0
-        self.latest: StepRecord | None = None
-        self.evaluation_records: list[StepRecord] = []
         self._is_bound = False
 
     # -- set-up ------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Before the model is loaded."""
-        prepare_trainer(self.trainer, self.policy_source)
-
     def configure_model(self) -> None:
         """Load model and tokenizer."""
         if self.model is None:
-            self.tokenizer = self.policy_source.load_tokenizer()
-            self.model = load_policy(self.policy_source, sharding_of(self))
-            record_autocast(self.model, self.trainer.precision)
+            self.load_trained(sharding_of(self))
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of what is trained."""
-        assert self.model is not None
-        made = self.optimizer_factory([p for p in self.model.parameters() if p.requires_grad])
+        trained = [p for p in self.loaded_model().parameters() if p.requires_grad]
+        made = self.optimizer_factory(trained)
         schedule = self.schedule_factory(made, self.policy_steps)
         return {"optimizer": made, "lr_scheduler": {"scheduler": schedule}}
 
@@ -156,26 +126,20 @@ class SimulatorTuningModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Choose the attention of training, on the device that the model now lies on."""
-        use_training_attention(
-            self.policy_source.attn_implementation,
-            (self.model,),
-            self.device,
-            precision=str(self.trainer.precision),
-        )
+        self.choose_attention()
 
     def training_step(self, batch: ExampleBatch, batch_index: int) -> None:
         """One optimizer update on this rank's examples."""
         started = time.perf_counter()
         reset_peak_memory(self.device)
         encoded = self.encode(batch.examples)
-        assert self.model is not None
         trainee = Trainee(
-            model=self.model.train(),
+            model=self.loaded_model().train(),
             updater=self._updater(),
             optimizer=self.optimizers(),
             schedule=self.lr_schedulers(),  # type: ignore[arg-type]
             gradient_clip=self.gradient_clip,
-            skipped=self.skipped,
+            skipped=self.skipped["policy"],
             remedy="optimizer.lr or module.gradient_clip",
         )
         found = trainee.update(collate(encoded, pad_id=self._pad_id), self.manual_backward)
@@ -183,7 +147,7 @@ class SimulatorTuningModule(LightningModule):
         tokens = Means()
         tokens.add("tokens", sum(map(len, encoded)) * self.trainer.world_size)
         metrics = {
-            "optimizer/skipped": float(self.skipped.total),
+            "optimizer/skipped": float(self.skipped["policy"].total),
             "time/train_s": seconds,
             "throughput/tokens_per_s": tokens.reduced()["tokens"] / seconds,
             "memory/peak_gib": peak_memory_gib(self.device),
@@ -193,18 +157,12 @@ class SimulatorTuningModule(LightningModule):
             metrics["optimizer/gradient_norm"] = found["gradient_norm"]
             metrics["optimizer/learning_rate"] = found["learning_rate"]
         self.train_metrics = metrics
-        self.latest = self._record(metrics, "train")
+        self.latest = self.record(metrics, phase="train")
         self.policy_step += 1
 
     def _updater(self) -> ReplyUpdater:
-        assert self.model is not None
         return ReplyUpdater(
-            micro_batches=MicroBatches(
-                tokens=self.tokens_per_micro_batch,
-                device=self.device,
-                packed=packs_sequences(self.model),
-            ),
-            chunk_tokens=self.logprob_chunk_tokens,
+            micro_batches=self.micro_batches(), chunk_tokens=self.logprob_chunk_tokens
         )
 
     @property
@@ -225,7 +183,7 @@ class SimulatorTuningModule(LightningModule):
         self.validation_metrics = named
         if self.phase == "start":
             self.start_metrics = named
-        self.evaluation_records = [self._record(named, self.phase)]
+        self.evaluation_records = [self.record(named, phase=self.phase)]
         loss = metrics["loss"]
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=1, sync_dist=True)
 
@@ -235,9 +193,8 @@ class SimulatorTuningModule(LightningModule):
 
     def _losses(self, examples: Sequence[TuningExample]) -> dict[str, float]:
         """Nats per token over all ranks: of all replies, and of each quality."""
-        assert self.model is not None
         batch = collate(self.encode(examples), pad_id=self._pad_id)
-        logprobs = self._updater().logprobs(self.model.eval(), batch)
+        logprobs = self._updater().logprobs(self.loaded_model().eval(), batch)
         means = Means()
         for row, example in enumerate(examples):
             loss, tokens = -logprobs[row].sum().item(), int(batch.sampled_mask[row].sum())
@@ -263,28 +220,10 @@ class SimulatorTuningModule(LightningModule):
         await self.generator.release()
         return written
 
-    def _record(self, metrics: Mapping[str, float], phase: str) -> StepRecord:
-        for logger in self.loggers:
-            logger.log_metrics(dict(metrics), step=self.policy_step)
-        return StepRecord(
-            step=self.policy_step,
-            phase=phase,
-            trajectories=[],
-            scores=[],
-            advantages=[],
-            noise_probability=0.0,
-            metrics=dict(metrics),
-        )
-
     # -- checkpoints and export --------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["zerosearch"] = {
-            "policy_step": self.policy_step,
-            "start_metrics": self.start_metrics,
-            "template": self.template,
-            "skipped": self.skipped.state_dict(),
-        }
+        checkpoint["zerosearch"] = {**self.progress(), "template": self.template}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("zerosearch", {})
@@ -295,30 +234,13 @@ class SimulatorTuningModule(LightningModule):
                 "resume: the prompts come from another template than those of the checkpoint's "
                 "run; set data.files back, or start a new run"
             )
-        if "state_dict" in checkpoint:  # else the strategy has checked and restored it
-            check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
-        self.policy_step = saved["policy_step"]
-        self.start_metrics = saved["start_metrics"]
-        self.skipped.load_state_dict(saved.get("skipped", {}))
-        if "loops" in checkpoint:
-            # Lightning would take the end of a finished run for the end, however many steps follow
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-            progress["is_last_batch"] = self.policy_step >= self.policy_steps
+        self.restore_progress(checkpoint, saved)
 
-    def export_policy(self, folder: Path, dtype: Dtype | None = None) -> None:
-        """Write the simulator as a HF folder with its prompt template inside; collective.
-
-        Args:
-            folder: of the export.
-            dtype: of its weights; None: what the model computes in.
-        """
-        assert self.model is not None and self.tokenizer is not None
-        save_policy(
-            self.model,
-            servable(self.tokenizer, chat=self.policy_source.chat),
-            folder,
-            extra={"simulator": {"max_reply_tokens": self.max_reply_tokens}},
-            dtype=dtype or compute_dtype_name(self.model),
-            texts={PROMPT_FILE: self.template},
-            write=self.global_rank == 0,
-        )
+    def export_parts(self) -> dict[str, Any]:
+        """The tokenizer, and the prompt template, which goes into the folder of a simulator."""
+        assert self.tokenizer is not None
+        return {
+            "tokenizer": servable(self.tokenizer, chat=self.policy_source.chat),
+            "extra": {"simulator": {"max_reply_tokens": self.max_reply_tokens}},
+            "texts": {PROMPT_FILE: self.template},
+        }
