@@ -153,6 +153,30 @@ def test_what_works_stays_as_it_is(launch: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_rank_that_has_failed_and_cannot_exit_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over NCCL it waits at its exit for those that wait for it."""
+
+    class Ended(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended
+
+    def sleep(seconds: float) -> None:
+        assert seconds == rank_watch._GRACE_S, "it waits for the process to be gone"
+
+    first = FirstFailure(tmp_path)
+    first.claim("rank 2 failed: AcceleratorError: CUDA error")
+    monkeypatch.setattr(rank_watch.os, "_exit", end)
+    monkeypatch.setattr(rank_watch.time, "sleep", sleep)
+    monkeypatch.setattr(rank_watch.logging, "shutdown", lambda: None)
+    with pytest.raises(Ended):
+        rank_watch._Watch([], os.getppid(), first).run()
+    assert "ends now, since rank 2 failed: AcceleratorError" in caplog.text
+
+
 @pytest.mark.timeout(20 * GUARD_S)  # a process that imports everything, on a busy machine too
 def test_a_rank_that_does_not_notice_is_ended_with_all_others(tmp_path: Path) -> None:
     # returns when nobody holds the pipes any more, so not before the rank that sleeps is gone

@@ -144,7 +144,11 @@ class ReplicatedStrategy(WatchedProcesses, DDPStrategy):
 
 
 class _Watch(threading.Thread):
-    """Ends this process some time after a process that it cannot do without."""
+    """Ends this process some time after a process that it cannot do without has failed.
+
+    That need not have ended: at the exit of a process torch waits for NCCL's collectives, and with
+    it for ranks that wait in one for this very process.
+    """
 
     _running: _Watch | None = None
 
@@ -162,7 +166,7 @@ class _Watch(threading.Thread):
             cls._running.start()
 
     def run(self) -> None:
-        while (lost := _lost_rank(self._children, self._parent)) is None:
+        while (lost := _lost_rank(self._children, self._parent) or self._first.read()) is None:
             if self._children and all(child.returncode == 0 for child in self._children):
                 return
             time.sleep(_POLL_S)
