@@ -235,7 +235,10 @@ def test_adapters_are_synced_alone(engine: VLLMGenerator, subject: Subject) -> N
 
 @pytest.mark.parametrize("device", everywhere())
 def test_a_run_samples_with_vllm(device: str, tmp_path: Path) -> None:
-    """Three policy steps beside the engine: sync, sampling, sleep, training, and again."""
+    """Three policy steps beside the engine: sync, sampling, sleep, training, and again.
+
+    The engine and its CUDA graphs are made in the evaluation before, a stage of its own.
+    """
     train_by_command(
         tmp_path / "started",
         "generator=vllm",
@@ -244,8 +247,8 @@ def test_a_run_samples_with_vllm(device: str, tmp_path: Path) -> None:
         "policy_steps=3",
         "questions_per_step=4",
         "data.validation_limit=8",
+        "data.test_limit=8",
         "trainer.val_check_interval=3",
-        "test=false",
         "optimizer.lr=1e-3",
         "+callbacks.devices._target_=tests.helpers.device_watch.DeviceWatch",
         f"+callbacks.devices.device={device}",
