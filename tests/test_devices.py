@@ -37,12 +37,17 @@ class Cuda:
     def __init__(self) -> None:
         self._current = threading.local()
         self.used = 0  # times that some thread was found on the right GPU
+        self.waits = 0  # for all that was asked of the policy's GPU
 
     def set_device(self, device: torch.device) -> None:
         self._current.index = device.index
 
     def current_device(self) -> int:
         return getattr(self._current, "index", 0)
+
+    def synchronize(self, device: torch.device) -> None:
+        assert device == OWN
+        self.waits += 1
 
     def check(self) -> None:
         """Refuse another GPU than the policy's, and the main thread, which is training."""
@@ -61,7 +66,7 @@ class Cuda:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     made = Cuda()
-    for name in ("set_device", "current_device"):
+    for name in ("set_device", "current_device", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, getattr(made, name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return made
@@ -108,6 +113,7 @@ def test_vllm_in_this_process_runs_on_the_policys_gpu(
 
         def load(self, policy: VLLMPolicy, version: int) -> None:
             cuda.check()
+            assert cuda.waits == 1, "the optimizer's update of the weights is not awaited"
 
         def step(self, news: Any) -> list[Any]:
             cuda.check()
@@ -126,6 +132,7 @@ def test_vllm_in_this_process_runs_on_the_policys_gpu(
 
     async def rollout() -> None:
         await generator.sync_weights(model)
+        assert cuda.waits == 2, "the next update would not await that these are read"
         with pytest.raises(RuntimeError, match="enough"):
             await generator.generate([1], greedy(1))
         await generator.release()

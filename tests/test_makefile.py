@@ -150,3 +150,16 @@ def test_an_environment_of_conda_gets_what_make_installs(
     pins = ["-c", "constraints/cpu.txt"]
     chosen = [["-e", ".[dev,vllm]"]] if gpu else [[*pins, "torch"], [*pins, "-e", ".[dev]"]]
     assert installed == chosen
+
+
+def test_what_a_gpu_uses_is_not_replaced_by_the_versions_for_cpus(environment: Path) -> None:
+    """`make test-gpu` installs a small model; vLLM would then find another torch than its own."""
+    card = environment / "bin" / "nvidia-smi"
+    card.write_text("#!/bin/sh\n")
+    card.chmod(0o755)
+    assert make(environment, "smollm2").returncode == 0
+    with_others = [
+        call.arguments for call in calls(environment) if "--no-deps" not in call.arguments
+    ]
+    assert any(".[gguf]" in arguments for arguments in with_others)
+    assert not [a for a in with_others if "constraints/cpu.txt" in a], with_others

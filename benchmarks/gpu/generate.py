@@ -57,10 +57,9 @@ def architecture(size: str) -> dict[str, Any]:
 
 def make_policy(args: argparse.Namespace) -> tuple[nn.Module, PreTrainedTokenizerFast]:
     """A random policy and a byte tokenizer (most ids decode to nothing)."""
-    source = PolicySource(
-        path="none", random_init=True, architecture=architecture(args.size), dtype=args.dtype
-    )
-    model = source.build_on_meta().to_empty(device=args.device)
+    source = PolicySource(path="none", random_init=True, architecture=architecture(args.size))
+    # as the weights of a copy that samples, and not as those that are trained
+    model = source.build_on_meta().to(getattr(torch, args.dtype)).to_empty(device=args.device)
     model.tie_weights()
     with torch.no_grad():
         for parameter in model.parameters():

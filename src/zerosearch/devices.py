@@ -17,6 +17,16 @@ def take_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def await_device(device: torch.device) -> None:
+    """Wait until a GPU has done what every thread has asked of it; others are done at once.
+
+    A stream waits for no other one, and vLLM gives its thread a stream of its own: it would read
+    weights while the optimizer's update of them is still queued on that of training.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def device_thread(name: str, device: torch.device) -> ThreadPoolExecutor:
     """One thread whose current GPU is that of a policy.
 

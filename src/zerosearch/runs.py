@@ -117,6 +117,9 @@ def read_summary(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+_under_way: list[Summary] = []  # of this process's job
+
+
 class Summary:
     """`summary.json` of a run folder: written when the run ends, however it ends."""
 
@@ -164,6 +167,7 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dic
     if global_rank() != 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first process says what goes well
     summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags), choices=chosen())
+    _under_way[:] = [summary]
     try:
         work(cfg, summary)
         log.info(summary.headline())
@@ -183,6 +187,17 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dic
         _pass_on(code - 128)
         raise SystemExit(code)
     return summary.facts
+
+
+def note_failure(error: str) -> None:
+    """Write the summary of the job under way, if any, for a process that is about to be ended.
+
+    Args:
+        error: as `report_error` gives it.
+    """
+    for summary in _under_way:
+        summary.facts["error"] = error
+        summary.write()
 
 
 def _pass_on(number: int) -> None:

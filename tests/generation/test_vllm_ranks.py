@@ -44,6 +44,7 @@ def sample_as_rank(rank: int, port: int, folder: str, engine: int | str, device:
     """
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"  # else vLLM's float32 attention computes in TF32
     model: Any = make_policy()
     if device == "cuda":
         torch.cuda.set_device(rank)

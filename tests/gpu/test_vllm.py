@@ -29,9 +29,12 @@ from zerosearch.policy.source import PolicySource
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-NEAR_TIE = 0.05  # nats between the two best tokens: rounding may choose either
-BF16_GAP = 0.02  # mean difference of log-probs, nats
-FLOAT32_GAP = 1e-4
+# Of log-probs, nats: their mean difference, and the lead of the best token that rounding may undo.
+# In bfloat16 logits from 16 to 32 are 0.125 apart, and both sides round them: SmolLM2-135M has mean
+# differences of 0.03 to 0.055 and undone leads of up to 0.25 in vLLM's build for CPUs, and of more
+# than 0.4 with the weights of the sync before.
+GAPS = {"cuda": 0.1, "cpu": 1e-4}
+NEAR_TIES = {"cuda": 0.3, "cpu": 0.05}
 NEW_TOKENS = 64
 SHARE = 0.12  # of the GPU's memory, for an engine
 TEXTS = [
@@ -54,11 +57,6 @@ class Subject:
     tokenizer: Any
     prompts: list[list[int]]
     device: str
-
-    @property
-    def gap(self) -> float:
-        """The largest mean difference of log-probs."""
-        return BF16_GAP if self.device == "cuda" else FLOAT32_GAP
 
     def computing(self) -> AbstractContextManager[Any]:
         """As under `trainer=gpu`, or under `trainer=cpu`."""
@@ -136,7 +134,7 @@ def check_logprobs(subject: Subject, completions: list[Completion]) -> None:
         gaps.append((own - torch.tensor(completion.logprobs)).abs())
     gap = torch.cat(gaps).mean().item()
     print(f"log-prob gap: {gap:.5f} nats over {sum(map(len, gaps))} tokens")
-    assert gap < subject.gap
+    assert gap < GAPS[subject.device]
 
 
 def check_greedy(subject: Subject, completions: list[Completion]) -> None:
@@ -148,7 +146,9 @@ def check_greedy(subject: Subject, completions: list[Completion]) -> None:
         for place, (mine, right) in enumerate(zip(completion.token_ids, chosen, strict=True)):
             if mine != right:
                 lead = (best[place, 0] - best[place, 1]).item()
-                assert lead <= NEAR_TIE, f"place {place}: {mine} for {right}, {lead:.3f} behind"
+                assert lead <= NEAR_TIES[subject.device], (
+                    f"place {place}: {mine} for {right}, {lead:.3f} behind"
+                )
                 break
             compared += 1
     assert compared >= len(completions), "ties everywhere compare nothing"
@@ -198,14 +198,20 @@ def test_three_steps_of_sync_sampling_and_sleep(engine: VLLMGenerator, subject: 
     run(engine.sync_weights(subject.model))
 
 
-def test_an_eager_engine(subject: Subject) -> None:
-    eager = subject.generator(engine={"enforce_eager": True})
+# One engine at a time from here on: the end of one takes vLLM's process groups away from all, and
+# only one in the life of a process may use the allocator that sleeps.
+
+
+def test_an_eager_engine(engine: VLLMGenerator, subject: Subject) -> None:
+    engine.close()
+    eager = subject.generator(engine={"enforce_eager": True}, sleep_while_training=False)
     run(eager.sync_weights(subject.model))
     check_samples(eager, subject)
     eager.close()
 
 
-def test_adapters_are_synced_alone(subject: Subject) -> None:
+def test_adapters_are_synced_alone(engine: VLLMGenerator, subject: Subject) -> None:
+    engine.close()
     torch.manual_seed(0)
     base = make_subject(subject.device)
     config = LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False)
@@ -219,7 +225,7 @@ def test_adapters_are_synced_alone(subject: Subject) -> None:
         for name, parameter in adapted.model.named_parameters():
             if "lora_B" in name:
                 parameter.mul_(0.1)
-    generator = adapted.generator(lora="adapter")
+    generator = adapted.generator(lora="adapter", sleep_while_training=False)
     for seed in range(2):
         change(adapted.model, seed)
         run(generator.sync_weights(adapted.model))
@@ -229,7 +235,10 @@ def test_adapters_are_synced_alone(subject: Subject) -> None:
 
 @pytest.mark.parametrize("device", everywhere())
 def test_a_run_samples_with_vllm(device: str, tmp_path: Path) -> None:
-    """Three policy steps beside the engine: sync, sampling, sleep, training, and again."""
+    """Three policy steps beside the engine: sync, sampling, sleep, training, and again.
+
+    The engine and its CUDA graphs are made in the evaluation before, a stage of its own.
+    """
     train_by_command(
         tmp_path / "started",
         "generator=vllm",
@@ -238,8 +247,8 @@ def test_a_run_samples_with_vllm(device: str, tmp_path: Path) -> None:
         "policy_steps=3",
         "questions_per_step=4",
         "data.validation_limit=8",
+        "data.test_limit=8",
         "trainer.val_check_interval=3",
-        "test=false",
         "optimizer.lr=1e-3",
         "+callbacks.devices._target_=tests.helpers.device_watch.DeviceWatch",
         f"+callbacks.devices.device={device}",
@@ -250,6 +259,6 @@ def test_a_run_samples_with_vllm(device: str, tmp_path: Path) -> None:
     assert len(rows) == 3
     for row in rows:
         gap = abs(float(row["rollout/logprob_gap"]))
-        assert gap < (BF16_GAP if device == "cuda" else FLOAT32_GAP)
+        assert gap < (0.02 if device == "cuda" else 1e-4)
         assert float(row["rollout/valid"]) == 1.0
     assert float(rows[-1]["loss/kl"]) > 0, "the weights have changed"

@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from tests.helpers.configs import ROOT
 from tests.helpers.waiting import GUARD_S
+from zerosearch import runs
 from zerosearch.endings import in_words
 from zerosearch.errors import RunError
 from zerosearch.training import rank_watch
@@ -157,6 +158,62 @@ def test_errors_of_all_ranks_alike_stay_their_own(launch: Any) -> None:
 def test_what_works_stays_as_it_is(launch: Any, tmp_path: Path) -> None:
     assert launch(lambda: 5, children=[ended("")]) == 5
     assert not list(tmp_path.iterdir())
+
+
+class Ended(Exception):
+    """In the place of the end of a process."""
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the watch of a rank until it ends its process."""
+
+    def end(code: int) -> None:
+        raise Ended
+
+    def sleep(seconds: float) -> None:
+        assert seconds == rank_watch._GRACE_S, "it waits for the process to be gone"
+
+    monkeypatch.setattr(rank_watch.os, "_exit", end)
+    monkeypatch.setattr(rank_watch.time, "sleep", sleep)
+    monkeypatch.setattr(rank_watch.logging, "shutdown", lambda: None)
+
+    def watch(first: FirstFailure, *children: Any) -> None:
+        with pytest.raises(Ended):
+            rank_watch._Watch([*children], os.getppid(), first).run()
+
+    return watch
+
+
+def test_a_rank_that_has_failed_and_cannot_exit_is_not_waited_for(
+    watch: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over NCCL it waits at its exit for those that wait for it; rank 0 says why all end."""
+    killed: list[int] = []
+    alive = SimpleNamespace(poll=lambda: None, returncode=None, kill=lambda: killed.append(1))
+    (tmp_path / "first_failure.txt").write_text("rank 1 failed: AcceleratorError: CUDA error")
+    watch(FirstFailure(tmp_path))
+    assert not caplog.text, "rank 1, or another one beside it"
+    summary = runs.Summary(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_under_way", [summary])
+        watch(FirstFailure(tmp_path), alive)
+    assert killed and "ends now, since rank 1 failed: AcceleratorError" in caplog.text
+    said = runs.read_summary(tmp_path)
+    assert said["status"] == "failed"
+    assert said["error"].startswith("RankLost: rank 1 failed: AcceleratorError: CUDA error; ")
+
+
+def test_rank_0_that_cannot_exit_says_no_more_than_it_has_said(
+    watch: Any, launch: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyError):
+        launch(failing(KeyError("own")))
+    watch(
+        FirstFailure(tmp_path),
+        SimpleNamespace(poll=lambda: None, returncode=None, kill=lambda: None),
+    )
+    assert not caplog.text
 
 
 @pytest.mark.timeout(20 * GUARD_S)  # a process that imports everything, on a busy machine too

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.loops import utilities
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from peft import LoraConfig
@@ -21,7 +22,7 @@ from tests.helpers.training import make_data, make_questions, make_training
 from tests.helpers.words import save_word_policy
 from zerosearch.policy.source import PolicySource
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
-from zerosearch.training.trainer_settings import check_precision
+from zerosearch.training.trainer_settings import check_precision, prepare_trainer
 
 Made = tuple[LightningModule, LightningDataModule]
 
@@ -86,6 +87,25 @@ def test_a_precision_that_trains_other_weights_is_refused(
     with pytest.raises(ValueError, match=rf"trainer.precision={precision}: .*; use bf16-mixed"):
         trainer.fit(module, data)
     assert module.model is None, "before a model is loaded"
+
+
+def test_what_cuda_graphs_write_to_is_not_freed_between_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of vLLM's engine are made in the first evaluation and run in all that follows."""
+    freed: list[str] = []
+    monkeypatch.setattr(
+        torch._C, "_cuda_clearCublasWorkspaces", lambda: freed.append("workspaces"), raising=False
+    )
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append("cache"))
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # set by Lightning
+    trainer = make_trainer(callbacks=[])
+    trainer.strategy.accelerator = CUDAAccelerator()
+    prepare_trainer(trainer, PolicySource(path=str(tmp_path)))
+    assert isinstance(trainer.accelerator, CUDAAccelerator)
+    trainer.accelerator.setup(trainer)
+    trainer.accelerator.teardown()
+    assert freed == ["cache", "cache"]
 
 
 @pytest.mark.parametrize("name", [None, 32, "32-true", "bf16", "bf16-mixed"])

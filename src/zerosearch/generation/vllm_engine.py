@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from zerosearch.devices import device_thread
+from zerosearch.devices import await_device, device_thread
 from zerosearch.errors import InputError, RunError
 from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.vllm_adapter import (
@@ -279,7 +279,9 @@ class VLLMGenerator:
         policy = self._binding()
         if self._engine is None:
             self._engine = self._build(policy)
+        await_device(policy.device)  # the last update of the weights
         self._engine.load(policy, version)
+        await_device(policy.device)  # before the next one
 
     def _build(self, policy: VLLMPolicy) -> SharedEngine:
         assert self._peers is not None, "made by bind"

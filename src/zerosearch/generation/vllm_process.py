@@ -26,18 +26,20 @@ def set_environment() -> None:
 
 @contextmanager
 def process_left_alone() -> Iterator[None]:
-    """Undo what vLLM does to its process: it seeds all generators and bars the number of threads.
+    """Undo what vLLM does to its process: it seeds, bars the number of threads, switches TF32 off.
 
-    Without this, a run with another generator would draw other random numbers.
+    Without this, a run with another generator would draw other random numbers, and training would
+    multiply float32 matrices otherwise than `tf32` says.
     """
     from lightning.pytorch.utilities.seed import isolate_rng
 
-    set_num_threads = torch.set_num_threads
+    set_num_threads, precision = torch.set_num_threads, torch.get_float32_matmul_precision()
     try:
         with isolate_rng():
             yield
     finally:
         torch.set_num_threads = set_num_threads
+        torch.set_float32_matmul_precision(precision)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 from lightning.fabric.strategies.launchers.subprocess_script import _set_num_threads_if_needed
@@ -26,6 +26,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from zerosearch.endings import in_words
 from zerosearch.errors import RunError, ZeroSearchError
+from zerosearch.runs import note_failure
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,20 @@ class FirstFailure:
         folder: of the run.
     """
 
+    _own: ClassVar[set[Path]] = set()  # what this process has said, in whatever stage of a run
+
     def __init__(self, folder: Path) -> None:
         self._path = folder / "first_failure.txt"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this process said it."""
+        return self._path in self._own
 
     def forget(self) -> None:
         """Remove what an earlier start of the run has left."""
         self._path.unlink(missing_ok=True)
+        self._own.discard(self._path)
 
     def read(self) -> str | None:
         """What is known of the first failure; None where no rank has failed yet."""
@@ -67,6 +76,7 @@ class FirstFailure:
         try:
             with self._path.open("x", encoding="utf-8") as file:
                 file.write(said)
+                self._own.add(self._path)
         except OSError:  # there is one, or the disk is full
             return self.read() is None
         return True
@@ -94,7 +104,8 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         if not self.cluster_environment.creates_processes_externally:
             first.forget()
             self._call_children_scripts()
-        _Watch.start_once(self.procs, self._parent, first, self._leader)
+        if self.num_processes * self.num_nodes > 1:
+            _Watch.start_once(self.procs, self._parent, first, self._leader)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         try:
             return function(*args, **kwargs)
@@ -145,7 +156,11 @@ class ReplicatedStrategy(WatchedProcesses, DDPStrategy):
 
 
 class _Watch(threading.Thread):
-    """Ends this process some time after a process that it cannot do without."""
+    """Ends this process some time after a process that it cannot do without has failed.
+
+    That need not have ended: at the exit of a process torch waits for NCCL's collectives, and with
+    it for ranks that wait in one for this very process.
+    """
 
     _running: _Watch | None = None
 
@@ -166,19 +181,32 @@ class _Watch(threading.Thread):
             cls._running.start()
 
     def run(self) -> None:
-        while (lost := _lost_rank(self._children, self._parent, self._leader)) is None:
+        while (lost := self._lost()) is None:
             if self._children and all(child.returncode == 0 for child in self._children):
                 return
             time.sleep(_POLL_S)
+        has_failed = self._first.is_own
         if self._children:  # the others see the one that has started them alone
             self._first.claim(lost)
         time.sleep(_GRACE_S)
-        said = self._first.read() or lost
-        log.error("a rank that has not noticed it ends now, since %s; %s", said, _RESUME)
+        if not has_failed:
+            self._say(lost)
         logging.shutdown()
         for child in self._children:
             child.kill()
         os._exit(1)
+
+    def _lost(self) -> str | None:
+        """Which rank has died, or has failed and cannot exit."""
+        return _lost_rank(self._children, self._parent, self._leader) or self._first.read()
+
+    def _say(self, lost: str) -> None:
+        """What the main thread would say: where a rank has said why it fails, only rank 0."""
+        said = self._first.read()
+        if said is None or self._children:
+            words = f"{said or lost}; {_RESUME}"
+            log.error("a rank that has not noticed it ends now, since %s", words)
+            note_failure(f"{RankLost.__name__}: {words}")
 
 
 def _lost_rank(children: list[subprocess.Popen], parent: int, leader: int = 0) -> str | None:

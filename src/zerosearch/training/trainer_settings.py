@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from zerosearch.errors import InputError
 from zerosearch.policy.source import PolicySource
@@ -14,8 +16,26 @@ from zerosearch.training.sharded_strategy import FullyShardedStrategy
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 
 
+class KeptWorkspaces(CUDAAccelerator):
+    """Lightning's GPUs, on which cuBLAS keeps its workspaces between the stages of a run.
+
+    Lightning frees them before and after every stage. CUDA graphs have their addresses: those of
+    vLLM's engine, which lives through all stages, would write to memory that is free, or somebody
+    else's by then (pytorch/pytorch#193402).
+    """
+
+    def setup(self, trainer: Trainer) -> None:
+        self.set_nvidia_flags(trainer.local_rank)
+        torch.cuda.empty_cache()
+
+    def teardown(self) -> None:
+        torch.cuda.empty_cache()
+
+
 def prepare_trainer(trainer: Trainer, policy: PolicySource) -> None:
-    """Let every evaluation compute on tensors like any other; called before a model is loaded.
+    """Let every evaluation compute on tensors like any other, and CUDA graphs outlive a stage.
+
+    Called before a model is loaded.
 
     Unless its backend is gloo, Lightning evaluates in `torch.inference_mode`, whose tensors have no
     version counter: the views of shards that FSDP2 and the streaming of weights make need one.
@@ -30,6 +50,8 @@ def prepare_trainer(trainer: Trainer, policy: PolicySource) -> None:
         _check_one_dtype(policy)
     trainer.validate_loop.inference_mode = False
     trainer.test_loop.inference_mode = False
+    if isinstance(trainer.accelerator, CUDAAccelerator):
+        trainer.strategy.accelerator = KeptWorkspaces()
 
 
 def check_precision(name: Any) -> None:
