@@ -180,7 +180,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def watch(first: FirstFailure, *children: Any) -> None:
         with pytest.raises(Ended):
-            rank_watch._Watch([*children], os.getppid(), first).run()
+            rank_watch._Watch([*children], os.getppid(), first, 0).run()
 
     return watch
 
