@@ -84,6 +84,7 @@ def run_rank(rank: int, folder: str) -> None:
     full = gradients(model)
     if rank == 0:
         torch.save(full, f"{folder}/gradients.pt")
+    dist.barrier()  # gloo may abort where a rank leaves while another one still sends
     dist.destroy_process_group()
 
 
