@@ -22,7 +22,12 @@ from zerosearch.errors import InputError
 from zerosearch.policy.activation_memory import Shape
 from zerosearch.policy.flex_attention import FLEX_ATTENTION, verify_flex
 from zerosearch.policy.logprobs import packs_rightly
-from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
+from zerosearch.policy.sharding import (
+    autocast_dtype,
+    base_model,
+    compute_device,
+    compute_dtype,
+)
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +77,7 @@ def use_training_attention(
     if name in ("sdpa", "eager") or (name == "auto" and device.type == "cpu"):
         return
     given = [model for model in models if model is not None]
-    dtype = _dtype(given[0], precision)
+    dtype = autocast_dtype(precision) or compute_dtype(given[0])
     reasons = list(_obstacles(name, given[0], device, dtype))
     for candidate in () if reasons else _candidates(name, device, dtype):
         try:
@@ -92,13 +97,6 @@ def use_training_attention(
     for model in given:
         _set(base_model(model), "sdpa")
     log.warning("sequences are padded, with sdpa, which is slower on a GPU: %s", why)
-
-
-def _dtype(model: nn.Module, precision: str) -> torch.dtype:
-    """What attention is computed in, under autocast too."""
-    if "16" in precision:
-        return torch.bfloat16 if "bf16" in precision else torch.float16
-    return compute_dtype(model)
 
 
 def _obstacles(

@@ -134,7 +134,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """What Lightning's precision of this name casts to in forward passes; None: nothing."""
-    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return torch.bfloat16 if precision == "bf16-mixed" else None
 
 
 def record_autocast(model: nn.Module, precision: str) -> None:
