@@ -36,7 +36,6 @@ from zerosearch.policy.sharding import Sharding, reshard
 from zerosearch.ranges import Positive
 from zerosearch.training.rank_watch import WatchedProcesses
 
-
 ComputeDtype = Literal["float32", "bfloat16"]  # in float16 gradients would have to be scaled
 
 
