@@ -6,8 +6,14 @@ from torch import nn
 
 from zerosearch.planning.run import Plan
 from zerosearch.planning.table import Row
-from zerosearch.policy.activation_memory import kept_bytes, layer_backward_bytes, logits_bytes
+from zerosearch.policy.activation_memory import (
+    Pass,
+    kept_bytes,
+    layer_backward_bytes,
+    logits_bytes,
+)
 from zerosearch.policy.adaptation import decoder_layers
+from zerosearch.policy.flex_attention import padded_length
 
 SPREAD = (
     "spread the policy over more GPUs (trainer=fsdp trainer.devices= trainer.num_nodes=), or keep "
@@ -19,7 +25,13 @@ _TOKENS = "lower module.tokens_per_micro_batch"
 def training_rows(plan: Plan) -> list[Row]:
     """The policy's pass. That of a critic, at another time, is smaller: it makes no logits."""
     tokens = max(plan.tokens_per_micro_batch, plan.longest)
-    sizes = (plan.shape, tokens, plan.longest, plan.compute_dtype)
+    given = Pass(
+        tokens=padded_length(tokens) if plan.packed else tokens,
+        longest=plan.longest,
+        dtype=plan.compute_dtype,
+        residual=plan.residual_dtype,
+        packed=plan.packed,
+    )
     checkpointing = plan.gradient_checkpointing
     # never at the same time: logits, then one layer after the other, then the root's gradients
     name, size, remedy = max(
@@ -30,7 +42,7 @@ def training_rows(plan: Plan) -> list[Row]:
         ),
         (
             "a layer's backward pass",
-            layer_backward_bytes(*sizes, checkpointing=checkpointing),
+            layer_backward_bytes(plan.shape, given, checkpointing=checkpointing),
             _TOKENS,
         ),
         (
@@ -47,7 +59,7 @@ def training_rows(plan: Plan) -> list[Row]:
         _gathered_row(plan),
         Row(
             name="activations",
-            training=kept_bytes(*sizes, checkpointing=checkpointing),
+            training=kept_bytes(plan.shape, given, checkpointing=checkpointing),
             remedy=kept_remedy,
         ),
         Row(name=name, training=size, remedy=remedy),
@@ -63,8 +75,9 @@ def _gathered_row(plan: Plan) -> Row:
     """
     c, layers = plan.compute_dtype.itemsize, decoder_layers(plan.model)
     if not plan.sharded:
-        kept = [plan.kept_dtype or parameter.dtype for parameter in plan.model.parameters()]
-        copies = count(plan.model) * c if plan.compute_dtype not in kept else 0
+        copies = (
+            sum(p.numel() for p in plan.model.parameters() if p.dtype != plan.compute_dtype) * c
+        )
         sampling = copies if plan.sampler.uses_policy else 0
         return Row(
             name="weights computed with", sampling=sampling, training=copies, validation=sampling
