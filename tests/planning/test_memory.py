@@ -330,6 +330,16 @@ def test_the_kv_cache_is_counted_by_hand() -> None:
     assert kv_bytes_per_token(shape, BF16) == 2 * 3 * 2 * 16 * 2  # keys, values; layers; heads
 
 
+def test_an_update_takes_the_weights_again_where_activations_are_gone() -> None:
+    small: dict[str, Any] = {"tokens_per_micro_batch": 8, "longest": 8, "packed": False}
+    given = plan(gpus=1, sharded=False, **small)
+    found = rows(given)
+    parameters = sum(p.numel() for p in given.model.parameters())
+    pass_over = ("weights computed with", "activations", "the optimizer's update")
+    assert sum(found[name].training for name in pass_over) == 4 * parameters
+    assert "the optimizer's update" not in rows(plan(gpus=1, sharded=False))
+
+
 # -- the knobs ------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,14 @@ def training_rows(plan: Plan) -> list[Row]:
         packed=plan.packed,
     )
     checkpointing = plan.gradient_checkpointing
-    # never at the same time: logits, then one layer after the other, then the root's gradients
+    gathered, activations = (
+        _gathered_row(plan),
+        kept_bytes(plan.shape, given, checkpointing=checkpointing),
+    )
+    # Never at the same time: logits, then one layer after the other, then the root's gradients.
+    # Optimizers of torch take as much again as the weights on a GPU (`foreach`), of which the
+    # space of activations holds a part.
+    update = 0 if plan.cpu_offload else count(plan.model, trained=True) * 4 // plan.shards
     name, size, remedy = max(
         (
             "a chunk of logits",
@@ -50,16 +57,17 @@ def training_rows(plan: Plan) -> list[Row]:
             _root(plan, plan.model, trained=True) * plan.reduce_dtype.itemsize,
             SPREAD,
         ),
+        ("the optimizer's update", update - gathered.training - activations, SPREAD),
         key=lambda each: each[1],
     )
     kept_remedy = (
         _TOKENS if checkpointing else f"set model.gradient_checkpointing=true, or {_TOKENS}"
     )
     return [
-        _gathered_row(plan),
+        gathered,
         Row(
             name="activations",
-            training=kept_bytes(plan.shape, given, checkpointing=checkpointing),
+            training=activations,
             remedy=kept_remedy,
         ),
         Row(name=name, training=size, remedy=remedy),
