@@ -26,9 +26,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from zerosearch.algorithms.advantages import reinforce
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.planning.speeds import card_named
 from zerosearch.policy.activation_memory import Shape
 from zerosearch.policy.attention import use_training_attention
-from zerosearch.policy.flops import peak_flops, step_flops
+from zerosearch.policy.flops import step_flops
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.sharding import Sharding, compute_buffers, local_tensor, shard_model
 from zerosearch.policy.source import PolicySource
@@ -50,6 +51,7 @@ TINY = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+SPEEDS = Path("configs/speeds/published.yaml")
 SIZES = ("tiny", "0.5b", "1.5b", "3b", "7b")
 QUESTION = Question(uid="q", text="?", golden_answers=("x",))
 
@@ -168,8 +170,12 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def peak_of(device: torch.device) -> float | None:
-    """Operations a second; None where they are not known."""
-    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    """Operations a second of a card of `configs/speeds`; None where they are not known."""
+    if device.type != "cuda":
+        return None
+    cards = yaml.safe_load(SPEEDS.read_text())["cards"]
+    card = card_named(torch.cuda.get_device_name(device), cards)
+    return float(cards[card]["flop_s"]) if card else None
 
 
 def how(args: argparse.Namespace, attention: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 
 import pytest
+import torch
 from peft import LoraConfig
 
 from tests.helpers.configs import ROOT
@@ -87,3 +88,27 @@ def test_nothing_of_vllm_is_imported_before_it_is_needed() -> None:
     code = f"import sys, {modules}; sys.exit('vllm' in sys.modules)"
     environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "batch"),
+    [
+        ("cuda:0", {}, {"max_num_seqs": 512, "max_num_batched_tokens": 8192}),
+        ("cuda:0", {"max_num_seqs": 64}, {"max_num_seqs": 64, "max_num_batched_tokens": 8192}),
+        ("cpu", {}, {"max_num_batched_tokens": 4096}),
+    ],
+)
+def test_an_engine_on_a_gpu_samples_large_batches(
+    device: str, given: dict[str, int], batch: dict[str, int]
+) -> None:
+    """vLLM's own default, without its class LLM, is 128 sequences at a time."""
+    settings = vllm_adapter.EngineSettings(
+        folder="x",
+        dtype="bfloat16",
+        device=torch.device(device),
+        max_model_len=100,
+        gpu_memory_utilization=0.4,
+        extra=given,
+    )
+    arguments = vllm_adapter._engine_arguments(settings)
+    assert {name: each for name, each in arguments.items() if name.startswith("max_num")} == batch

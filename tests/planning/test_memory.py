@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from tests.helpers.flex import flex_on_cpu
 from tests.helpers.models import LLAMA
 from zerosearch.planning.memory import (
     GRAPH_BYTES,
-    SYNC_BUCKET_BYTES,
+    LOGIT_BYTES,
     graphs_of,
     memory_rows,
     shard_bytes,
@@ -30,6 +32,7 @@ from zerosearch.planning.memory import (
 from zerosearch.planning.run import Critic, Neighbour, Plan, Sampler
 from zerosearch.planning.table import GIB, PHASES, Row, check_fits, total
 from zerosearch.policy.activation_memory import (
+    Pass,
     Shape,
     kept_bytes,
     kv_bytes_per_token,
@@ -38,6 +41,8 @@ from zerosearch.policy.activation_memory import (
 )
 from zerosearch.policy.adaptation import decoder_layers
 from zerosearch.policy.critic import load_critic, put_value_head
+from zerosearch.policy.flex_attention import FLEX_ATTENTION
+from zerosearch.policy.gathering import BUCKET_BYTES
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource
@@ -46,6 +51,7 @@ QWEN = {**LLAMA, "model_type": "qwen2", "num_hidden_layers": 3, "vocab_size": 33
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 BF16, FP32 = torch.bfloat16, torch.float32
 RANKS = 8
+BATCH: dict[str, Any] = {"engine_share": 0.4, "engine_sleeps": True, "engine_rows": 16}
 
 
 def source(**fields: Any) -> PolicySource:
@@ -65,8 +71,9 @@ def plan(described: PolicySource | None = None, **fields: Any) -> Plan:
         "sampler": sampler(engine_share=0.4, engine_sleeps=True),
         "gpus": RANKS,
         "sharded": True,
-        "kept_dtype": None,
         "compute_dtype": BF16,
+        "residual_dtype": BF16,
+        "packed": True,
         "reduce_dtype": FP32,
         "optimizer_states": 2.0,
         "critic": None,
@@ -199,36 +206,91 @@ def saved_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def forward_bytes(layers: int, dtype: str, checkpointing: bool, model_type: str) -> int:
+TOKENS = 256  # two blocks of flex attention
+
+
+def made(dtype: str, *, autocast: bool = False, packed: bool = False) -> Pass:
+    return Pass(
+        tokens=TOKENS,
+        longest=TOKENS // 2,
+        dtype=BF16 if autocast else getattr(torch, dtype),
+        residual=getattr(torch, dtype),
+        packed=packed,
+    )
+
+
+def forward_bytes(layers: int, given: Pass, model_type: str, *, checkpointing: bool = False) -> int:
+    """What a decoder keeps of a micro-batch, without copies of its weights."""
     shape = {**QWEN, "num_hidden_layers": layers, "model_type": model_type}
     model = source(
-        architecture=shape, dtype=dtype, gradient_checkpointing=checkpointing
+        architecture=shape,
+        dtype=str(given.residual).removeprefix("torch."),
+        gradient_checkpointing=checkpointing,
     ).load_model(trained=False)
-    ids = torch.zeros(2, 96, dtype=torch.long)
+    if given.packed:
+        model.set_attn_implementation(FLEX_ATTENTION)
+    ids = torch.zeros(1 if given.packed else 2, given.longest * (1 + given.packed)).long()
     mask = torch.ones_like(ids)
-    mask[1, 64:] = 0
-    decoder = model.get_decoder()
+    mask[-1, 64:] = 0
+    positions = torch.arange(TOKENS).remainder(given.longest)[None]
+    told = {"position_ids": positions} if given.packed else {"attention_mask": mask}
+    decoder, autocast = model.get_decoder(), given.dtype != given.residual
 
     def run() -> Tensor:
         embedded = model.get_input_embeddings()(ids)
-        return decoder(inputs_embeds=embedded, attention_mask=mask, use_cache=False)[0]
+        with torch.autocast("cpu", BF16, enabled=autocast):
+            return decoder(inputs_embeds=embedded, use_cache=False, **told)[0]
 
-    return saved_bytes(model, run)
-
-
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_layer_keeps_what_autograd_saves(dtype: str, model_type: str) -> None:
-    two, three = (forward_bytes(n, dtype, False, model_type) for n in (2, 3))
-    expected = layer_bytes(Shape(source().load_config()), 2 * 96, 96, getattr(torch, dtype))
-    assert three - two == pytest.approx(expected, rel=0.01)
+    with flex_on_cpu() if given.packed else nullcontext():
+        kept = saved_bytes(model, run)
+    if not autocast or checkpointing:
+        return kept
+    return kept - 2 * sum(p.numel() for each in decoder_layers(model) for p in matrices(each))
 
 
-def test_with_checkpointing_a_layer_keeps_its_input() -> None:
-    one, three = (forward_bytes(n, "bfloat16", True, "qwen2") for n in (1, 3))
-    assert three - one == 2 * (2 * 96) * 64 * 2
-    expected = kept_bytes(Shape(source().load_config()), 192, 96, BF16, checkpointing=True)
+def matrices(layer: nn.Module) -> list[Tensor]:
+    return [p for p in layer.parameters() if p.dim() == 2]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "model_type", "packed"),
+    [
+        ("bfloat16", False, "llama", False),
+        ("float32", False, "qwen2", False),
+        ("float32", True, "qwen2", False),
+        ("bfloat16", False, "qwen2", True),
+        ("float32", True, "llama", True),
+    ],
+)
+def test_a_layer_keeps_what_autograd_saves(
+    dtype: str, autocast: bool, model_type: str, packed: bool
+) -> None:
+    given = made(dtype, autocast=autocast, packed=packed)
+    two, three = (forward_bytes(n, given, model_type) for n in (2, 3))
+    assert three - two == layer_bytes(Shape(source().load_config()), given)
+
+
+@pytest.mark.parametrize(("dtype", "autocast"), [("bfloat16", False), ("float32", True)])
+def test_with_checkpointing_a_layer_keeps_its_input(dtype: str, autocast: bool) -> None:
+    given = made(dtype, autocast=autocast)
+    one, three = (forward_bytes(n, given, "qwen2", checkpointing=True) for n in (1, 3))
+    assert three - one == 2 * TOKENS * 64 * given.residual.itemsize, "not what it computes in"
+    expected = kept_bytes(Shape(source().load_config()), given, checkpointing=True)
     assert three == pytest.approx(expected, rel=0.05)
+
+
+def test_packed_rows_keep_less_and_are_filled_to_a_block() -> None:
+    padded, packed = (rows(plan(packed=each))["activations"] for each in (False, True))
+    more = plan(packed=True, tokens_per_micro_batch=512 + 128)
+    whole = plan(gradient_checkpointing=False, packed=True)
+    assert (
+        rows(whole)["activations"].training
+        < rows(dataclasses.replace(whole, packed=False, tokens_per_micro_batch=640))[
+            "activations"
+        ].training
+    )
+    assert packed.training * 512 == padded.training * 640, "512 tokens and a block of padding"
+    assert rows(more)["activations"].training * 640 == packed.training * 768
 
 
 @pytest.mark.parametrize("chunks", [1, 8])
@@ -268,6 +330,16 @@ def test_the_kv_cache_is_counted_by_hand() -> None:
     assert kv_bytes_per_token(shape, BF16) == 2 * 3 * 2 * 16 * 2  # keys, values; layers; heads
 
 
+def test_an_update_takes_the_weights_again_where_activations_are_gone() -> None:
+    small: dict[str, Any] = {"tokens_per_micro_batch": 8, "longest": 8, "packed": False}
+    given = plan(gpus=1, sharded=False, **small)
+    found = rows(given)
+    parameters = sum(p.numel() for p in given.model.parameters())
+    pass_over = ("weights computed with", "activations", "the optimizer's update")
+    assert sum(found[name].training for name in pass_over) == 4 * parameters
+    assert "the optimizer's update" not in rows(plan(gpus=1, sharded=False))
+
+
 # -- the knobs ------------------------------------------------------------------------------------
 
 
@@ -299,29 +371,36 @@ def test_every_knob_lowers_what_training_needs(
 
 def test_more_share_of_the_gpu_is_more_kv_cache() -> None:
     found = [
-        rows(plan(sampler=sampler(engine_share=share)))["vLLM: KV cache, work space"].sampling
+        rows(plan(sampler=sampler(engine_share=share)))["vLLM: KV cache"].sampling
         for share in (0.3, 0.6)
     ]
     assert found[1] - found[0] == pytest.approx(0.3 * GIB, rel=1e-6)
 
 
 def test_an_engine_that_sleeps_is_not_there_while_the_policy_is_trained() -> None:
-    asleep = rows(plan(sampler=sampler(engine_share=0.4, engine_sleeps=True)))
-    awake = rows(plan(sampler=sampler(engine_share=0.4)))
-    for name in ("vLLM: weights", "vLLM: KV cache, work space"):
+    asleep = rows(plan(sampler=sampler(**BATCH)))
+    awake = rows(plan(sampler=sampler(**{**BATCH, "engine_sleeps": False})))
+    for name in ("vLLM: weights", "vLLM: work space", "vLLM: KV cache"):
         assert asleep[name].training == 0 < awake[name].training == asleep[name].sampling
         assert asleep[name].sync == asleep[name].sampling, "built at the first sync, awake"
 
 
 def test_cuda_graphs_are_part_of_the_share_and_outlast_sleep() -> None:
     share = int(0.4 * GIB)
-    made = rows(plan(sampler=sampler(engine_share=0.4, engine_sleeps=True, engine_rows=16)))
+    made = rows(plan(sampler=sampler(**BATCH, engine_graphs=True)))
     graphs = made["vLLM: CUDA graphs"]
     assert {getattr(graphs, phase) for phase in PHASES} == {3 * GRAPH_BYTES * (7 + 5)}
     assert sum(made[name].sampling for name in made if name.startswith("vLLM")) == share
-    without = rows(plan(sampler=sampler(engine_share=0.4, engine_sleeps=True)))
+    without = rows(plan(sampler=sampler(**BATCH)))
     assert without["vLLM: CUDA graphs"].sampling == 0
     assert sum(without[name].sampling for name in without if name.startswith("vLLM")) == share
+
+
+def test_an_engine_works_on_logits_or_on_a_layer() -> None:
+    logits = rows(plan(sampler=sampler(**BATCH)))["vLLM: work space"]
+    assert logits.sampling == 16 * 333 * (2 + LOGIT_BYTES)
+    layer = rows(plan(sampler=sampler(**BATCH, engine_tokens=10_000)))["vLLM: work space"]
+    assert layer.sampling == 10_000 * (2 * 64 + 3 * 128) * 2
 
 
 @pytest.mark.parametrize(("at_a_time", "graphs"), [(0, 0), (16, 12), (256, 51 + 35), (1024, 102)])
@@ -359,15 +438,42 @@ def test_a_validation_is_sampling_with_its_own_sequences() -> None:
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_a_sync_gathers_in_the_engines_dtype(dtype: torch.dtype) -> None:
+    size = dtype.itemsize
     given = plan(sampler=Sampler(dtype=dtype, engine_share=0.9))
     layer = max(sum(p.numel() for p in each.parameters()) for each in decoder_layers(given.model))
-    bucket = SYNC_BUCKET_BYTES + SYNC_BUCKET_BYTES // RANKS
-    assert rows(given)["weights being sent"].sync == bucket + layer * dtype.itemsize
+    numbers = sum(p.numel() for p in given.model.parameters())
+    bucket = numbers * size + numbers * size // RANKS
+    assert numbers * size < BUCKET_BYTES, "all of it in one"
+    assert rows(given)["weights being sent"].sync == bucket + layer * size
     elsewhere = plan(sampler=Sampler(dtype=dtype))
     assert rows(elsewhere)["weights being sent"].sync == bucket
-    whole = plan(sampler=Sampler(dtype=dtype, engine_share=0.9), gpus=1, sharded=False)
     largest = max(p.numel() for p in given.model.parameters())
-    assert rows(whole)["weights being sent"].sync == (largest + layer) * dtype.itemsize
+    whole: dict[str, Any] = {"gpus": 1, "sharded": False}
+    cast = rows(plan(sampler=Sampler(dtype=dtype, engine_share=0.9), **whole))
+    assert cast["weights being sent"].sync == (largest + layer) * size
+    copied = rows(plan(sampler=Sampler(dtype=dtype, holds_copy=True), **whole))
+    assert copied["weights being sent"].sync == largest * size
+    own = rows(plan(sampler=sampler(uses_policy=True), **whole))
+    assert own["weights being sent"].sync == 0
+
+
+def test_a_bucket_is_the_streams_and_a_larger_weight_goes_alone() -> None:
+    wide = {**QWEN, "vocab_size": 600_000, "hidden_size": 1024, "num_hidden_layers": 1}
+    found = rows(plan(source(architecture=wide), sampler=sampler()))
+    assert found["weights being sent"].sync == 2 * 1024 * 600_000 * (1 + 1 / RANKS)
+    two = {**wide, "vocab_size": 80_000}  # 164 MB each
+    found = rows(plan(source(architecture=two), sampler=sampler()))
+    assert found["weights being sent"].sync == BUCKET_BYTES * (1 + 1 / RANKS)
+
+
+def test_adapted_layers_are_merged_as_they_are_kept() -> None:
+    """Beside the whole weight there is the float32 product of its adapters."""
+    described = source(lora=LORA, architecture={**QWEN, "vocab_size": 99})
+    for dtype, size in (("float32", 8), ("bfloat16", 6)):
+        given = plan(
+            dataclasses.replace(described, dtype=dtype), sampler=sampler(), gpus=1, sharded=False
+        )
+        assert rows(given)["weights being sent"].sync == 64 * 128 * size
 
 
 def test_a_copy_and_the_policy_itself_as_samplers() -> None:
@@ -396,7 +502,7 @@ def test_a_tenth_of_what_is_taken_in_pieces_is_lost_between_them() -> None:
     made = rows(plan(sampler=sampler(engine_share=0.4), simulator=beside), 8 * GIB)
     lost = made.pop("fragmentation (a tenth)")
     whole = [name for name in made if name.startswith(("vLLM", "simulator", "CUDA"))]
-    assert len(whole) == 6
+    assert len(whole) == 7
     for phase in PHASES:
         pieces = sum(getattr(row, phase) for name, row in made.items() if name not in whole)
         assert getattr(lost, phase) == int(0.1 * pieces) > 0
@@ -454,7 +560,7 @@ def test_a_share_too_small_for_the_engine() -> None:
 
 def test_sampling_ahead_is_refused_with_its_own_remedy() -> None:
     given = plan(sampler=sampler(engine_share=0.4, engine_sleeps=True, ahead=True))
-    row = dataclasses.replace(rows(given)["vLLM: KV cache, work space"], training=10 * GIB)
+    row = dataclasses.replace(rows(given)["vLLM: KV cache"], training=10 * GIB)
     with pytest.raises(ValueError, match=r"training needs.*set rollout\.lag=0.*vllm_server"):
         check_fits([row], GIB)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tests.helpers.configs import ROOT, compose_config
+from zerosearch.generation.vllm_adapter import GPU_BATCH
 from zerosearch.plan import main
 from zerosearch.planning.memory import memory_rows
-from zerosearch.planning.reading import ENGINE_ROWS, check_memory, plan_of
+from zerosearch.planning.reading import check_memory, plan_of
 from zerosearch.planning.run import Plan
 from zerosearch.planning.table import GIB, total
 from zerosearch.policy.sharding import base_model
@@ -72,21 +73,39 @@ def test_where_no_gpu_is_visible_their_number_must_be_said(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "kept", "computed"),
+    ("overrides", "computed", "residual"),
     [
-        (["trainer=cpu"], None, torch.float32),
-        (["trainer=gpu"], None, torch.bfloat16),
-        (["trainer=gpu", "trainer.precision=bf16-true"], torch.bfloat16, torch.bfloat16),
-        (["trainer=gpu", "trainer.precision=16-mixed"], None, torch.float16),
-        (["trainer=fsdp", "trainer.devices=2"], None, torch.bfloat16),
+        (["trainer=cpu"], torch.float32, torch.float32),
+        (["trainer=gpu"], torch.bfloat16, torch.float32),
+        (["trainer=gpu", "trainer.precision=bf16"], torch.bfloat16, torch.float32),
+        (["trainer=fsdp", "trainer.devices=2"], torch.bfloat16, torch.bfloat16),
     ],
 )
 def test_precision_is_that_of_the_trainer(
-    overrides: list[str], kept: torch.dtype | None, computed: torch.dtype, tmp_path: Path
+    overrides: list[str], computed: torch.dtype, residual: torch.dtype, tmp_path: Path
 ) -> None:
     found = plan(tmp_path, *overrides)
-    assert (found.kept_dtype, found.compute_dtype) == (kept, computed)
+    assert (found.compute_dtype, found.residual_dtype) == (computed, residual)
     assert found.sharded == ("trainer=fsdp" in overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "packed"),
+    [
+        ([], True),
+        (["trainer=cpu"], False),
+        (["model.attn_implementation=sdpa"], False),
+        (["model.attn_implementation=flash_attention_2"], True),
+        (["+model.architecture.head_dim=8"], False),
+        (["model.architecture.model_type=gemma2"], False),
+    ],
+    ids=lambda part: part and part[0] if isinstance(part, list) else str(part),
+)
+def test_sequences_share_rows_where_they_will_on_a_gpu(
+    overrides: list[str], packed: bool, tmp_path: Path
+) -> None:
+    """Heads too small for flex attention and scores that are capped are padded."""
+    assert plan(tmp_path, "model=qwen2_5_0_5b", *overrides).packed == packed
 
 
 def test_settings_of_the_run_reach_the_plan(tmp_path: Path) -> None:
@@ -134,25 +153,29 @@ def test_who_samples_decides_what_sampling_takes(
     [
         (["generator=vllm"], torch.bfloat16),
         (["generator=vllm", "generator.dtype=float32"], torch.float32),
-        (["generator=transformers_copy", "generator.copy_dtype=float32"], torch.float32),
+        (["generator=transformers_copy", "generator.copy_dtype=bfloat16"], torch.bfloat16),
+        (["generator=transformers_copy"], torch.float32),
+        (["generator=transformers_copy", "trainer=fsdp", "trainer.devices=2"], torch.bfloat16),
         (["generator=transformers"], torch.bfloat16),
     ],
 )
 def test_what_samples_is_counted_in_its_own_dtype(
     overrides: list[str], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Float32 weights under bf16 autocast are sampled from in bfloat16."""
+    """Under autocast a copy has the weights' dtype, and an engine that of the computation."""
     assert plan(tmp_path, "trainer=gpu", *overrides).sampler.dtype == dtype
 
 
-def test_engines_without_graphs_and_batches_of_validation(tmp_path: Path) -> None:
-    assert plan(tmp_path, "generator=vllm").sampler.engine_rows == ENGINE_ROWS
-    few = plan(tmp_path, "generator=vllm", "+generator.engine.max_num_seqs=16")
-    assert few.sampler.engine_rows == 16
-    eager = plan(tmp_path, "generator=vllm", "+generator.engine.enforce_eager=true")
-    assert eager.sampler.engine_rows == 0
-    found = plan(tmp_path, "data.validation_batch=10", "trainer.devices=2").sampler
-    assert found.validation_kv_tokens == 5 * 640
+def test_an_engine_is_counted_as_it_is_built(tmp_path: Path) -> None:
+    found = plan(tmp_path, "generator=vllm").sampler
+    assert [found.engine_rows, found.engine_tokens] == [*GPU_BATCH.values()]
+    assert found.engine_graphs
+    few = plan(tmp_path, "generator=vllm", "+generator.engine.max_num_seqs=16").sampler
+    assert few.engine_rows == 16
+    eager = plan(tmp_path, "generator=vllm", "+generator.engine.enforce_eager=true").sampler
+    assert not eager.engine_graphs and eager.engine_rows == found.engine_rows
+    batches = plan(tmp_path, "data.validation_batch=10", "trainer.devices=2").sampler
+    assert batches.validation_kv_tokens == 5 * 640
 
 
 def test_a_critic_is_the_policys_model_with_an_optimizer_of_its_own(tmp_path: Path) -> None:

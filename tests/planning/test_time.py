@@ -6,10 +6,16 @@ import dataclasses
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from tests.helpers.configs import CONFIGS
+from tests.helpers.models import LLAMA
 from zerosearch.planning.episodes import Episode, Search, going_on, rollout
-from zerosearch.planning.speeds import Card, Engine, Size, Speeds
+from zerosearch.planning.speeds import Card, Engine, Size, Speeds, card_named
 from zerosearch.planning.time import Evaluations, Times, Work, times_of, variants
+from zerosearch.policy.activation_memory import Shape
+from zerosearch.policy.flops import step_flops, training_flops
+from zerosearch.policy.source import PolicySource
 
 CARD = Card(flop_s=1e12, memory_bytes_s=1e10, link_bytes_s=1e9, gib=80)
 SPEEDS = Speeds(
@@ -76,8 +82,39 @@ def test_so_many_go_on_that_the_mean_is_kept(mean: float, most: int) -> None:
 def test_tokens_are_multiplied_with_weights_and_attend() -> None:
     size = Size(parameters=100, attention=3)
     assert size.forward_flops(context=10) == 2 * 100 + 2 * 3 * 10
-    assert size.training_flops(10, trained=1.0) == 3 * size.forward_flops(10)
-    assert size.training_flops(10, trained=0.0) == 2 * size.forward_flops(10), "adapters"
+    assert training_flops(10, trained=1.0) == 3 * 10
+    assert training_flops(10, trained=0.0) == 2 * 10, "adapters"
+
+
+def test_a_token_of_a_run_needs_what_a_step_counts() -> None:
+    """The exact count of known sequences, where the head reads every token."""
+    model = PolicySource(
+        path="x", architecture={**LLAMA, "attention_bias": False}, random_init=True
+    ).build_on_meta()
+    shape, tokens = Shape(model.config), 500
+    size = Size.of_policy(shape, sum(p.numel() for p in model.parameters()), False, 2)
+    found = training_flops(tokens * size.forward_flops(tokens))
+    assert found == pytest.approx(step_flops(shape, [tokens], tokens), rel=0.01), "but for norms"
+
+
+@pytest.mark.parametrize(
+    ("device", "card"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100_pcie"),
+        ("NVIDIA H100 NVL", "h100_nvl"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GH200 480GB", "gh200"),
+        ("NVIDIA H20", "h20"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx_4090"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_a_device_is_one_of_the_cards(device: str, card: str | None) -> None:
+    assert card_named(device, OmegaConf.load(CONFIGS / "speeds" / "published.yaml").cards) == card
 
 
 def test_a_step_of_decoding_reads_weights_or_computes_whichever_is_slower() -> None:

@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.helpers.configs import CONFIGS, compose_config
-from zerosearch.planning.reading import ENGINE_ROWS, plan_of
+from zerosearch.generation.vllm_adapter import GPU_BATCH
+from zerosearch.planning.reading import plan_of
 from zerosearch.planning.time import Work
 from zerosearch.planning.work import work_of
 
@@ -38,7 +39,7 @@ def test_a_run_of_the_paper(tmp_path: Path) -> None:
     assert found.saved_bytes == 12 * WEIGHTS, "weights and two states in float32"
     assert found.size.parameters == WEIGHTS - 152_064 * 3_584, "an embedding is looked up"
     assert found.episode.turn == 125 and found.episode.documents == 5 * 30 * 1.4
-    assert found.sampler.rows == ENGINE_ROWS and found.sampler.gpus == 8
+    assert found.sampler.rows == GPU_BATCH["max_num_seqs"] and found.sampler.gpus == 8
     simulator = found.search.engine
     assert simulator is not None and simulator.gpus == 2 and not found.shares_simulator
     assert simulator.size.parameters == pytest.approx(WEIGHTS, rel=1e-3)

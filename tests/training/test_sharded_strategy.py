@@ -155,7 +155,11 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(root: Path, tmp_p
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"param_dtype": "int8"}, "trainer.strategy.param_dtype=int8: use one of float32"),
+        (
+            {"param_dtype": "int8"},
+            r"trainer.strategy.param_dtype=int8: .*use one of float32, bfloat16$",
+        ),
+        ({"reduce_dtype": "float16"}, r"reduce_dtype=float16: gradients are not scaled"),
         ({"reduce_dtype": "half"}, "trainer.strategy.reduce_dtype=half"),
         ({"timeout_minutes": 0}, "trainer.strategy.timeout_minutes=0"),
     ],

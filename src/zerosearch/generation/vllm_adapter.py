@@ -34,6 +34,9 @@ WORKER_EXTENSION = "zerosearch.generation.vllm_worker.PolicyWeights"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 LORA_ID = 1
 LEAST_TEMPERATURE = 0.01  # vllm.sampling_params: lower ones are raised to it
+# Rows decoded at a time: the most for which CUDA graphs are captured. Tokens read at a time: what
+# vllm.LLM takes on most GPUs. An engine that is made without it would take 128 and 2,048.
+GPU_BATCH = {"max_num_seqs": 512, "max_num_batched_tokens": 8192}
 CPU_KV_CACHE_BYTES = 1 << 30
 CPU_BLOCK_TOKENS = 32  # the kernel's unit; the default of 128 would share few short prompts
 
@@ -278,6 +281,8 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             "block_size": CPU_BLOCK_TOKENS,
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
         }
+    else:
+        arguments |= GPU_BATCH
     return arguments | dict(settings.extra)
 
 

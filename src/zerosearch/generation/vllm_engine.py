@@ -60,7 +60,7 @@ class VLLMGenerator:
         dtype: of the engine's weights; "auto" is the one that the policy computes in.
         lora: "merged" sends the weights with adapters merged in; "adapter" the adapters alone.
         sleep_while_training: give weights and KV cache back between rollouts (GPU only).
-        engine: further arguments of vLLM's EngineArgs, e.g. {max_num_seqs: 512}.
+        engine: further arguments of vLLM's EngineArgs, e.g. {max_num_seqs: 64}.
 
     Raises:
         InputError: vLLM is missing or of an untried version, or a setting is out of range.

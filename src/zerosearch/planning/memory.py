@@ -23,6 +23,7 @@ from zerosearch.planning.table import GIB, PHASES, Row, always, total
 from zerosearch.planning.training import SPREAD, count, training_rows
 from zerosearch.policy.activation_memory import kv_bytes_per_token
 from zerosearch.policy.adaptation import decoder_layers
+from zerosearch.policy.gathering import BUCKET_BYTES
 
 FIXED_BYTES = int(1.5 * GIB)  # CUDA context, kernels, cuBLAS, NCCL: an assumption
 FRAGMENTATION = 0.1  # an assumption
@@ -31,7 +32,9 @@ SERVER_BYTES = GIB  # least beside a server's weights: CUDA context, work space,
 # of Llama-3.2-1B (#11349). Sleep leaves them where they are (#45623); the share of the GPU counts
 # them (its gpu_worker.py).
 GRAPH_BYTES = 2**19  # of one layer in one graph: an assumption, about what these make
-SYNC_BUCKET_BYTES = 256 * 2**20  # of gathered weights, in the engine's dtype
+# Of one number of vLLM's logits in float32: the logits, them sorted with their places, the sums of
+# their probabilities, and log-probs (v1/sample/ops/topk_topp_sampler.py): an assumption
+LOGIT_BYTES = 4 + 12 + 8 + 4
 _SIMULATOR = (
     "lower simulator.server.gpu_memory_utilization, or choose a smaller simulator=, or serve it "
     "elsewhere (simulator.launch=false simulator.endpoints=)"
@@ -106,7 +109,7 @@ def states_per_parameter(optimizer: Callable[..., torch.optim.Optimizer]) -> flo
 def _state_rows(plan: Plan) -> list[Row]:
     kept, gradients = _trained_sizes(plan, plan.model, plan.optimizer_states)
     if plan.with_reference:
-        dtype = plan.compute_dtype if plan.sharded else plan.kept_dtype
+        dtype = plan.compute_dtype if plan.sharded else None  # as the policy
         kept["reference policy"] = shard_bytes(plan.model.parameters(), plan.shards, dtype)
     if plan.critic is not None:
         own, more = _trained_sizes(plan, plan.critic.model, plan.critic.optimizer_states)
@@ -126,9 +129,9 @@ def _trained_sizes(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes by name of what training a model keeps all the time, and of its gradients."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = shard_bytes(trained, plan.shards, plan.kept_dtype)
+    gradients = shard_bytes(trained, plan.shards)
     kept = {
-        "weights": shard_bytes(model.parameters(), plan.shards, plan.kept_dtype),
+        "weights": shard_bytes(model.parameters(), plan.shards),
         "optimizer states": int(gradients * optimizer_states),
     }
     return kept, {"gradients": gradients}
@@ -139,7 +142,8 @@ def _trained_sizes(
 
 def _sampler_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
     sampler = plan.sampler
-    weights = sum(tensor.numel() for tensor in _base_weights(plan)) * sampler.dtype.itemsize
+    base = [p for name, p in plan.model.named_parameters() if ".lora_" not in name]
+    weights = sum(tensor.numel() for tensor in base) * sampler.dtype.itemsize
     kv = kv_bytes_per_token(plan.shape, sampler.dtype)
     rows = [Row(name="weights being sent", sync=_sent_bytes(plan))]
     if sampler.holds_copy:
@@ -164,15 +168,17 @@ def _sampler_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
 def _engine_rows(plan: Plan, share: int, weights: int, episode: int) -> list[Row]:
     """VLLM's share of the GPU; `episode` is the least KV cache."""
     sampler = plan.sampler
-    graphs = GRAPH_BYTES * plan.shape.layers * graphs_of(sampler.engine_rows)
-    if share - weights - graphs < episode:
+    captured = graphs_of(sampler.engine_rows) if sampler.engine_graphs else 0
+    graphs, work = GRAPH_BYTES * plan.shape.layers * captured, _work_bytes(plan)
+    kv_cache = share - weights - graphs - work
+    if kv_cache < episode:
         raise InputError(
             f"generator.gpu_memory_utilization={sampler.engine_share} is {share / GIB:.1f} GiB "
             f"per GPU, too little for vLLM's weights ({weights / GIB:.1f}), its CUDA graphs "
-            f"({graphs / GIB:.1f}) and the KV cache of one episode: raise it, or do without graphs "
-            "('generator.engine={enforce_eager: true}', slower)"
+            f"({graphs / GIB:.1f}), its work space ({work / GIB:.1f}) and the KV cache of one "
+            "episode: raise it, or let it decode fewer rows ('generator.engine={max_num_seqs: 64}')"
         )
-    sizes = {"weights": weights, "KV cache, work space": share - weights - graphs}
+    sizes = {"weights": weights, "work space": work, "KV cache": kv_cache}
     awake = sampler.ahead or not sampler.engine_sleeps
     rows = [
         Row(
@@ -189,11 +195,19 @@ def _engine_rows(plan: Plan, share: int, weights: int, episode: int) -> list[Row
     return [*rows, always("vLLM: CUDA graphs", graphs, _remedy(sampler), whole=True)]
 
 
+def _work_bytes(plan: Plan) -> int:
+    """What vLLM's largest batches need: logits of all rows, or a layer's MLP (`profile_run`)."""
+    sampler, shape, size = plan.sampler, plan.shape, plan.sampler.dtype.itemsize
+    logits = sampler.engine_rows * shape.vocabulary * (size + LOGIT_BYTES)
+    layer = 2 * shape.hidden + 3 * shape.mlp // sampler.engine_gpus
+    return max(logits, sampler.engine_tokens * layer * size)
+
+
 def graphs_of(rows: int) -> int:
     """CUDA graphs that vLLM captures (`_set_cudagraph_sizes` in its config/vllm.py).
 
     Args:
-        rows: that it decodes at a time, at most; 0: it captures none.
+        rows: that it decodes at a time, at most.
     """
     steps = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
     in_pieces = [size for size in steps if size <= 2 * rows]
@@ -222,17 +236,22 @@ def _simulator_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
 
 
 def _sent_bytes(plan: Plan) -> int:
-    """A bucket with the shards it is gathered from, or a weight; and a layer at the receiver."""
+    """What exists of the weights while they go to a sampler: see `policy.weight_stream`.
+
+    A bucket with this rank's part of it, or one tensor where nothing is sharded; a layer with
+    adapters is merged in the dtype in which it is kept, with the float32 product of its adapters;
+    and vLLM buffers a layer before it takes it over.
+    """
     sampler, size = plan.sampler, plan.sampler.dtype.itemsize
-    if not (plan.sharded or sampler.engine_share):
+    if sampler.uses_policy:
         return 0
-    sent = max(tensor.numel() for tensor in _base_weights(plan)) * size
+    sizes = [
+        p.numel() * (p.dtype.itemsize + 4 if ".base_layer." in name else size)
+        for name, p in plan.model.named_parameters()
+    ]
+    sent = max(sizes)
     if plan.sharded:
-        sent = max(sent, SYNC_BUCKET_BYTES)
+        sent = max(sent, min(BUCKET_BYTES, sum(sizes)))
         sent += sent // plan.shards
     received = max(count(layer) for layer in decoder_layers(plan.model)) * size
     return sent + (received if sampler.engine_share else 0)
-
-
-def _base_weights(plan: Plan) -> list[Tensor]:
-    return [p for name, p in plan.model.named_parameters() if ".lora_" not in name]

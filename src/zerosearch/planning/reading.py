@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from zerosearch.policy.source import PolicySource
 
 SHARDED = "FullyShardedStrategy"
-ENGINE_ROWS = 128  # that vLLM decodes at a time by default in a process (its config/scheduler.py)
 
 
 def check_memory(cfg: DictConfig) -> None:
@@ -48,6 +47,7 @@ def plan_of(cfg: DictConfig) -> Plan:
     from zerosearch.planning.memory import states_per_parameter
     from zerosearch.planning.run import Plan
     from zerosearch.policy.activation_memory import Shape
+    from zerosearch.policy.attention import packs_on_gpus
 
     source = hydra.utils.instantiate(cfg.model)
     model = source.build_on_meta()
@@ -56,20 +56,22 @@ def plan_of(cfg: DictConfig) -> Plan:
     devices = _devices(cfg.trainer)
     gpus = len(devices) * cfg.trainer.num_nodes
     longest, training, validation = _sequences(cfg)
-    kept, computed = _precision(cfg.trainer.precision, model.dtype)
+    computed = _computed(cfg.trainer.precision, model.dtype)
     computed = _dtype(settings["param_dtype"]) if settings else computed
     return Plan(
         model=model,
         shape=Shape(model.config),
         sampler=dataclasses.replace(
-            _sampler(cfg, computed, sharded=bool(settings)),
+            _sampler(cfg, model.dtype, computed, sharded=bool(settings)),
             kv_tokens=_kv_tokens(cfg, longest, -(-training // gpus)),
             validation_kv_tokens=_kv_tokens(cfg, longest, -(-validation // gpus)),
         ),
         gpus=gpus,
         sharded=bool(settings),
-        kept_dtype=kept,
         compute_dtype=computed,
+        residual_dtype=computed if settings else model.dtype,
+        packed=cfg.trainer.accelerator != "cpu"
+        and packs_on_gpus(source.attn_implementation, model),
         reduce_dtype=_dtype(settings["reduce_dtype"]) if settings else computed,
         optimizer_states=states_per_parameter(hydra.utils.instantiate(cfg.optimizer)),
         critic=_critic(cfg, source),
@@ -116,10 +118,13 @@ def _critic(cfg: DictConfig, source: PolicySource) -> Critic | None:
     return Critic(model=model, optimizer_states=states_per_parameter(optimizer))
 
 
-def _sampler(cfg: DictConfig, computed: torch.dtype, *, sharded: bool) -> Sampler:
+def _sampler(
+    cfg: DictConfig, kept: torch.dtype, computed: torch.dtype, *, sharded: bool
+) -> Sampler:
     """What samples, without its KV cache."""
     from omegaconf import OmegaConf
 
+    from zerosearch.generation.vllm_adapter import GPU_BATCH
     from zerosearch.planning.run import Sampler
 
     generator, name = cfg.generator, class_name(cfg.generator)
@@ -127,19 +132,22 @@ def _sampler(cfg: DictConfig, computed: torch.dtype, *, sharded: bool) -> Sample
     dtype = computed if dtype == "auto" else _dtype(dtype)
     ahead = bool(OmegaConf.select(cfg, "rollout.lag"))
     if name == "VLLMGenerator":
+        batch = GPU_BATCH | dict(generator.engine)
         return Sampler(
             dtype=dtype,
             engine_share=generator.gpu_memory_utilization,
             engine_gpus=generator.tensor_parallel_size,
             engine_sleeps=generator.sleep_while_training,
-            engine_rows=0
-            if generator.engine.get("enforce_eager")
-            else generator.engine.get("max_num_seqs", ENGINE_ROWS),
+            engine_rows=batch["max_num_seqs"],
+            engine_tokens=batch["max_num_batched_tokens"],
+            engine_graphs=not generator.engine.get("enforce_eager"),
             ahead=ahead,
         )
     if name != "TransformersGenerator":
         return Sampler(dtype=dtype)  # on other GPUs
     copied = sharded or generator.get("copy_weights", False)
+    if copied and not sharded and not generator.get("copy_dtype"):
+        dtype = kept  # which autocast then casts
     return Sampler(dtype=dtype, uses_policy=not copied, holds_copy=copied, ahead=ahead)
 
 
@@ -182,15 +190,11 @@ def _devices(trainer: DictConfig) -> list[int]:
     return list(range(int(devices)) if isinstance(devices, int | str) else devices)
 
 
-def _precision(name: Any, dtype: torch.dtype) -> tuple[torch.dtype | None, torch.dtype]:
-    """What Lightning's precision converts weights to (None: nothing), and what it computes in."""
+def _computed(precision: Any, dtype: torch.dtype) -> torch.dtype:
+    """What matrices are multiplied in under a trainer's precision."""
     import torch
 
-    name = str(name)
-    half = torch.bfloat16 if name.startswith("bf16") else torch.float16
-    if name.endswith("true") and not name.startswith("32"):
-        return half, half
-    return None, half if name.endswith("mixed") else dtype
+    return torch.bfloat16 if str(precision).startswith("bf16") else dtype
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -18,7 +18,9 @@ class Sampler:
     engine_share: float = 0.0  # of the GPU's memory, for all that vLLM takes
     engine_gpus: int = 1  # that share the engine's weights (tensor parallel)
     engine_sleeps: bool = False  # gives its memory back when it has sampled
-    engine_rows: int = 0  # of a batch for which it captures CUDA graphs; 0: captures none
+    engine_rows: int = 0  # that it decodes at a time, at most
+    engine_tokens: int = 0  # that it reads at a time, at most
+    engine_graphs: bool = False  # captures CUDA graphs
     uses_policy: bool = False  # the weights that are trained
     holds_copy: bool = False  # a second model, whole
     kv_tokens: int = 0  # KV cache of these two, for training's episodes
@@ -51,8 +53,9 @@ class Plan:
     sampler: Sampler
     gpus: int
     sharded: bool  # each GPU keeps 1/gpus of the policy; False: all of it
-    kept_dtype: torch.dtype | None  # that the trainer converts weights to; None: they stay
     compute_dtype: torch.dtype
+    residual_dtype: torch.dtype  # of activations between layers
+    packed: bool  # sequences share rows, without padding
     reduce_dtype: torch.dtype  # of the sum of gradients over shards
     optimizer_states: float  # numbers for each trained one, see `states_per_parameter`
     critic: Critic | None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zerosearch.policy.activation_memory import Shape
+from zerosearch.policy.flops import forward_flops
 from zerosearch.ranges import Count, NotNegative, Positive, ShareAboveZero
 
 BYTES = 2  # of a number where models are served: bfloat16
@@ -18,6 +21,21 @@ class Card:
     memory_bytes_s: float
     link_bytes_s: float  # to another one of the node, in one direction
     gib: float
+
+
+def card_named(device: str, cards: Iterable[str]) -> str | None:
+    """The card of `cards` that a device is, by the name that CUDA gives it.
+
+    All words of the card's name have to be in it; of several such cards the one of most words
+    ("h100_pcie" before "h100").
+
+    Args:
+        device: such as "NVIDIA H100 80GB HBM3".
+        cards: names of `configs/speeds`.
+    """
+    words = set(re.split(r"[^a-z0-9]+", device.lower()))
+    fitting = [card for card in cards if words >= set(card.split("_"))]
+    return max(fitting, key=lambda card: card.count("_"), default=None)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -58,11 +76,7 @@ class Size:
 
     def forward_flops(self, context: float) -> float:
         """Of one token; half of `context` tokens, the causal mean, are attended to."""
-        return 2 * self.parameters + 2 * self.attention * context
-
-    def training_flops(self, context: float, trained: float) -> float:
-        """Of one token forward and backward, where a share of the weights is trained."""
-        return (2 + trained) * self.forward_flops(context)
+        return forward_flops(self.parameters, self.attention, 1, context / 2)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

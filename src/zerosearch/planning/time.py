@@ -12,6 +12,7 @@ from typing import Any
 
 from zerosearch.planning.episodes import Episode, Rollout, Search, rollout
 from zerosearch.planning.speeds import Card, Engine, Size, Speeds
+from zerosearch.policy.flops import training_flops
 
 _SPLIT = "rollout.lag=1, sampled on as many GPUs again"
 
@@ -118,13 +119,13 @@ def times_of(work: Work) -> Times:
     """The plan of a run's time."""
     tokens = work.episodes * work.episode.tokens
     flop_s = work.gpus * work.card.flop_s * work.speeds.mfu
-    context = work.episode.tokens
+    forward = tokens * work.size.forward_flops(work.episode.tokens)
     played = rollout(work.episodes, work.episode, work.sampler, work.search)
     return Times(
         work=work,
         rollout=played,
-        reference=work.forwards * tokens * work.size.forward_flops(context) / flop_s,
-        update=work.updates * tokens * work.size.training_flops(context, work.trained) / flop_s,
+        reference=work.forwards * forward / flop_s,
+        update=work.updates * training_flops(forward, work.trained) / flop_s,
         sync=_sync_s(work),
         validation=_evaluation(work).times(1 / work.policy_steps),
         checkpoint=work.saved_bytes / (work.nodes * work.speeds.disk_bytes_s) / work.save_every,

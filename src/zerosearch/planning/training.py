@@ -6,8 +6,14 @@ from torch import nn
 
 from zerosearch.planning.run import Plan
 from zerosearch.planning.table import Row
-from zerosearch.policy.activation_memory import kept_bytes, layer_backward_bytes, logits_bytes
+from zerosearch.policy.activation_memory import (
+    Pass,
+    kept_bytes,
+    layer_backward_bytes,
+    logits_bytes,
+)
 from zerosearch.policy.adaptation import decoder_layers
+from zerosearch.policy.flex_attention import padded_length
 
 SPREAD = (
     "spread the policy over more GPUs (trainer=fsdp trainer.devices= trainer.num_nodes=), or keep "
@@ -19,9 +25,22 @@ _TOKENS = "lower module.tokens_per_micro_batch"
 def training_rows(plan: Plan) -> list[Row]:
     """The policy's pass. That of a critic, at another time, is smaller: it makes no logits."""
     tokens = max(plan.tokens_per_micro_batch, plan.longest)
-    sizes = (plan.shape, tokens, plan.longest, plan.compute_dtype)
+    given = Pass(
+        tokens=padded_length(tokens) if plan.packed else tokens,
+        longest=plan.longest,
+        dtype=plan.compute_dtype,
+        residual=plan.residual_dtype,
+        packed=plan.packed,
+    )
     checkpointing = plan.gradient_checkpointing
-    # never at the same time: logits, then one layer after the other, then the root's gradients
+    gathered, activations = (
+        _gathered_row(plan),
+        kept_bytes(plan.shape, given, checkpointing=checkpointing),
+    )
+    # Never at the same time: logits, then one layer after the other, then the root's gradients.
+    # Optimizers of torch take as much again as the weights on a GPU (`foreach`), of which the
+    # space of activations holds a part.
+    update = 0 if plan.cpu_offload else count(plan.model, trained=True) * 4 // plan.shards
     name, size, remedy = max(
         (
             "a chunk of logits",
@@ -30,7 +49,7 @@ def training_rows(plan: Plan) -> list[Row]:
         ),
         (
             "a layer's backward pass",
-            layer_backward_bytes(*sizes, checkpointing=checkpointing),
+            layer_backward_bytes(plan.shape, given, checkpointing=checkpointing),
             _TOKENS,
         ),
         (
@@ -38,16 +57,17 @@ def training_rows(plan: Plan) -> list[Row]:
             _root(plan, plan.model, trained=True) * plan.reduce_dtype.itemsize,
             SPREAD,
         ),
+        ("the optimizer's update", update - gathered.training - activations, SPREAD),
         key=lambda each: each[1],
     )
     kept_remedy = (
         _TOKENS if checkpointing else f"set model.gradient_checkpointing=true, or {_TOKENS}"
     )
     return [
-        _gathered_row(plan),
+        gathered,
         Row(
             name="activations",
-            training=kept_bytes(*sizes, checkpointing=checkpointing),
+            training=activations,
             remedy=kept_remedy,
         ),
         Row(name=name, training=size, remedy=remedy),
@@ -63,8 +83,9 @@ def _gathered_row(plan: Plan) -> Row:
     """
     c, layers = plan.compute_dtype.itemsize, decoder_layers(plan.model)
     if not plan.sharded:
-        kept = [plan.kept_dtype or parameter.dtype for parameter in plan.model.parameters()]
-        copies = count(plan.model) * c if plan.compute_dtype not in kept else 0
+        copies = (
+            sum(p.numel() for p in plan.model.parameters() if p.dtype != plan.compute_dtype) * c
+        )
         sampling = copies if plan.sampler.uses_policy else 0
         return Row(
             name="weights computed with", sampling=sampling, training=copies, validation=sampling

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from zerosearch.planning.episodes import Episode, Search
 from zerosearch.planning.memory import shard_bytes
-from zerosearch.planning.reading import ENGINE_ROWS, class_name
+from zerosearch.planning.reading import class_name
 from zerosearch.planning.speeds import BYTES, Card, Engine, Size, Speeds
 from zerosearch.planning.table import GIB
 from zerosearch.planning.time import Evaluations, Work
@@ -59,6 +59,7 @@ def work_of(cfg: DictConfig, plan: Plan, kv_cache: int = 0) -> Work:
     apart = class_name(cfg.generator) == "VLLMServerGenerator"
     episode = _episode(cfg, speeds)
     fitting = kv_cache * plan.sampler.engine_gpus / (episode.tokens * size.kv_bytes)
+    rows = plan.sampler.engine_rows or cfg.generator.get("max_batch", SERVER_ROWS)
     critics = 0 if plan.critic is None else 1
     optimizer = 1 + plan.optimizer_states
     return Work(
@@ -77,7 +78,7 @@ def work_of(cfg: DictConfig, plan: Plan, kv_cache: int = 0) -> Work:
             replicas=cfg.sampler_gpus or plan.gpus
             if apart
             else plan.gpus / plan.sampler.engine_gpus,
-            rows=min(_sampler_rows(cfg), max(1, int(fitting))) if kv_cache else _sampler_rows(cfg),
+            rows=min(rows, max(1, int(fitting))) if kv_cache else rows,
             gpus_each=1 if apart else plan.sampler.engine_gpus,
         ),
         sampler_apart=apart,
@@ -89,8 +90,8 @@ def work_of(cfg: DictConfig, plan: Plan, kv_cache: int = 0) -> Work:
         updates=algorithm.inner_epochs * (1 + critics),
         sent_bytes=_sent_bytes(cfg, plan, numbers, apart=apart),
         sharded=plan.sharded,
-        saved_bytes=shard_bytes(parameters, 1, plan.kept_dtype)
-        + shard_bytes(trained, 1, plan.kept_dtype) * (optimizer * (1 + critics) - 1),
+        saved_bytes=shard_bytes(parameters, 1)
+        + shard_bytes(trained, 1) * (optimizer * (1 + critics) - 1),
         save_every=cfg.callbacks.checkpoint.every_n_steps,
         evaluations=_evaluations(cfg, card, speeds),
     )
@@ -137,14 +138,6 @@ def _search(cfg: DictConfig, search: DictConfig, card: Card, speeds: Speeds) -> 
         read=planned.read_tokens,
         written=planned.written_tokens,
     )
-
-
-def _sampler_rows(cfg: DictConfig) -> int:
-    """Rows that one sampler decodes at a time."""
-    name = class_name(cfg.generator)
-    if name == "VLLMGenerator":
-        return cfg.generator.engine.get("max_num_seqs", ENGINE_ROWS)
-    return cfg.generator.max_batch if name == "TransformersGenerator" else SERVER_ROWS
 
 
 def _sent_bytes(cfg: DictConfig, plan: Plan, numbers: int, *, apart: bool) -> float:

@@ -1,14 +1,16 @@
 """Bytes of activations, logits and KV cache of a dense decoder, counted tensor by tensor.
 
-The decoder is that of Llama and Qwen: RMSNorm, grouped-query attention by SDPA with a padding mask,
-SwiGLU. The way of counting is that of Korthikanti et al. (arXiv 2205.05198, sections 4 and 5), with
-this decoder's tensors and without dropout. Other families are approximated by their sizes.
+The decoder is that of Llama and Qwen: RMSNorm, grouped-query attention, SwiGLU. The way of counting
+is that of Korthikanti et al. (arXiv 2205.05198, sections 4 and 5), with this decoder's tensors and
+without dropout. Other families are approximated by their sizes.
 
-Legend: h hidden size, f size of the MLP, a = heads x head size, c bytes of a number.
+Legend: h hidden size, f size of the MLP, a = heads x head size, k = key heads x head size, c bytes
+of a number that is computed with, r of one between layers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,57 +35,62 @@ class Shape:
         self.vocabulary: int = text.vocab_size
 
 
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Pass:
+    """A micro-batch on its way through a decoder."""
+
+    tokens: int  # padding included
+    longest: int  # of a row
+    dtype: torch.dtype  # that matrices are multiplied in
+    residual: torch.dtype  # between layers; under autocast that of the weights
+    packed: bool  # sequences share a row, under flex or flash attention; else padded, by SDPA
+
+
 def kv_bytes_per_token(shape: Shape, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers."""
     return 2 * shape.layers * shape.kv_heads * shape.head_size * dtype.itemsize
 
 
-def layer_bytes(shape: Shape, tokens: int, longest: int, dtype: torch.dtype) -> int:
+def layer_bytes(shape: Shape, given: Pass) -> int:
     """What one decoder layer saves for its backward pass.
 
-    Two RMSNorms: input in float32 (4h), its normalised form and the output (2ch), and the norms.
-    Attention: queries, keys and values repeated to all heads, output (4ca), log-sum-exp, and the
-    padding mask as numbers. MLP: gate, its SiLU, up, and their product (4cf).
-
-    Args:
-        shape: of the model.
-        tokens: of the micro-batch, padding included.
-        longest: tokens of a row.
-        dtype: of the computation.
+    Two RMSNorms: input in float32 (4h), its normalised form (rh), the norm (4), and what the
+    products after it read (ch; under autocast each of q, k, v, gate and up casts its own).
+    Attention: queries and output (2ca), log-sum-exp, keys and values (2ck). Padded, SDPA repeats
+    the latter for all heads (2ca), and its mask is numbers. MLP: gate, its SiLU, up, and their
+    product (4cf).
     """
-    c = dtype.itemsize
-    norms = 2 * ((4 + 2 * c) * shape.hidden + 4)
-    attention = 4 * c * shape.heads * shape.head_size + 4 * shape.heads + c * longest
-    return tokens * (norms + attention + 4 * c * shape.mlp)
+    c, r = given.dtype.itemsize, given.residual.itemsize
+    read = 2 if given.dtype == given.residual else 5
+    norms = 2 * ((4 + r) * shape.hidden + 4) + read * c * shape.hidden
+    keys = shape.kv_heads if given.packed else shape.heads
+    attention = 2 * c * (shape.heads + keys) * shape.head_size + 4 * shape.heads
+    mask = 0 if given.packed else c * given.longest
+    return given.tokens * (norms + attention + mask + 4 * c * shape.mlp)
 
 
-def kept_bytes(
-    shape: Shape, tokens: int, longest: int, dtype: torch.dtype, *, checkpointing: bool
-) -> int:
+def kept_bytes(shape: Shape, given: Pass, *, checkpointing: bool) -> int:
     """Activations between the forward and the backward pass.
 
     Args:
         shape: of the model.
-        tokens: of the micro-batch, padding included.
-        longest: tokens of a row.
-        dtype: of the computation.
+        given: the micro-batch.
         checkpointing: each layer keeps its input alone and is computed again.
     """
-    final_norm = tokens * (4 + dtype.itemsize) * shape.hidden
+    r = given.residual.itemsize
+    final_norm = given.tokens * (4 + r) * shape.hidden
     if checkpointing:
-        return tokens * dtype.itemsize * shape.hidden * shape.layers + final_norm
-    return layer_bytes(shape, tokens, longest, dtype) * shape.layers + final_norm
+        return given.tokens * r * shape.hidden * shape.layers + final_norm
+    return layer_bytes(shape, given) * shape.layers + final_norm
 
 
-def layer_backward_bytes(
-    shape: Shape, tokens: int, longest: int, dtype: torch.dtype, *, checkpointing: bool
-) -> int:
+def layer_backward_bytes(shape: Shape, given: Pass, *, checkpointing: bool) -> int:
     """What one layer's backward pass needs beside what was kept: gradients of gate and up (2cf).
 
     Args: as of `kept_bytes`.
     """
-    again = layer_bytes(shape, tokens, longest, dtype) if checkpointing else 0
-    return again + tokens * 2 * dtype.itemsize * shape.mlp
+    again = layer_bytes(shape, given) if checkpointing else 0
+    return again + given.tokens * 2 * given.dtype.itemsize * shape.mlp
 
 
 def logits_bytes(shape: Shape, rows: int) -> int:

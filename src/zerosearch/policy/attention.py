@@ -20,9 +20,13 @@ from transformers.utils import is_kernels_available
 
 from zerosearch.errors import InputError
 from zerosearch.policy.activation_memory import Shape
-from zerosearch.policy.flex_attention import FLEX_ATTENTION, verify_flex
+from zerosearch.policy.flex_attention import FLEX_ATTENTION, SMALLEST_HEAD, verify_flex
 from zerosearch.policy.logprobs import packs_rightly
-from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
+from zerosearch.policy.sharding import (
+    base_model,
+    compute_device,
+    compute_dtype,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +55,18 @@ def check_attention(name: str) -> None:
 def plain_attention(name: str | None) -> str:
     """What a model is loaded with and sampled from, whatever it is trained with."""
     return "eager" if name == "eager" else "sdpa"
+
+
+def packs_on_gpus(name: str, model: nn.Module) -> bool:
+    """Whether sequences will share rows on a GPU, as far as a model without weights tells.
+
+    Args:
+        name: `model.attn_implementation`.
+        model: a causal LM or a wrapper of one, on any device.
+    """
+    too_small = Shape(base_model(model).config).head_size < SMALLEST_HEAD
+    by_flex = name in ("auto", "flex_attention")
+    return name not in ("sdpa", "eager") and not _caps_scores(model) and not (by_flex and too_small)
 
 
 def use_training_attention(
@@ -99,12 +115,17 @@ def _obstacles(
     config = base_model(model).config.get_text_config()
     if device.type == "cpu":
         yield "it cannot be trained with on a CPU"
-    elif getattr(config, "attn_logit_softcapping", None) is not None:
+    elif _caps_scores(model):
         yield f"model_type={config.model_type} caps its scores, and is sampled by sdpa without caps"
     elif not packs_rightly(model):
         yield f"sequences of model_type={config.model_type} that share a row would see each other"
     elif _FLASH_NAME.fullmatch(name) and dtype.itemsize != 2:
         yield "flash attention computes in 16 bits only; set trainer.precision=bf16-mixed"
+
+
+def _caps_scores(model: nn.Module) -> bool:
+    config = base_model(model).config.get_text_config()
+    return getattr(config, "attn_logit_softcapping", None) is not None
 
 
 def _candidates(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:

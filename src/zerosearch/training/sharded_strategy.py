@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
@@ -32,9 +32,11 @@ from zerosearch.policy.checkpoints import (
     state_names,
 )
 from zerosearch.policy.reference import expect_reference
-from zerosearch.policy.sharding import Dtype, Sharding, reshard
+from zerosearch.policy.sharding import Sharding, reshard
 from zerosearch.ranges import Positive
 from zerosearch.training.rank_watch import WatchedProcesses
+
+ComputeDtype = Literal["float32", "bfloat16"]  # in float16 gradients would have to be scaled
 
 
 class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
@@ -62,16 +64,17 @@ class FullyShardedStrategy(WatchedProcesses, ModelParallelStrategy):
     def __init__(
         self,
         *,
-        param_dtype: Dtype = "bfloat16",
-        reduce_dtype: Dtype = "float32",
+        param_dtype: ComputeDtype = "bfloat16",
+        reduce_dtype: ComputeDtype = "float32",
         cpu_offload: bool = False,
         reshard_after_forward: bool = True,
         timeout_minutes: Positive = 30,
     ) -> None:
         for name, value in (("param_dtype", param_dtype), ("reduce_dtype", reduce_dtype)):
-            if value not in get_args(Dtype):
+            if value not in get_args(ComputeDtype):
                 raise InputError(
-                    f"trainer.strategy.{name}={value}: use one of {', '.join(get_args(Dtype))}"
+                    f"trainer.strategy.{name}={value}: gradients are not scaled here; use one of "
+                    f"{', '.join(get_args(ComputeDtype))}"
                 )
         if timeout_minutes <= 0:
             raise InputError(
