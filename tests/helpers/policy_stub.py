@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from zerosearch.policy.sharding import Dtype
 from zerosearch.reward.rubric import Rubric
 from zerosearch.training.record import StepRecord
 from zerosearch.types import Document, Question, SearchResult, Trajectory, Turn
@@ -172,7 +173,7 @@ class PolicyStub(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.policy_step = checkpoint["policy_step"]
 
-    def export_policy(self, folder: Path, dtype: None = None) -> None:
+    def export_policy(self, folder: Path, dtype: Dtype | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "exported").write_text(str(self.policy_step))
 

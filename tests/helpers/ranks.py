@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,8 @@ def _enter(
         "MASTER_PORT": str(port),
         "NODE_RANK": "0",
     }
-    work(rank, world_size, *arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # where a trainer without a folder of its own leaves what it writes
+        work(rank, world_size, *arguments)
     if dist.is_initialized():
         dist.destroy_process_group()
