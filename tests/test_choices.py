@@ -27,7 +27,6 @@ from zerosearch.training.evaluation import Evaluation
 pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a choice alone
 
 OWN = {name for group, name in CHOICES if group == "experiment"}
-FAMILY = "zerosearch_3b"  # tried by `make test`; the others by `make test-full`
 GLOBAL = ("compat", "debug", "experiment", "hparams_search", "paths", "task")  # no single nodes
 LACKED = {"model.path": "mine", "simulator.model": "mine", "simulator.folder": "mine"}
 
@@ -134,9 +133,23 @@ def test_a_choice_is_what_the_default_run_is_made_of(group: str, name: str, tmp_
     assert "policy_steps" in run.hyper_parameters
 
 
-def assert_as_written_or_refused(group: str, name: str, experiment: str, folder: Path) -> None:
+def in_experiments() -> list[Any]:
+    """Every choice of every group that an experiment chooses from."""
+    return [
+        pytest.param(group, name, experiment, id=f"{experiment}-{group}-{name}")
+        for experiment in sorted(OWN)
+        for group, name in CHOICES
+        if group in defaults_of(experiment) and group not in GLOBAL
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "name", "experiment"), in_experiments())
+def test_a_choice_is_what_an_experiment_is_made_of(
+    group: str, name: str, experiment: str, tmp_path: Path
+) -> None:
     needed = NEEDED.get((group, name), [])
-    cfg, choices = composed(group, name, f"experiment={experiment}", needed, folder)
+    cfg, choices = composed(group, name, f"experiment={experiment}", needed, tmp_path)
     for key, value in LACKED.items():
         node = OmegaConf.select(cfg, key.rpartition(".")[0])
         if node is not None and OmegaConf.is_missing(node, key.rpartition(".")[2]):
@@ -146,28 +159,3 @@ def assert_as_written_or_refused(group: str, name: str, experiment: str, folder:
         assert any(each in said for each in in_force), said
         return
     assert_as_written(cfg, group, name, keys_of(experiment) | keys_given(needed))
-
-
-def in_experiments(experiments: Any) -> list[Any]:
-    """Every choice of every group that an experiment chooses from."""
-    return [
-        pytest.param(group, name, experiment, id=f"{experiment}-{group}-{name}")
-        for experiment in sorted(experiments)
-        for group, name in CHOICES
-        if group in defaults_of(experiment) and group not in GLOBAL
-    ]
-
-
-@pytest.mark.parametrize(("group", "name", "experiment"), in_experiments([FAMILY]))
-def test_a_choice_is_what_an_experiment_is_made_of(
-    group: str, name: str, experiment: str, tmp_path: Path
-) -> None:
-    assert_as_written_or_refused(group, name, experiment, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("group", "name", "experiment"), in_experiments(OWN - {FAMILY}))
-def test_a_choice_is_what_any_experiment_is_made_of(
-    group: str, name: str, experiment: str, tmp_path: Path
-) -> None:
-    assert_as_written_or_refused(group, name, experiment, tmp_path)

@@ -116,7 +116,7 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("data.fetch", "name=wiki81", "name=wiki81: choose one of nq_hotpotqa"),
         ("data.fetch", "nmae=wiki18", "nmae: zerosearch data has no such key; did you mean name?"),
         ("plan", "gpu_gib=-80", "gpu_gib=-80: give a number above 0"),
-        ("plan", "card=h1000", "card=h1000: choose one of h100, h200"),
+        ("plan", "card=h1000", "card=h1000: choose one of h100, h100_pcie"),
     ],
 )
 def test_a_wrong_word_is_one_sentence(
@@ -211,6 +211,7 @@ def test_a_refused_run_says_so_in_its_summary(light: dict[str, str], tmp_path: P
     assert json.loads((run / "summary.json").read_text()) == {"status": "completed"}, "it still is"
 
 
+@pytest.mark.slow
 def test_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
     light: dict[str, str], tmp_path: Path
 ) -> None:
@@ -221,6 +222,7 @@ def test_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
         assert f"endpoints.prompted_{size}=[URL]" in last
 
 
+@pytest.mark.slow
 def test_flags_may_stand_between_overrides(light: dict[str, str], tmp_path: Path) -> None:
     words = ["endpoints.tuned_3b=[http://h/v1]", "-m", "seed=x,y", "~logger"]
     said = refused("train", *words, env=light, logs=tmp_path)

@@ -51,7 +51,10 @@ def test_models_have_their_published_size(name: str, parameters: int, tmp_path: 
     assert model.is_gradient_checkpointing
 
 
-@pytest.mark.parametrize("chat", [False, True], ids=["base", "chat"])
+@pytest.mark.parametrize(
+    "chat",
+    [pytest.param(False, id="base"), pytest.param(True, marks=pytest.mark.slow, id="chat")],
+)
 @pytest.mark.parametrize(("experiment", "name"), RUNS, ids=lambda part: part)
 def test_runs_fit_their_card_with_all_that_runs_beside_them(
     experiment: str, name: str, chat: bool, tmp_path: Path

@@ -46,6 +46,13 @@ MEMORY = "python -m zerosearch.plan experiment=zerosearch_7b trainer.devices=8"
 RUN_HERE = {TRAIN, AGAIN, SWEEP, EVALUATE, OWN_QUESTIONS, ASK, SERVE, SHOW, MEMORY}
 ELSEWHERE = {
     "make test": "this is a test",
+    "make test-gpu": "needs a GPU",
+    "zerosearch COMMAND": "tests/test_cli.py",
+    "python -m zerosearch COMMAND": "the same",
+    "zerosearch --help": "the same",
+    "zerosearch init FOLDER": "tests/test_package.py",
+    "pip install .": "the same",
+    "python -m zerosearch.train": "as make train",
     "make tensorboard": "another project's program",
     "make smollm2": "fetches a package",
     "make train seed=1 optimizer.lr=1e-5": "as make train",
