@@ -22,11 +22,7 @@ from zerosearch.errors import InputError
 from zerosearch.policy.activation_memory import Shape
 from zerosearch.policy.flex_attention import FLEX_ATTENTION, SMALLEST_HEAD, verify_flex
 from zerosearch.policy.logprobs import packs_rightly
-from zerosearch.policy.sharding import (
-    base_model,
-    compute_device,
-    compute_dtype,
-)
+from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
 
 log = logging.getLogger(__name__)
 

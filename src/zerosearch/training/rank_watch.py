@@ -100,12 +100,12 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         self.cluster_environment.validate_settings(
             num_devices=self.num_processes, num_nodes=self.num_nodes
         )
-        if self.num_processes * self.num_nodes == 1:
-            return function(*args, **kwargs)
         first = FirstFailure(Path(trainer.default_root_dir))
         if not self.cluster_environment.creates_processes_externally:
             first.forget()
             self._call_children_scripts()
+        if self.num_processes * self.num_nodes == 1:
+            return function(*args, **kwargs)
         _Watch.start_once(self.procs, self._parent, first, self._leader)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         try:
