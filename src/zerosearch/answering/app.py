@@ -26,7 +26,7 @@ from zerosearch.answering.events import Ended, Event, Found, Wrote
 from zerosearch.answering.load import Subject
 from zerosearch.answering.requests import Refused, parse_chat, question_of, read_body
 from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, Positive
+from zerosearch.ranges import Count, CountOrZero, Positive, check_least
 from zerosearch.search.formatters import get_formatter
 from zerosearch.search.http_failures import one_line
 from zerosearch.search.sanitize import neutralize_document
@@ -59,8 +59,7 @@ class ServerLimits:
 
     def __post_init__(self) -> None:
         for name in ("max_concurrency", "max_body_bytes", "max_question_chars"):
-            if getattr(self, name) < 1:
-                raise InputError(f"limits.{name}={getattr(self, name)}: give 1 or more")
+            check_least("limits", name, getattr(self, name), 1)
         if self.max_waiting < 0 or not self.timeout_s > 0:
             raise InputError(
                 f"limits.max_waiting={self.max_waiting}, limits.timeout_s={self.timeout_s}: give 0 "

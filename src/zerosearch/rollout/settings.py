@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, Positive
+from zerosearch.ranges import Count, CountOrZero, Positive, check_least
 from zerosearch.search.formatters import get_formatter
 from zerosearch.types import Question
 
@@ -62,8 +62,7 @@ class EpisodeSettings:
     def _check_numbers(self) -> None:
         positive = ("max_prompt_tokens", "max_turn_tokens", "max_observation_tokens", "top_k")
         for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"episode.{name}={getattr(self, name)}: give 1 or more")
+            check_least("episode", name, getattr(self, name), 1)
         if self.max_turns < 0:
             raise InputError(f"episode.max_turns={self.max_turns}: give 0 (no search) or more")
         if not self.search_timeout_s > 0:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from zerosearch.data.corpus import join_contents
 from zerosearch.errors import InputError
-from zerosearch.ranges import Count, NotNegative
+from zerosearch.ranges import Count, NotNegative, check_least
 from zerosearch.search.batching import Batcher, QueueFull
 from zerosearch.search.retrieval import Hit, Retriever, retrieve_mixed
 
@@ -57,10 +57,8 @@ class ServerLimits:
         for name in (
             "max_batch", "max_queued", "max_queries", "max_query_chars", "max_topk", "default_topk"
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InputError(f"limits.{name}={getattr(self, name)}: give 1 or more")
-        if not self.max_wait_ms >= 0:
-            raise InputError(f"limits.max_wait_ms={self.max_wait_ms}: give 0 or more")
+            check_least("limits", name, getattr(self, name), 1)
+        check_least("limits", "max_wait_ms", self.max_wait_ms, 0)
         for lower, upper in (("max_queries", "max_queued"), ("default_topk", "max_topk")):
             if getattr(self, lower) > getattr(self, upper):
                 raise InputError(

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from zerosearch.errors import InputError
-from zerosearch.ranges import Count, Port, Positive, ShareAboveZero
+from zerosearch.ranges import Count, Port, Positive, ShareAboveZero, check_least
 
 # Of a distributed training run; vLLM would take them for its own.
 _LAUNCHER_VARIABLES = [
@@ -72,8 +72,7 @@ class ServerSettings:
             ("tensor_parallel", self.tensor_parallel),
             ("max_model_len", self.max_model_len),
         ):
-            if value < 1:
-                raise InputError(f"{self.node}.{name}={value}: give 1 or more")
+            check_least(self.node, name, value, 1)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InputError(
                 f"{self.node}.gpu_memory_utilization={self.gpu_memory_utilization}: give a "

@@ -9,8 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from zerosearch.data.loaders import rank_slice
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count, Seed
+from zerosearch.ranges import Count, Seed, check_least
 from zerosearch.seeding import derive_random
 from zerosearch.simulator.tuning_set import TuningExample, TuningFiles, TuningSet
 
@@ -105,8 +104,7 @@ class TuningData(LightningDataModule):
             ("examples_per_step", examples_per_step),
             ("validation_limit", 1 if validation_limit is None else validation_limit),
         ):
-            if value < 1:
-                raise InputError(f"data.{name}={value}: give 1 or more")
+            check_least("data", name, value, 1)
         self._files = files
         self._per_step = examples_per_step
         self._validation_limit = validation_limit
