@@ -3,7 +3,7 @@
 Run:  python benchmarks/bench_threads.py [--steps 3] [--runs 5] [--threads 1 2] [--help]
 
 Whole processes, one after the other: threads that spin while they wait (what GNU's OpenMP does by
-itself) and threads that sleep (`zerosearch.threads`, which every command calls), on the machine as
+itself) and threads that sleep (`zerosearch.core.threads`, which every command calls), on the machine as
 it is and beside a loop that keeps one core busy. The kinds take turns, so that what else happens
 on the machine meets all of them. A step is rollout and training, the first one, which also warms
 up, left out; a process is everything from its start. Least, median, most.

@@ -13,7 +13,7 @@ from zerosearch.arguments import (
     expand_simulator,
     keep_override,
 )
-from zerosearch.runs import link_latest
+from zerosearch.core.runs import link_latest
 
 # -- simulator= on the command line ---------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import yaml
 
 from tests.helpers.configs import ROOT, compose_config
 from zerosearch.chosen_policy import check_place, choose_policy, newest_policy
-from zerosearch.runs import link_latest
+from zerosearch.core.runs import link_latest
 
 CHAT = ["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9]", "agent.chat.model=m"]
 

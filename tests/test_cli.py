@@ -35,7 +35,7 @@ def test_help_lists_every_command_in_its_group(capsys: pytest.CaptureFixture[str
 def test_every_command_has_its_module() -> None:
     assert [name for name, program in COMMANDS.items() if find_spec(program.module) is None] == []
     assert called("zerosearch.train") == "zerosearch train"
-    assert called("zerosearch.simulator.guard") == "python -m zerosearch.simulator.guard"
+    assert called("zerosearch.serving.guard") == "python -m zerosearch.serving.guard"
 
 
 @pytest.mark.parametrize(

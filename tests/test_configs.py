@@ -28,7 +28,7 @@ from zerosearch.planning.memory import memory_rows, shard_bytes
 from zerosearch.planning.reading import plan_of
 from zerosearch.planning.table import GIB, check_fits
 from zerosearch.policy.sharding import Sharding, shard_model
-from zerosearch.search.simulated import SimulatedSearch
+from zerosearch.simulator.engine import SimulatedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator
 
 OF_COLLECTING = ("agent", "judge", "questions")  # groups of other programs

@@ -18,8 +18,8 @@ from tests.helpers.configs import ROOT, compose_config, hydra_run
 from tests.helpers.runs import write_questions
 from tests.helpers.waiting import wait_until
 from tests.helpers.words import save_word_policy
+from zerosearch.core.runs import Summary
 from zerosearch.evaluate import evaluate
-from zerosearch.runs import Summary
 
 TIMEOUT_S = 600
 PROMPTED = ["prompted=chat", "prompted.endpoints=[x]", "prompted.model=m"]

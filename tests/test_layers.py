@@ -153,9 +153,9 @@ def test_an_import_upwards_is_found(source: str, module: str) -> None:
         ("import torch\nfrom zerosearch.types import Turn", "zerosearch.data.rows"),
         ("from zerosearch.policy.tokenizer import render_prompt", "zerosearch.rollout.rollouter"),
         ("from . import kl\nfrom .losses import x", "zerosearch.algorithms.algorithm"),
-        ("import zerosearch", "zerosearch.runs"),
+        ("import zerosearch", "zerosearch.core.runs"),
         ("import zerosearchlight.rollout", "zerosearch.data.rows"),
-        ("from zerosearch.seeding import derive_seed", "zerosearch.types"),
+        ("from zerosearch.core.seeding import derive_seed", "zerosearch.types"),
     ],
 )
 def test_an_import_downwards_is_allowed(source: str, module: str) -> None:

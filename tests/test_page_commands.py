@@ -85,7 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for name in (*OWN_FILES, *public):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(CONFIGS.parent / "src/zerosearch/search/prompts/tuned.j2", folder / name)
+        shutil.copy(CONFIGS.parent / "src/zerosearch/simulator/prompts/tuned.j2", folder / name)
     for program in ("train", "evaluate"):
         make_run(folder / "logs" / program, program)
     [engine] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/custom_search.md").read_text(), re.S)

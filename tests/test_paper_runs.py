@@ -40,7 +40,7 @@ from tests.helpers.published import (
 from tests.helpers.runs import computed, read_metrics
 from zerosearch.assembly import quiet_libraries
 from zerosearch.callbacks.curriculum import noise_probability
-from zerosearch.runs import read_summary
+from zerosearch.core.runs import read_summary
 
 RUNS = sorted(path.stem for path in CONFIGS.glob("experiment/zerosearch_*.yaml"))
 ALL_BUT_LORA = [name for name in RUNS if name != "zerosearch_7b_lora"]  # it is for one GPU

@@ -25,7 +25,7 @@ from zerosearch.retriever import prepared_engine
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.dense import DenseSearch
 from zerosearch.search.retriever import RetrieverSearch
-from zerosearch.service import bind
+from zerosearch.serving.http import bind
 from zerosearch.types import Document, SearchRequest
 
 

@@ -28,11 +28,11 @@ from tests.helpers.openai_server import free_port
 from tests.helpers.runs import STEPS, computed, read_metrics, small_run
 from tests.helpers.waiting import guarded
 from zerosearch.assembly import assemble
+from zerosearch.core.endings import report_error
+from zerosearch.core.runs import Summary, exit_code
 from zerosearch.data.geography.facts import load_facts
-from zerosearch.endings import report_error
 from zerosearch.policy.export import load_settings
 from zerosearch.policy.source import PolicySource
-from zerosearch.runs import Summary, exit_code
 from zerosearch.search.cache import CachedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.train import train_policy

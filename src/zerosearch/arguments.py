@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from zerosearch.errors import InputError
-from zerosearch.runs import LATEST, PROJECT_ROOT, PROMPT_FILE, is_checkpoint
+from zerosearch.core.errors import InputError
+from zerosearch.core.runs import LATEST, PROJECT_ROOT, PROMPT_FILE, is_checkpoint
 from zerosearch.user_configs import find
 
 

@@ -15,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from zerosearch.arguments import expand_simulator
 from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, SEED, command
+from zerosearch.core.endings import ending_in_words
 from zerosearch.data.availability import check_data
-from zerosearch.endings import ending_in_words
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.callbacks.budget_stop import used_up_budget
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
-from zerosearch.errors import InputError
-from zerosearch.nodes import leaves
+from zerosearch.core.errors import InputError
+from zerosearch.core.nodes import leaves
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.tuning.data import TuningData
 from zerosearch.tuning.examples import check_lengths

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from zerosearch.arguments import override_key
-from zerosearch.errors import InputError
-from zerosearch.runs import (
+from zerosearch.core.errors import InputError
+from zerosearch.core.runs import (
     EXPORT,
     LAST_CHECKPOINT,
     LATEST,

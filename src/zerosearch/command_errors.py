@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zerosearch.arguments import override_key
-from zerosearch.endings import of_configuration
-from zerosearch.runs import CONFIGS
+from zerosearch.core.endings import of_configuration
+from zerosearch.core.runs import CONFIGS
 from zerosearch.user_configs import find
 
 # what Hydra says of keys that are not there, of `+key` for one that is, of several values

@@ -21,14 +21,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from zerosearch import cli, ranges, user_configs
+from zerosearch import cli, user_configs
 from zerosearch.arguments import expand_null_groups
 from zerosearch.command_errors import explain
-from zerosearch.endings import FULL_ERROR, report_error
-from zerosearch.errors import InputError, ZeroSearchError
-from zerosearch.runs import CONFIGS, PROJECT_ROOT, Summary, global_rank
+from zerosearch.core import ranges
+from zerosearch.core.endings import FULL_ERROR, report_error
+from zerosearch.core.errors import InputError, ZeroSearchError
+from zerosearch.core.runs import CONFIGS, PROJECT_ROOT, Summary, global_rank
+from zerosearch.core.threads import wait_without_spinning
 from zerosearch.sweeps import JobFailed, is_sweep, report_failures, run_in_process
-from zerosearch.threads import wait_without_spinning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -25,9 +25,9 @@ from zerosearch.commands import (
     WORDS,
     command,
 )
+from zerosearch.core.endings import sigterm_as_ctrl_c
+from zerosearch.core.runs import Summary, link_latest, run_job
 from zerosearch.data.availability import check_data
-from zerosearch.endings import sigterm_as_ctrl_c
-from zerosearch.runs import Summary, link_latest, run_job
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def evaluate(cfg: DictConfig, summary: Summary) -> None:
         keep_override(folder, "checkpoint", cfg.checkpoint)  # what latest is may have changed
         summary.facts["checkpoint"] = cfg.checkpoint
 
+    from zerosearch.core.nodes import check_nodes
     from zerosearch.evaluation.checkpoint import use_checkpoint
     from zerosearch.evaluation.report import show, write_tables, write_times
-    from zerosearch.nodes import check_nodes
-    from zerosearch.simulator.launch import launched
+    from zerosearch.serving.launch import launched
 
     prompts = any(method.get("prompted") for method in cfg.methods.values())
     check_nodes(cfg, *COMPONENTS, *(["prompted"] if prompts else []))

@@ -16,9 +16,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from zerosearch.errors import InputError
-from zerosearch.model_path import resolve_path
-from zerosearch.nodes import leaves
+from zerosearch.core.errors import InputError
+from zerosearch.core.model_path import resolve_path
+from zerosearch.core.nodes import leaves
 from zerosearch.user_configs import find
 
 ADVICE = "otherwise"  # beside the choices: what to choose in place of this file

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 STARTER = Path(__file__).parent / "starter"
 

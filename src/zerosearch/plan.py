@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zerosearch import ranges
 from zerosearch.commands import COUNT_OR_NULL, TEXT, Key, command
-from zerosearch.endings import ending_in_words
-from zerosearch.errors import InputError
+from zerosearch.core import ranges
+from zerosearch.core.endings import ending_in_words
+from zerosearch.core.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,7 +36,7 @@ def _check_card(cfg: DictConfig) -> None:
 )
 def main(cfg: DictConfig) -> None:
     """Print both plans; exit code 1 where the run does not fit."""
-    from zerosearch.nodes import check_nodes
+    from zerosearch.core.nodes import check_nodes
     from zerosearch.planning.memory import memory_rows
     from zerosearch.planning.printing import print_memory, print_times
     from zerosearch.planning.reading import plan_of

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 
 from zerosearch.commands import PORT, TEXT, command
+from zerosearch.core.endings import ending_in_words
+from zerosearch.core.errors import InputError
 from zerosearch.data.availability import check_data
-from zerosearch.endings import ending_in_words
-from zerosearch.errors import InputError
-from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
+from zerosearch.serving.http import BACKLOG, bind, exit_on_signals, run_app, shown_address
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,7 +23,7 @@ COMPONENTS = ("limits", "search.engine")
 
 def serve(cfg: DictConfig) -> None:
     """Bind, prepare the engine, answer until told to stop."""
-    from zerosearch.nodes import check_nodes
+    from zerosearch.core.nodes import check_nodes
 
     exit_on_signals()
     make_app = _import_server()
@@ -58,7 +58,7 @@ def prepared_engine(node: DictConfig) -> Any:
 
 def _import_server() -> Any:
     try:
-        from zerosearch.search.retriever_app import make_app
+        from zerosearch.serving.retriever_app import make_app
     except ImportError as error:
         raise InputError(
             f"the server needs packages that are not installed ({error}): "

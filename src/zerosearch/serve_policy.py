@@ -13,10 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from zerosearch.arguments import expand_simulator
 from zerosearch.chosen_policy import choose_policy
 from zerosearch.commands import FLAG, NOT_NEGATIVE, PLACE, PORT, SEED, TEXT, command
+from zerosearch.core.endings import ending_in_words
+from zerosearch.core.errors import InputError
 from zerosearch.data.availability import check_data
-from zerosearch.endings import ending_in_words
-from zerosearch.errors import InputError
-from zerosearch.service import BACKLOG, bind, exit_on_signals, run_app, shown_address
+from zerosearch.serving.http import BACKLOG, bind, exit_on_signals, run_app, shown_address
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def serve(cfg: DictConfig) -> None:
     choose_policy(cfg, overrides)
 
     from zerosearch.answering.load import loaded
-    from zerosearch.nodes import check_nodes
+    from zerosearch.core.nodes import check_nodes
 
     exit_on_signals()
     make_app = _import_app()

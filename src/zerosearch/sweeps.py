@@ -20,8 +20,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from zerosearch.errors import ZeroSearchError
-from zerosearch.runs import REQUEUE_SIGNALS, read_summary
+from zerosearch.core.errors import ZeroSearchError
+from zerosearch.core.runs import REQUEUE_SIGNALS, read_summary
 
 # Of Hydra's own settings those that make a sweep: a job has none of them.
 OF_SWEEPS = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra/launcher", "hydra.launcher")

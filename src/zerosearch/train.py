@@ -18,9 +18,9 @@ from zerosearch.commands import (
     WORDS,
     command,
 )
+from zerosearch.core.runs import Summary, find_checkpoint, run_job
 from zerosearch.data.availability import check_data
 from zerosearch.made_for import check_choices
-from zerosearch.runs import Summary, find_checkpoint, run_job
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
@@ -46,17 +46,17 @@ COMPONENTS = ("data", "module", "callbacks", "logger", "trainer")
 
 def train_policy(cfg: DictConfig, summary: Summary) -> None:
     """Evaluate, train, evaluate again; notes the final metrics and the status."""
-    from zerosearch.simulator.plan import say_plan
+    from zerosearch.simulator.cost import say_plan
 
     say_plan(cfg)
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble
+    from zerosearch.core.nodes import check_nodes
     from zerosearch.data.loaders import check_shared
-    from zerosearch.nodes import check_nodes
     from zerosearch.planning.reading import check_memory
-    from zerosearch.search.simulated import answered_by
-    from zerosearch.simulator.launch import launched
+    from zerosearch.serving.launch import launched
+    from zerosearch.simulator.engine import answered_by
     from zerosearch.training.preflight import check_accelerator, check_run
     from zerosearch.training.trainer_settings import check_precision
 
@@ -88,7 +88,7 @@ def tune_simulator(cfg: DictConfig, summary: Summary) -> None:
     from lightning.pytorch import seed_everything
 
     from zerosearch.assembly import assemble_tuning
-    from zerosearch.nodes import check_nodes
+    from zerosearch.core.nodes import check_nodes
     from zerosearch.planning.reading import check_memory
     from zerosearch.training.preflight import check_accelerator
     from zerosearch.training.trainer_settings import check_precision

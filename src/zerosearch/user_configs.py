@@ -19,8 +19,8 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
-from zerosearch.errors import InputError
-from zerosearch.runs import CONFIGS
+from zerosearch.core.errors import InputError
+from zerosearch.core.runs import CONFIGS
 
 PROVIDER = "working directory"  # Hydra's name of who brings a folder of files
 _SHOWN = 6

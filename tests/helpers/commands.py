@@ -26,8 +26,8 @@ from tests.helpers.recorded import Call, calls, run
 from zerosearch.chosen_policy import choose_policy
 from zerosearch.cli import COMMANDS
 from zerosearch.commands import Command
-from zerosearch.endings import of_configuration
-from zerosearch.nodes import check_nodes
+from zerosearch.core.endings import of_configuration
+from zerosearch.core.nodes import check_nodes
 from zerosearch.training.preflight import check_accelerator
 
 HEAVY = ("torch", "lightning", "transformers", "datasets")

@@ -14,7 +14,7 @@ import yaml
 
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.words import COLOURS, save_word_policy
-from zerosearch.runs import Summary, read_summary
+from zerosearch.core.runs import Summary, read_summary
 from zerosearch.train import train_policy
 
 STEPS = 6

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from tests.helpers.sharded_training import Job, make_job_module, train
 from tests.helpers.words import save_word_policy
-from zerosearch.errors import FileError, InputError
+from zerosearch.core.errors import FileError, InputError
 from zerosearch.policy.convert import convert, main
 from zerosearch.policy.export import load_settings, save_policy
 

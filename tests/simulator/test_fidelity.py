@@ -17,9 +17,9 @@ from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure
 from tests.helpers.simulated import simulated_search
 from zerosearch.data.geography.facts import load_facts
 from zerosearch.data.rows import Columns
-from zerosearch.search.simulated import SimulatedSearch
-from zerosearch.simulator.fidelity_report import read_questions, write_report
-from zerosearch.simulator.measuring import Asked, ask_all, summarize, warnings_of
+from zerosearch.simulator.engine import SimulatedSearch
+from zerosearch.simulator.measurement import Asked, ask_all, summarize, warnings_of
+from zerosearch.simulator.measurement_report import read_questions, write_report
 from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
 

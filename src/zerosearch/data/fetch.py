@@ -19,10 +19,10 @@ import huggingface_hub
 import hydra
 
 from zerosearch.commands import TEXT, command
-from zerosearch.endings import ending_in_words
-from zerosearch.errors import InputError
-from zerosearch.files import GIB, flush_tree
-from zerosearch.hub import HubRefusal, file_metadata, refusal
+from zerosearch.core.endings import ending_in_words
+from zerosearch.core.errors import InputError
+from zerosearch.core.files import GIB, flush_tree
+from zerosearch.core.hub import HubRefusal, file_metadata, refusal
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

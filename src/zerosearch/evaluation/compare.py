@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from zerosearch.errors import InputError, ZeroSearchError
+from zerosearch.core.errors import InputError, ZeroSearchError
 from zerosearch.evaluation.tables import Cells, as_markdown, as_rich
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.reward.metrics import bootstrap_interval
 
 SCORES = ("em", "cover_em", "f1")

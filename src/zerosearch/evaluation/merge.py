@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zerosearch.errors import InputError, ZeroSearchError
+from zerosearch.core.errors import InputError, ZeroSearchError
 from zerosearch.evaluation.report import write_tables
 from zerosearch.evaluation.tables import Results, as_rich, from_csv, main_table
 

@@ -15,7 +15,7 @@ from importlib import resources
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 Cells = list[list[str]]  # the heading first
 

@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from zerosearch.commands import command
-from zerosearch.endings import ending_in_words
+from zerosearch.core.endings import ending_in_words
 from zerosearch.made_for import check_choices
 from zerosearch.simulator.serve import serve_until_told
 
@@ -14,7 +14,7 @@ from zerosearch.simulator.serve import serve_until_told
 @command("serve_generator", keys={}, checks=[check_choices])
 def main(cfg: DictConfig) -> None:
     """Serve one policy; its weights come with the first sync of the run that trains it."""
-    from zerosearch.nodes import check_nodes
+    from zerosearch.core.nodes import check_nodes
 
     with ending_in_words():
         check_nodes(cfg, "server")

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from zerosearch.errors import InputError, ZeroSearchError
+from zerosearch.core.errors import InputError, ZeroSearchError
 from zerosearch.policy.checkpoints import (
     check_same_model,
     is_sharded_checkpoint,

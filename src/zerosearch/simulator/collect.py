@@ -11,14 +11,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.commands import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT, command
+from zerosearch.core.endings import ending_in_words
 from zerosearch.data.availability import check_data
-from zerosearch.endings import ending_in_words
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from zerosearch.simulator.collecting import Outcome
+    from zerosearch.tuning.collection import Outcome
 
 EPISODES = "episodes.jsonl"
 COMPONENTS = ("collector", "questions")
@@ -37,11 +37,11 @@ KEYS = {
 
 def collect(cfg: DictConfig) -> Outcome:
     """Play the episodes that are missing in `cfg.folder`."""
-    from zerosearch.journal import Journal
-    from zerosearch.nodes import check_nodes
+    from zerosearch.core.journal import Journal
+    from zerosearch.core.nodes import check_nodes
     from zerosearch.search.engine import Checkable
-    from zerosearch.simulator.budget import Budget
-    from zerosearch.simulator.launch import launched
+    from zerosearch.serving.launch import launched
+    from zerosearch.tuning.budget import Budget
 
     check_nodes(cfg, *COMPONENTS)
     collector = hydra.utils.instantiate(cfg.collector, _convert_="all")
@@ -73,8 +73,8 @@ def collect(cfg: DictConfig) -> Outcome:
 
 def import_log(path: str, folder: Path) -> int:
     """Write the recorded searches of a file as episodes; returns how many there are."""
-    from zerosearch.journal import Journal
-    from zerosearch.simulator.records import read_episodes
+    from zerosearch.core.journal import Journal
+    from zerosearch.tuning.records import read_episodes
 
     episodes = read_episodes(path)
     with Journal(folder / EPISODES, key="id", settings={"import_from": path}) as journal:

@@ -14,9 +14,9 @@ import hydra
 
 from zerosearch.arguments import expand_simulator
 from zerosearch.commands import COUNT, FLAG, SECONDS, SEED, command
+from zerosearch.core.endings import ending_in_words
+from zerosearch.core.runs import link_latest
 from zerosearch.data.availability import check_data
-from zerosearch.endings import ending_in_words
-from zerosearch.runs import link_latest
 from zerosearch.simulator.chosen import check_simulator
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ COMPONENTS = ("questions", "search")
 
 def measure(cfg: DictConfig, folder: Path) -> list[str]:
     """Ask, report and write into `folder`; returns the warnings."""
-    from zerosearch.nodes import check_nodes
-    from zerosearch.simulator.fidelity_report import print_summary, write_report
-    from zerosearch.simulator.launch import launched
-    from zerosearch.simulator.measuring import ask_all, summarize, warnings_of
+    from zerosearch.core.nodes import check_nodes
+    from zerosearch.serving.launch import launched
+    from zerosearch.simulator.measurement import ask_all, summarize, warnings_of
+    from zerosearch.simulator.measurement_report import print_summary, write_report
 
     check_nodes(cfg, *COMPONENTS)
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import hydra
 
 from zerosearch.commands import FLAG, TEXT, command
-from zerosearch.endings import ending_in_words
-from zerosearch.errors import InputError
+from zerosearch.core.endings import ending_in_words
+from zerosearch.core.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,12 +23,12 @@ COMPONENTS = ("rows", "judging")
 
 def judge(cfg: DictConfig) -> None:
     """Judge what is not judged yet, report, and write the rows."""
-    from zerosearch.journal import Journal
-    from zerosearch.nodes import check_nodes
-    from zerosearch.simulator.judge_report import print_summary, summarize, write_report
-    from zerosearch.simulator.judging import cases_of, judged_searches
-    from zerosearch.simulator.records import read_episodes
-    from zerosearch.simulator.rows import write_rows
+    from zerosearch.core.journal import Journal
+    from zerosearch.core.nodes import check_nodes
+    from zerosearch.tuning.agreement import print_summary, summarize, write_report
+    from zerosearch.tuning.records import read_episodes
+    from zerosearch.tuning.row_maker import write_rows
+    from zerosearch.tuning.verdicts import cases_of, judged_searches
 
     check_nodes(cfg, *COMPONENTS)
     maker = hydra.utils.instantiate(cfg.rows, _convert_="all")

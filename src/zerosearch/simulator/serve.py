@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from zerosearch.arguments import expand_simulator
 from zerosearch.commands import command
-from zerosearch.endings import ending_in_words
-from zerosearch.errors import InputError
+from zerosearch.core.endings import ending_in_words
+from zerosearch.core.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from zerosearch.simulator.process import ServerProcess
-    from zerosearch.simulator.serving import ServerSettings
+    from zerosearch.serving.process import ServerProcess
+    from zerosearch.serving.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def serve_until_told(settings: ServerSettings, override: str) -> None:
     Raises:
         InputError: a server cannot be started, or has ended.
     """
-    from zerosearch.simulator.launch import running
+    from zerosearch.serving.launch import running
 
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has set Ctrl-C aside
         signal.signal(number, _exit)
@@ -62,7 +62,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 @command("serve", keys={}, expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Serve one simulator."""
-    from zerosearch.simulator.launch import server_settings
+    from zerosearch.serving.launch import server_settings
 
     with ending_in_words():
         serve_until_told(server_settings(cfg.simulator), "simulator.endpoints")

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerosearch.errors import InputError, ZeroSearchError
+from zerosearch.core.errors import InputError, ZeroSearchError
 
 if TYPE_CHECKING:
-    from zerosearch.simulator.template_inference import Derived
-    from zerosearch.simulator.tuning_rows import TuningRow
+    from zerosearch.tuning.row_reader import TuningRow
+    from zerosearch.tuning.template.inference import Derived
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         InputError: too few rows agree, or the rows leave something open.
     """
-    from zerosearch.simulator.template_inference import derive_template
-    from zerosearch.simulator.tuning_rows import read_rows
+    from zerosearch.tuning.row_reader import read_rows
+    from zerosearch.tuning.template.inference import derive_template
 
     rows = read_rows(options.rows, prompt_key=options.prompt_key, joiner=options.joiner)
     derived = derive_template(
@@ -80,8 +80,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _named(options: list[str]) -> dict[tuple[str, int], str]:
-    from zerosearch.simulator.slot_names import NAMES
-    from zerosearch.simulator.template_inference import QUALITIES
+    from zerosearch.tuning.template.inference import QUALITIES
+    from zerosearch.tuning.template.slot_names import NAMES
 
     named: dict[tuple[str, int], str] = {}
     for option in options:
