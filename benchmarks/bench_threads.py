@@ -38,7 +38,7 @@ def run(threads: int, waiting: str, steps: int, folder: Path) -> tuple[list[floa
     environment = {name: value for name, value in os.environ.items() if name not in known}
     environment |= {"OMP_NUM_THREADS": str(threads), **WAITING[waiting]}
     command = [
-        *(sys.executable, "-m", "zerosearch.train", "trainer=cpu", "test=false"),
+        *(sys.executable, "-m", "zerosearch.commands.train", "trainer=cpu", "test=false"),
         *(f"policy_steps={steps}", "trainer.val_check_interval=1000000"),
         *(f"paths.log_dir={folder}", f"hydra.run.dir={folder}"),
     ]

@@ -14,7 +14,7 @@ from tests.helpers.commands import light_environment
 from tests.helpers.configs import ROOT
 from zerosearch import __version__
 from zerosearch.cli import COMMANDS, PROGRAMS, called, main, overview
-from zerosearch.train import main as train
+from zerosearch.commands.train import main as train
 
 WITH_FLAGS = ("compare", "export", "init", "merge", "template")
 
@@ -34,7 +34,7 @@ def test_help_lists_every_command_in_its_group(capsys: pytest.CaptureFixture[str
 
 def test_every_command_has_its_module() -> None:
     assert [name for name, program in COMMANDS.items() if find_spec(program.module) is None] == []
-    assert called("zerosearch.train") == "zerosearch train"
+    assert called("zerosearch.commands.train") == "zerosearch train"
     assert called("zerosearch.serving.guard") == "python -m zerosearch.serving.guard"
 
 

@@ -131,7 +131,7 @@ def test_packages_do_not_re_export() -> None:
     ("source", "module"),
     [
         ("import zerosearch.rollout.tags", "zerosearch.data.rows"),
-        ("from zerosearch.train import main", "zerosearch.training.module"),
+        ("from zerosearch.commands.train import main", "zerosearch.training.module"),
         ("from zerosearch import training", "zerosearch.types"),
         ("def f():\n    from zerosearch.policy.source import x", "zerosearch.search.bm25"),
         ("from ..callbacks import curriculum", "zerosearch.training.module"),

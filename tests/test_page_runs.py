@@ -41,8 +41,8 @@ OWN_QUESTIONS = (
     "make evaluate benchmark=file benchmark.file.path=mine.parquet search.engine.corpus=my.jsonl.gz"
 )
 ASK, SERVE = 'make ask question="In which country is Taiyuan?"', "make serve"
-SHOW = "python -m zerosearch.train experiment=zerosearch_7b --cfg job"
-MEMORY = "python -m zerosearch.plan experiment=zerosearch_7b trainer.devices=8"
+SHOW = "python -m zerosearch.commands.train experiment=zerosearch_7b --cfg job"
+MEMORY = "python -m zerosearch.commands.plan experiment=zerosearch_7b trainer.devices=8"
 RUN_HERE = {TRAIN, AGAIN, SWEEP, EVALUATE, OWN_QUESTIONS, ASK, SERVE, SHOW, MEMORY}
 ELSEWHERE = {
     "make test": "this is a test",
@@ -52,7 +52,7 @@ ELSEWHERE = {
     "zerosearch --help": "the same",
     "zerosearch init FOLDER": "tests/test_package.py",
     "pip install .": "the same",
-    "python -m zerosearch.train": "as make train",
+    "python -m zerosearch.commands.train": "as make train",
     "make tensorboard": "another project's program",
     "make smollm2": "fetches a package",
     "make train seed=1 optimizer.lr=1e-5": "as make train",
@@ -231,7 +231,10 @@ def test_what_can_be_looked_at_before_running(words: Words, tmp_path: Path) -> N
 def test_a_corpus_is_served_to_a_training_run(words: Words, tmp_path: Path) -> None:
     pytest.importorskip("uvicorn", reason="the server needs zerosearch[retriever]")
     with serving(
-        tmp_path, ["zerosearch.retriever"], ["port=0"], "search=retriever search.engine.url="
+        tmp_path,
+        ["zerosearch.commands.retrieve"],
+        ["port=0"],
+        "search=retriever search.engine.url=",
     ) as url:
         found = post(f"{url}/retrieve", {"queries": ["Lyon"], "topk": 1})
         assert found["result"][0]

@@ -125,7 +125,9 @@ def training(
 ) -> AbstractContextManager[subprocess.Popen[str]]:
     """A run with its output in `<folder>/<name>`; what is left of it when killed lies there too."""
     output, here = folder / name, str(folder)
-    return started("zerosearch.train", output, *arguments, ended_by=signal.SIGKILL, TMPDIR=here)
+    return started(
+        "zerosearch.commands.train", output, *arguments, ended_by=signal.SIGKILL, TMPDIR=here
+    )
 
 
 @contextmanager
@@ -135,7 +137,7 @@ def serving(model: str, told: list[str], base: Path) -> Iterator[str]:
     arguments = [f"model={model}", "episode=paper", "server.port=null", *own]
     output = base / "generator"
     with started(
-        "zerosearch.generation.serve", output, *arguments, ended_by=signal.SIGTERM
+        "zerosearch.commands.generate", output, *arguments, ended_by=signal.SIGTERM
     ) as process:
         while not (found := re.search(r"generator\.endpoints=\[(.+?)\]", output.read_text())):
             assert process.poll() is None, output.read_text()

@@ -16,8 +16,8 @@ from tests.helpers.configs import compose_config
 from tests.helpers.openai_server import OpenAIServer, Reply, completion
 from tests.helpers.runs import computed, read_metrics, small_run
 from tests.helpers.words import COLOURS
+from zerosearch.commands.train import train_policy
 from zerosearch.core.runs import Summary
-from zerosearch.train import train_policy
 
 SPENT = ("cost/", "search/cached", "search/attempts", "search/tokens")
 

@@ -25,29 +25,35 @@ class Program:
 
 PROGRAMS: dict[str, dict[str, Program]] = {
     "train": {
-        "train": Program("zerosearch.train", "train a policy or tune a simulator: experiment=NAME"),
-        "plan": Program("zerosearch.plan", "what memory and time a run needs: experiment=NAME"),
-        "data": Program("zerosearch.data.fetch", "fetch public data: name=nq_hotpotqa"),
-        "export": Program("zerosearch.policy.convert", "make a checkpoint a model folder"),
-        "init": Program("zerosearch.new_project", "begin a project of one's own: FOLDER"),
+        "train": Program(
+            "zerosearch.commands.train", "train a policy or tune a simulator: experiment=NAME"
+        ),
+        "plan": Program(
+            "zerosearch.commands.plan", "what memory and time a run needs: experiment=NAME"
+        ),
+        "data": Program("zerosearch.commands.data", "fetch public data: name=nq_hotpotqa"),
+        "export": Program("zerosearch.commands.export", "make a checkpoint a model folder"),
+        "init": Program("zerosearch.commands.init", "begin a project of one's own: FOLDER"),
     },
     "use": {
-        "ask": Program("zerosearch.ask", "ask a policy: QUESTION checkpoint=RUN"),
-        "evaluate": Program("zerosearch.evaluate", "fill a table: checkpoint=RUN benchmark=all"),
-        "compare": Program("zerosearch.evaluation.compare", "test the difference of two methods"),
-        "merge": Program("zerosearch.evaluation.merge", "make one table of several evaluations"),
+        "ask": Program("zerosearch.commands.ask", "ask a policy: QUESTION checkpoint=RUN"),
+        "evaluate": Program(
+            "zerosearch.commands.evaluate", "fill a table: checkpoint=RUN benchmark=all"
+        ),
+        "compare": Program("zerosearch.commands.compare", "test the difference of two methods"),
+        "merge": Program("zerosearch.commands.merge", "make one table of several evaluations"),
     },
     "serve": {
-        "serve": Program("zerosearch.serve_policy", "a policy that searches: checkpoint=RUN"),
-        "simulate": Program("zerosearch.simulator.serve", "a simulator: simulator=prompted_7b"),
-        "generate": Program("zerosearch.generation.serve", "samplers for generator=vllm_server"),
-        "retrieve": Program("zerosearch.retriever", "search over a corpus: search=bm25"),
+        "serve": Program("zerosearch.commands.serve", "a policy that searches: checkpoint=RUN"),
+        "simulate": Program("zerosearch.commands.simulate", "a simulator: simulator=prompted_7b"),
+        "generate": Program("zerosearch.commands.generate", "samplers for generator=vllm_server"),
+        "retrieve": Program("zerosearch.commands.retrieve", "search over a corpus: search=bm25"),
     },
     "make a simulator": {
-        "collect": Program("zerosearch.simulator.collect", "record searches of an agent"),
-        "judge": Program("zerosearch.simulator.judge", "make tuning rows of recorded searches"),
-        "fidelity": Program("zerosearch.simulator.fidelity", "measure a simulator: simulator=NAME"),
-        "template": Program("zerosearch.simulator.template", "find the prompt of a data set"),
+        "collect": Program("zerosearch.commands.collect", "record searches of an agent"),
+        "judge": Program("zerosearch.commands.judge", "make tuning rows of recorded searches"),
+        "fidelity": Program("zerosearch.commands.fidelity", "measure a simulator: simulator=NAME"),
+        "template": Program("zerosearch.commands.template", "find the prompt of a data set"),
     },
 }
 COMMANDS = {name: program for group in PROGRAMS.values() for name, program in group.items()}

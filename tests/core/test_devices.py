@@ -28,7 +28,7 @@ from zerosearch.generation.vllm.sync import ServerSync
 from zerosearch.search.embedding import E5Encoder
 from zerosearch.training.background import Background
 
-SOURCE = Path(devices.__file__).parent
+SOURCE = Path(devices.__file__).parents[1]
 OWN = torch.device("cuda", 1)  # the GPU of this process
 
 

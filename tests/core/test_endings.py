@@ -134,7 +134,7 @@ def test_out_of_memory_says_which_settings_to_lower(caplog: pytest.LogCaptureFix
         "module.logprob_chunk_tokens",
         "model.gradient_checkpointing=true",
         "generator.gpu_memory_utilization",
-        "zerosearch.plan",
+        "zerosearch.commands.plan",
     ):
         assert part in said
 

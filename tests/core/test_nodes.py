@@ -17,10 +17,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tests.helpers.configs import CONFIGS, ROOT, compose_config, hydra_run
-from zerosearch import evaluate, plan, retriever, train
 from zerosearch.answering import load
+from zerosearch.command_line.command import collect, evaluate, fidelity, judge, plan, train
+from zerosearch.command_line.command import retrieve as retriever
 from zerosearch.core.nodes import arguments_of, check_nodes
-from zerosearch.simulator import collect, fidelity, judge
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a choice alone
 
@@ -151,7 +151,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         load.COMPONENTS,
         ("seed", "model.", "generator."),
     ),
-    "serve_policy ~simulator": ((*load.COMPONENTS, "limits"), ("seed", "port")),
+    "serve ~simulator": ((*load.COMPONENTS, "limits"), ("seed", "port")),
     "fidelity": (
         fidelity.COMPONENTS,
         (
@@ -174,7 +174,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "simulator.server.environment.",
         ),
     ),
-    "serve_generator": (("server",), ("episode.",)),
+    "generate": (("server",), ("episode.",)),
 }
 
 

@@ -155,14 +155,16 @@ def test_latest_of_a_task_that_is_new(tmp_path: Path) -> None:
 
 
 def test_a_summary_says_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "orig_argv", ["/bin/python", "-m", "zerosearch.train", "tags=[a b]"])
+    monkeypatch.setattr(
+        sys, "orig_argv", ["/bin/python", "-m", "zerosearch.commands.train", "tags=[a b]"]
+    )
     summary = Summary(tmp_path, seed=0, tags=["a"])
     summary.write()
     first = json.loads((tmp_path / "summary.json").read_text())
     assert first["status"] == "failed", "until the run says otherwise"
     assert (first["seed"], first["tags"]) == (0, ["a"])
     assert first["seconds"] >= 0
-    assert first["command"].endswith(" -m zerosearch.train 'tags=[a b]'")
+    assert first["command"].endswith(" -m zerosearch.commands.train 'tags=[a b]'")
 
     summary.facts |= {"status": "completed", "test/f1": 0.5, "path": tmp_path}
     summary.write()

@@ -29,7 +29,7 @@ def test_a_command_settles_it_before_torch_is_loaded() -> None:
     code = (
         "import runpy, sys, os\n"
         "sys.argv = ['train', 'resume=nowhere']\n"
-        "try: runpy.run_module('zerosearch.train', run_name='__main__')\n"
+        "try: runpy.run_module('zerosearch.commands.train', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules\n"
         "os.environ['OMP_DISPLAY_ENV'] = 'verbose'\n"  # OpenMP prints what it has read

@@ -54,7 +54,7 @@ def test_the_public_sets_are_those_that_can_be_fetched() -> None:
             "engines.bm25.engine.engine.corpus",
             "wiki18",
         ),
-        ("retriever", ["corpus=hotpotqa_small"], "search.engine.corpus", "hotpotqa_small"),
+        ("retrieve", ["corpus=hotpotqa_small"], "search.engine.corpus", "hotpotqa_small"),
         ("ask", ["corpus=hotpotqa_small"], "search.engine.corpus", "hotpotqa_small"),
     ],
 )

@@ -23,9 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.helpers.configs import ROOT, compose_config, hydra_run
 from tests.helpers.pages import Shown
 from tests.helpers.recorded import Call, calls, run
-from zerosearch.chosen_policy import choose_policy
 from zerosearch.cli import COMMANDS
-from zerosearch.commands import Command
+from zerosearch.command_line.chosen_policy import choose_policy
+from zerosearch.command_line.command import Command
 from zerosearch.core.endings import of_configuration
 from zerosearch.core.nodes import check_nodes
 from zerosearch.training.preflight import check_accelerator
@@ -71,7 +71,7 @@ def program_of(call: Call) -> tuple[str, list[str]] | None:
     if call.program == "sbatch":
         script = next(n for n, word in enumerate(words) if not word.startswith("--"))
         check_file(words[script])
-        return "zerosearch.train", words[script + 1 :]
+        return "zerosearch.commands.train", words[script + 1 :]
     if call.program == "pip" or words[:2] == ["-m", "pip"]:
         check_extras(words)
     elif call.program in ("python", "torchrun") and "-m" in words:
@@ -149,7 +149,7 @@ def refusal(job: Composed) -> str | None:
             if "checkpoint" in cfg:
                 choose_policy(cfg, list(HydraConfig.get().overrides.task))
             check_nodes(cfg, *getattr(program, "COMPONENTS", ()))
-            if "trainer" in cfg and module == "zerosearch.train":
+            if "trainer" in cfg and module == "zerosearch.commands.train":
                 check_accelerator(cfg.trainer.accelerator)
         except ValueError as error:
             said = str(error)

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from zerosearch.made_for import check_made_for
+from zerosearch.command_line.made_for import check_made_for
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

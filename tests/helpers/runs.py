@@ -1,4 +1,4 @@
-"""Small whole runs of `zerosearch.train`, and what of their metrics a repeat must equal."""
+"""Small whole runs of `zerosearch.commands.train`, and what of their metrics a repeat must equal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import yaml
 
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.words import COLOURS, save_word_policy
+from zerosearch.commands.train import train_policy
 from zerosearch.core.runs import Summary, read_summary
-from zerosearch.train import train_policy
 
 STEPS = 6
 MEASURED = ("time/", "throughput/", "memory/")  # and latencies: not of the computation
@@ -79,12 +79,12 @@ def run_here(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 def train_by_command(folder: Path, *overrides: str, timeout_s: float = 600) -> None:
-    """Run `python -m zerosearch.train`, its output in `folder/output`; raises where it fails."""
+    """Run `python -m zerosearch.commands.train`, its output in `folder/output`; raises where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     with (folder / "output").open("w") as output:
         code = subprocess.run(
-            [sys.executable, "-m", "zerosearch.train", *overrides],
+            [sys.executable, "-m", "zerosearch.commands.train", *overrides],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
             stdout=output,

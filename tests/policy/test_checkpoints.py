@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from zerosearch.commands.export import convert
 from zerosearch.core.errors import InputError
 from zerosearch.policy.checkpoints import (
     check_same_model,
@@ -19,7 +20,6 @@ from zerosearch.policy.checkpoints import (
     shapes_of,
     state_names,
 )
-from zerosearch.policy.convert import convert
 
 SHAPES = {"model.a": (2, 3), "model.b": (4,)}
 

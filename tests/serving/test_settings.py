@@ -206,7 +206,7 @@ def test_every_simulator_that_has_a_server_can_be_served(tmp_path: Path) -> None
     served = {}
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for name in names:
-            cfg = compose("serve", overrides=[f"simulator={name}"]).simulator
+            cfg = compose("simulate", overrides=[f"simulator={name}"]).simulator
             if name in ("llm", "exported", "tiny", "tiny_tuned_vllm"):  # need a model, weights
                 continue
             if "server" in cfg:
@@ -403,7 +403,7 @@ def test_serve_ends_its_servers_at_ctrl_c(tmp_path: Path, facts: Callable[[], di
     fake = ",".join(f"'{part}'" for part in FAKE)
     run = subprocess.Popen(
         [
-            *(sys.executable, "-m", "zerosearch.simulator.serve", "simulator=prompted_3b"),
+            *(sys.executable, "-m", "zerosearch.commands.simulate", "simulator=prompted_3b"),
             *("simulator.server.port=null", f"simulator.server.command=[{fake}]"),
             f"simulator.server.extra_args=[--record,'{tmp_path}/record.json']",
             f"paths.log_dir='{tmp_path}'",

@@ -12,8 +12,8 @@ import pytest
 
 from tests.helpers.recorded import calls, make_environment, run
 
-COLLECT, JUDGE = "zerosearch.simulator.collect", "zerosearch.simulator.judge"
-FIDELITY, TRAIN = "zerosearch.simulator.fidelity", "zerosearch.train"
+COLLECT, JUDGE = "zerosearch.commands.collect", "zerosearch.commands.judge"
+FIDELITY, TRAIN = "zerosearch.commands.fidelity", "zerosearch.commands.train"
 SMALL = {
     COLLECT: ["questions.limit=60", "attempts=4"],
     JUDGE: ["rows.validation_share=0.2"],

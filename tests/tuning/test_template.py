@@ -20,8 +20,8 @@ from tests.helpers.tuning_rows import (
     messages,
     plain_prompt,
 )
+from zerosearch.commands.template import main
 from zerosearch.simulator.prompt import SimulatorPrompt
-from zerosearch.simulator.template import main
 from zerosearch.types import SearchRequest
 
 EXAMPLES = make_examples(80)
