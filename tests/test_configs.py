@@ -33,13 +33,13 @@ from zerosearch.simulator.scripted import ScriptedSimulator
 
 OF_COLLECTING = ("agent", "judge", "questions")  # groups of other programs
 OF_EVALUATION = ("benchmark", "engines", "methods", "prompted", "table")
-OF_PLANNING = ("speeds",)
+OF_PLANNING = ("planned", "speeds")
 GROUPS = sorted(
     (path.parent.name, path.stem)
     for path in CONFIGS.glob("*/*.yaml")
     if path.parent.name not in ("hydra", *OF_COLLECTING, *OF_EVALUATION, *OF_PLANNING)
 )
-OF_TUNING = {("callbacks", "tuning"), ("data", "simulation"), ("task", "tune_simulator")}
+OF_TUNING = {("callbacks", "tuning"), ("data", "simulation")}
 OF_TUNING |= {("experiment", name) for group, name in GROUPS if name.startswith("simulator_sft")}
 CHOICES = [choice for choice in GROUPS if choice not in OF_TUNING]
 SHIPPED = "simulator.prompt_template=tuned"
@@ -225,10 +225,8 @@ ROWS = "data.files.train=rows.jsonl"
 
 @pytest.mark.parametrize("name", sorted(name for kind, name in OF_TUNING if kind == "experiment"))
 def test_every_tuning_makes_the_objects_of_a_run(name: str, tmp_path: Path) -> None:
-    own = ["model.path=mine"] if name == "simulator_sft" else []
-    cfg = compose_config(tmp_path, f"experiment={name}", ROWS, *ON_CPU, *own)
+    cfg = compose_config(tmp_path, f"experiment={name}", ROWS, *ON_CPU, name="tune")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert cfg.job == "zerosearch.commands.train.tune_simulator"
     run = assemble_tuning(cfg)
     callbacks = {type(each).__name__ for each in run.trainer.callbacks}  # type: ignore[attr-defined]
     assert {"MetricsCsv", "PolicyCheckpoint", "PolicyExport", "GracefulStop"} <= callbacks
@@ -244,7 +242,7 @@ def test_every_tuning_makes_the_objects_of_a_run(name: str, tmp_path: Path) -> N
 def test_large_simulators_are_built_on_the_meta_device_and_fit_their_gpus(
     name: str, tmp_path: Path
 ) -> None:
-    cfg = compose_config(tmp_path, f"experiment={name}", ROWS)
+    cfg = compose_config(tmp_path, f"experiment={name}", ROWS, name="tune")
     plan = plan_of(cfg)
     assert plan.sharded and plan.gpus == TUNING_GPUS[name] and not plan.with_reference
     assert {p.device.type for p in plan.model.parameters()} == {"meta"}

@@ -95,13 +95,13 @@ class Simulator:
 
 @contextmanager
 def started(
-    module: str, output: Path, *arguments: str, ended_by: signal.Signals, **environment: str
+    command: str, output: Path, *arguments: str, ended_by: signal.Signals, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A program, ended with all that it has started."""
+    """A command, ended with all that it has started."""
     own = {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", **environment}
     with output.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", "zerosearch", command, *arguments],
             cwd=ROOT,
             env=os.environ | own,
             stdout=file,
@@ -125,9 +125,7 @@ def training(
 ) -> AbstractContextManager[subprocess.Popen[str]]:
     """A run with its output in `<folder>/<name>`; what is left of it when killed lies there too."""
     output, here = folder / name, str(folder)
-    return started(
-        "zerosearch.commands.train", output, *arguments, ended_by=signal.SIGKILL, TMPDIR=here
-    )
+    return started("train", output, *arguments, ended_by=signal.SIGKILL, TMPDIR=here)
 
 
 @contextmanager
@@ -136,9 +134,7 @@ def serving(model: str, told: list[str], base: Path) -> Iterator[str]:
     own = [each for each in told if each.startswith(("model.", "paths."))]
     arguments = [f"model={model}", "episode=paper", "server.port=null", *own]
     output = base / "generator"
-    with started(
-        "zerosearch.commands.generate", output, *arguments, ended_by=signal.SIGTERM
-    ) as process:
+    with started("generate", output, *arguments, ended_by=signal.SIGTERM) as process:
         while not (found := re.search(r"generator\.endpoints=\[(.+?)\]", output.read_text())):
             assert process.poll() is None, output.read_text()
             time.sleep(0.5)

@@ -21,7 +21,8 @@ def test_an_experiment_trains_and_is_evaluated_on_what_was_fetched(tmp_path: Pat
         done = run_with_hub(
             url,
             tmp_path,
-            "zerosearch.commands.data",
+            "zerosearch",
+            "data",
             "name=hotpotqa_small",
             f"folder={public}",
             *SMALL,
@@ -31,7 +32,8 @@ def test_an_experiment_trains_and_is_evaluated_on_what_was_fetched(tmp_path: Pat
     short = ["episode.prompt_template=plain", "episode.max_prompt_tokens=64", "trainer=cpu"]
     run = tmp_path / "run"
     train = [
-        "zerosearch.commands.train",
+        "zerosearch",
+        "train",
         "experiment=smollm2_135m",
         *tiny,
         *short,
@@ -41,7 +43,7 @@ def test_an_experiment_trains_and_is_evaluated_on_what_was_fetched(tmp_path: Pat
     done = run_with_hub(None, tmp_path, *train, ZEROSEARCH_DATA=str(public))
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(read_metrics(run)) == 1
-    evaluate = ["zerosearch.commands.evaluate", f"checkpoint={run}", "corpus=hotpotqa_small"]
+    evaluate = ["zerosearch", "evaluate", f"checkpoint={run}", "corpus=hotpotqa_small"]
     evaluate += ["benchmark=file", f"benchmark.file.path={public}/hotpotqa_small/qa_test.jsonl"]
     evaluate += ["benchmark.file.label=small", f"hydra.run.dir={tmp_path / 'table'}"]
     done = run_with_hub(None, tmp_path, *evaluate, ZEROSEARCH_DATA=str(public))

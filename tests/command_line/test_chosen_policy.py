@@ -30,13 +30,14 @@ def make_run(
     *,
     exported_s: int | None = None,
     saved_s: int | None = None,
-    job: str = "zerosearch.commands.train.train_policy",
+    command: str = "train",
     f1: float | None = None,
     **summary: object,
 ) -> Path:
     """A run folder whose export and whose last checkpoint were written at these seconds."""
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"job": job}))
+    told = {"hydra": {"job": {"config_name": command}}}
+    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(told))
     if summary:
         (folder / "summary.json").write_text(json.dumps({**summary, "test/f1": f1}))
     for place, time_s in (
@@ -178,7 +179,7 @@ def test_equal_times_are_decided_by_the_name(train: Path) -> None:
 
 
 def test_what_a_place_lacks_is_said(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "tuned", saved_s=1, job="zerosearch.commands.train.tune_simulator")
+    run = make_run(tmp_path / "tuned", saved_s=1, command="tune")
     export = run / "simulator"
     export.mkdir()
     for name in ("prompt.j2", "zerosearch.json", "config.json"):

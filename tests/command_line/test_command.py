@@ -20,11 +20,10 @@ from zerosearch.command_line.error_text import nearest
 
 def said_here(program: str, words: list[str], folder: Path) -> str:
     """What a command says to its words, in this process."""
-    module = f"zerosearch.{program}"
     try:
-        [job] = composed(module, words, folder)
+        [job] = composed(program, words, folder)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        return import_module(module).main.explain(error, words)
+        return import_module(f"zerosearch.commands.{program}").main.explain(error, words)
     return refusal(job) or ""
 
 
@@ -36,9 +35,8 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def ended(
     program: str, *arguments: str, env: dict[str, str], logs: Path
 ) -> subprocess.CompletedProcess[str]:
-    """A program in a process of its own: `train` by the one command, others as modules."""
-    words = ["zerosearch", "train"] if program == "train" else [f"zerosearch.{program}"]
-    command = [sys.executable, "-m", *words, *arguments]
+    """A command in a process of its own."""
+    command = [sys.executable, "-m", "zerosearch", program, *arguments]
     return subprocess.run(
         [*command, f"paths.log_dir='{logs}'"],
         env=env,
@@ -110,11 +108,11 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("ask", "allow_other_episode=perhaps", "allow_other_episode=perhaps: give true or false"),
         ("serve", "port=http", "port=http: give a port from 0"),
         ("retrieve", "port=70000", "port=70000: give a port from 0"),
-        ("simulator.collect", "attempts=0", "attempts=0: give a whole number, 1 or more"),
-        ("simulator.judge", "only_correct=1", "only_correct=1: give true or false"),
-        ("simulator.fidelity", "timeout_s=soon", "timeout_s=soon: give seconds, more than 0"),
-        ("data.fetch", "name=wiki81", "name=wiki81: choose one of nq_hotpotqa"),
-        ("data.fetch", "nmae=wiki18", "nmae: zerosearch data has no such key; did you mean name?"),
+        ("collect", "attempts=0", "attempts=0: give a whole number, 1 or more"),
+        ("judge", "only_correct=1", "only_correct=1: give true or false"),
+        ("fidelity", "timeout_s=soon", "timeout_s=soon: give seconds, more than 0"),
+        ("data", "name=wiki81", "name=wiki81: choose one of nq_hotpotqa"),
+        ("data", "nmae=wiki18", "nmae: zerosearch data has no such key; did you mean name?"),
         ("plan", "gpu_gib=-80", "gpu_gib=-80: give a number above 0"),
         ("plan", "card=h1000", "card=h1000: choose one of h100, h100_pcie"),
     ],
@@ -167,7 +165,7 @@ NOBODY = "nobody asks the simulator"
         (["endpoints.prompted_3b=[http://h/v1]", "search=bm25"], NOBODY),
         (
             ["simulator=tuned_3b", "simulator.launch=true"],
-            "zerosearch.commands.template sunhaonlp/",
+            "zerosearch template sunhaonlp/",
         ),
         (["simulator=tiny_tuned"], "`make simulator-quickstart` makes it"),
         (["simulator=llm", "simulator.model=m", "simulator.prompt_template=no.j2"], "'no.j2'"),

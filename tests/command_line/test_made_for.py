@@ -24,7 +24,8 @@ MY_ENGINE = ["search=bm25", "search.engine.corpus=mine.jsonl", "evaluation=same_
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 TUNING = [name for name in EXPERIMENTS if name.startswith("simulator_sft")]
 GROUPS = ("model", "data", "episode", "evaluation")
-OTHER_GROUPS = ("algorithm", "callbacks", "compat", "debug", "generator", "search", "task")
+OTHER_GROUPS = ("algorithm", "callbacks", "compat", "debug", "generator", "search")
+OF_TUNING = ("model", "data", "generator", "callbacks")  # of these groups
 # what a choice needs to be complete, and what an experiment leaves to the user
 NEEDED = {"data=files": OWN[1:], "data=simulation": ["data.files.train=rows.jsonl"]}
 ABSTRACT = {
@@ -48,7 +49,7 @@ def completed(name: str, swap: str) -> list[str]:
     needed = list(NEEDED.get(swap, []))
     if name in TUNING and not swap.startswith("data="):
         needed += ["data.files.train=rows.jsonl"]
-    if name in ("any_model", "simulator_sft") and not swap.startswith("model="):
+    if name == "any_model" and not swap.startswith("model="):
         needed += ["model.path=owner/name"]
     return [f"experiment={name}", swap, *needed]
 
@@ -73,11 +74,13 @@ def assert_coherent(cfg: DictConfig) -> None:
 
 
 def assert_swap(name: str, swap: str, folder: Path) -> None:
+    command = "tune" if name in TUNING else "train"
     try:
-        cfg = checked(folder, *completed(name, swap))
+        cfg = checked(folder, *completed(name, swap), name=command)
     except ConfigCompositionException:
         # rows of another task: a list of files and a node of them, which Hydra refuses to merge
-        assert swap in ("data=simulation", "data=files")
+        no_group = command == "tune" and swap.partition("=")[0] not in OF_TUNING
+        assert no_group or swap in ("data=simulation", "data=files")
     except ValueError as refusal:
         said = str(refusal)
         assert "\n" not in said and re.search(REMEDY, said), said
@@ -101,8 +104,9 @@ def test_every_swap_is_coherent_or_refused(name: str, swap: str, tmp_path: Path)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_made_for_what_it_chooses(name: str, tmp_path: Path) -> None:
     rows = ["data.files.train=rows.jsonl"] if name in TUNING else []
-    path = ["model.path=owner/name"] if name in ("any_model", "simulator_sft") else []
-    assert_coherent(checked(tmp_path, f"experiment={name}", *rows, *path))
+    path = ["model.path=owner/name"] if name == "any_model" else []
+    command = "tune" if name in TUNING else "train"
+    assert_coherent(checked(tmp_path, f"experiment={name}", *rows, *path, name=command))
 
 
 @pytest.mark.parametrize(
@@ -134,12 +138,10 @@ def test_every_experiment_is_made_for_what_it_chooses(name: str, tmp_path: Path)
         (["compat=paper_grpo"], "compat=paper_grpo is made for any model but quickstart"),
         (["experiment=any_model"], "model.path is not set"),
         (["experiment=any_model", "model=quickstart"], "any model but quickstart"),
-        (["experiment=simulator_sft_tiny", "search=bm25"], "has no use for search=bm25"),
         (
-            ["experiment=simulator_sft_3b", "task=train_policy", "data.files.train=rows.jsonl"],
-            "task=train_policy is made for any data but simulation",
+            ["data=simulation", "data.files.train=rows.jsonl"],
+            "zerosearch train is made for any data but simulation.*use zerosearch tune",
         ),
-        (["task=tune_simulator"], "task=tune_simulator is made for data=simulation"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
@@ -193,15 +195,15 @@ def test_an_algorithm_keeps_its_own_kl_in_the_runs_of_the_paper(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("program", "overrides"),
     [
-        ("zerosearch.commands.train", ["model=qwen2_5_3b"]),
-        ("zerosearch.commands.generate", ["model=qwen2_5_3b"]),
+        ("train", ["model=qwen2_5_3b"]),
+        ("generate", ["model=qwen2_5_3b"]),
     ],
 )
 def test_programs_refuse_in_one_sentence_before_torch(
     program: str, overrides: list[str], tmp_path: Path
 ) -> None:
-    code = "import atexit, runpy, sys; atexit.register(lambda: print('torch' in sys.modules)); "
-    code += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    code += "from zerosearch.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, program, *overrides, f"hydra.run.dir={tmp_path}"],
         cwd=ROOT,

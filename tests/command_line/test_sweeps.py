@@ -31,7 +31,7 @@ def start_sweep(folder: Path, *overrides: str, **environment: str) -> subprocess
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         environment.setdefault(name, "")
     own = {name: value for name, value in (os.environ | environment).items() if value}
-    command = [sys.executable, "-m", "zerosearch.commands.train", "-m", *small_run(folder), *SHORT]
+    command = [sys.executable, "-m", "zerosearch", "train", "-m", *small_run(folder), *SHORT]
     return subprocess.Popen(
         [*command, *overrides, f"paths.log_dir='{folder / 'logs'}'"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""`python -m zerosearch.commands.ask` as a user runs it: one question, several, a pipe, scripts."""
+"""`zerosearch ask` as a user runs it: one question, several, a pipe, scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORLD = ["model=quickstart", "search=scripted"]
 def ask(*arguments: str, said: str = "", code: int = 0) -> tuple[str, str]:
     """Standard output and standard error."""
     done = subprocess.run(
-        [sys.executable, "-m", "zerosearch.commands.ask", *arguments],
+        [sys.executable, "-m", "zerosearch", "ask", *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         input=said,

@@ -123,7 +123,7 @@ def run_small(folder: Path, *more: str) -> None:
 def test_from_the_command_line_with_a_token_and_again_without_a_network(tmp_path: Path) -> None:
     made = make_hub()
     folder, token = tmp_path / "data", "hf_" + "s3cret" * 5
-    command = ["zerosearch.commands.data", "name=hotpotqa_small", f"folder={folder}", *SMALL]
+    command = ["zerosearch", "data", "name=hotpotqa_small", f"folder={folder}", *SMALL]
     with serving(made) as url:
         done = run_with_hub(url, tmp_path, *command, HF_TOKEN=token)
         made.refused[HOTPOTQA] = 403
@@ -138,7 +138,7 @@ def test_from_the_command_line_with_a_token_and_again_without_a_network(tmp_path
     shown = [each.stdout + each.stderr for each in (done, again, refused)]
     assert all(token not in text and "Traceback" not in text for text in shown)
     assert token in made.tokens, "it was sent"
-    alone = run_with_hub(None, tmp_path, "zerosearch.commands.data", "name=wiki18", "folder=other")
+    alone = run_with_hub(None, tmp_path, "zerosearch", "data", "name=wiki18", "folder=other")
     assert alone.returncode == 1 and "the hub cannot be reached" in alone.stdout.splitlines()[-1]
 
 

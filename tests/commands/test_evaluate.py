@@ -1,4 +1,4 @@
-"""`python -m zerosearch.commands.evaluate` as a user runs it: tables, a kill half-way, a lost engine."""
+"""`zerosearch evaluate` as a user runs it: tables, a kill half-way, a lost engine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def command(tmp_path: Path) -> Callable[..., list[str]]:
 
     def make(folder: Path, *overrides: str) -> list[str]:
         return [
-            *(sys.executable, "-m", "zerosearch.commands.evaluate", f"checkpoint={policy}"),
+            *(sys.executable, "-m", "zerosearch", "evaluate", f"checkpoint={policy}"),
             *("benchmark=nq", f"benchmark.nq.source.path={questions}", "block=6", "temperature=1"),
             *(*ENGINE, *EPISODE, f"paths.log_dir={tmp_path}", f"hydra.run.dir={folder}"),
             *overrides,
@@ -99,7 +99,7 @@ def test_two_runs_and_one_that_was_killed_give_identical_bytes(
     running.wait()
     kept = journal.read_bytes()
     assert kept.count(b"\n") < 24, "it was killed half-way"
-    again = [sys.executable, "-m", "zerosearch.commands.evaluate", f"resume={tmp_path / 'two'}"]
+    again = [sys.executable, "-m", "zerosearch", "evaluate", f"resume={tmp_path / 'two'}"]
     assert "knows little" not in run(again), "it was asked before"
     assert journal.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1]), "nothing is asked again"
     assert outputs(tmp_path / "two") == whole

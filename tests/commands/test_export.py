@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from tests.helpers.sharded_training import Job, make_job_module, train
 from tests.helpers.words import save_word_policy
-from zerosearch.commands.export import convert, main
+from zerosearch.policy.conversion import convert, main
 from zerosearch.core.errors import FileError, InputError
 from zerosearch.policy.export import load_settings, save_policy
 
@@ -104,6 +104,6 @@ def test_only_what_is_written_for_users_ends_the_command_as_a_sentence(
         raise error
 
     monkeypatch.setattr("sys.argv", ["convert", "checkpoint", "folder"])
-    monkeypatch.setattr("zerosearch.commands.export.convert", refuse)
+    monkeypatch.setattr("zerosearch.policy.conversion.convert", refuse)
     with pytest.raises(ending, match=str(error)):
         main()

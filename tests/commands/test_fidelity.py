@@ -195,7 +195,7 @@ def test_a_limit_keeps_a_fixed_selection() -> None:
 
 def test_the_command_reports_writes_and_is_strict_on_demand(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "zerosearch.commands.fidelity"),
+        *(sys.executable, "-m", "zerosearch", "fidelity"),
         *("simulator=scripted_fair", "data.limit=40", "strict=true"),
         f"paths.log_dir='{tmp_path}'",
     ]

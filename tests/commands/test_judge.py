@@ -45,7 +45,7 @@ def write_episodes(folder: Path) -> None:
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
-    program = [sys.executable, "-m", "zerosearch.commands.judge"]
+    program = [sys.executable, "-m", "zerosearch", "judge"]
     return [*program, f"folder={folder}", "rows.top_k=[1,2]", *overrides]
 
 

@@ -34,7 +34,8 @@ def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     command = [
         sys.executable,
         "-m",
-        "zerosearch.commands.retrieve",
+        "zerosearch",
+        "retrieve",
         f"hydra.run.dir={folder}",
         *overrides,
     ]

@@ -1,4 +1,4 @@
-"""`python -m zerosearch.commands.serve` as a user runs it."""
+"""`zerosearch serve` as a user runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.configs import ROOT
 from tests.helpers.waiting import wait_until
 
 COMMAND = [
-    *(sys.executable, "-m", "zerosearch.commands.serve"),
+    *(sys.executable, "-m", "zerosearch", "serve"),
     *("model=quickstart", "search=scripted", "port=0"),
 ]
 

@@ -1,4 +1,4 @@
-"""Whole runs of `python -m zerosearch.commands.train`: what they leave, how they resume, how they refuse."""
+"""Whole runs of `zerosearch train`: what they leave, how they resume, how they refuse."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def start(
         (folder / pausing.GO_ON).unlink(missing_ok=True)
         environment |= {pausing.FOLDER: str(folder), pausing.STEPS: str(steps)}
     return subprocess.Popen(
-        [sys.executable, "-m", "zerosearch.commands.train", *arguments],
+        [sys.executable, "-m", "zerosearch", "train", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -158,7 +158,7 @@ def test_a_run_leaves_its_summary(runs: Runs) -> None:
     summary = read_summary(runs.whole)
     assert summary["status"] == "completed" and summary["seed"] == 0
     assert 0 < summary["seconds"] < TIMEOUT_S
-    assert "-m zerosearch.commands.train" in summary["command"] and "seed=0" in summary["command"]
+    assert "-m zerosearch train" in summary["command"] and "seed=0" in summary["command"]
     assert summary["git_commit"] is None or len(summary["git_commit"].split("+")[0]) == 40
     for name in ("start/f1", "test/f1", "start/em", "test/em", "reward/f1", "test/scripted/f1"):
         assert 0.0 <= summary[name] <= 1.0, name
@@ -277,7 +277,7 @@ def test_invariant_13_transcripts_and_final_metrics_are_those_of_one_left_alone(
 
 
 def test_help_loads_nothing_heavy() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "zerosearch.commands.train", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "zerosearch", "train", "--help"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

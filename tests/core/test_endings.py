@@ -134,7 +134,7 @@ def test_out_of_memory_says_which_settings_to_lower(caplog: pytest.LogCaptureFix
         "module.logprob_chunk_tokens",
         "model.gradient_checkpointing=true",
         "generator.gpu_memory_utilization",
-        "zerosearch.commands.plan",
+        "zerosearch plan",
     ):
         assert part in said
 
@@ -149,7 +149,8 @@ def test_another_rank_says_which_it_is(
 
 def test_an_error_is_said_without_loading_anything_heavy() -> None:
     code = (
-        "import sys, zerosearch.core.endings as ends; from zerosearch.core.errors import InputError;"
+        "import sys, zerosearch.core.endings as ends;"
+        "from zerosearch.core.errors import InputError;"
         "ends.report_error(InputError('seed=x: a number'));"
         "print([m for m in ('torch', 'lightning') if m in sys.modules])"
     )

@@ -18,8 +18,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tests.helpers.configs import CONFIGS, ROOT, compose_config, hydra_run
 from zerosearch.answering import load
-from zerosearch.command_line.command import collect, evaluate, fidelity, judge, plan, train
-from zerosearch.command_line.command import retrieve as retriever
+from zerosearch.assembly import COMPONENTS
+from zerosearch.commands import collect, evaluate, fidelity, judge, plan
+from zerosearch.commands import retrieve as retriever
 from zerosearch.core.nodes import arguments_of, check_nodes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a choice alone
@@ -128,13 +129,13 @@ def test_defaults_in_code_are_those_of_a_configuration() -> None:
 
 # What each program makes, and the numbers that it reads by itself or not at all.
 PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "train": (train.COMPONENTS, ()),
-    "train experiment=simulator_sft_tiny": (
-        train.COMPONENTS,
+    "train": (COMPONENTS, ()),
+    "tune experiment=simulator_sft_tiny": (
+        COMPONENTS,
         ("simulator_check.",),  # of a policy
     ),
     "train experiment=zerosearch_7b algorithm=ppo": (
-        (*train.COMPONENTS, "simulator.server"),
+        (*COMPONENTS, "simulator.server"),
         ("model.architecture.", "simulator.weights_gib"),  # of the model's configuration; of plans
     ),
     "plan": (plan.COMPONENTS, ()),
@@ -161,8 +162,8 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "judge judge=llm judge.chat.model=m": (judge.COMPONENTS, ()),
     "collect search=retriever ~simulator": (collect.COMPONENTS, ()),
-    "retriever search=dense": (retriever.COMPONENTS, ("port", "search.cache_gib")),
-    "serve simulator=tiny": (
+    "retrieve search=dense": (retriever.COMPONENTS, ("port", "search.cache_gib")),
+    "simulate simulator=tiny": (
         ("simulator.server",),
         (
             "simulator.chat.",
@@ -245,14 +246,14 @@ def test_a_wrong_value_is_one_sentence_with_its_key(
 ) -> None:
     cfg = compose_config(tmp_path, override)
     with pytest.raises(ValueError) as refused:
-        check_nodes(cfg, *train.COMPONENTS)
+        check_nodes(cfg, *COMPONENTS)
     assert str(refused.value).startswith(said) and ";" not in str(refused.value)
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     cfg = compose_config(tmp_path, "optimizer.lr=fast", "seed=-1")
     with pytest.raises(ValueError, match=r"seed=-1: .*; optimizer\.lr=fast: "):
-        check_nodes(cfg, *train.COMPONENTS)
+        check_nodes(cfg, *COMPONENTS)
 
 
 class Colour(Enum):

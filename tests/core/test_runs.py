@@ -156,7 +156,7 @@ def test_latest_of_a_task_that_is_new(tmp_path: Path) -> None:
 
 def test_a_summary_says_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        sys, "orig_argv", ["/bin/python", "-m", "zerosearch.commands.train", "tags=[a b]"]
+        sys, "orig_argv", ["/bin/python", "-m", "zerosearch", "train", "tags=[a b]"]
     )
     summary = Summary(tmp_path, seed=0, tags=["a"])
     summary.write()
@@ -164,7 +164,7 @@ def test_a_summary_says_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.Mo
     assert first["status"] == "failed", "until the run says otherwise"
     assert (first["seed"], first["tags"]) == (0, ["a"])
     assert first["seconds"] >= 0
-    assert first["command"].endswith(" -m zerosearch.commands.train 'tags=[a b]'")
+    assert first["command"].endswith(" -m zerosearch train 'tags=[a b]'")
 
     summary.facts |= {"status": "completed", "test/f1": 0.5, "path": tmp_path}
     summary.write()
@@ -192,6 +192,7 @@ def test_the_commit_is_that_of_the_checkout(
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
-    code = "import sys, zerosearch.core.runs; print([m for m in ('torch', 'hydra') if m in sys.modules])"
+    code = "import sys, zerosearch.core.runs as _; "
+    code += "print([m for m in ('torch', 'hydra') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -27,9 +27,9 @@ def test_a_command_settles_it_before_torch_is_loaded() -> None:
     known = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {name: value for name, value in os.environ.items() if name not in known}
     code = (
-        "import runpy, sys, os\n"
-        "sys.argv = ['train', 'resume=nowhere']\n"
-        "try: runpy.run_module('zerosearch.commands.train', run_name='__main__')\n"
+        "import sys, os\n"
+        "from zerosearch.cli import main\n"
+        "try: main(['train', 'resume=nowhere'])\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules\n"
         "os.environ['OMP_DISPLAY_ENV'] = 'verbose'\n"  # OpenMP prints what it has read

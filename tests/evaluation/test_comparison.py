@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.evaluation.rows import answers, write_answers
-from zerosearch.commands.compare import comparison_table
+from zerosearch.evaluation.comparison import comparison_table
 from zerosearch.evaluation.comparison import compare, mcnemar, randomisation
 
 

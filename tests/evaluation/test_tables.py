@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.rows import answers
-from zerosearch.commands.merge import merged
+from zerosearch.evaluation.tables import merged
 from zerosearch.evaluation.report import show, write_tables
 from zerosearch.evaluation.results import cell_metrics, cell_times
 from zerosearch.evaluation.tables import (

@@ -1,4 +1,4 @@
-"""Small whole runs of `zerosearch.commands.train`, and what of their metrics a repeat must equal."""
+"""Small whole runs of `zerosearch train`, and what of their metrics a repeat must equal."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def run_here(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 def train_by_command(folder: Path, *overrides: str, timeout_s: float = 600) -> None:
-    """Run `python -m zerosearch.commands.train`, its output in `folder/output`; raises where it fails."""
+    """Run `zerosearch train`, its output in `folder/output`; raises where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     with (folder / "output").open("w") as output:
         code = subprocess.run(
-            [sys.executable, "-m", "zerosearch.commands.train", *overrides],
+            [sys.executable, "-m", "zerosearch", "train", *overrides],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
             stdout=output,

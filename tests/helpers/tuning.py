@@ -20,7 +20,7 @@ from zerosearch.tuning.tuning_set import TuningFiles
 
 
 def write_rows(path: Path, count: int = 30) -> Path:
-    """Rows as `zerosearch.commands.judge` makes them, with replies of unequal lengths."""
+    """Rows as `zerosearch judge` makes them, with replies of unequal lengths."""
     rows = [
         {
             "id": str(n),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from zerosearch.commands.export import convert
+from zerosearch.policy.conversion import convert
 from zerosearch.core.errors import InputError
 from zerosearch.policy.checkpoints import (
     check_same_model,

@@ -116,7 +116,7 @@ def test_processes_of_torchrun_agree_on_the_first_name(monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_torchrun_makes_one_run_folder(environment: dict[str, str], tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, "-m", "zerosearch.commands.train", *overrides(tmp_path), *TWO_RANKS]
+    command = [*torchrun, "-m", "zerosearch", "train", *overrides(tmp_path), *TWO_RANKS]
     run_to_its_end([*command, "policy_steps=2", "algorithm.group_size=4"], environment)
     [run] = runs_of(tmp_path)
     assert len(read_metrics(run)) == 2
@@ -194,7 +194,8 @@ def test_a_sweep_goes_through_submitit(environment: dict[str, str], tmp_path: Pa
     command = [
         sys.executable,
         "-m",
-        "zerosearch.commands.train",
+        "zerosearch",
+        "train",
         "-m",
         "hydra/launcher=submitit_local",
     ]

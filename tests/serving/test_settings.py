@@ -403,7 +403,7 @@ def test_serve_ends_its_servers_at_ctrl_c(tmp_path: Path, facts: Callable[[], di
     fake = ",".join(f"'{part}'" for part in FAKE)
     run = subprocess.Popen(
         [
-            *(sys.executable, "-m", "zerosearch.commands.simulate", "simulator=prompted_3b"),
+            *(sys.executable, "-m", "zerosearch", "simulate", "simulator=prompted_3b"),
             *("simulator.server.port=null", f"simulator.server.command=[{fake}]"),
             f"simulator.server.extra_args=[--record,'{tmp_path}/record.json']",
             f"paths.log_dir='{tmp_path}'",

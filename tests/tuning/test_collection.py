@@ -258,7 +258,7 @@ def test_spending_outlives_the_process(tmp_path: Path) -> None:
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
-    program = [sys.executable, "-m", "zerosearch.commands.collect"]
+    program = [sys.executable, "-m", "zerosearch", "collect"]
     return [*program, f"folder={folder}", "questions.limit=40", "attempts=2", *overrides]
 
 

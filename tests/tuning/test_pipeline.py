@@ -12,19 +12,25 @@ import pytest
 
 from tests.helpers.recorded import calls, make_environment, run
 
-COLLECT, JUDGE = "zerosearch.commands.collect", "zerosearch.commands.judge"
-FIDELITY, TRAIN = "zerosearch.commands.fidelity", "zerosearch.commands.train"
+COLLECT, JUDGE, FIDELITY, TUNE = "collect", "judge", "fidelity", "tune"
 SMALL = {
     COLLECT: ["questions.limit=60", "attempts=4"],
     JUDGE: ["rows.validation_share=0.2"],
     FIDELITY: ["data.limit=4", "thresholds.failed=1"],
-    TRAIN: ["steps=4", "data.examples_per_step=8", "module.fidelity_examples=4", "trainer=cpu"],
+    TUNE: ["steps=4", "data.examples_per_step=8", "module.fidelity_examples=4", "trainer=cpu"],
 }
 
 
-def call(folder: Path, module: str, *overrides: str) -> str:
+def call(folder: Path, command: str, *overrides: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", module, *overrides, f"paths.log_dir='{folder / 'logs'}'"],
+        [
+            sys.executable,
+            "-m",
+            "zerosearch",
+            command,
+            *overrides,
+            f"paths.log_dir='{folder / 'logs'}'",
+        ],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -41,10 +47,10 @@ def test_collect_judge_tune_measure_and_train(tmp_path: Path) -> None:
     (tmp_path / "environment").mkdir()
     environment = make_environment(tmp_path / "environment")
     assert run(environment, "make", "simulator-quickstart").returncode == 0
-    steps = [each.arguments[1:] for each in calls(environment)]
-    assert [module for module, *_ in steps] == [COLLECT, JUDGE, FIDELITY, TRAIN, FIDELITY]
-    for module, *overrides in steps:
-        call(tmp_path, module, *overrides, *SMALL[module])
+    steps = [each.arguments[2:] for each in calls(environment)]
+    assert [command for command, *_ in steps] == [COLLECT, JUDGE, FIDELITY, TUNE, FIDELITY]
+    for command, *overrides in steps:
+        call(tmp_path, command, *overrides, *SMALL[command])
 
     folder = tmp_path / "logs" / "simulation" / "geography"
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
@@ -53,7 +59,7 @@ def test_collect_judge_tune_measure_and_train(tmp_path: Path) -> None:
     assert summary["status"] == "completed"
     assert summary["test/loss"] < 0.8 * summary["start/loss"]
     _, *tuning = steps[3]
-    call(tmp_path, TRAIN, *tuning, *SMALL[TRAIN])  # goes on, though there is nothing left to do
+    call(tmp_path, TUNE, *tuning, *SMALL[TUNE])  # goes on, though there is nothing left to do
     again = json.loads((folder / "tune" / "summary.json").read_text())
     assert again["test/loss"] == pytest.approx(summary["test/loss"])
     logs = tmp_path / "logs"
@@ -64,6 +70,6 @@ def test_collect_judge_tune_measure_and_train(tmp_path: Path) -> None:
     short += ["data.validation_limit=2", "trainer.val_check_interval=1", "trainer=cpu"]
     # four steps do not make a simulator
     short += ["module.max_failed_share=1", "simulator_check=off"]
-    call(tmp_path, TRAIN, "simulator=tiny_tuned", *short)
+    call(tmp_path, TUNE, "simulator=tiny_tuned", *short)
     trained = json.loads((logs / "train" / "latest" / "summary.json").read_text())
     assert trained["status"] == "completed"

@@ -115,7 +115,7 @@ def test_published_rows_without_usable_replies(tmp_path: Path) -> None:
     [
         ({"quality": "fair"}, "KeyError: 'fair'"),
         ({"query": None}, "line 2"),
-        ({"documents": ["text"]}, "line 2: not a row of `zerosearch.commands.judge`"),
+        ({"documents": ["text"]}, "line 2: not a row of `zerosearch judge`"),
     ],
 )
 def test_an_own_row_that_cannot_be_used_is_named(

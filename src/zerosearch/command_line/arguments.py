@@ -50,7 +50,7 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     saved = yaml.safe_load(saved_file.read_text())
     if saved is None:
         raise InputError(f"resume={place}: {saved_file} is empty; give a .ckpt of that run")
-    if (other := _command_of(folder)) not in (None, command):
+    if (other := command_of_run(folder)) not in (None, command):
         raise InputError(f"resume={place} is a run of {other}, and this is {command}")
     folder = folder.resolve()
     taken = {override_key(item) for item in arguments}
@@ -69,8 +69,8 @@ def _latest_run(arguments: list[str], command: str) -> Path:
     return (task / LATEST).resolve()
 
 
-def _command_of(run: Path) -> str | None:
-    """Name of the configuration that a run was composed from."""
+def command_of_run(run: Path) -> str | None:
+    """Which command a run is of; None where its folder does not say."""
     file = run / ".hydra" / "hydra.yaml"
     return (
         yaml.safe_load(file.read_text())["hydra"]["job"]["config_name"] if file.is_file() else None

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from zerosearch.command_line.arguments import override_key
+from zerosearch.command_line.arguments import command_of_run, override_key
 from zerosearch.core.errors import InputError
 from zerosearch.core.runs import (
     EXPORT,
@@ -190,11 +188,7 @@ def _latest_policy(task: Path) -> tuple[Path, str]:
 
 def _tunes(run: Path) -> bool:
     """Whether a run tunes a simulator."""
-    try:
-        config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(config, dict) and str(config.get("job")).endswith("tune_simulator")
+    return command_of_run(run) == "tune"
 
 
 def _score(run: Path) -> list[str]:

@@ -30,13 +30,12 @@ _ADDED = re.compile(
 _LIST = re.compile(r"Ambiguous value for argument '([^'=]+)=([^']*)'")
 
 
-def explain(error: Exception, program: str, config_name: str, arguments: Sequence[str]) -> str:
+def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
     """What is wrong with a command line, in one sentence and without Hydra's own advice.
 
     Args:
         error: of Hydra, or of the configuration.
-        program: as it is called.
-        config_name: of its YAML.
+        command: its name, which is also that of its YAML.
         arguments: of the command line.
     """
     if isinstance(error, MissingConfigException):
@@ -49,7 +48,7 @@ def explain(error: Exception, program: str, config_name: str, arguments: Sequenc
         return f"{error.override}: {said}; quote values with special signs: key='value'"
     said = str(error).partition("\n")[0]
     if found := _ADDED.search(said):
-        return f"{found[1] or found[2]}: {program} has this key: leave the + out"
+        return f"{found[1] or found[2]}: zerosearch {command} has this key: leave the + out"
     if found := _LIST.search(said):
         key, values = found[1], found[2]
         return (
@@ -58,12 +57,12 @@ def explain(error: Exception, program: str, config_name: str, arguments: Sequenc
         )
     if found := _NOT_THERE.search(said):
         name = found[1] or found[2]
-        known = _known_keys(config_name, arguments, name)
+        known = _known_keys(command, arguments, name)
         if name in known and "." not in name:
             return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
         near = nearest(name, known)
         remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
-        return f"{name}: {program} has no such key; {remedy}"
+        return f"{name}: zerosearch {command} has no such key; {remedy}"
     if isinstance(error.__cause__, OmegaConfBaseException):
         error = error.__cause__
     said = of_configuration(str(error))
@@ -92,16 +91,16 @@ def _unknown_choice(error: MissingConfigException) -> str:
     return f"{group}={name}: there is no {group}/{name}; {hint}{has}"
 
 
-def _known_keys(config_name: str, arguments: Sequence[str], unknown: str) -> list[str]:
+def _known_keys(command: str, arguments: Sequence[str], unknown: str) -> list[str]:
     """Keys and groups of the command as it is composed without the key that is not known."""
     rest = [item for item in arguments if "=" in item and override_key(item) != unknown]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
             words = [item for item in rest if not item.startswith("-")]
-            cfg = hydra.compose(config_name, words, return_hydra_config=True)
+            cfg = hydra.compose(command, words, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
-            cfg = hydra.compose(config_name, return_hydra_config=True)
+            cfg = hydra.compose(command, return_hydra_config=True)
     groups = sorted(str(group) for group in cfg.hydra.runtime.choices)
     own = {name: value for name, value in cfg.items_ex(resolve=False) if name != "hydra"}
     known = [*_dotted(OmegaConf.to_container(OmegaConf.create(own), resolve=False)), *groups]

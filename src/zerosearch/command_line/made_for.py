@@ -21,10 +21,44 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.model_path import resolve_path
 from zerosearch.core.nodes import leaves
 
+COMMAND = "command"  # of an experiment: whose it is, where it is not of train
 ADVICE = "otherwise"  # beside the choices: what to choose in place of this file
 _EMBEDDED = "zerosearch.data.geography."  # whatever knows the embedded places, or asks about them
 _SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 _NUMBERS_SHOWN = 6
+
+
+def command_of(experiment: str) -> str:
+    """Which command has an experiment: train, unless its file, or one it extends, says another."""
+    file = find(f"experiment/{experiment}.yaml")
+    if file is None:
+        return "train"
+    content = OmegaConf.load(file)
+    if own := OmegaConf.select(content, f"made_for.experiment.{COMMAND}"):
+        return own
+    extended = [each for each in content.get("defaults", []) if isinstance(each, str)]
+    return next((own for each in extended if (own := command_of(each)) != "train"), "train")
+
+
+def experiments(arguments: list[str]) -> list[str]:
+    """Those that a command line names."""
+    given = [item.partition("=")[2] for item in arguments if item.startswith("experiment=")]
+    return [name.strip() for item in given for name in item.split(",")]
+
+
+def check_experiment(arguments: list[str], command: str) -> list[str]:
+    """The words of a command line as they are, unless they name another command's experiment.
+
+    Raises:
+        InputError: says which command has it.
+    """
+    for name in experiments(arguments):
+        if (owner := command_of(name)) != command:
+            raise InputError(
+                f"experiment={name} is no experiment of `zerosearch {command}`: "
+                f"zerosearch {owner} experiment={name}"
+            )
+    return arguments
 
 
 def check_choices(cfg: DictConfig) -> None:
@@ -52,7 +86,7 @@ def check_made_for(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     for group, wanted in stated:
         for other, patterns in (wanted or {}).items():
             choice = chosen.get(other)
-            if other == ADVICE or choice is None or _fits(choice, patterns):
+            if other in (ADVICE, COMMAND) or choice is None or _fits(choice, patterns):
                 continue
             given = f"{other}={choice}"
             if other == "model" and choice != choices["model"]:
@@ -72,20 +106,21 @@ def _fits(choice: str, patterns: Any) -> bool:
     )
 
 
-def _refusal(cfg: DictConfig, group: str, name: Any, other: str, given: str) -> str:
+def _refusal(cfg: DictConfig, group: str, name: str | None, other: str, given: str) -> str:
     wanted = cfg.made_for[group][other]
     wanted = [wanted] if isinstance(wanted, str) else wanted
     said = " or ".join(
         f"any {other} but {p[1:]}" if p.startswith("!") else f"{other}={p}" for p in wanted
     )
-    numbers = ", ".join(_numbers(cfg, group, str(name)))
+    numbers = ", ".join(_numbers(cfg, group, name or ""))
     with_them = f", which would run with {numbers}" if numbers else ""
     advice = cfg.made_for[group].get(ADVICE)
     advised = f"use {advice}; " if advice else ""
     if not said:
         return f"{group}={name} has no use for {given}: leave it out"
+    file = f"zerosearch {group}" if name is None else f"{group}={name}"
     return (
-        f"{group}={name} is made for {said}, not for {given}{with_them}: {advised}"
+        f"{file} is made for {said}, not for {given}{with_them}: {advised}"
         f"made_for.{group}=null takes it as it is"
     )
 

@@ -45,11 +45,11 @@ def is_sweep() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN and ON_CLUSTER not in os.environ
 
 
-def run_in_process(module: str) -> Any:
-    """Run the present job of the sweep as `python -m <module>` with the job's own overrides.
+def run_in_process(command: str) -> Any:
+    """Run the present job of the sweep as `zerosearch COMMAND` with the job's own overrides.
 
     Args:
-        module: of the command.
+        command: its name.
 
     Returns:
         `test/f1` of its `summary.json`, None where it has none.
@@ -62,9 +62,9 @@ def run_in_process(module: str) -> Any:
     folder = Path(HydraConfig.get().runtime.output_dir)
     kept = [item for item in overrides.hydra if not item.startswith(OF_SWEEPS)]
     own = ["hydra.mode=RUN", f"hydra.run.dir='{folder}'", f"hydra.job.num={job.num}"]
-    command = [sys.executable, "-m", module, *overrides.task, *kept, *own]
+    words = [sys.executable, "-m", "zerosearch", command, *overrides.task, *kept, *own]
     before = read_summary(folder)  # of an earlier run in the same folder
-    code, stopped_by = _run(command)
+    code, stopped_by = _run(words)
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
     facts = read_summary(folder)

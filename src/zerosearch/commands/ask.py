@@ -1,4 +1,4 @@
-"""Ask a policy: `python -m zerosearch.commands.ask "Who wrote Hamlet?" checkpoint=RUN search=bm25 [--json]`.
+"""Ask a policy: `zerosearch ask "Who wrote Hamlet?" checkpoint=RUN search=bm25 [--json]`.
 
 Without a question: one after the other from the keyboard, or from the lines of standard input.
 """
@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.command_line.arguments import expand_simulator
 from zerosearch.command_line.chosen_policy import choose_policy
-from zerosearch.command_line.command import FLAG, NOT_NEGATIVE, PLACE, SEED, command
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import FLAG, NOT_NEGATIVE, PLACE, SEED
 from zerosearch.core.endings import ending_in_words
 from zerosearch.data.availability import check_data
 from zerosearch.simulator.chosen import check_simulator
@@ -98,7 +99,6 @@ def take_questions(arguments: list[str]) -> list[str]:
 
 
 @command(
-    "ask",
     keys=KEYS,
     checks=[check_simulator, check_data],
     expand=[take_questions, expand_simulator],
@@ -109,7 +109,3 @@ def main(cfg: DictConfig) -> None:
     with ending_in_words(code=2):
         lacking = ask(cfg)
     raise SystemExit(int(lacking > 0))
-
-
-if __name__ == "__main__":
-    main()

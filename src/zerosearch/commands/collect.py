@@ -1,4 +1,4 @@
-"""Collect an agent's searches: `python -m zerosearch.commands.collect folder=FOLDER key=value`."""
+"""Collect an agent's searches: `zerosearch collect folder=FOLDER key=value`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from zerosearch.command_line.command import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT, command
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.data.availability import check_data
 from zerosearch.simulator.chosen import check_simulator
@@ -103,7 +104,7 @@ def _report(outcome: Outcome, path: Path) -> None:
         log.warning("%d episodes are missing: %s", outcome.unplayed, outcome.stopped)
 
 
-@command("collect", keys=KEYS, checks=[check_simulator, check_data])
+@command(keys=KEYS, checks=[check_simulator, check_data])
 def main(cfg: DictConfig) -> None:
     """Collect, or import."""
     path = Path(cfg.folder) / EPISODES
@@ -115,7 +116,3 @@ def main(cfg: DictConfig) -> None:
     _report(outcome, path)
     if outcome.signal is not None:
         raise SystemExit(128 + outcome.signal)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Fill a table: `python -m zerosearch.commands.evaluate checkpoint=RUN benchmark=all methods=all`."""
+"""Fill a table: `zerosearch evaluate checkpoint=RUN benchmark=all methods=all`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.command_line.arguments import expand_resume, expand_simulator, keep_override
 from zerosearch.command_line.chosen_policy import choose_policy
-from zerosearch.command_line.command import (
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import (
     COUNT,
     COUNT_OR_ALL,
     FLAG,
@@ -23,7 +24,6 @@ from zerosearch.command_line.command import (
     SEED,
     SHARE,
     WORDS,
-    command,
 )
 from zerosearch.core.endings import sigterm_as_ctrl_c
 from zerosearch.core.runs import Summary, link_latest, run_job
@@ -117,7 +117,6 @@ def identity(node: Any) -> Any:
 
 
 @command(
-    "evaluate",
     keys=KEYS,
     checks=[check_simulator, check_data],
     expand=[partial(expand_resume, command="evaluate"), expand_simulator],
@@ -126,7 +125,3 @@ def main(cfg: DictConfig) -> None:
     """Run one job of Hydra."""
     with sigterm_as_ctrl_c():
         run_job(cfg, evaluate)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Measure a simulator before a run is spent on it.
 
-`python -m zerosearch.commands.fidelity simulator=prompted_7b data.files=[questions.jsonl]`
+`zerosearch fidelity simulator=prompted_7b data.files=[questions.jsonl]`
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import hydra
 
 from zerosearch.command_line.arguments import expand_simulator
-from zerosearch.command_line.command import COUNT, FLAG, SECONDS, SEED, command
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import COUNT, FLAG, SECONDS, SEED
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.runs import link_latest
 from zerosearch.data.availability import check_data
@@ -62,7 +63,7 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     return warnings
 
 
-@command("fidelity", keys=KEYS, checks=[check_simulator, check_data], expand=[expand_simulator])
+@command(keys=KEYS, checks=[check_simulator, check_data], expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Measure one simulator."""
     folder = Path(cfg.paths.output_dir)
@@ -70,7 +71,3 @@ def main(cfg: DictConfig) -> None:
         warnings = measure(cfg, folder)
     if warnings and cfg.strict:
         raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()

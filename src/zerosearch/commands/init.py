@@ -46,7 +46,3 @@ def main() -> None:
         sys.exit(str(error))
     print(*(folder / file for file in files), sep="\n")
     print(f"In {folder}: `zerosearch train experiment=mine` trains, `python -m pytest` tests it")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Judge searches and make rows: `python -m zerosearch.commands.judge folder=FOLDER`."""
+"""Judge searches and make rows: `zerosearch judge folder=FOLDER`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import hydra
 
-from zerosearch.command_line.command import FLAG, TEXT, command
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import FLAG, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
 
@@ -64,12 +65,8 @@ def judge(cfg: DictConfig) -> None:
         log.warning(missing)
 
 
-@command("judge", keys={"folder": TEXT, "searches": TEXT, "only_correct": FLAG})
+@command(keys={"folder": TEXT, "searches": TEXT, "only_correct": FLAG})
 def main(cfg: DictConfig) -> None:
     """Judge one folder of searches."""
     with ending_in_words("run again to go on: verdicts are kept"):
         judge(cfg)
-
-
-if __name__ == "__main__":
-    main()

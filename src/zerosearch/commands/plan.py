@@ -1,10 +1,12 @@
-"""What a run needs of memory and time: `python -m zerosearch.commands.plan experiment=NAME card=h100`."""
+"""What a run needs of memory and time: `zerosearch plan experiment=NAME card=h100`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zerosearch.command_line.command import COUNT_OR_NULL, TEXT, Key, command
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import COUNT_OR_NULL, TEXT, Key
+from zerosearch.command_line.made_for import command_of, experiments
 from zerosearch.core import ranges
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 COMPONENTS = ("data", "module", "callbacks", "logger", "trainer", "speeds")
 
 
+def choose_command(arguments: list[str]) -> list[str]:
+    """Plan the command that the experiment is of."""
+    tunes = any(command_of(name) == "tune" for name in experiments(arguments))
+    return ["planned=tune", *arguments] if tunes else arguments
+
+
 def _check_card(cfg: DictConfig) -> None:
     if cfg.card not in cfg.speeds.cards:
         raise InputError(
@@ -25,7 +33,6 @@ def _check_card(cfg: DictConfig) -> None:
 
 
 @command(
-    "plan",
     keys={
         "card": TEXT,
         "gpu_gib": Key(ranges.Positive | None, "a number above 0, or null for the card's"),
@@ -33,6 +40,7 @@ def _check_card(cfg: DictConfig) -> None:
         "sampler_gpus": COUNT_OR_NULL,
     },
     checks=[_check_card],
+    expand=[choose_command],
 )
 def main(cfg: DictConfig) -> None:
     """Print both plans; exit code 1 where the run does not fit."""
@@ -54,7 +62,3 @@ def main(cfg: DictConfig) -> None:
             kv_cache = sum(row.sampling for row in rows if row.name.startswith("vLLM: KV"))
             print_times(times_of(work_of(cfg, plan, kv_cache)), cfg.card, cfg.episode.top_k)
         check_fits(rows, gpu_bytes)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Serve a search engine over HTTP until Ctrl-C: `python -m zerosearch.commands.retrieve search=bm25`."""
+"""Serve a search engine over HTTP until Ctrl-C: `zerosearch retrieve search=bm25`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 
-from zerosearch.command_line.command import PORT, TEXT, command
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import PORT, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
 from zerosearch.data.availability import check_data
@@ -67,12 +68,8 @@ def _import_server() -> Any:
     return make_app
 
 
-@command("retrieve", keys={"host": TEXT, "port": PORT}, checks=[check_data])
+@command(keys={"host": TEXT, "port": PORT}, checks=[check_data])
 def main(cfg: DictConfig) -> None:
     """Serve one engine."""
     with ending_in_words():
         serve(cfg)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Serve a policy until Ctrl-C: `python -m zerosearch.commands.serve checkpoint=RUN search=bm25`."""
+"""Serve a policy until Ctrl-C: `zerosearch serve checkpoint=RUN search=bm25`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.command_line.arguments import expand_simulator
 from zerosearch.command_line.chosen_policy import choose_policy
-from zerosearch.command_line.command import FLAG, NOT_NEGATIVE, PLACE, PORT, SEED, TEXT, command
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import FLAG, NOT_NEGATIVE, PLACE, PORT, SEED, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
 from zerosearch.data.availability import check_data
@@ -91,12 +92,8 @@ def _import_app() -> Any:
     return make_app
 
 
-@command("serve", keys=KEYS, checks=[check_simulator, check_data], expand=[expand_simulator])
+@command(keys=KEYS, checks=[check_simulator, check_data], expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Serve one policy."""
     with ending_in_words():
         serve(cfg)
-
-
-if __name__ == "__main__":
-    main()

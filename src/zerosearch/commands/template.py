@@ -1,6 +1,6 @@
 """Derive a simulator's prompt template from the data set it was tuned on.
 
-`python -m zerosearch.commands.template ROWS.json --output google.j2`. A released simulator only
+`zerosearch template ROWS.json --output google.j2`. A released simulator only
 behaves with the very prompt it was tuned on; the template gives it that prompt, byte for byte.
 """
 
@@ -134,7 +134,3 @@ def _notes(derived: Derived) -> list[str]:
     if "top_k" not in {filling.name for filling in fillings}:
         notes.append("the prompts ask for a fixed number of documents: set episode.top_k to it")
     return notes
-
-
-if __name__ == "__main__":
-    main()

@@ -131,6 +131,6 @@ def _out_of_memory(said: str) -> str:
         f"the GPU's memory is used up ({tried[0] if tried else said.splitlines()[0]}): lower "
         "module.tokens_per_micro_batch, then module.logprob_chunk_tokens; set "
         "model.gradient_checkpointing=true; with generator=vllm lower "
-        "generator.gpu_memory_utilization. `python -m zerosearch.commands.plan` with the same "
+        "generator.gpu_memory_utilization. `zerosearch plan` with the same "
         "overrides shows what takes how much"
     )

@@ -1,6 +1,6 @@
 """The project's own errors: each message is one sentence for the user, and is shown alone.
 
-Any other error is a library's or a defect, and is shown with its traceback (`zerosearch.core.endings`).
+Any other error is a library's or a defect, and is shown with its traceback (see `endings`).
 What a library raises over the user's input is caught where it is called and raised as one of these;
 they are also the builtin errors that they specialise.
 """

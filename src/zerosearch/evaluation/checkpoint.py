@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.command_line.chosen_policy import LOADING, asks_for_dtype
-from zerosearch.commands.export import convert
+from zerosearch.policy.conversion import convert
 from zerosearch.core.errors import InputError
 from zerosearch.core.model_path import PACKAGE, resolve_path
 from zerosearch.core.runs import EXPORT, LAST_CHECKPOINT, SETTINGS_FILE, is_checkpoint

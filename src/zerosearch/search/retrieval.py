@@ -30,7 +30,7 @@ class Hit:
 
 @runtime_checkable
 class Retriever(Protocol):
-    """An engine that `zerosearch.commands.retrieve` can serve."""
+    """An engine that `zerosearch retrieve` can serve."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Search behind an HTTP retrieval server: ours (`python -m zerosearch.commands.retrieve`) or a known other.
+"""Search behind an HTTP retrieval server: ours (`zerosearch retrieve`) or a known other.
 
 The server sees the query alone: neither the question, nor the golden answers, nor the noise.
 """

@@ -1,6 +1,6 @@
 """Searches that an agent made with a real engine: what simulation tuning starts from.
 
-Two forms are read: the episodes that `zerosearch.commands.collect` writes, one per line with all
+Two forms are read: the episodes that `zerosearch collect` writes, one per line with all
 its searches, and logs of others with a search per row.
 """
 

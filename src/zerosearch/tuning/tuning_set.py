@@ -58,7 +58,7 @@ class TuningFiles:
 
     Args:
         train: .jsonl, .json or .parquet file, or hub name: rows made by
-            `zerosearch.commands.judge`, or a published set (alpaca or chat).
+            `zerosearch judge`, or a published set (alpaca or chat).
         validation: the same of held-out rows; None takes `validation_share` of the training rows,
             whole questions at a time.
         prompt_template: of rows made here, see `SimulatorPrompt`; of a published set, where its
@@ -132,7 +132,7 @@ class TuningFiles:
             if derived.misfits:
                 raise InputError(
                     f"{len(derived.misfits)} of {derived.rows} rows do not fit the template "
-                    "derived from all: derive it with `python -m zerosearch.commands.template`, "
+                    "derived from all: derive it with `zerosearch template`, "
                     "look at it, and give data.files.prompt_template=FILE. The first misfit:\n"
                     f"{derived.misfits[0]}"
                 )
@@ -178,7 +178,7 @@ def _own_example(row: Mapping[str, Any], place: str, prompt: SimulatorPrompt) ->
         messages = tuple(prompt.messages(request, noisy=noisy))
     except (LookupError, TypeError, UndefinedError) as error:
         raise InputError(
-            f"{place}: not a row of `zerosearch.commands.judge` ({type(error).__name__}: {error})"
+            f"{place}: not a row of `zerosearch judge` ({type(error).__name__}: {error})"
             "; make the rows again"
         ) from error
     return TuningExample(
