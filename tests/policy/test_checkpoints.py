@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from zerosearch.policy.conversion import convert
 from zerosearch.core.errors import InputError
 from zerosearch.policy.checkpoints import (
     check_same_model,
@@ -20,6 +19,7 @@ from zerosearch.policy.checkpoints import (
     shapes_of,
     state_names,
 )
+from zerosearch.policy.conversion import convert
 
 SHAPES = {"model.a": (2, 3), "model.b": (4,)}
 

@@ -12,10 +12,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.command_line.chosen_policy import LOADING, asks_for_dtype
-from zerosearch.policy.conversion import convert
 from zerosearch.core.errors import InputError
 from zerosearch.core.model_path import PACKAGE, resolve_path
 from zerosearch.core.runs import EXPORT, LAST_CHECKPOINT, SETTINGS_FILE, is_checkpoint
+from zerosearch.policy.conversion import convert
 from zerosearch.policy.export import load_settings
 from zerosearch.rollout.settings import EpisodeSettings
 
