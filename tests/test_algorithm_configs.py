@@ -162,7 +162,7 @@ def test_the_authors_settings_go_over_those_of_any_experiment(name: str, tmp_pat
     module = make_module(tmp_path, f"compat=paper_{name}")
     algorithm: Any = module.algorithm
     assert (module.policy_steps, algorithm.group_size, algorithm.updates_per_step) == (203, 5, 2)
-    assert (module.decoding.temperature, module.decoding.top_p) == (1.0, 0.95)
+    assert (module.sampling.temperature, module.sampling.top_p) == (1.0, 0.95)
     assert (algorithm.kl_coefficient, algorithm.entropy_coefficient) == (0.001, 0.001)
     assert algorithm.loss.keywords == {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
     optimizer = module.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])

@@ -213,10 +213,10 @@ def test_every_choice_of_an_evaluation_makes_a_table(group: str, name: str, tmp_
 
 def test_an_evaluation_is_greedy_unless_told_otherwise(tmp_path: Path) -> None:
     cfg = compose_config(tmp_path, "methods=all", name="evaluate")
-    assert cfg.agent.decoding.temperature == 0.0
+    assert cfg.agent.sampling.temperature == 0.0
     assert cfg.methods.rag.prompted.temperature == 0.0
     assert compose_config(tmp_path, *CHAT, name="ask").agent.temperature == 0.0
-    assert compose_config(tmp_path, name="collect").agent.decoding.temperature == 1.0
+    assert compose_config(tmp_path, name="collect").agent.sampling.temperature == 1.0
 
 
 TUNING_GPUS = {"simulator_sft_3b": 2, "simulator_sft_7b": 4, "simulator_sft_14b": 8}
@@ -415,8 +415,8 @@ def test_the_runs_of_the_paper_have_its_values(
     loss: Any = algorithm.loss
     assert (loss.keywords["clip_low"], loss.keywords["clip_high"]) == (0.2, 0.2)
     assert module.gradient_clip == 1.0
-    decoding = module.decoding
-    assert (decoding.temperature, decoding.top_p, decoding.top_k) == (1.0, 1.0, 0)
+    sampling = module.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
     assert module.policy_source.path == model
 
     assert (episode.max_turns, episode.top_k) == (5, 5)

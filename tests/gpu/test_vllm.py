@@ -23,7 +23,7 @@ from tests.helpers.models import make_tokenizer
 from tests.helpers.policies import run
 from tests.helpers.runs import read_metrics, train_by_command
 from tests.helpers.vllm import CONTEXT, PROMPTS, make_policy
-from zerosearch.generation.generator import Completion, Sampling
+from zerosearch.generation.generator import Completion, CompletionRequest, Sampling
 from zerosearch.generation.vllm.engine import VLLMGenerator
 from zerosearch.policy.source import PolicySource
 
@@ -115,10 +115,11 @@ def engine(subject: Subject) -> Iterator[VLLMGenerator]:
 
 
 def sample(generator: VLLMGenerator, subject: Subject, temperature: float) -> list[Completion]:
+    sampling = Sampling(temperature=temperature)
     return run(
         *(
             generator.generate(
-                prompt, Sampling(max_new_tokens=NEW_TOKENS, seed=n, temperature=temperature)
+                prompt, CompletionRequest(max_new_tokens=NEW_TOKENS, seed=n, sampling=sampling)
             )
             for n, prompt in enumerate(subject.prompts)
         )

@@ -33,12 +33,11 @@ from zerosearch.algorithms.advantages import zero
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.kl import kl_estimate
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
-from zerosearch.generation.generator import Completion
+from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.export import load_settings
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.reward.rubric import RewardTerm, Rubric
-from zerosearch.rollout.rollouter import Decoding
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.record import StepRecord
@@ -57,8 +56,8 @@ class SpyGenerator(TransformersGenerator):
         super().__init__()
         self.completions: list[tuple[tuple[int, ...], Completion]] = []
 
-    async def generate(self, prompt_ids, sampling):
-        completion = await super().generate(prompt_ids, sampling)
+    async def generate(self, prompt_ids, request):
+        completion = await super().generate(prompt_ids, request)
         self.completions.append((tuple(prompt_ids), completion))
         return completion
 
@@ -158,7 +157,7 @@ def test_invariant_08_log_probs_of_training_are_those_of_sampling() -> None:
 
 
 def test_invariant_08_another_temperature_holds_on_both_sides() -> None:
-    module = make_training(make_word_model(5), decoding=Decoding(temperature=0.5))
+    module = make_training(make_word_model(5), sampling=Sampling(temperature=0.5))
     [record] = fit(module, make_questions(8))
     assert record.metrics["rollout/logprob_gap"] < 1e-5
 
@@ -185,7 +184,7 @@ def test_invariant_14_every_draw_of_a_run_has_a_seed_of_its_own() -> None:
             make_training(search=engine, generator=generator, policy_steps=2, seed=seed),
             make_questions(3),
         )
-        sampled = [sampling.seed for sampling in generator.samplings]
+        sampled = [request.seed for request in generator.requests]
         return sampled, [request.seed for request in engine.requests]
 
     sampled, searched = seeds(0)
@@ -470,7 +469,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(
     ("fields", "message"),
     [
         ({"policy_steps": 0}, "policy_steps=0"),
-        ({"decoding": Decoding(temperature=0.0)}, r"decoding\.temperature=0"),
+        ({"sampling": Sampling(temperature=0.0)}, r"sampling\.temperature=0"),
         ({"evaluations": {}}, "evaluation"),
     ],
 )

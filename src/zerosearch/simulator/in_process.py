@@ -13,7 +13,7 @@ from zerosearch.clients.chat import Tally
 from zerosearch.clients.chat_servers import ChatReply
 from zerosearch.clients.http_failures import one_line
 from zerosearch.core.errors import InputError
-from zerosearch.generation.generator import Generator, Sampling
+from zerosearch.generation.generator import CompletionRequest, Generator, Sampling
 from zerosearch.generation.loading import load_to_sample
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.tokenizer import render_prompt
@@ -70,15 +70,15 @@ class LocalChat:
         tally.attempts += 1
         tally.tried.append(self.source.name)
         prompt_ids = render_prompt(tokenizer, body["messages"], chat=self.source.chat)
-        sampling = Sampling(
+        request = CompletionRequest(
             max_new_tokens=body["max_tokens"],
             seed=body["seed"],
-            temperature=body["temperature"],
+            sampling=Sampling(temperature=body["temperature"]),
             stop=tuple(body.get("stop", ())),
         )
         try:
             async with asyncio.timeout(timeout_s - tally.spent_s):
-                completion = await self.generator.generate(prompt_ids, sampling)
+                completion = await self.generator.generate(prompt_ids, request)
         except (InputError, TimeoutError) as error:
             reason = str(error) or f"no reply within {timeout_s:.3g} s"
             raise SearchError(self.source.name, reason) from error

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from zerosearch.core.distributed import rank, world_size
-from zerosearch.generation.generator import Generator
+from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.reward.rubric import Rubric
-from zerosearch.rollout.rollouter import Decoding, Rollouter
+from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.resampling import Played, play_groups
 from zerosearch.training.sampled import RolloutPlan
@@ -26,7 +26,7 @@ class EpisodeSampler:
     generator: Generator
     search: SearchEngine
     rubric: Rubric  # tells groups that teach nothing, where they are replaced
-    decoding: Decoding
+    sampling: Sampling
     group_size: int
     resampling_rounds: int
     seed: int
@@ -48,7 +48,7 @@ class EpisodeSampler:
                 noise_probability=plan.noise_probability,
                 seed=self.seed,
                 step=plan.step,
-                decoding=self.decoding,
+                sampling=self.sampling,
                 first_group=first_group,
             )
 

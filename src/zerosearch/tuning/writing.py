@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from zerosearch.core.distributed import gather_objects
 from zerosearch.core.seeding import derive_seed
-from zerosearch.generation.generator import Generator, Sampling
+from zerosearch.generation.generator import CompletionRequest, Generator, Sampling
 from zerosearch.simulator.observation import fidelity_of, observe
 from zerosearch.simulator.replies import parse_reply
 from zerosearch.tuning.tuning_set import TuningExample
@@ -55,8 +55,10 @@ async def write_replies(
 
     async def write(example: TuningExample, prompt_ids: list[int]) -> Written:
         drawn = derive_seed(seed, "tuning", example.messages[-1]["content"])
-        sampling = Sampling(max_new_tokens=max_tokens, seed=drawn, temperature=temperature)
-        completion = await generator.generate(prompt_ids, sampling)
+        request = CompletionRequest(
+            max_new_tokens=max_tokens, seed=drawn, sampling=Sampling(temperature=temperature)
+        )
+        completion = await generator.generate(prompt_ids, request)
         ending = "length" if completion.stop_reason == "length" else "stop"
         reply = parse_reply(completion.text, example.documents, ending)
         result = SearchResult(

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.policies import forward_logprobs, greedy, make_generator, run
 from tests.helpers.vllm import CONTEXT, PROMPTS, SHAPE, make_policy
-from zerosearch.generation.generator import Sampling
+from zerosearch.generation.generator import CompletionRequest
 from zerosearch.generation.vllm.adapter import Engine
 from zerosearch.generation.vllm.engine import VLLMGenerator
 
@@ -77,13 +77,13 @@ def test_a_sync_while_requests_run(generator: VLLMGenerator, model: Any) -> None
     """They keep the version of their first token and end with the new weights."""
 
     async def sync_between() -> list[Any]:
-        sampling = Sampling(max_new_tokens=300, seed=9)
-        running = [asyncio.create_task(generator.generate(p, sampling)) for p in PROMPTS]
+        request = CompletionRequest(max_new_tokens=300, seed=9)
+        running = [asyncio.create_task(generator.generate(p, request)) for p in PROMPTS]
         while not generator._running:
             await asyncio.sleep(0)
         await asyncio.sleep(0.2)
         await generator.sync_weights(model)
-        running.append(asyncio.create_task(generator.generate(PROMPTS[1], sampling)))
+        running.append(asyncio.create_task(generator.generate(PROMPTS[1], request)))
         return await asyncio.gather(*running)
 
     before = generator.weight_version

@@ -19,7 +19,7 @@ from packaging.specifiers import SpecifierSet
 from torch import Tensor
 
 from zerosearch.core.errors import InputError
-from zerosearch.generation.generator import Sampling
+from zerosearch.generation.generator import CompletionRequest
 from zerosearch.generation.vllm.process import (
     launched_by_trainer,
     process_left_alone,
@@ -171,21 +171,22 @@ class Engine:
 
 
 def sampling_parameters(
-    sampling: Sampling, max_tokens: int, eos_ids: Iterable[int]
+    request: CompletionRequest, max_tokens: int, eos_ids: Iterable[int]
 ) -> dict[str, Any]:
     """Arguments of vLLM's SamplingParams, which are also fields of its completions API.
 
     Args:
-        sampling: what the caller asks for.
+        request: what the caller asks for.
         max_tokens: bound that the context allows.
         eos_ids: the policy's ends of text, instead of those that vLLM finds itself.
 
     Raises:
         InputError: vLLM would silently sample at another temperature.
     """
+    sampling = request.sampling
     if 0 < sampling.temperature < LEAST_TEMPERATURE:
         raise InputError(
-            f"decoding.temperature={sampling.temperature}: vLLM samples at no less than "
+            f"sampling.temperature={sampling.temperature}: vLLM samples at no less than "
             f"{LEAST_TEMPERATURE}; give that or more, or 0 for greedy"
         )
     return {
@@ -193,8 +194,8 @@ def sampling_parameters(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
-        "seed": sampling.seed % 2**63,  # what its server takes
-        "stop": list(sampling.stop),
+        "seed": request.seed % 2**63,  # what its server takes
+        "stop": list(request.stop),
         "include_stop_str_in_output": True,
         "stop_token_ids": sorted(eos_ids),
         "ignore_eos": True,

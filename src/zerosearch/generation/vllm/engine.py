@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from zerosearch.core.devices import await_device, device_thread
 from zerosearch.core.errors import InputError, RunError
 from zerosearch.core.ranges import Count, ShareAboveZero, check_least
-from zerosearch.generation.generator import Completion, Sampling
+from zerosearch.generation.generator import Completion, CompletionRequest
 from zerosearch.generation.vllm.adapter import (
     EngineSettings,
     Sampled,
@@ -40,7 +40,7 @@ _IDLE_S = 0.002
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class _Request:
+class _PendingRequest:
     """A request and its caller."""
 
     request_id: str
@@ -107,8 +107,8 @@ class VLLMGenerator:
         self._peers: Peers | None = None
         self._released = True  # whether this process has no more requests until the next sync
         self._thread: Executor  # of the engine, on the policy's device; made by `bind`
-        self._arrivals: list[_Request] = []
-        self._running: dict[str, _Request] = {}
+        self._arrivals: list[_PendingRequest] = []
+        self._running: dict[str, _PendingRequest] = {}
         self._numbers = itertools.count()
         self._pump: asyncio.Task[None] | None = None
 
@@ -150,22 +150,22 @@ class VLLMGenerator:
         self._policy = policy
         self._peers = self._peers or Peers(self._tensor_parallel_size)
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
+    async def generate(self, prompt_ids: list[int], request: CompletionRequest) -> Completion:
         """Sample one completion together with whatever else is running; see `Generator`."""
         policy = self._binding()
         if self._engine is None:
             raise InputError("generator=vllm: no weights yet; call sync_weights(policy) first")
         self._check_usable(self._engine)
-        limit = room_for(prompt_ids, sampling, self._context(policy), "generator.max_model_len")
-        request = _Request(
+        limit = room_for(prompt_ids, request, self._context(policy), "generator.max_model_len")
+        pending = _PendingRequest(
             request_id=str(next(self._numbers)),
             prompt_ids=list(prompt_ids),
-            parameters=sampling_parameters(sampling, limit, policy.tokens.eos_ids),
+            parameters=sampling_parameters(request, limit, policy.tokens.eos_ids),
             future=asyncio.get_running_loop().create_future(),
         )
-        self._arrivals.append(request)
+        self._arrivals.append(pending)
         self._start_pump()
-        sampled = await request.future
+        sampled = await pending.future
         self.prompt_tokens += sampled.prompt_tokens
         self.cached_tokens += sampled.cached_tokens
         return completion_of(sampled, policy.tokens)
@@ -269,7 +269,7 @@ class VLLMGenerator:
 
     # -- on the engine's thread --------------------------------------------------------------
 
-    def _step(self, new: list[_Request], gone: list[str]) -> list[Sampled]:
+    def _step(self, new: list[_PendingRequest], gone: list[str]) -> list[Sampled]:
         assert self._engine is not None
         kept = [each for each in new if each.request_id not in gone]
         added = [(each.request_id, each.prompt_ids, each.parameters) for each in kept]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from zerosearch.clients.endpoints import AllDown, CallFailure, EndpointPool
 from zerosearch.core.errors import InputError, RunError
 from zerosearch.core.ranges import CountOrZero, Positive
-from zerosearch.generation.generator import Completion, Sampling
+from zerosearch.generation.generator import Completion, CompletionRequest
 from zerosearch.generation.vllm.adapter import sampling_parameters
 from zerosearch.generation.vllm.client import START, VLLMServer, sampled_of
 from zerosearch.generation.vllm.completion import completion_of, room_for
@@ -116,7 +116,7 @@ class VLLMServerGenerator:
         self._sync = ServerSync(servers, self._policy, timeout_s=self._sync_timeout_s)
         self._synced = None
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
+    async def generate(self, prompt_ids: list[int], request: CompletionRequest) -> Completion:
         """Sample one completion on one of the servers; see `Generator`.
 
         Raises:
@@ -127,8 +127,8 @@ class VLLMServerGenerator:
             raise InputError(
                 "generator=vllm_server: no weights yet; call sync_weights(policy) first"
             )
-        limit = room_for(prompt_ids, sampling, synced.context, "--max-model-len of the server")
-        parameters = sampling_parameters(sampling, limit, policy.tokens.eos_ids)
+        limit = room_for(prompt_ids, request, synced.context, "--max-model-len of the server")
+        parameters = sampling_parameters(request, limit, policy.tokens.eos_ids)
         version = self.weight_version
         try:
             reply = await self._on_some_server(synced.model, prompt_ids, parameters)
