@@ -30,7 +30,7 @@ BY_CODE = {
     "zerosearch.evaluation.baselines.OneReply": {"chat"},  # the model of `prompted=`
     "zerosearch.evaluation.baselines.SearchO1": {"chat"},
     "zerosearch.evaluation.baselines.ToolAgent": {"chat"},
-    "zerosearch.evaluation.table_run.Engine": {"settings"},
+    "zerosearch.evaluation.table_run.TableEngine": {"settings"},
     "zerosearch.rollout.settings.EpisodeSettings": {"prompt_text"},  # of a saved episode
     "zerosearch.tuning.collection.Collector": {"outcome"},
     "zerosearch.data.public.QuestionFiles": {"extra_bytes"},

@@ -14,7 +14,7 @@ from zerosearch.core.journal import Journal
 from zerosearch.evaluation.answers import without_times
 from zerosearch.evaluation.asking import ask_all
 from zerosearch.evaluation.results import cell_times
-from zerosearch.rollout.agent import OnText, Played
+from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchError, SearchRequest, Trajectory, Turn
 
@@ -45,7 +45,7 @@ class Counting:
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         self.playing += 1
         await asyncio.sleep(0)
         beside = self.playing
@@ -59,13 +59,13 @@ class Counting:
         except SearchError as error:
             trajectory.stop_reason, trajectory.error = "search_failed", str(error)
         trajectory.turns.append(Turn(text="x", action="answer"))
-        return Played(trajectory=trajectory, answer=str(beside))
+        return PlayedEpisode(trajectory=trajectory, answer=str(beside))
 
 
 class Slow(Counting):
     """Takes its time, which others may use."""
 
-    async def play(self, *arguments: Any, **fields: Any) -> Played:
+    async def play(self, *arguments: Any, **fields: Any) -> PlayedEpisode:
         await asyncio.sleep(PAUSE_S)
         return await super().play(*arguments, **fields)
 
@@ -150,7 +150,7 @@ def test_a_few_failures_are_rows_and_count_as_wrong(tmp_path: Path) -> None:
 
 def test_a_defect_of_the_agent_is_no_answer(tmp_path: Path) -> None:
     class Broken(Counting):
-        async def play(self, *_: Any, **__: Any) -> Played:
+        async def play(self, *_: Any, **__: Any) -> PlayedEpisode:
             raise ValueError("the prompt of question 'q:0' has 9 tokens")
 
     with pytest.raises(ValueError, match="the prompt of question"):

@@ -14,7 +14,7 @@ from zerosearch.commands.plan import main
 from zerosearch.generation.vllm.adapter import GPU_BATCH
 from zerosearch.planning.memory import memory_rows
 from zerosearch.planning.reading import check_memory, plan_of
-from zerosearch.planning.run import Plan
+from zerosearch.planning.run import PlannedRun
 from zerosearch.planning.table import GIB, total
 from zerosearch.policy.sharding import base_model
 
@@ -31,7 +31,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def plan(folder: Path, *overrides: str) -> Plan:
+def plan(folder: Path, *overrides: str) -> PlannedRun:
     return plan_of(compose_config(folder, *overrides))
 
 

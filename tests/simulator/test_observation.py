@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zerosearch.core.text import mentions
-from zerosearch.simulator.observation import Observation, fidelity_of, observe
+from zerosearch.simulator.observation import SearchMeasurement, fidelity_of, observe
 from zerosearch.types import Document, SearchResult
 
 
@@ -14,7 +14,7 @@ def result(*texts: str, noisy: bool | None = False, requested: int = 2, **more) 
     return SearchResult(documents=documents, requested=requested, noisy=noisy, **more)
 
 
-def seen(*texts: str, answers: tuple[str, ...] = ("Lima",), **more) -> Observation:
+def seen(*texts: str, answers: tuple[str, ...] = ("Lima",), **more) -> SearchMeasurement:
     return observe(result(*texts, **more), answers)
 
 

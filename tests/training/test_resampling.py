@@ -20,7 +20,7 @@ from tests.helpers.training import (
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.reward.rubric import Rubric
 from zerosearch.training.record import StepRecord
-from zerosearch.training.resampling import Played, is_flat, play_groups
+from zerosearch.training.resampling import PlayedGroups, is_flat, play_groups
 from zerosearch.training.sampled import RolloutPlan
 from zerosearch.types import Question, Trajectory
 
@@ -61,7 +61,7 @@ class Script:
         ]
 
 
-def play(script: Script, own: int, *, rounds: int, **place: int) -> Played:
+def play(script: Script, own: int, *, rounds: int, **place: int) -> PlayedGroups:
     """The first `own` questions of the script are the step's, the others are spares."""
     questions = make_questions(len(script.outcomes))
     plan = RolloutPlan(

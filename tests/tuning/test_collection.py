@@ -19,7 +19,7 @@ from tests.helpers.waiting import wait_until
 from zerosearch.core.journal import Journal
 from zerosearch.data.geography.facts import asset
 from zerosearch.reward.metrics import exact_match
-from zerosearch.rollout.agent import OnText, Played
+from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.engine import SearchEngine
@@ -50,7 +50,7 @@ class TwoSearches:
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
         for number in range(2):
             request = SearchRequest(
@@ -63,13 +63,13 @@ class TwoSearches:
                 result = await engine.search(request)
             except SearchError as error:
                 trajectory.error = str(error)
-                return Played(trajectory=trajectory, answer=None)
+                return PlayedEpisode(trajectory=trajectory, answer=None)
             assert len(result.documents) <= result.requested == 1
             await asyncio.sleep(0)
         right = int(question.uid[2:]) % 2
         answer = question.golden_answers[0] if right else "no"
         trajectory.turns.append(Turn(text=f"<answer>{answer}</answer>", action="answer"))
-        return Played(trajectory=trajectory, answer=answer, cost_usd=0.01)
+        return PlayedEpisode(trajectory=trajectory, answer=answer, cost_usd=0.01)
 
 
 class AtOnce(TwoSearches):
@@ -83,9 +83,9 @@ class AtOnce(TwoSearches):
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
-        return Played(trajectory=trajectory, answer=None, cost_usd=0.01)
+        return PlayedEpisode(trajectory=trajectory, answer=None, cost_usd=0.01)
 
 
 class Paid(ScriptedEngine):

@@ -26,7 +26,7 @@ _SHOWN = ("method", "benchmark", "questions", "EM", "cover EM", "F1", "searches"
 
 _CLOCK = ["s per episode", "questions per s"]  # latency while others are under way, throughput
 
-Times = Mapping[tuple[str, str], Mapping[str, float]]
+CellTimes = Mapping[tuple[str, str], Mapping[str, float]]
 
 
 def write_tables(folder: Path, results: Results, policies: Sequence[str] | None) -> None:
@@ -50,13 +50,13 @@ def write_tables(folder: Path, results: Results, policies: Sequence[str] | None)
             file.write(text.encode())
 
 
-def write_times(folder: Path, times: Times) -> None:
+def write_times(folder: Path, times: CellTimes) -> None:
     """Write `times.csv`: latency and throughput by row and benchmark, see `cell_times`."""
     with replacing(folder / "times.csv") as file:
         file.write(_times_csv(times).encode())
 
 
-def show(results: Results, times: Times) -> None:
+def show(results: Results, times: CellTimes) -> None:
     """Print the numbers that matter most, and the clock."""
     every = detail_table(results)
     shown = [every[0].index(name) for name in _SHOWN]
@@ -76,7 +76,7 @@ def show(results: Results, times: Times) -> None:
     Console().print(as_rich(cells, title))
 
 
-def _times_csv(times: Times) -> str:
+def _times_csv(times: CellTimes) -> str:
     file = io.StringIO()
     writer: csv.DictWriter[str] | None = None
     for (row, benchmark), seconds in times.items():

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 
-from zerosearch.evaluation.answers import TIMES
+from zerosearch.evaluation.answers import TIMES, AnswerRows
 from zerosearch.reward.metrics import AnswerMetrics
 
-Rows = Sequence[Mapping[str, Any]]
 
-
-def cell_metrics(rows: Rows) -> dict[str, float]:
+def cell_metrics(rows: AnswerRows) -> dict[str, float]:
     """What a method reached on a benchmark; equal runs give equal numbers.
 
     Args:
@@ -39,7 +34,7 @@ def cell_metrics(rows: Rows) -> dict[str, float]:
     }
 
 
-def cell_times(rows: Rows) -> dict[str, float]:
+def cell_times(rows: AnswerRows) -> dict[str, float]:
     """The clock of a cell.
 
     Args:

@@ -17,7 +17,7 @@ from zerosearch.core.progress import progress_bar
 from zerosearch.core.ranges import Count
 from zerosearch.core.runs import JOURNAL
 from zerosearch.data.sources import fixed_selection
-from zerosearch.evaluation.answers import without_times
+from zerosearch.evaluation.answers import AnswerRows, without_times
 from zerosearch.evaluation.asking import ask_all
 from zerosearch.evaluation.benchmarks import Benchmark
 from zerosearch.evaluation.results import cell_metrics, cell_times
@@ -28,11 +28,9 @@ from zerosearch.search.none import NoSearch
 from zerosearch.simulator.probe import warn_where_unknown
 from zerosearch.types import Question
 
-Rows = list[dict[str, Any]]
-
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Engine:
+class TableEngine:
     """A search engine of the table.
 
     Args:
@@ -72,7 +70,7 @@ class Method:
             raise InputError(f"method {self.label!r}: give either agent or prompted")
 
 
-_NONE = Engine(label="", engine=NoSearch())
+_NONE = TableEngine(label="", engine=NoSearch())
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,7 +90,7 @@ class TableRun:
     """
 
     methods: Mapping[str, Method]
-    engines: Mapping[str, Engine]
+    engines: Mapping[str, TableEngine]
     benchmarks: Mapping[str, Benchmark]
     chat: Callable[[], ChatModel]
     block: int
@@ -154,7 +152,7 @@ class TableRun:
         return Results(benchmarks=benchmarks, rows=rows, cells=cells)
 
     async def _probe(
-        self, used: Engine, benchmark: str, questions: list[Question], *, begun: bool
+        self, used: TableEngine, benchmark: str, questions: list[Question], *, begun: bool
     ) -> None:
         """Say where a simulator knows nothing of a benchmark's questions; once for each pair."""
         if begun or (used.label, benchmark) in self._probed:
@@ -175,7 +173,7 @@ class TableRun:
         engine: str | None,
         questions: list[Question],
         limit: int | None,
-    ) -> Rows:
+    ) -> AnswerRows:
         chosen = [questions[index] for index in fixed_selection(len(questions), limit)]
         used = _NONE if engine is None else self.engines[engine]
         settings = {"agent": agent.settings(), "engine": used.settings, "seed": self.seed}

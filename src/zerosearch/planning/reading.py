@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
 
-    from zerosearch.planning.run import Critic, Neighbour, Plan, Sampler
+    from zerosearch.planning.run import Critic, Neighbour, PlannedRun, Sampler
     from zerosearch.policy.source import PolicySource
 
 SHARDED = "FullyShardedStrategy"
@@ -38,14 +38,14 @@ def check_memory(cfg: DictConfig) -> None:
     check_fits(memory_rows(plan_of(cfg), gpu_bytes), gpu_bytes)
 
 
-def plan_of(cfg: DictConfig) -> Plan:
+def plan_of(cfg: DictConfig) -> PlannedRun:
     """Read from the composed configuration what memory depends on; nothing is loaded.
 
     Raises:
         InputError: the number of GPUs is not known here.
     """
     from zerosearch.planning.memory import states_per_parameter
-    from zerosearch.planning.run import Plan
+    from zerosearch.planning.run import PlannedRun
     from zerosearch.policy.activation_memory import Shape
     from zerosearch.policy.attention import packs_on_gpus
 
@@ -58,7 +58,7 @@ def plan_of(cfg: DictConfig) -> Plan:
     longest, training, validation = _sequences(cfg)
     computed = _computed(cfg.trainer.precision, model.dtype)
     computed = _dtype(settings["param_dtype"]) if settings else computed
-    return Plan(
+    return PlannedRun(
         model=model,
         shape=Shape(model.config),
         sampler=dataclasses.replace(

@@ -12,7 +12,7 @@ PHASES = ("sync", "sampling", "training", "validation")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Row:
+class MemoryRow:
     """Bytes of one kind on one GPU by phase, and what would lower them."""
 
     name: str
@@ -24,9 +24,9 @@ class Row:
     whole: bool = False  # taken in one piece, so that fragmentation costs nothing
 
 
-def always(name: str, size: int, remedy: str = "", *, whole: bool = False) -> Row:
+def always(name: str, size: int, remedy: str = "", *, whole: bool = False) -> MemoryRow:
     """A row that is the same in all phases."""
-    return Row(
+    return MemoryRow(
         name=name,
         sync=size,
         sampling=size,
@@ -37,12 +37,12 @@ def always(name: str, size: int, remedy: str = "", *, whole: bool = False) -> Ro
     )
 
 
-def total(rows: Iterable[Row], phase: str) -> int:
+def total(rows: Iterable[MemoryRow], phase: str) -> int:
     """Bytes of one phase."""
     return sum(getattr(row, phase) for row in rows)
 
 
-def check_fits(rows: list[Row], gpu_bytes: int) -> None:
+def check_fits(rows: list[MemoryRow], gpu_bytes: int) -> None:
     """Raise where a phase needs more than the GPU has.
 
     Raises:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from zerosearch.planning.run import Plan
-from zerosearch.planning.table import Row
+from zerosearch.planning.run import PlannedRun
+from zerosearch.planning.table import MemoryRow
 from zerosearch.policy.activation_memory import (
     Pass,
     kept_bytes,
@@ -22,7 +22,7 @@ SPREAD = (
 _TOKENS = "lower module.tokens_per_micro_batch"
 
 
-def training_rows(plan: Plan) -> list[Row]:
+def training_rows(plan: PlannedRun) -> list[MemoryRow]:
     """The policy's pass. That of a critic, at another time, is smaller: it makes no logits."""
     tokens = max(plan.tokens_per_micro_batch, plan.longest)
     given = Pass(
@@ -65,16 +65,16 @@ def training_rows(plan: Plan) -> list[Row]:
     )
     return [
         gathered,
-        Row(
+        MemoryRow(
             name="activations",
             training=activations,
             remedy=kept_remedy,
         ),
-        Row(name=name, training=size, remedy=remedy),
+        MemoryRow(name=name, training=size, remedy=remedy),
     ]
 
 
-def _gathered_row(plan: Plan) -> Row:
+def _gathered_row(plan: PlannedRun) -> MemoryRow:
     """Weights in the precision they are computed in, and gradients until they are summed.
 
     FSDP2 holds the root's group (embeddings, final norm, head) and two layers, one of them fetched
@@ -87,7 +87,7 @@ def _gathered_row(plan: Plan) -> Row:
             sum(p.numel() for p in plan.model.parameters() if p.dtype != plan.compute_dtype) * c
         )
         sampling = copies if plan.sampler.uses_policy else 0
-        return Row(
+        return MemoryRow(
             name="weights computed with", sampling=sampling, training=copies, validation=sampling
         )
     largest = max(layers, key=count)
@@ -98,7 +98,7 @@ def _gathered_row(plan: Plan) -> Row:
         gathered += (_root(plan, critic) if plan.reshard_after_forward else count(critic)) * c
     summed = count(largest, trained=True) * (c + plan.reduce_dtype.itemsize)
     sampling = forward if plan.sampler.uses_policy else 0
-    return Row(
+    return MemoryRow(
         name="gathered weights, gradients",
         sampling=sampling,
         training=gathered + _root(plan, plan.model, trained=True) * c + summed,
@@ -109,7 +109,7 @@ def _gathered_row(plan: Plan) -> Row:
     )
 
 
-def _root(plan: Plan, model: nn.Module, *, trained: bool = False) -> int:
+def _root(plan: PlannedRun, model: nn.Module, *, trained: bool = False) -> int:
     """Numbers of the root's group under FSDP2, else 0."""
     within = sum(count(layer, trained=trained) for layer in decoder_layers(model))
     return count(model, trained=trained) - within if plan.sharded else 0

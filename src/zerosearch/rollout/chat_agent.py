@@ -11,7 +11,7 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import NotNegative, Positive
 from zerosearch.generation.generator import CompletionStop
 from zerosearch.reward.answer import extract_answer
-from zerosearch.rollout.agent import OnText, Played
+from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.rollout.environment import Observation, Position, SearchEnvironment, Step
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import ANSWER, SEARCH, STOP_TAGS
@@ -73,7 +73,7 @@ class ChatAgent:
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         """See `Agent`."""
         trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
         position = Position(seed=seed, step=attempt, sibling=0)
@@ -88,7 +88,7 @@ class ChatAgent:
             trajectory.stop_reason = "model_failed"
             trajectory.error = f"agent {error.endpoint}: {error.reason}"
         cost_usd = talk.tokens * self.chat.usd_per_million_tokens / 1e6
-        return Played(trajectory=trajectory, answer=answer, cost_usd=cost_usd)
+        return PlayedEpisode(trajectory=trajectory, answer=answer, cost_usd=cost_usd)
 
     async def converse(
         self, talk: Talk, trajectory: Trajectory, on_text: OnText | None

@@ -14,7 +14,7 @@ from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.generation.loading import load_to_sample
 from zerosearch.policy.source import PolicySource
 from zerosearch.reward.answer import extract_answer
-from zerosearch.rollout.agent import OnText, Played
+from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
@@ -56,7 +56,7 @@ class LocalAgent:
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         """See `Agent`."""
         rollouter = await self._loaded()
         [trajectory] = await rollouter.rollout(
@@ -69,7 +69,7 @@ class LocalAgent:
             sampling=self.sampling,
             on_text=on_text,
         )
-        return Played(trajectory=trajectory, answer=extract_answer(trajectory.final_text))
+        return PlayedEpisode(trajectory=trajectory, answer=extract_answer(trajectory.final_text))
 
     async def check(self) -> None:
         """Load the model; InputError where it cannot be had."""

@@ -32,7 +32,7 @@ _LIKE_A_SEARCH = SearchRequest(
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Plan:
+class SimulatorPlan:
     """Of a whole run, over all ranks."""
 
     episodes: int  # of training, and of evaluations that ask the simulator
@@ -93,7 +93,7 @@ def say_plan(cfg: DictConfig) -> None:
         log.info("planned for the simulator: %s", plan.sentence())
 
 
-def make_plan(cfg: DictConfig) -> Plan | None:
+def make_plan(cfg: DictConfig) -> SimulatorPlan | None:
     """The plan, of a composed configuration; None where no language model is asked.
 
     Raises:
@@ -108,7 +108,7 @@ def make_plan(cfg: DictConfig) -> Plan | None:
     training = cfg.policy_steps * cfg.questions_per_step * cfg.algorithm.group_size
     asking = sum(_asks(each.search) for each in cfg.evaluation.values())
     price = OmegaConf.select(engine, "chat.usd_per_million_tokens")
-    return Plan(
+    return SimulatorPlan(
         episodes=training + asking * held_out_episodes(cfg).of_run,
         max_searches=cfg.episode.max_turns,
         read_tokens=round(read),

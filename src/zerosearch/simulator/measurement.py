@@ -16,7 +16,7 @@ from zerosearch.core.seeding import derive_seed
 from zerosearch.data.geography.wording import word_query
 from zerosearch.data.sources import fixed_selection
 from zerosearch.search.engine import Checkable, SearchEngine
-from zerosearch.simulator.observation import Observation, fidelity_of, observe
+from zerosearch.simulator.observation import SearchMeasurement, fidelity_of, observe
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
 
 QUALITIES = {"useful": 0.0, "noisy": 1.0}  # noise probability of the request
@@ -44,7 +44,7 @@ class Asked:
     failure: SearchError | None = None
 
     @property
-    def observation(self) -> Observation | None:
+    def observation(self) -> SearchMeasurement | None:
         """What is measured, as of the quality that was asked for; None where the search failed."""
         if self.result is None:
             return None

@@ -20,7 +20,7 @@ _ANYWHERE = ("yes", "no")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Observation:
+class SearchMeasurement:
     """What is kept of one search: a few numbers, cheap to gather over processes."""
 
     noisy: bool | None
@@ -37,7 +37,7 @@ class Observation:
     cost_usd: float
 
 
-def observe(result: SearchResult, golden_answers: Sequence[str]) -> Observation:
+def observe(result: SearchResult, golden_answers: Sequence[str]) -> SearchMeasurement:
     """Measure one result.
 
     Args:
@@ -47,7 +47,7 @@ def observe(result: SearchResult, golden_answers: Sequence[str]) -> Observation:
     """
     sought = findable(golden_answers)
     texts = [document.text for document in result.documents]
-    return Observation(
+    return SearchMeasurement(
         noisy=result.noisy,
         checked=bool(sought),
         with_answer=sum(mentions(text, sought) for text in texts),
@@ -69,7 +69,7 @@ def findable(golden_answers: Sequence[str]) -> list[str]:
     return [answer for answer, form in forms.items() if form and form not in _ANYWHERE]
 
 
-def fidelity_of(observations: Sequence[Observation]) -> dict[str, float]:
+def fidelity_of(observations: Sequence[SearchMeasurement]) -> dict[str, float]:
     """Means, shares and percentiles over searches that were answered.
 
     Args:
@@ -104,7 +104,7 @@ def fidelity_of(observations: Sequence[Observation]) -> dict[str, float]:
     return means | _answers(observations) | _texts(observations)
 
 
-def _answers(observations: Sequence[Observation]) -> dict[str, float]:
+def _answers(observations: Sequence[SearchMeasurement]) -> dict[str, float]:
     chosen = [each for each in observations if each.noisy is not None]
     means = {"noisy": _mean([bool(each.noisy) for each in chosen])} if chosen else {}
     for name, noisy in (("useful", False), ("noisy", True)):
@@ -118,7 +118,7 @@ def _answers(observations: Sequence[Observation]) -> dict[str, float]:
     return means
 
 
-def _texts(observations: Sequence[Observation]) -> dict[str, float]:
+def _texts(observations: Sequence[SearchMeasurement]) -> dict[str, float]:
     words = [count for each in observations for count in each.words]
     if not words:
         return {}

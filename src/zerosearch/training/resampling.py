@@ -24,7 +24,7 @@ Play = Callable[[Sequence[Question], int], Awaitable[list[Trajectory]]]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Played:
+class PlayedGroups:
     """What this rank sampled for a step, siblings next to each other."""
 
     kept: list[Trajectory]  # as many groups as the step has questions
@@ -34,7 +34,7 @@ class Played:
 
 async def play_groups(
     play: Play, plan: RolloutPlan, rubric: Rubric, *, rounds: int, rank: int, world_size: int
-) -> Played:
+) -> PlayedGroups:
     """Play the questions of a plan, and spare ones in place of flat groups.
 
     Args:
@@ -61,7 +61,7 @@ async def play_groups(
     first_group = rank * wanted
     trajectories = await play(plan.questions, first_group)
     if rounds == 0:
-        return Played(kept=trajectories)
+        return PlayedGroups(kept=trajectories)
     kept, flat = _sort(trajectories, rubric)
     spares, done = iter(plan.spares), 0
     while done < rounds and len(kept) < wanted:
@@ -71,7 +71,9 @@ async def play_groups(
         more_kept, more_flat = _sort(trajectories, rubric)
         kept, flat = kept + more_kept, flat + more_flat
     filling = wanted - len(kept)
-    return Played(kept=_joined(kept + flat[:filling]), dropped=_joined(flat[filling:]), rounds=done)
+    return PlayedGroups(
+        kept=_joined(kept + flat[:filling]), dropped=_joined(flat[filling:]), rounds=done
+    )
 
 
 def is_flat(group: Sequence[Trajectory], rubric: Rubric) -> bool:

@@ -12,7 +12,7 @@ from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.search.engine import SearchEngine
-from zerosearch.training.resampling import Played, play_groups
+from zerosearch.training.resampling import PlayedGroups, play_groups
 from zerosearch.training.sampled import RolloutPlan
 from zerosearch.types import Question, Trajectory
 
@@ -37,7 +37,7 @@ class EpisodeSampler:
         await self.generator.sync_weights(self.policy())
         return self.generator.weight_version
 
-    async def sample(self, plan: RolloutPlan) -> Played:
+    async def sample(self, plan: RolloutPlan) -> PlayedGroups:
         """Play the episodes of a plan."""
 
         async def play(questions: Sequence[Question], first_group: int) -> list[Trajectory]:

@@ -16,7 +16,7 @@ from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.policies import forward_logprobs, greedy, make_generator, run
 from tests.helpers.vllm import CONTEXT, PROMPTS, SHAPE, make_policy
 from zerosearch.generation.generator import CompletionRequest
-from zerosearch.generation.vllm.adapter import Engine
+from zerosearch.generation.vllm.adapter import VLLMEngine
 from zerosearch.generation.vllm.engine import VLLMGenerator
 
 pytestmark = pytest.mark.vllm
@@ -57,9 +57,9 @@ def test_the_event_loop_goes_on_while_tokens_are_sampled(
     generator: VLLMGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step that waits for something on the loop gets it, so searches go on meanwhile."""
-    step, came_back = Engine.step, threading.Event()
+    step, came_back = VLLMEngine.step, threading.Event()
 
-    def waiting_step(self: Engine) -> Any:
+    def waiting_step(self: VLLMEngine) -> Any:
         assert came_back.wait(60), "the loop stood still"
         return step(self)
 
@@ -69,7 +69,7 @@ def test_the_event_loop_goes_on_while_tokens_are_sampled(
         came_back.set()
         return await sampling
 
-    monkeypatch.setattr(Engine, "step", waiting_step)
+    monkeypatch.setattr(VLLMEngine, "step", waiting_step)
     assert run(search_meanwhile())[0].token_ids
 
 
@@ -102,14 +102,14 @@ def test_an_error_of_the_engine_reaches_every_caller(
     broken.bind(model, make_tokenizer())
     broken._engine = copy.copy(generator._engine)  # the failure stays with the copy
 
-    def fail(self: Engine) -> None:
+    def fail(self: VLLMEngine) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     async def both() -> list[Any]:
         calls = [broken.generate(prompt, greedy(4)) for prompt in PROMPTS]
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    monkeypatch.setattr(Engine, "step", fail)
+    monkeypatch.setattr(VLLMEngine, "step", fail)
     for error in run(both())[0]:
         assert isinstance(error, RuntimeError)
         assert "lower generator.gpu_memory_utilization or generator.max_model_len" in str(error)

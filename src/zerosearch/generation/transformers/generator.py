@@ -24,7 +24,7 @@ from zerosearch.generation.generator import Completion, CompletionRequest, Compl
 from zerosearch.generation.stops import StopMatcher
 from zerosearch.generation.transformers.attention import generating, sampling_step
 from zerosearch.generation.transformers.bound_policy import BoundPolicy
-from zerosearch.generation.transformers.decoder import BatchDecoder, Row
+from zerosearch.generation.transformers.decoder import BatchDecoder, DecodingRow
 from zerosearch.generation.transformers.sampling import draw_uniforms
 
 # A coroutine whose search came back passes through a few callbacks before it submits again.
@@ -37,7 +37,7 @@ _ADMIT_WITHIN_STEPS = 8
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class _PendingRow(Row):
+class _PendingRow(DecodingRow):
     """A row and its caller."""
 
     future: asyncio.Future[Completion]

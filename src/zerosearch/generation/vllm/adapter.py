@@ -88,7 +88,7 @@ class Sampled:
     cached_tokens: int  # of the prompt, found in the prefix cache
 
 
-class Engine:
+class VLLMEngine:
     """vLLM's engine in this process; every method belongs to the thread that made it.
 
     It starts with weights that mean nothing: `load` comes first.

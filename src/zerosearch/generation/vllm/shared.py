@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from zerosearch.core.errors import ZeroSearchError
-from zerosearch.generation.vllm.adapter import Engine, EngineSettings, Sampled
+from zerosearch.generation.vllm.adapter import EngineSettings, Sampled, VLLMEngine
 from zerosearch.generation.vllm.errors import build_error, step_error
 from zerosearch.generation.vllm.peers import Peers
 from zerosearch.generation.vllm.policy import VLLMPolicy
@@ -47,7 +47,7 @@ class SharedEngine:
         self._peers = peers
         self._has_weights = False
         try:
-            self._engine = Engine(settings)
+            self._engine = VLLMEngine(settings)
         except ZeroSearchError:
             raise
         except (ValueError, TypeError, RuntimeError, torch.OutOfMemoryError) as error:
