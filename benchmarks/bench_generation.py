@@ -24,7 +24,7 @@ from zerosearch.core.seeding import derive_random, derive_seed
 from zerosearch.generation.generator import CompletionRequest, Generator
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.generation.vllm.adapter import check_installed
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

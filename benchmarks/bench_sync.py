@@ -33,7 +33,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.generation.vllm.server import VLLMServerGenerator
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource

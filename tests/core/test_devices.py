@@ -19,9 +19,9 @@ from tests.helpers.scripted_vllm import ScriptedLink, ScriptedVLLM
 from zerosearch.core import devices, distributed
 from zerosearch.core.devices import device_thread, numbered_device, take_device
 from zerosearch.core.distributed import gather_objects, object_group
-from zerosearch.generation.vllm import engine as vllm_engine
+from zerosearch.generation.vllm import generator as vllm_engine
 from zerosearch.generation.vllm import sync as vllm_sync
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.generation.vllm.policy import VLLMPolicy
 from zerosearch.generation.vllm.server import VLLMServerGenerator
 from zerosearch.generation.vllm.sync import ServerSync

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from tests.helpers.configs import ROOT
 from tests.helpers.policies import run
 from zerosearch.generation.vllm import adapter as vllm_adapter
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.policy.source import PolicySource
 
 
@@ -84,7 +84,7 @@ def test_a_policy_that_is_refused_before_it_is_loaded(
 
 
 def test_nothing_of_vllm_is_imported_before_it_is_needed() -> None:
-    modules = "zerosearch.generation.vllm.engine, zerosearch.generation.vllm.server"
+    modules = "zerosearch.generation.vllm.generator, zerosearch.generation.vllm.server"
     code = f"import sys, {modules}; sys.exit('vllm' in sys.modules)"
     environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -12,7 +12,7 @@ from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.policies import forward_logprobs, greedy, make_generator, run
 from tests.helpers.vllm import CONTEXT, PROMPTS, change, make_policy, serving
 from zerosearch.generation.generator import Completion, CompletionRequest, Sampling
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.generation.vllm.server import VLLMServerGenerator
 
 pytestmark = pytest.mark.vllm

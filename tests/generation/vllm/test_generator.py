@@ -17,7 +17,7 @@ from tests.helpers.policies import forward_logprobs, greedy, make_generator, run
 from tests.helpers.vllm import CONTEXT, PROMPTS, SHAPE, make_policy
 from zerosearch.generation.generator import CompletionRequest
 from zerosearch.generation.vllm.adapter import VLLMEngine
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
 
 pytestmark = pytest.mark.vllm
 
