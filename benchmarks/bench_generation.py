@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from zerosearch.core.seeding import derive_random, derive_seed
 from zerosearch.generation.generator import CompletionRequest, Generator
 from zerosearch.generation.transformers.generator import TransformersGenerator
-from zerosearch.generation.vllm.adapter import check_installed
 from zerosearch.generation.vllm.generator import VLLMGenerator
+from zerosearch.generation.vllm.llm_engine import check_installed
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -27,8 +27,8 @@ from transformers import PreTrainedTokenizerFast
 from zerosearch.core.seeding import derive_random
 from zerosearch.generation.generator import CompletionRequest, Generator
 from zerosearch.generation.transformers.generator import TransformersGenerator
-from zerosearch.generation.vllm.adapter import check_installed
 from zerosearch.generation.vllm.generator import VLLMGenerator
+from zerosearch.generation.vllm.llm_engine import check_installed
 from zerosearch.policy.sharding import compute_buffers
 from zerosearch.policy.source import PolicySource
 

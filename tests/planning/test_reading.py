@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.configs import ROOT, compose_config
 from zerosearch.commands.plan import main
-from zerosearch.generation.vllm.adapter import GPU_BATCH
+from zerosearch.generation.vllm.llm_engine import GPU_BATCH
 from zerosearch.planning.memory import memory_rows
 from zerosearch.planning.reading import check_memory, plan_of
 from zerosearch.planning.run import PlannedRun

@@ -124,7 +124,7 @@ def _sampler(
     """What samples, without its KV cache."""
     from omegaconf import OmegaConf
 
-    from zerosearch.generation.vllm.adapter import GPU_BATCH
+    from zerosearch.generation.vllm.llm_engine import GPU_BATCH
     from zerosearch.planning.run import Sampler
 
     generator, name = cfg.generator, class_name(cfg.generator)

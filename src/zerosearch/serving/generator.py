@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from zerosearch.core.ranges import Count, Port, Positive, ShareAboveZero
-from zerosearch.generation.vllm.adapter import (
+from zerosearch.generation.vllm.llm_engine import (
     CPU_BLOCK_TOKENS,
     CPU_KV_CACHE_BYTES,
     WORKER_EXTENSION,

@@ -16,8 +16,8 @@ from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.policies import forward_logprobs, greedy, make_generator, run
 from tests.helpers.vllm import CONTEXT, PROMPTS, SHAPE, make_policy
 from zerosearch.generation.generator import CompletionRequest
-from zerosearch.generation.vllm.adapter import VLLMEngine
 from zerosearch.generation.vllm.generator import VLLMGenerator
+from zerosearch.generation.vllm.llm_engine import VLLMEngine
 
 pytestmark = pytest.mark.vllm
 

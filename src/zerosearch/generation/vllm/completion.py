@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from zerosearch.core.errors import InputError
 from zerosearch.generation.generator import Completion, CompletionRequest
 from zerosearch.generation.policy_tokens import PolicyTokens
-from zerosearch.generation.vllm.adapter import Sampled
+from zerosearch.generation.vllm.llm_engine import Sampled
 
 
 def room_for(

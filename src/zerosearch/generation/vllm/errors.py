@@ -7,7 +7,7 @@ import re
 import torch
 
 from zerosearch.core.errors import InputError
-from zerosearch.generation.vllm.adapter import EngineSettings
+from zerosearch.generation.vllm.llm_engine import EngineSettings
 
 _MAX_SHOWN_CHARS = 400
 _MEMORY = re.compile(r"memory|KV cache", re.IGNORECASE)

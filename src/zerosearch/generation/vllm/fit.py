@@ -9,8 +9,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from zerosearch.core.errors import InputError
-from zerosearch.generation.vllm.adapter import VERSIONS
 from zerosearch.generation.vllm.client import START, VLLMServer
+from zerosearch.generation.vllm.llm_engine import VERSIONS
 from zerosearch.policy.architecture import SIZE_FIELDS
 
 

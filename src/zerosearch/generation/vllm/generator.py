@@ -22,13 +22,13 @@ from zerosearch.core.devices import await_device, device_thread
 from zerosearch.core.errors import InputError, RunError
 from zerosearch.core.ranges import Count, ShareAboveZero, check_least
 from zerosearch.generation.generator import Completion, CompletionRequest
-from zerosearch.generation.vllm.adapter import (
+from zerosearch.generation.vllm.completion import completion_of, room_for
+from zerosearch.generation.vllm.llm_engine import (
     EngineSettings,
     Sampled,
     check_installed,
     sampling_parameters,
 )
-from zerosearch.generation.vllm.completion import completion_of, room_for
 from zerosearch.generation.vllm.peers import Peers
 from zerosearch.generation.vllm.policy import LoraSync, VLLMPolicy, adapter_rank
 from zerosearch.generation.vllm.shared import News, SharedEngine

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.core.errors import InputError
 from zerosearch.generation.policy_tokens import PolicyTokens
-from zerosearch.generation.vllm.adapter import LORA_RANKS
+from zerosearch.generation.vllm.llm_engine import LORA_RANKS
 from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
 from zerosearch.policy.weight_stream import adapter_weights, stream_weights
 

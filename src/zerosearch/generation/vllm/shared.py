@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from zerosearch.core.errors import ZeroSearchError
-from zerosearch.generation.vllm.adapter import EngineSettings, Sampled, VLLMEngine
 from zerosearch.generation.vllm.errors import build_error, step_error
+from zerosearch.generation.vllm.llm_engine import EngineSettings, Sampled, VLLMEngine
 from zerosearch.generation.vllm.peers import Peers
 from zerosearch.generation.vllm.policy import VLLMPolicy
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerosearch.generation.vllm import adapter as vllm_adapter
+from zerosearch.generation.vllm import llm_engine as vllm_adapter
 from zerosearch.generation.vllm.weight_link import WeightLink, joined_store, own_address
 
 _REACH_TIMEOUT_S = 20.0  # less than the policy waits for the answer

@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from tests.helpers.configs import ROOT
 from tests.helpers.policies import run
-from zerosearch.generation.vllm import adapter as vllm_adapter
+from zerosearch.generation.vllm import llm_engine as vllm_adapter
 from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.policy.source import PolicySource
 
