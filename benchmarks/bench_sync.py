@@ -34,7 +34,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zerosearch.generation.vllm.generator import VLLMGenerator
-from zerosearch.generation.vllm.server import VLLMServerGenerator
+from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import stream_weights

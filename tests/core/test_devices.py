@@ -23,7 +23,7 @@ from zerosearch.generation.vllm import generator as vllm_engine
 from zerosearch.generation.vllm import sync as vllm_sync
 from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.generation.vllm.policy import VLLMPolicy
-from zerosearch.generation.vllm.server import VLLMServerGenerator
+from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 from zerosearch.generation.vllm.sync import ServerSync
 from zerosearch.search.embedding import E5Encoder
 from zerosearch.training.background import Background

@@ -84,7 +84,7 @@ def test_a_policy_that_is_refused_before_it_is_loaded(
 
 
 def test_nothing_of_vllm_is_imported_before_it_is_needed() -> None:
-    modules = "zerosearch.generation.vllm.generator, zerosearch.generation.vllm.server"
+    modules = "zerosearch.generation.vllm.generator, zerosearch.generation.vllm.server_generator"
     code = f"import sys, {modules}; sys.exit('vllm' in sys.modules)"
     environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -13,7 +13,7 @@ from tests.helpers.policies import forward_logprobs, greedy, make_generator, run
 from tests.helpers.vllm import CONTEXT, PROMPTS, change, make_policy, serving
 from zerosearch.generation.generator import Completion, CompletionRequest, Sampling
 from zerosearch.generation.vllm.generator import VLLMGenerator
-from zerosearch.generation.vllm.server import VLLMServerGenerator
+from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 
 pytestmark = pytest.mark.vllm
 LOGPROB_TOLERANCE = 1e-3

@@ -14,7 +14,7 @@ from tests.helpers.waiting import guarded
 from zerosearch.clients.endpoints import CallFailure
 from zerosearch.core.devices import device_thread
 from zerosearch.generation.vllm.client import VLLMServer, sampled_of
-from zerosearch.generation.vllm.server import VLLMServerGenerator
+from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 from zerosearch.generation.vllm.sync import Synced
 
 REPLY = {
