@@ -31,7 +31,7 @@ from zerosearch.generation.vllm.llm_engine import (
 )
 from zerosearch.generation.vllm.peers import Peers
 from zerosearch.generation.vllm.policy import LoraSync, VLLMPolicy, adapter_rank
-from zerosearch.generation.vllm.shared import News, SharedEngine
+from zerosearch.generation.vllm.shared_engine import News, SharedEngine
 from zerosearch.policy.sharding import DTYPES
 from zerosearch.policy.source import PolicySource
 
