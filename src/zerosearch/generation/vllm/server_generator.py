@@ -19,9 +19,9 @@ from zerosearch.core.ranges import CountOrZero, Positive
 from zerosearch.generation.generator import Completion, CompletionRequest
 from zerosearch.generation.vllm.client import START, VLLMServer, sampled_of
 from zerosearch.generation.vllm.completion import completion_of, room_for
-from zerosearch.generation.vllm.fit import Needs, inspect
 from zerosearch.generation.vllm.llm_engine import sampling_parameters
 from zerosearch.generation.vllm.policy import VLLMPolicy
+from zerosearch.generation.vllm.server_check import Needs, inspect
 from zerosearch.generation.vllm.sync import ServerSync, Synced
 from zerosearch.policy.sharding import DTYPES
 from zerosearch.policy.source import PolicySource

@@ -16,7 +16,7 @@ from tests.helpers.scripted_vllm import ScriptedVLLM, describe_worker
 from tests.helpers.training import GivenPolicy
 from zerosearch.clients.endpoints import CallFailure
 from zerosearch.generation.generator import PolicyCheckable
-from zerosearch.generation.vllm.fit import Needs, check_workers
+from zerosearch.generation.vllm.server_check import Needs, check_workers
 from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 
 A, B = "http://127.0.0.1:1", "http://127.0.0.1:2"
