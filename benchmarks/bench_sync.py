@@ -38,7 +38,7 @@ from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import stream_weights
-from zerosearch.serving.generator import generator_server
+from zerosearch.serving.generator_server import generator_server
 from zerosearch.serving.launch import running
 
 MIB = 2**20
