@@ -16,7 +16,7 @@ from zerosearch.core.seeding import derive_seed
 from zerosearch.data.geography.wording import word_query
 from zerosearch.data.sources import fixed_selection
 from zerosearch.search.engine import Checkable, SearchEngine
-from zerosearch.simulator.observation import SearchMeasurement, fidelity_of, observe
+from zerosearch.simulator.fidelity import SearchMeasurement, fidelity_of, observe
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
 
 QUALITIES = {"useful": 0.0, "noisy": 1.0}  # noise probability of the request

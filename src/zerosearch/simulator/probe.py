@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from zerosearch.search.engine import SearchEngine
+from zerosearch.simulator.fidelity import findable
 from zerosearch.simulator.measurement import (
     QUALITIES,
     Asked,
@@ -19,7 +20,6 @@ from zerosearch.simulator.measurement import (
     summarize,
     warnings_of,
 )
-from zerosearch.simulator.observation import findable
 from zerosearch.types import Question
 
 PROBED = 32  # held-out questions that an engine is asked about beforehand

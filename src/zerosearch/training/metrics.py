@@ -11,7 +11,7 @@ import torch
 
 from zerosearch.core.distributed import gather_objects
 from zerosearch.reward.rubric import RewardScore, answer_f1
-from zerosearch.simulator.observation import fidelity_of, observe
+from zerosearch.simulator.fidelity import fidelity_of, observe
 from zerosearch.training.sampled import SampledBatch
 from zerosearch.types import StopReason, Trajectory
 

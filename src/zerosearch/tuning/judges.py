@@ -18,7 +18,7 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive, check_least
 from zerosearch.core.seeding import derive_seed
 from zerosearch.core.text import mentions, normalize_answer
-from zerosearch.simulator.observation import findable
+from zerosearch.simulator.fidelity import findable
 from zerosearch.types import Document
 
 PROMPTS = Path(str(resources.files("zerosearch.tuning") / "prompts"))

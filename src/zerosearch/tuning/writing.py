@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from zerosearch.core.distributed import gather_objects
 from zerosearch.core.seeding import derive_seed
 from zerosearch.generation.generator import CompletionRequest, Generator, Sampling
-from zerosearch.simulator.observation import fidelity_of, observe
+from zerosearch.simulator.fidelity import fidelity_of, observe
 from zerosearch.simulator.replies import parse_reply
 from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.types import SearchResult

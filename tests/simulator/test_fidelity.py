@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zerosearch.core.text import mentions
-from zerosearch.simulator.observation import SearchMeasurement, fidelity_of, observe
+from zerosearch.simulator.fidelity import SearchMeasurement, fidelity_of, observe
 from zerosearch.types import Document, SearchResult
 
 
