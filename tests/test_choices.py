@@ -21,7 +21,7 @@ from zerosearch.command_line.made_for import check_made_for
 from zerosearch.core.nodes import leaves
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.simulator.chosen import check_choice, is_asked
+from zerosearch.simulator.checks import check_choice, is_asked
 from zerosearch.training.evaluation import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a choice alone

@@ -246,7 +246,7 @@ OTHER_THREADS = {
     "devices.py": "device_thread",
     "training/background.py": "takes its device itself",
     "search/batching.py": "what computes there takes its device itself: the encoder",
-    "simulator/chosen.py": "asks servers",
+    "simulator/checks.py": "asks servers",
     "hub.py": "asks the hub",
 }
 

@@ -187,7 +187,7 @@ def _check_engines(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
             "searches: set episode.max_turns=0, or choose another search="
         )
     if chosen.get("search") == "simulated" and cfg.get("simulator") is None:
-        return  # see `zerosearch.simulator.chosen`
+        return  # see `zerosearch.simulator.checks`
     if any(map(_is_embedded, _targets(cfg.data))):
         return
     remedies = {

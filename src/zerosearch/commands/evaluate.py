@@ -28,7 +28,7 @@ from zerosearch.command_line.keys import (
 from zerosearch.core.endings import sigterm_as_ctrl_c
 from zerosearch.core.runs import Summary, link_latest, run_job
 from zerosearch.data.availability import check_data
-from zerosearch.simulator.chosen import check_simulator
+from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -18,7 +18,7 @@ from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
 from zerosearch.data.availability import check_data
 from zerosearch.serving.http import BACKLOG, bind, exit_on_signals, run_app, shown_address
-from zerosearch.simulator.chosen import check_simulator
+from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -11,7 +11,7 @@ from zerosearch.command_line.keys import COUNT, OF_TRAINING
 from zerosearch.command_line.made_for import check_choices, check_experiment
 from zerosearch.core.runs import Summary, run_job
 from zerosearch.data.availability import check_data
-from zerosearch.simulator.chosen import check_simulator
+from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.configs import compose_config
 from tests.helpers.openai_server import free_port
-from zerosearch.simulator.chosen import check_served
+from zerosearch.simulator.checks import check_served
 
 
 @pytest.fixture(autouse=True)
