@@ -15,7 +15,7 @@ from zerosearch.clients.chat import Tally
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.simulator.engine import SimulatedSearch
-from zerosearch.simulator.in_process import LocalChat
+from zerosearch.simulator.local_chat import LocalChat
 from zerosearch.types import SearchError, SearchRequest
 
 MESSAGES = [{"role": "user", "content": "useful 1 Query: x"}]
