@@ -41,7 +41,7 @@ PARTS = {"algorithm/base"}  # advantage and loss come with the choices that exte
 OTHERWISE = {
     ("zerosearch.callbacks.health_rules.HealthRule", "advice"),  # every rule of ours has one
     ("zerosearch.data.datamodule.QADataModule", "validation_limit"),  # all; ours bound the time
-    ("zerosearch.tuning.data.TuningData", "validation_limit"),
+    ("zerosearch.tuning.datamodule.TuningData", "validation_limit"),
     ("zerosearch.generation.vllm.generator.VLLMGenerator", "engine"),  # None is {}
     ("zerosearch.training.schedule.warmup_schedule", "warmup_fraction"),  # none; ours warm up
 }

@@ -26,7 +26,7 @@ from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.training.trained_module import TrainedModule
 from zerosearch.training.trainee import Trainee
 from zerosearch.tuning.chat_template import servable
-from zerosearch.tuning.data import ExampleBatch
+from zerosearch.tuning.datamodule import ExampleBatch
 from zerosearch.tuning.examples import EncodedExample, collate, encode
 from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.tuning.update import ReplyUpdater

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.tuning import write_rows
-from zerosearch.tuning.data import TuningData, TuningLoader
+from zerosearch.tuning.datamodule import TuningData, TuningLoader
 from zerosearch.tuning.tuning_set import TuningFiles
 
 
