@@ -27,7 +27,7 @@ from zerosearch.training.trained_module import TrainedModule
 from zerosearch.training.trainee import Trainee
 from zerosearch.tuning.chat_template import servable
 from zerosearch.tuning.datamodule import ExampleBatch
-from zerosearch.tuning.examples import EncodedExample, collate, encode
+from zerosearch.tuning.encoded_examples import EncodedExample, collate, encode
 from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.tuning.update import ReplyUpdater
 from zerosearch.tuning.writing import Written, fidelity_metrics, write_replies
