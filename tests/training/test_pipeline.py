@@ -14,7 +14,7 @@ from zerosearch.training import pipeline
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.pipeline import RolloutPipeline
 from zerosearch.training.resampling import PlayedGroups
-from zerosearch.training.sampled import RolloutPlan
+from zerosearch.training.rollout_plan import RolloutPlan
 from zerosearch.types import Trajectory
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 from zerosearch.core.distributed import gather_objects
 from zerosearch.reward.rubric import RewardScore, answer_f1
 from zerosearch.simulator.fidelity import fidelity_of, observe
-from zerosearch.training.sampled import SampledBatch
+from zerosearch.training.rollout_plan import SampledBatch
 from zerosearch.types import StopReason, Trajectory
 
 _TRUNCATED = ("turn_budget", "context")

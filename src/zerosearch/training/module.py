@@ -44,7 +44,7 @@ from zerosearch.training.optimization import (
     settings_of,
 )
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
-from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
+from zerosearch.training.rollout_plan import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sampler import EpisodeSampler
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.types import Trajectory

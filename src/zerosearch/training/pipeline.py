@@ -31,7 +31,7 @@ from zerosearch.generation.generator import Generator
 from zerosearch.training.background import Background
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.resampling import PlayedGroups
-from zerosearch.training.sampled import RolloutPlan, SampledBatch, from_plain, to_plain
+from zerosearch.training.rollout_plan import RolloutPlan, SampledBatch, from_plain, to_plain
 from zerosearch.types import Trajectory
 
 Sync = Callable[[], Coroutine[Any, Any, int]]

@@ -16,7 +16,7 @@ from operator import attrgetter
 
 from zerosearch.core.errors import InputError
 from zerosearch.reward.rubric import Rubric
-from zerosearch.training.sampled import RolloutPlan
+from zerosearch.training.rollout_plan import RolloutPlan
 from zerosearch.types import Question, Trajectory
 
 Group = list[Trajectory]  # siblings

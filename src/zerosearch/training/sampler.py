@@ -13,7 +13,7 @@ from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.resampling import PlayedGroups, play_groups
-from zerosearch.training.sampled import RolloutPlan
+from zerosearch.training.rollout_plan import RolloutPlan
 from zerosearch.types import Question, Trajectory
 
 

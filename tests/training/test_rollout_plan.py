@@ -8,7 +8,7 @@ import io
 import torch
 
 from tests.helpers.policy_stub import make_trajectory
-from zerosearch.training.sampled import SampledBatch, from_plain, to_plain
+from zerosearch.training.rollout_plan import SampledBatch, from_plain, to_plain
 
 
 def test_a_trajectory_survives_a_checkpoint_of_plain_containers() -> None:
