@@ -31,6 +31,7 @@ from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.balance import balance
 from zerosearch.training.credit import Credit
+from zerosearch.training.episode_sampler import EpisodeSampler
 from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
@@ -45,7 +46,6 @@ from zerosearch.training.optimization import (
 )
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.rollout_plan import RolloutPlan, make_next_plan, make_plan
-from zerosearch.training.sampler import EpisodeSampler
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.types import Trajectory
 
