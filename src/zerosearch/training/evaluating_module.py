@@ -10,10 +10,10 @@ from zerosearch.generation.generator import Generator
 from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.training.base_module import TrainedModule
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
 from zerosearch.training.failures import RESUME, SearchOutage
 from zerosearch.training.metrics import Costs
-from zerosearch.training.trained_module import TrainedModule
 from zerosearch.types import Question
 
 
