@@ -32,8 +32,8 @@ from zerosearch.search.engine import SearchEngine
 from zerosearch.training.balance import balance
 from zerosearch.training.credit import Credit
 from zerosearch.training.episode_sampler import EpisodeSampler
-from zerosearch.training.evaluating_module import EvaluatingModule
 from zerosearch.training.evaluation import Evaluation
+from zerosearch.training.evaluation_hooks import EvaluatingModule
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
 from zerosearch.training.learner import make_learner
 from zerosearch.training.metrics import peak_memory_gib, reset_peak_memory, step_metrics
