@@ -21,8 +21,8 @@ from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.module import SearchPolicyModule
-from zerosearch.training.record import StepRecord
 from zerosearch.training.schedule import warmup_schedule
+from zerosearch.training.step_record import StepRecord
 from zerosearch.types import Question, Trajectory, Turn
 
 

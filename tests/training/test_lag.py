@@ -24,7 +24,7 @@ from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.module import SearchPolicyModule
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 from zerosearch.types import SearchError, SearchRequest
 
 STEPS = 4

@@ -40,7 +40,7 @@ from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.reward.rubric import RewardTerm, Rubric
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.module import SearchPolicyModule
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 from zerosearch.training.update import PolicyUpdater
 from zerosearch.types import PolicyBatch, SearchError, SearchRequest, Trajectory
 

@@ -19,9 +19,9 @@ from tests.helpers.training import (
 )
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.reward.rubric import Rubric
-from zerosearch.training.record import StepRecord
 from zerosearch.training.resampling import PlayedGroups, is_flat, play_groups
 from zerosearch.training.rollout_plan import RolloutPlan
+from zerosearch.training.step_record import StepRecord
 from zerosearch.types import Question, Trajectory
 
 # one letter per sibling: right, wrong, or lost to a failed search

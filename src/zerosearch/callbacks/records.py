@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 
 
 class RecordCallback(Callback, ABC):

@@ -14,7 +14,7 @@ from zerosearch.callbacks.transcript_text import transcript_json, transcript_mar
 from zerosearch.core.errors import InputError
 from zerosearch.core.files import replacing
 from zerosearch.core.ranges import Count, CountOrZero
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 
 TRAIN = "train"
 

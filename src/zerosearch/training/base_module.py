@@ -20,7 +20,7 @@ from zerosearch.policy.reference import expect_reference
 from zerosearch.policy.sharding import Sharding, compute_dtype_name, record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.training.micro_batches import MicroBatches
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 from zerosearch.training.trainee import SkippedUpdates
 from zerosearch.training.trainer_settings import prepare_trainer
 
