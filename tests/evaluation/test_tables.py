@@ -10,7 +10,7 @@ import pytest
 
 from tests.evaluation.rows import answers
 from zerosearch.evaluation.cell_metrics import cell_metrics, cell_times
-from zerosearch.evaluation.report import show, write_tables
+from zerosearch.evaluation.table_files import show, write_tables
 from zerosearch.evaluation.tables import (
     Results,
     as_csv,

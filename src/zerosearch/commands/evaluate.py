@@ -61,7 +61,7 @@ def evaluate(cfg: DictConfig, summary: Summary) -> None:
 
     from zerosearch.core.nodes import check_nodes
     from zerosearch.evaluation.checkpoint import use_checkpoint
-    from zerosearch.evaluation.report import show, write_tables, write_times
+    from zerosearch.evaluation.table_files import show, write_tables, write_times
     from zerosearch.serving.launch import launched
 
     prompts = any(method.get("prompted") for method in cfg.methods.values())

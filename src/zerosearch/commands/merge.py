@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zerosearch.core.errors import ZeroSearchError
-from zerosearch.evaluation.report import write_tables
+from zerosearch.evaluation.table_files import write_tables
 from zerosearch.evaluation.tables import as_rich, main_table, merged
 
 
