@@ -60,8 +60,8 @@ def evaluate(cfg: DictConfig, summary: Summary) -> None:
         summary.facts["checkpoint"] = cfg.checkpoint
 
     from zerosearch.core.nodes import check_nodes
-    from zerosearch.evaluation.checkpoint import use_checkpoint
     from zerosearch.evaluation.table_files import show, write_tables, write_times
+    from zerosearch.evaluation.trained_policy import use_checkpoint
     from zerosearch.serving.launch import launched
 
     prompts = any(method.get("prompted") for method in cfg.methods.values())

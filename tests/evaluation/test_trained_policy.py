@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from tests.helpers.configs import compose_config
 from tests.helpers.words import make_word_model, save_word_policy
-from zerosearch.evaluation.checkpoint import find_policy, use_checkpoint
+from zerosearch.evaluation.trained_policy import find_policy, use_checkpoint
 from zerosearch.generation.loading import load_to_sample
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.types import Question
