@@ -33,7 +33,7 @@ BY_CODE = {
     "zerosearch.evaluation.table_run.TableEngine": {"settings"},
     "zerosearch.rollout.settings.EpisodeSettings": {"prompt_text"},  # of a saved episode
     "zerosearch.tuning.collection.Collector": {"outcome"},
-    "zerosearch.data.public.QuestionFiles": {"extra_bytes"},
+    "zerosearch.data.public_sets.QuestionFiles": {"extra_bytes"},
     "zerosearch.data.hotpotqa.HotpotQASmall": {"extra_bytes"},
 }
 PARTS = {"algorithm/base"}  # advantage and loss come with the choices that extend it

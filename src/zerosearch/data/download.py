@@ -22,7 +22,7 @@ from zerosearch.core.files import GIB, flush_tree
 from zerosearch.core.hub import HubRefusal, file_metadata, refusal
 
 if TYPE_CHECKING:
-    from zerosearch.data.public import PublicSet
+    from zerosearch.data.public_sets import PublicSet
 
 log = logging.getLogger(__name__)
 
