@@ -16,7 +16,7 @@ from typing import IO, Protocol, cast
 from zerosearch.core.errors import InputError
 from zerosearch.core.files import GIB
 from zerosearch.data.corpus import count_passages
-from zerosearch.data.published import common_row
+from zerosearch.data.published_rows import common_row
 from zerosearch.data.readers import local_files
 from zerosearch.data.rows import row_to_question
 
