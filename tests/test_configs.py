@@ -25,8 +25,8 @@ from zerosearch.data.geography.facts import asset
 from zerosearch.data.sources import QASource
 from zerosearch.evaluation.table_run import Method
 from zerosearch.planning.memory import memory_rows, shard_bytes
+from zerosearch.planning.memory_table import GIB, check_fits
 from zerosearch.planning.reading import plan_of
-from zerosearch.planning.table import GIB, check_fits
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.simulator.engine import SimulatedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator

@@ -10,8 +10,8 @@ import torch
 
 from tests.helpers.configs import ROOT, checked, compose_config
 from zerosearch.planning.memory import memory_rows
+from zerosearch.planning.memory_table import GIB, PHASES, check_fits, total
 from zerosearch.planning.reading import plan_of
-from zerosearch.planning.table import GIB, PHASES, check_fits, total
 
 CARDS = {"24gb": 23.6, "80gb": 79.1}  # GiB that such cards really have
 SIZES = {  # parameters: model cards

@@ -29,8 +29,8 @@ from zerosearch.planning.memory import (
     shard_bytes,
     states_per_parameter,
 )
+from zerosearch.planning.memory_table import GIB, PHASES, MemoryRow, check_fits, total
 from zerosearch.planning.run import Critic, Neighbour, PlannedRun, Sampler
-from zerosearch.planning.table import GIB, PHASES, MemoryRow, check_fits, total
 from zerosearch.policy.activation_memory import (
     Pass,
     Shape,

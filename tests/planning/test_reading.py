@@ -13,9 +13,9 @@ from tests.helpers.configs import ROOT, compose_config
 from zerosearch.commands.plan import main
 from zerosearch.generation.vllm.llm_engine import GPU_BATCH
 from zerosearch.planning.memory import memory_rows
+from zerosearch.planning.memory_table import GIB, total
 from zerosearch.planning.reading import check_memory, plan_of
 from zerosearch.planning.run import PlannedRun
-from zerosearch.planning.table import GIB, total
 from zerosearch.policy.sharding import base_model
 
 LARGE = ["experiment=zerosearch_7b", "simulator.endpoints=[http://a:1/v1]", "trainer.devices=8"]

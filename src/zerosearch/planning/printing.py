@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from zerosearch.planning.memory_table import GIB, PHASES, MemoryRow, total
 from zerosearch.planning.run import PlannedRun
-from zerosearch.planning.table import GIB, PHASES, MemoryRow, total
 from zerosearch.planning.time import StepTimes, times_of, variants
 
 

@@ -30,7 +30,7 @@ def check_memory(cfg: DictConfig) -> None:
     import torch
 
     from zerosearch.planning.memory import memory_rows
-    from zerosearch.planning.table import check_fits
+    from zerosearch.planning.memory_table import check_fits
 
     if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return
@@ -162,8 +162,8 @@ def _kv_tokens(cfg: DictConfig, longest: int, sequences: int) -> int:
 
 def _neighbour(cfg: DictConfig, devices: Collection[int]) -> Neighbour | None:
     """The simulator that the run serves on a GPU it trains on, if any."""
+    from zerosearch.planning.memory_table import GIB
     from zerosearch.planning.run import Neighbour
-    from zerosearch.planning.table import GIB
 
     simulator = cfg.get("simulator")
     if simulator is None or not simulator.get("launch", False):

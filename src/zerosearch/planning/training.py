@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from zerosearch.planning.memory_table import MemoryRow
 from zerosearch.planning.run import PlannedRun
-from zerosearch.planning.table import MemoryRow
 from zerosearch.policy.activation_memory import (
     Pass,
     kept_bytes,

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from zerosearch.planning.episodes import EpisodeTokens, SearchSpeed
 from zerosearch.planning.memory import shard_bytes
+from zerosearch.planning.memory_table import GIB
 from zerosearch.planning.reading import class_name
 from zerosearch.planning.speeds import BYTES, Card, ReplicatedModel, Size, Speeds
-from zerosearch.planning.table import GIB
 from zerosearch.planning.time import Evaluations, Work
 from zerosearch.policy.sharding import base_model
 from zerosearch.simulator.cost import (
