@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zerosearch.core.errors import InputError
 from zerosearch.planning.memory_table import GIB, PHASES, MemoryRow, always, total
 from zerosearch.planning.run import PlannedRun, Sampler
-from zerosearch.planning.training import SPREAD, count, training_rows
+from zerosearch.planning.training_memory import SPREAD, count, training_rows
 from zerosearch.policy.activation_memory import kv_bytes_per_token
 from zerosearch.policy.adaptation import decoder_layers
 from zerosearch.policy.gathering import BUCKET_BYTES
