@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zerosearch.core.text import mentions
-from zerosearch.simulator.fidelity import SearchMeasurement, fidelity_of, observe
+from zerosearch.simulator.fidelity import SearchMeasurement, fidelity_of, measure_search
 from zerosearch.types import Document, SearchResult
 
 
@@ -15,7 +15,7 @@ def result(*texts: str, noisy: bool | None = False, requested: int = 2, **more) 
 
 
 def seen(*texts: str, answers: tuple[str, ...] = ("Lima",), **more) -> SearchMeasurement:
-    return observe(result(*texts, **more), answers)
+    return measure_search(result(*texts, **more), answers)
 
 
 @pytest.mark.parametrize(

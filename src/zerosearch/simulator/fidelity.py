@@ -37,7 +37,7 @@ class SearchMeasurement:
     cost_usd: float
 
 
-def observe(result: SearchResult, golden_answers: Sequence[str]) -> SearchMeasurement:
+def measure_search(result: SearchResult, golden_answers: Sequence[str]) -> SearchMeasurement:
     """Measure one result.
 
     Args:
@@ -69,11 +69,11 @@ def findable(golden_answers: Sequence[str]) -> list[str]:
     return [answer for answer, form in forms.items() if form and form not in _ANYWHERE]
 
 
-def fidelity_of(observations: Sequence[SearchMeasurement]) -> dict[str, float]:
+def fidelity_of(measurements: Sequence[SearchMeasurement]) -> dict[str, float]:
     """Means, shares and percentiles over searches that were answered.
 
     Args:
-        observations: of one step, or of one quality in a report.
+        measurements: of one step, or of one quality in a report.
 
     Returns:
         Per search: `answer_in_useful`, `answer_in_noisy` (share with a golden answer in any
@@ -82,30 +82,30 @@ def fidelity_of(observations: Sequence[SearchMeasurement]) -> dict[str, float]:
         `documents`, `problem/<name>` (number of replies), `latency_s` and its `_p50`, `_p95`,
         `_p99`. Per document: `answer_documents_useful`, `answer_documents_noisy`, `words`,
         `words_p95`, `duplicates` (repeats one of the same search), `repeats` (repeats one of an
-        earlier search). In all: `cost_usd`. Empty without observations.
+        earlier search). In all: `cost_usd`. Empty without measurements.
     """
-    if not observations:
+    if not measurements:
         return {}
-    latencies = [each.latency_s for each in observations]
+    latencies = [each.latency_s for each in measurements]
     means = {
-        "empty": _mean([not each.words for each in observations]),
-        "incomplete": _mean([len(each.words) < each.requested for each in observations]),
-        "cached": _mean([each.cached for each in observations]),
-        "attempts": _mean([each.attempts for each in observations]),
-        "tokens": _mean([each.tokens for each in observations]),
-        "requested": _mean([each.requested for each in observations]),
-        "documents": _mean([len(each.words) for each in observations]),
-        "cost_usd": sum(each.cost_usd for each in observations),
+        "empty": _mean([not each.words for each in measurements]),
+        "incomplete": _mean([len(each.words) < each.requested for each in measurements]),
+        "cached": _mean([each.cached for each in measurements]),
+        "attempts": _mean([each.attempts for each in measurements]),
+        "tokens": _mean([each.tokens for each in measurements]),
+        "requested": _mean([each.requested for each in measurements]),
+        "documents": _mean([len(each.words) for each in measurements]),
+        "cost_usd": sum(each.cost_usd for each in measurements),
         "latency_s": _mean(latencies),
     }
     means |= {f"latency_s_p{p}": float(np.percentile(latencies, p)) for p in (50, 95, 99)}
-    problems = Counter(name for each in observations for name in each.problems)
-    means |= {f"problem/{name}": n / len(observations) for name, n in sorted(problems.items())}
-    return means | _answers(observations) | _texts(observations)
+    problems = Counter(name for each in measurements for name in each.problems)
+    means |= {f"problem/{name}": n / len(measurements) for name, n in sorted(problems.items())}
+    return means | _answers(measurements) | _texts(measurements)
 
 
-def _answers(observations: Sequence[SearchMeasurement]) -> dict[str, float]:
-    chosen = [each for each in observations if each.noisy is not None]
+def _answers(measurements: Sequence[SearchMeasurement]) -> dict[str, float]:
+    chosen = [each for each in measurements if each.noisy is not None]
     means = {"noisy": _mean([bool(each.noisy) for each in chosen])} if chosen else {}
     for name, noisy in (("useful", False), ("noisy", True)):
         checked = [each for each in chosen if each.noisy is noisy and each.checked]
@@ -118,13 +118,13 @@ def _answers(observations: Sequence[SearchMeasurement]) -> dict[str, float]:
     return means
 
 
-def _texts(observations: Sequence[SearchMeasurement]) -> dict[str, float]:
-    words = [count for each in observations for count in each.words]
+def _texts(measurements: Sequence[SearchMeasurement]) -> dict[str, float]:
+    words = [count for each in measurements for count in each.words]
     if not words:
         return {}
     duplicates = repeats = 0
     seen: set[int] = set()
-    for each in observations:
+    for each in measurements:
         distinct = set(each.texts)
         duplicates += len(each.texts) - len(distinct)
         repeats += len(distinct & seen)

@@ -11,7 +11,7 @@ import torch
 
 from zerosearch.core.distributed import gather_objects
 from zerosearch.reward.rubric import RewardScore, answer_f1
-from zerosearch.simulator.fidelity import fidelity_of, observe
+from zerosearch.simulator.fidelity import fidelity_of, measure_search
 from zerosearch.training.rollout_plan import SampledBatch
 from zerosearch.types import StopReason, Trajectory
 
@@ -89,12 +89,12 @@ def repetition(trajectory: Trajectory, n: int = 4) -> float:
 def _search_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """How well the engine played its part, in the trajectories that count."""
     own = [
-        observe(result, trajectory.question.golden_answers)
+        measure_search(result, trajectory.question.golden_answers)
         for trajectory in trajectories
         if trajectory.valid
         for result in trajectory.searches
     ]
-    every = [observation for part in gather_objects(own) for observation in part]
+    every = [each for part in gather_objects(own) for each in part]
     found = fidelity_of(every)
     found.pop("cost_usd", None)  # a sum, which `Costs` reports for the whole run
     return {f"search/{name}": value for name, value in found.items()}

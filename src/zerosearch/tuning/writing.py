@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from zerosearch.core.distributed import gather_objects
 from zerosearch.core.seeding import derive_seed
 from zerosearch.generation.generator import CompletionRequest, Generator, Sampling
-from zerosearch.simulator.fidelity import fidelity_of, observe
+from zerosearch.simulator.fidelity import fidelity_of, measure_search
 from zerosearch.simulator.replies import parse_reply
 from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.types import SearchResult
@@ -74,7 +74,7 @@ async def write_replies(
 
 def fidelity_metrics(written: Sequence[Written]) -> dict[str, float]:
     """`SHOWN` metrics of `fidelity_of` over all ranks, as far as there are any; a collective."""
-    own = [observe(each.result, each.example.golden_answers) for each in written]
+    own = [measure_search(each.result, each.example.golden_answers) for each in written]
     every = [each for part in gather_objects(own) for each in part]
     found = fidelity_of(every)
     return {name: found[name] for name in SHOWN if name in found}
