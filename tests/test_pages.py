@@ -90,3 +90,15 @@ def test_the_page_of_gpus_has_every_file_with_tests_for_them() -> None:
         if re.search(r"\b(?:everywhere|on_gpus)\(", path.read_text())
     ]
     assert sorted(named) == sorted(there)
+
+
+# A file by its path in the repository, or by its room and name as the code's readers call it.
+NAMED = re.compile(r"`([\w-]+/[\w./-]+\.(?:py|yaml|sh|json|j2))`")
+READERS_OWN = {"configs/local/default.yaml", "my_configs/search/library.yaml"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = set(NAMED.findall(page.read_text())) - READERS_OWN
+    bases = (ROOT, ROOT / "src", ROOT / "src" / "zerosearch")
+    assert [each for each in named if not any((base / each).exists() for base in bases)] == []
