@@ -19,7 +19,7 @@ from tests.helpers.scripted_vllm import ScriptedLink, ScriptedVLLM
 from zerosearch.core import devices, distributed
 from zerosearch.core.devices import device_thread, numbered_device, take_device
 from zerosearch.core.distributed import gather_objects, object_group
-from zerosearch.generation.vllm import generator as vllm_engine
+from zerosearch.generation.vllm import generator as vllm_generator
 from zerosearch.generation.vllm import sync as vllm_sync
 from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.generation.vllm.policy import VLLMPolicy
@@ -125,8 +125,8 @@ def test_vllm_in_this_process_runs_on_the_policys_gpu(
         def abort(self, names: Any) -> None:
             cuda.check()
 
-    monkeypatch.setattr(vllm_engine, "SharedEngine", Shared)
-    monkeypatch.setattr(vllm_engine, "check_installed", lambda: "0.32.0")
+    monkeypatch.setattr(vllm_generator, "SharedEngine", Shared)
+    monkeypatch.setattr(vllm_generator, "check_installed", lambda: "0.32.0")
     model = policy_on_gpu()
     generator = VLLMGenerator(max_model_len=64)
     generator.bind(model, make_tokenizer())

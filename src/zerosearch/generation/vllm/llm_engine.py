@@ -10,7 +10,7 @@ vLLM is imported before it is needed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -64,7 +64,7 @@ def check_installed() -> str:
 class EngineSettings:
     """How the engine in this process is built."""
 
-    folder: str  # config and tokenizer of the policy; the weights come by `Engine.load`
+    folder: str  # config and tokenizer of the policy; the weights come by `VLLMEngine.load`
     dtype: str
     device: torch.device  # of the policy: the engine runs beside it
     max_model_len: int  # tokens of prompt and completion
@@ -191,9 +191,7 @@ def sampling_parameters(
         )
     return {
         "max_tokens": max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
+        **asdict(sampling),
         "seed": request.seed % 2**63,  # what its server takes
         "stop": list(request.stop),
         "include_stop_str_in_output": True,
