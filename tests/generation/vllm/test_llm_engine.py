@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from tests.helpers.configs import ROOT
 from tests.helpers.policies import run
-from zerosearch.generation.vllm import llm_engine as vllm_adapter
+from zerosearch.generation.vllm import llm_engine
 from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.policy.source import PolicySource
 
@@ -24,7 +24,7 @@ def fake_versions(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
             raise metadata.PackageNotFoundError(package)
         return versions[name]
 
-    monkeypatch.setattr(vllm_adapter.metadata, "version", version)
+    monkeypatch.setattr(llm_engine.metadata, "version", version)
 
 
 def test_vllm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_vllm_of_another_version(monkeypatch: pytest.MonkeyPatch, versions: dict
 @pytest.mark.parametrize("version", ["0.32.0", "0.33.1.dev2+cpu"])
 def test_versions_that_were_tried(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     fake_versions(monkeypatch, vllm=version)
-    assert vllm_adapter.check_installed() == version
+    assert llm_engine.check_installed() == version
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_an_engine_on_a_gpu_samples_large_batches(
     device: str, given: dict[str, int], batch: dict[str, int]
 ) -> None:
     """vLLM's own default, without its class LLM, is 128 sequences at a time."""
-    settings = vllm_adapter.EngineSettings(
+    settings = llm_engine.EngineSettings(
         folder="x",
         dtype="bfloat16",
         device=torch.device(device),
@@ -110,5 +110,5 @@ def test_an_engine_on_a_gpu_samples_large_batches(
         gpu_memory_utilization=0.4,
         extra=given,
     )
-    arguments = vllm_adapter._engine_arguments(settings)
+    arguments = llm_engine._engine_arguments(settings)
     assert {name: each for name, each in arguments.items() if name.startswith("max_num")} == batch
