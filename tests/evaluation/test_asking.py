@@ -13,7 +13,7 @@ from tests.helpers.engines import ScriptedEngine
 from zerosearch.core.journal import Journal
 from zerosearch.evaluation.answers import without_times
 from zerosearch.evaluation.asking import ask_all
-from zerosearch.evaluation.cell_metrics import cell_times
+from zerosearch.evaluation.cells import cell_times
 from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchError, SearchRequest, Trajectory, Turn

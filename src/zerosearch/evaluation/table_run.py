@@ -20,7 +20,7 @@ from zerosearch.data.sources import fixed_selection
 from zerosearch.evaluation.answers import AnswerRows, without_times
 from zerosearch.evaluation.asking import ask_all
 from zerosearch.evaluation.benchmarks import Benchmark
-from zerosearch.evaluation.cell_metrics import cell_metrics, cell_times
+from zerosearch.evaluation.cells import cell_metrics, cell_times
 from zerosearch.evaluation.tables import Results
 from zerosearch.rollout.agent import Agent
 from zerosearch.search.engine import Checkable, SearchEngine
