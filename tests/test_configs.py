@@ -50,6 +50,7 @@ ON_CPU = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=1"]
 # what a choice needs beside itself, on a machine without GPU
 NEEDED: dict[tuple[str, str], list[str]] = {
     ("data", "files"): OWN_DATA,
+    ("data", "base"): ["data.files=[train.jsonl]"],
     ("experiment", "r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "search_r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "any_model"): ["model.path=mine"],
@@ -253,8 +254,7 @@ def test_large_simulators_are_built_on_the_meta_device_and_fit_their_gpus(
 
 def test_sampling_ahead_is_one_override_and_a_generator_that_can(tmp_path: Path) -> None:
     run = make_run(tmp_path, "rollout.lag=1", "generator=transformers_copy")
-    assert run.module.lag == 1 and run.data._lag == 1  # type: ignore[attr-defined]
-    assert make_run(tmp_path).module.lag == 0
+    assert run.module.lag == 1 and make_run(tmp_path).module.lag == 0
     with pytest.raises(InstantiationException, match=r"rollout\.lag=1"):
         make_run(tmp_path, "rollout.lag=1")
 
