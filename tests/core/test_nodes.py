@@ -27,9 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a cho
 
 # Arguments that no configuration gives: code fills them in.
 BY_CODE = {
-    "zerosearch.evaluation.baselines.OneReply": {"chat"},  # the model of `prompted=`
-    "zerosearch.evaluation.baselines.SearchO1": {"chat"},
-    "zerosearch.evaluation.baselines.ToolAgent": {"chat"},
+    "zerosearch.evaluation.baselines.OneReply": {"client"},  # the model of `prompted=`
+    "zerosearch.evaluation.baselines.SearchO1": {"client"},
+    "zerosearch.evaluation.baselines.ToolAgent": {"client"},
     "zerosearch.evaluation.table_run.Engine": {"settings"},
     "zerosearch.rollout.settings.EpisodeSettings": {"prompt_text"},  # of a saved episode
     "zerosearch.tuning.collection.Collector": {"outcome"},
@@ -148,7 +148,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("seed", "block", "max_failed_share"),
     ),
     "ask ~simulator": (load.COMPONENTS, ("seed",)),
-    "ask agent=chat search=web agent.chat.model=m model=base generator=vllm ~simulator": (
+    "ask agent=chat search=web agent.client.model=m model=base generator=vllm ~simulator": (
         load.COMPONENTS,
         ("seed", "model.", "generator."),
     ),
@@ -160,13 +160,13 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "simulator.weights_gib",
         ),
     ),
-    "judge judge=llm judge.chat.model=m": (judge.COMPONENTS, ()),
+    "judge judge=llm judge.client.model=m": (judge.COMPONENTS, ()),
     "collect search=retriever ~simulator": (collect.COMPONENTS, ()),
     "retrieve search=dense": (retriever.COMPONENTS, ("port", "search.cache_gib")),
     "simulate simulator=tiny": (
         ("simulator.server",),
         (
-            "simulator.chat.",
+            "simulator.client.",
             "simulator.engine.",
             "simulator.words",
             "simulator.temp",

@@ -99,7 +99,7 @@ def table_run(cfg: DictConfig, folder: Path) -> Any:
         methods=made(cfg.methods),
         engines=engines,
         benchmarks=made(cfg.benchmark),
-        chat=lambda: made(cfg.prompted),
+        client=lambda: made(cfg.prompted),
         block=cfg.block,
         max_failed_share=cfg.max_failed_share,
         seed=cfg.seed,

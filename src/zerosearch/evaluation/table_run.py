@@ -83,7 +83,7 @@ class TableRun:
         methods: rows, by name.
         engines: by name.
         benchmarks: columns, by name.
-        chat: makes the model of the prompted methods, when the first of them is played.
+        client: makes the model of the prompted methods, when the first of them is played.
         block: questions under way at a time.
         max_failed_share: of a block, see `ask_all`.
         seed: of all draws.
@@ -94,7 +94,7 @@ class TableRun:
     methods: Mapping[str, Method]
     engines: Mapping[str, Engine]
     benchmarks: Mapping[str, Benchmark]
-    chat: Callable[[], ChatModel]
+    client: Callable[[], ChatModel]
     block: int
     max_failed_share: float
     seed: int
@@ -135,8 +135,8 @@ class TableRun:
         for name, method in self.methods.items():
             agent = method.agent
             if method.prompted is not None:
-                shared = shared or [self.chat()]
-                agent = method.prompted(chat=shared[0])
+                shared = shared or [self.client()]
+                agent = method.prompted(client=shared[0])
             assert agent is not None
             await agent.check()
             for engine in self._engines_of(method):

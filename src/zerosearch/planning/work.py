@@ -116,7 +116,7 @@ def _search(cfg: DictConfig, search: DictConfig, card: Card, speeds: Speeds) -> 
     """Who answers the queries of one `search` node."""
     engine = search.engine if "engine" in search else search
     planned = make_plan(cfg)
-    if planned is None or "chat" not in engine:
+    if planned is None or "client" not in engine:
         return Search(engine=None, latency_s=engine.get("latency_s", speeds.retrieval_s))
     simulator = cfg.get("simulator")
     weights = (simulator or {}).get("weights_gib")
