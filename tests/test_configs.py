@@ -432,7 +432,7 @@ def test_the_runs_of_the_paper_have_its_values(
 
     curriculum = next(c for c in run.trainer.callbacks if isinstance(c, NoiseCurriculum))  # type: ignore[attr-defined]
     assert (curriculum.start, curriculum.end) == noise
-    assert (curriculum.base, curriculum.schedule) == (4.0, "exponential")
+    assert (curriculum.base, curriculum.shape) == (4.0, "exponential")
 
 
 def chosen(experiment: str) -> dict[str, str]:

@@ -114,7 +114,9 @@ def test_what_cannot_be_judged_is_one_sentence(tmp_path: Path) -> None:
     assert "episodes.jsonl' does not exist" in run(tmp_path / "none", code=1)
     write_episodes(tmp_path)
     down = ["judge=llm", "judge.client.endpoints=[http://127.0.0.1:9]", "judge.client.model=judge"]
-    with pytest.raises(ValueError, match=r"judge\.client\.endpoints: no judge answers at http://127"):
+    with pytest.raises(
+        ValueError, match=r"judge\.client\.endpoints: no judge answers at http://127"
+    ):
         judged(tmp_path, *down)
     judged(tmp_path)
     with pytest.raises(ValueError, match="made with judge='rule', and it is 'judge' now"):

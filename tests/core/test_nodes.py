@@ -42,7 +42,7 @@ OTHERWISE = {
     ("zerosearch.callbacks.health_rules.HealthRule", "advice"),  # every rule of ours has one
     ("zerosearch.data.datamodule.QADataModule", "validation_limit"),  # all; ours bound the time
     ("zerosearch.tuning.data.TuningData", "validation_limit"),
-    ("zerosearch.generation.vllm.engine.VLLMGenerator", "engine"),  # None is {}
+    ("zerosearch.generation.vllm.engine.VLLMGenerator", "engine_args"),  # None is {}
     ("zerosearch.training.schedule.warmup_schedule", "warmup_fraction"),  # none; ours warm up
 }
 

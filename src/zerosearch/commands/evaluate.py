@@ -91,7 +91,7 @@ def table_run(cfg: DictConfig, folder: Path) -> Any:
 
     engines = {
         name: dataclasses.replace(
-            made(node), settings=identity(OmegaConf.to_container(node.engine, resolve=True))
+            made(node), settings=identity(OmegaConf.to_container(node.search, resolve=True))
         )
         for name, node in cfg.engines.items()
     }

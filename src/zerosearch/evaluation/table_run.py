@@ -37,12 +37,12 @@ class Engine:
 
     Args:
         label: shown beside a method's.
-        engine: it.
+        search: it.
         settings: JSON values that tell it from others.
     """
 
     label: str
-    engine: SearchEngine
+    search: SearchEngine
     settings: Any = None
 
 
@@ -72,7 +72,7 @@ class Method:
             raise InputError(f"method {self.label!r}: give either agent or prompted")
 
 
-_NONE = Engine(label="", engine=NoSearch())
+_NONE = Engine(label="", search=NoSearch())
 
 
 @dataclass(kw_only=True, slots=True)
@@ -126,7 +126,7 @@ class TableRun:
         questions = {name: list(each.source.load()) for name, each in self.benchmarks.items()}
         asked = [self._engines_of(method) for method in self.methods.values()]
         for name in dict.fromkeys(name for names in asked for name in names if name is not None):
-            engine = self.engines[name].engine
+            engine = self.engines[name].search
             if isinstance(engine, Checkable):
                 await engine.check()
         shared: list[ChatModel] = []
@@ -160,7 +160,7 @@ class TableRun:
         if begun or (used.label, benchmark) in self._probed:
             return
         self._probed.add((used.label, benchmark))
-        await warn_where_unknown(used.engine, used.label, questions, whose=benchmark)
+        await warn_where_unknown(used.search, used.label, questions, whose=benchmark)
 
     def _engines_of(self, method: Method) -> list[str | None]:
         if method.engines is None:
@@ -187,7 +187,7 @@ class TableRun:
         ):
             answered = await ask_all(
                 agent,
-                used.engine,
+                used.search,
                 chosen,
                 journal,
                 block=self.block,

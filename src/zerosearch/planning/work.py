@@ -146,7 +146,7 @@ def _sent_bytes(cfg: DictConfig, plan: Plan, numbers: int, *, apart: bool) -> fl
     if not (apart or sampler.engine_share or sampler.holds_copy):
         return 0.0
     adapters = sum(p.numel() for n, p in plan.model.named_parameters() if ".lora_" in n)
-    only = cfg.generator.get("lora") == "adapter"
+    only = cfg.generator.get("lora_sync") == "adapter"
     return (adapters if only else numbers - adapters) * sampler.dtype.itemsize
 
 
