@@ -26,7 +26,10 @@ WIKI = "PeterJinGo/wiki-18-corpus"
 HOTPOTQA = "hotpotqa/hotpot_qa"
 TRAIN = "distractor/train-00000-of-00002.parquet"
 VALIDATION = "distractor/validation-00000-of-00001.parquet"
-SMALL = ["sets.hotpotqa_small.files.train.min_rows=40", "sets.hotpotqa_small.files.test.min_rows=20"]
+SMALL = [
+    "sets.hotpotqa_small.files.train.min_rows=40",
+    "sets.hotpotqa_small.files.test.min_rows=20",
+]
 SMALL += [f"sets.hotpotqa_small.{key}" for key in ("train_questions=12", "test_questions=5")]
 
 
@@ -244,7 +247,12 @@ def test_the_corpus_is_unpacked_whatever_its_name_says(form: str, hub: Hub, tmp_
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
         hub.files[WIKI]["wiki-18.jsonl.gz"] = packed.getvalue()
-    run(tmp_path, "name=wiki18", "sets.wiki18.files.corpus.min_rows=30", "sets.wiki18.unpacked_gib=0.1")
+    run(
+        tmp_path,
+        "name=wiki18",
+        "sets.wiki18.files.corpus.min_rows=30",
+        "sets.wiki18.unpacked_gib=0.1",
+    )
     cfg = compose_config(
         tmp_path, "corpus=wiki18", f"paths.data_dir={tmp_path / 'data'}", name="retriever"
     )
