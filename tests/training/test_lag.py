@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.policy_stub import make_trainer
@@ -328,6 +329,6 @@ def test_settings_that_cannot_work(fields: dict[str, Any], message: str) -> None
 def test_data_that_does_not_look_ahead_is_an_error_that_says_so() -> None:
     module = make_lagging()
     trainer = make_trainer(STEPS, callbacks=[], val_every=None)
-    batches = [QuestionBatch(make_questions(2))] * STEPS  # of a loader of one's own
+    batches = DataLoader([QuestionBatch(make_questions(2))] * STEPS, batch_size=None)  # one's own
     with pytest.raises(ValueError, match=r"rollout\.lag=1 .*QuestionBatch\.following"):
         trainer.fit(module, batches)
