@@ -285,7 +285,7 @@ def test_nothing_to_validate_is_skipped() -> None:
 
 def test_ranks_share_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     class Rank:
-        world_size = 2
+        world_size, lightning_module = 2, Recorder()
         fit_loop = pl.Trainer(accelerator="cpu", logger=False, barebones=True).fit_loop
 
         def __init__(self, rank: int) -> None:

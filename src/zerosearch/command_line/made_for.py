@@ -28,6 +28,10 @@ _SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 _NUMBERS_SHOWN = 6
 
 
+def _exists(experiment: str) -> bool:
+    return find(f"experiment/{experiment}.yaml") is not None
+
+
 def command_of(experiment: str) -> str:
     """Which command has an experiment: train, unless its file, or one it extends, says another."""
     file = find(f"experiment/{experiment}.yaml")
@@ -52,7 +56,7 @@ def check_experiment(arguments: list[str], command: str) -> list[str]:
     Raises:
         InputError: says which command has it.
     """
-    for name in experiments(arguments):
+    for name in filter(_exists, experiments(arguments)):  # Hydra says what does not
         if (owner := command_of(name)) != command:
             raise InputError(
                 f"experiment={name} is no experiment of `zerosearch {command}`: "
