@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
-from zerosearch.command_line.renamed import COMMANDS as FORMER
+from zerosearch.core.renamed import COMMANDS as FORMER
 
 COMMANDS: dict[str, dict[str, str]] = {  # what each does, in groups
     "train": {

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.command_line.test_command import said_here
 from tests.helpers.configs import compose_config
 from zerosearch.cli import NAMES, main
-from zerosearch.command_line.renamed import COMMANDS, KEYS, new_key
+from zerosearch.core.renamed import COMMANDS, KEYS, new_key
 
 # a command line with each of today's names, * filled in
 WITH = {

@@ -216,6 +216,7 @@ def test_a_word_in_place_of_any_number_is_refused(command: str, tmp_path: Path) 
         ("algorithm.kl_coefficient=nan", "algorithm.kl_coefficient=nan: give a finite number"),
         ("algorithm.kl_kind=k4", "algorithm.kl_kind=k4: give 'k1', 'k2', 'k3' or 'abs'"),
         ("algorithm.loss.clip_low=abc", "algorithm.loss.clip_low=abc: give a number"),
+        ("+curriculum.schedule=linear", "curriculum.schedule: is curriculum.shape now"),
         ("+algorithm.gruop_size=3", "algorithm.gruop_size is unknown: did you mean group_size?"),
         ("seed=-1", "seed=-1: give at least 0"),
         ("optimizer.lr=fast", "optimizer.lr=fast: give a number"),

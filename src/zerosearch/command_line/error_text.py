@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zerosearch.command_line.arguments import override_key
-from zerosearch.command_line.renamed import explain_word
 from zerosearch.command_line.user_configs import find
 from zerosearch.core.endings import of_configuration
+from zerosearch.core.renamed import explain_word
 from zerosearch.core.runs import CONFIGS
 
 # what Hydra says of keys that are not there, of `+key` for one that is, of several values
