@@ -38,7 +38,7 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
         arguments = [*arguments, f"resume='{place}'"]
     folder = Path(place)
     if is_checkpoint(folder):
-        check_version(place, folder.resolve().parents[1])
+        check_version(place, folder.resolve().parent.parent)
         return arguments
     saved_file = folder / ".hydra" / "overrides.yaml"
     if not saved_file.is_file():
