@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from tests.helpers.configs import CONFIGS, compose_config
 
@@ -71,4 +72,6 @@ def repeated(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[st
 
 def test_no_path_says_a_word_twice_in_a_row(tmp_path: Path) -> None:
     for program, *words in (["train"], ["evaluate", "engines=geography"], ["collect"]):
-        assert not [*repeated(compose_config(tmp_path, *words, name=program))]
+        cfg = compose_config(tmp_path, *words, name=program)
+        written: Any = OmegaConf.to_container(cfg, resolve=False)
+        assert not [*repeated(written)]

@@ -329,6 +329,6 @@ def test_settings_that_cannot_work(fields: dict[str, Any], message: str) -> None
 def test_data_that_does_not_look_ahead_is_an_error_that_says_so() -> None:
     module = make_lagging()
     trainer = make_trainer(STEPS, callbacks=[], val_every=None)
-    batches = DataLoader([QuestionBatch(make_questions(2))] * STEPS, batch_size=None)  # one's own
+    questions: Any = [QuestionBatch(make_questions(2))] * STEPS
     with pytest.raises(ValueError, match=r"rollout\.lag=1 .*QuestionBatch\.following"):
-        trainer.fit(module, batches)
+        trainer.fit(module, DataLoader(questions, batch_size=None))

@@ -188,8 +188,9 @@ def test_a_step_trains_on_groups_that_teach_something() -> None:
 
 def test_data_without_spares_is_an_error_that_says_so() -> None:
     algorithm = Algorithm(group_size=2, kl_coefficient=0.0, resampling_rounds=2)
-    batches = DataLoader([QuestionBatch(make_questions(4))], batch_size=None)  # one's own
+    module = make_training(algorithm=algorithm)
+    questions: Any = [QuestionBatch(make_questions(4))]
     with pytest.raises(ValueError, match=r"resampling_rounds=2.*0 as QuestionBatch\.spares"):
         make_trainer(1, callbacks=[], val_every=None).fit(
-            make_training(algorithm=algorithm), batches
+            module, DataLoader(questions, batch_size=None)
         )

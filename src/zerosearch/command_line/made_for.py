@@ -40,7 +40,8 @@ def command_of(experiment: str) -> str:
     content = OmegaConf.load(file)
     if own := OmegaConf.select(content, f"made_for.experiment.{COMMAND}"):
         return own
-    extended = [each for each in content.get("defaults", []) if isinstance(each, str)]
+    defaults = OmegaConf.select(content, "defaults") or []
+    extended = [each for each in defaults if isinstance(each, str)]
     return next((own for each in extended if (own := command_of(each)) != "train"), "train")
 
 
