@@ -64,7 +64,8 @@ def composed(choice: str) -> DictConfig:
         text = (CONFIGS / f"{choice}.yaml").read_text()
         if "@package _global_" not in text and "override /" not in text:
             return compose(choice)
-        program = "evaluate" if group in ("engines", "table") else "train"
+        programs = {"engines": "evaluate", "table": "evaluate", "planned": "plan"}
+        program = programs.get(group, "train")
         value = f"[{name}]" if group == "engines" else name
         return compose(program, overrides=[f"{group}={value}"])
 
