@@ -37,11 +37,15 @@ WITH = {
     [
         ("train", ["curriculum.schedule=linear"], "curriculum.schedule: is curriculum.shape now"),
         ("train", ["data.lag=1"], "data.lag: is rollout.lag now"),
-        ("train", ["experiment=simulator_sft"], "is zerosearch tune model=NAME, with no experim"),
-        ("tune", ["experiment=simulator_sft"], "is zerosearch tune model=NAME, with no experiment"),
-        ("train", ["task=tune_simulator"], "task=tune_simulator: is zerosearch tune, with no task"),
-        ("train", ["seed=1", "task=train_policy"], "task=train_policy: is zerosearch train, with"),
-        ("train", ["job=x.y"], "job: is the commands zerosearch train and zerosearch tune now"),
+        ("train", ["experiment=simulator_sft"], "is `zerosearch tune model=NAME` now"),
+        ("tune", ["experiment=simulator_sft"], "is `zerosearch tune model=NAME` now"),
+        (
+            "train",
+            ["task=tune_simulator"],
+            "task=tune_simulator: is the command zerosearch tune now",
+        ),
+        ("train", ["seed=1", "task=train_policy"], "task=train_policy: leave it out: zerosearch"),
+        ("train", ["job=x.y"], "job: leave it out, the command says it"),
         ("plan", ["made_for.task=null"], "made_for.task: is made_for.train or made_for.tune"),
         (
             "evaluate",

@@ -21,12 +21,12 @@ KEYS = {  # a key with all below it; * is any one name
     "sets.*.files.*.source": "sets.*.files.*.path",
     "simulator.chat": "simulator.client",
 }
-WORDS = {  # of a command line, or the key of one, and what to give in its place
-    "experiment=simulator_sft": "zerosearch tune model=NAME, with no experiment",
-    "job": "the commands zerosearch train and zerosearch tune",
-    "made_for.task": "made_for.train or made_for.tune, by the command",
-    "task=train_policy": "zerosearch train, with no task",
-    "task=tune_simulator": "zerosearch tune, with no task",
+WORDS = {  # of a command line, or the key of one, and what to do
+    "experiment=simulator_sft": "is `zerosearch tune model=NAME` now, without an experiment",
+    "job": "leave it out, the command says it: zerosearch train or zerosearch tune",
+    "made_for.task": "is made_for.train or made_for.tune now, by the command",
+    "task=train_policy": "leave it out: zerosearch train trains a policy",
+    "task=tune_simulator": "is the command zerosearch tune now",
 }
 COMMANDS = {  # modules that were started with python -m zerosearch.NAME, and targets of make
     "fetch": "data",
@@ -45,7 +45,7 @@ def explain_word(word: str) -> str | None:
         return f"{key}: is {name} now"
     for old in (word, key):
         if old in WORDS:
-            return f"{old}: is {WORDS[old]} now"
+            return f"{old}: {WORDS[old]}"
     return None
 
 
