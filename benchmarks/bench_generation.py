@@ -99,7 +99,7 @@ async def trajectory(
 def make_generator(args: argparse.Namespace, kind: str) -> Any:
     """A generator by its name in the table."""
     if kind == "vllm":
-        return VLLMGenerator(max_model_len=2048, engine={"max_num_seqs": args.max_batch})
+        return VLLMGenerator(max_model_len=2048, engine_args={"max_num_seqs": args.max_batch})
     return TransformersGenerator(max_batch=args.max_batch, reuse_kv=kind == "transformers")
 
 

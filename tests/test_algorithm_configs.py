@@ -85,8 +85,9 @@ def test_each_algorithm_has_its_loss(
 def test_dapo_clips_higher_and_draws_spares_for_its_rounds(tmp_path: Path) -> None:
     cfg = compose_config(tmp_path, "algorithm=dapo")
     assert (cfg.algorithm.loss.clip_low, cfg.algorithm.loss.clip_high) == (0.2, 0.28)
-    assert (cfg.algorithm.resampling_rounds, cfg.data.spare_rounds) == (3, 3)
-    assert compose_config(tmp_path).data.spare_rounds == 0
+    assert cfg.algorithm.resampling_rounds == 3
+    assert make_module(tmp_path, "algorithm=dapo").spare_rounds == 3
+    assert make_module(tmp_path).spare_rounds == 0
     # the experiment that is the default has a KL of its own
     assert OmegaConf.load(CONFIGS / "algorithm" / "dapo.yaml").kl_coefficient == 0.0  # type: ignore[union-attr]
 

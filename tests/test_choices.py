@@ -27,7 +27,7 @@ from zerosearch.training.evaluation import Evaluation
 pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a choice alone
 
 OWN = {name for group, name in CHOICES if group == "experiment"}
-GLOBAL = ("compat", "debug", "experiment", "hparams_search", "paths", "task")  # no single nodes
+GLOBAL = ("compat", "debug", "experiment", "hparams_search", "paths")  # no single nodes
 LACKED = {"model.path": "mine", "simulator.model": "mine", "simulator.folder": "mine"}
 
 

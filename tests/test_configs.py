@@ -50,6 +50,7 @@ ON_CPU = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=1"]
 # what a choice needs beside itself, on a machine without GPU
 NEEDED: dict[tuple[str, str], list[str]] = {
     ("data", "files"): OWN_DATA,
+    ("data", "base"): ["data.files=[train.jsonl]"],
     ("experiment", "r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "search_r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "any_model"): ["model.path=mine"],
@@ -150,7 +151,7 @@ def test_a_run_may_have_no_logger(override: str, tmp_path: Path) -> None:
             "agent",
             "chat",
             "collector",
-            ["agent.chat.endpoints=[http://127.0.0.1:9/v1]", "agent.chat.model=m"],
+            ["agent.client.endpoints=[http://127.0.0.1:9/v1]", "agent.client.model=m"],
         ),
         ("collect", "questions", "geography", "questions", []),
         ("collect", "questions", "files", "questions", ["questions.path=mine.jsonl"]),
@@ -160,7 +161,7 @@ def test_a_run_may_have_no_logger(override: str, tmp_path: Path) -> None:
             "judge",
             "llm",
             "judging",
-            ["judge.chat.endpoints=[http://127.0.0.1:9/v1]", "judge.chat.model=m"],
+            ["judge.client.endpoints=[http://127.0.0.1:9/v1]", "judge.client.model=m"],
         ),
     ],
 )
@@ -174,7 +175,7 @@ def test_every_choice_of_collecting_makes_its_objects(
     assert hydra.utils.instantiate(cfg[node], _convert_="all") is not None
 
 
-CHAT = ["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9/v1]", "agent.chat.model=m"]
+CHAT = ["agent=chat", "agent.client.endpoints=[http://127.0.0.1:9/v1]", "agent.client.model=m"]
 PROMPTED = ["prompted=chat", "prompted.endpoints=[http://127.0.0.1:9/v1]", "prompted.model=m"]
 EVALUATIONS = {  # what a choice needs beside itself
     ("benchmark", "file"): ["benchmark.file.path=x.parquet"],
@@ -200,7 +201,7 @@ def test_every_choice_of_an_evaluation_makes_a_table(group: str, name: str, tmp_
         run = table_run(cfg, tmp_path)
     assert run.methods and run.engines and run.benchmarks
     assert all(isinstance(each, Method) for each in run.methods.values())
-    made = [each.prompted(chat=None) for each in run.methods.values() if each.prompted]
+    made = [each.prompted(client=None) for each in run.methods.values() if each.prompted]
     assert all(hasattr(agent, "play") for agent in made)
     if name == "all" and group == "benchmark":
         with (Path(str(resources.files("zerosearch.evaluation"))) / "paper.csv").open() as file:
@@ -252,8 +253,7 @@ def test_large_simulators_are_built_on_the_meta_device_and_fit_their_gpus(
 
 def test_sampling_ahead_is_one_override_and_a_generator_that_can(tmp_path: Path) -> None:
     run = make_run(tmp_path, "rollout.lag=1", "generator=transformers_copy")
-    assert run.module.lag == 1 and run.data._lag == 1  # type: ignore[attr-defined]
-    assert make_run(tmp_path).module.lag == 0
+    assert run.module.lag == 1 and make_run(tmp_path).module.lag == 0
     with pytest.raises(InstantiationException, match=r"rollout\.lag=1"):
         make_run(tmp_path, "rollout.lag=1")
 
@@ -426,12 +426,12 @@ def test_the_runs_of_the_paper_have_its_values(
 
     engine = module.search
     assert isinstance(engine, SimulatedSearch)
-    assert (engine.chat.model, engine.temperature, engine.max_tokens) == (simulator, 0.8, 600)
+    assert (engine.client.model, engine.temperature, engine.max_tokens) == (simulator, 0.8, 600)
     assert engine.prompt.words_per_document == 30
 
     curriculum = next(c for c in run.trainer.callbacks if isinstance(c, NoiseCurriculum))  # type: ignore[attr-defined]
     assert (curriculum.start, curriculum.end) == noise
-    assert (curriculum.base, curriculum.schedule) == (4.0, "exponential")
+    assert (curriculum.base, curriculum.shape) == (4.0, "exponential")
 
 
 def chosen(experiment: str) -> dict[str, str]:

@@ -87,8 +87,8 @@ def test_a_killed_judge_goes_on_to_the_same_rows(tmp_path: Path) -> None:
     with OpenAIServer(answer=answer, models=["judge"]) as server:
         asking = [
             "judge=llm",
-            f"judge.chat.endpoints=[{server.url}]",
-            "judge.chat.model=judge",
+            f"judge.client.endpoints=[{server.url}]",
+            "judge.client.model=judge",
             "judging.concurrency=4",
         ]
         alone, killed = tmp_path / "alone", tmp_path / "killed"
@@ -113,8 +113,10 @@ def test_a_killed_judge_goes_on_to_the_same_rows(tmp_path: Path) -> None:
 def test_what_cannot_be_judged_is_one_sentence(tmp_path: Path) -> None:
     assert "episodes.jsonl' does not exist" in run(tmp_path / "none", code=1)
     write_episodes(tmp_path)
-    down = ["judge=llm", "judge.chat.endpoints=[http://127.0.0.1:9]", "judge.chat.model=judge"]
-    with pytest.raises(ValueError, match=r"judge\.chat\.endpoints: no judge answers at http://127"):
+    down = ["judge=llm", "judge.client.endpoints=[http://127.0.0.1:9]", "judge.client.model=judge"]
+    with pytest.raises(
+        ValueError, match=r"judge\.client\.endpoints: no judge answers at http://127"
+    ):
         judged(tmp_path, *down)
     judged(tmp_path)
     with pytest.raises(ValueError, match="made with judge='rule', and it is 'judge' now"):

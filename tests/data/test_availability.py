@@ -51,7 +51,7 @@ def test_the_public_sets_are_those_that_can_be_fetched() -> None:
         (
             "evaluate",
             ["engines=geography", "corpus=wiki18"],
-            "engines.bm25.engine.engine.corpus",
+            "engines.bm25.search.engine.corpus",
             "wiki18",
         ),
         ("retrieve", ["corpus=hotpotqa_small"], "search.engine.corpus", "hotpotqa_small"),

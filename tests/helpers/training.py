@@ -181,7 +181,7 @@ def fit(
     records = Records()
     make_trainer(
         module.policy_steps, callbacks=[records, *callbacks], val_every=None, **trainer
-    ).fit(module, make_data(questions, lag=module.lag))
+    ).fit(module, make_data(questions))
     return records.steps
 
 

@@ -95,7 +95,7 @@ def train_rank(
     assert isinstance(module, CountingModule)
     module.poisoned_step = poisoned_step
     learner = make_trainer(steps, callbacks=[], val_every=None, devices=world_size, **trainer)
-    learner.fit(module, make_data(QUESTIONS, seed=IN_ORDER, lag=lag))
+    learner.fit(module, make_data(QUESTIONS, seed=IN_ORDER))
     assert module.latest is not None
     lengths = [len(t.prompt_ids + t.response_ids) for t in module.latest.trajectories]
     return {

@@ -94,7 +94,7 @@ def test_a_larger_simulator_fits_where_the_page_says_so(tmp_path: Path) -> None:
 def test_a_simulator_elsewhere_takes_no_memory_here(tmp_path: Path) -> None:
     api = ["simulator.launch=false", "simulator.endpoints=[https://a/v1]", "simulator.model=m"]
     cfg = checked(tmp_path, "experiment=one_gpu_24gb", *api)
-    assert plan_of(cfg).simulator is None and cfg.search.engine.chat.model == "m"
+    assert plan_of(cfg).simulator is None and cfg.search.engine.client.model == "m"
 
 
 @pytest.mark.parametrize(

@@ -170,9 +170,9 @@ def test_an_engine_is_counted_as_it_is_built(tmp_path: Path) -> None:
     found = plan(tmp_path, "generator=vllm").sampler
     assert [found.engine_rows, found.engine_tokens] == [*GPU_BATCH.values()]
     assert found.engine_graphs
-    few = plan(tmp_path, "generator=vllm", "+generator.engine.max_num_seqs=16").sampler
+    few = plan(tmp_path, "generator=vllm", "+generator.engine_args.max_num_seqs=16").sampler
     assert few.engine_rows == 16
-    eager = plan(tmp_path, "generator=vllm", "+generator.engine.enforce_eager=true").sampler
+    eager = plan(tmp_path, "generator=vllm", "+generator.engine_args.enforce_eager=true").sampler
     assert not eager.engine_graphs and eager.engine_rows == found.engine_rows
     batches = plan(tmp_path, "data.validation_batch=10", "trainer.devices=2").sampler
     assert batches.validation_kv_tokens == 5 * 640

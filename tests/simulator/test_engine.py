@@ -80,7 +80,7 @@ async def test_a_search_returns_the_documents_of_the_reply(server):
 
 async def test_half_a_character_in_a_reply_is_made_whole(server):
     server.answer = lambda _: completion("Sun \ud83c\udf1e, cut \ud83c")
-    chat, messages = make_engine(server.url).chat, [{"role": "user", "content": "?"}]
+    chat, messages = make_engine(server.url).client, [{"role": "user", "content": "?"}]
     reply = await chat.ask({"messages": messages}, timeout_s=GUARD_S, tally=Tally())
     assert reply.text == "Sun 🌞, cut \ufffd"
 

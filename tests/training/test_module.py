@@ -29,6 +29,7 @@ from tests.helpers.training import (
     weights,
 )
 from tests.helpers.words import VOCABULARY, make_word_model, make_word_tokenizer
+from zerosearch import __version__
 from zerosearch.algorithms.advantages import zero
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.kl import kl_estimate
@@ -613,6 +614,15 @@ def test_invariant_16_a_checkpoint_of_another_episode_is_refused() -> None:
         make_training(episode=other).on_load_checkpoint(saved)
     with pytest.raises(ValueError, match="not written by this project"):
         make_training().on_load_checkpoint({"state_dict": {}})
+
+
+def test_a_checkpoint_says_its_version_and_one_of_0_1_is_refused() -> None:
+    module, saved = make_training(), dict[str, Any]()
+    module.model = make_word_model()
+    module.on_save_checkpoint(saved)
+    assert saved["zerosearch"].pop("version") == __version__
+    with pytest.raises(ValueError, match=rf"0\.1, and this is {__version__}: go on with 0\.1"):
+        make_training().on_load_checkpoint(saved)
 
 
 def test_the_export_is_the_trained_policy_with_its_episode(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_no_gradient_is_kept_while_the_policy_is_sampled(algorithm: str, lag: in
         policy_steps=3,
     )
     watch = Records()
-    data = make_data(make_questions(2), make_questions(1), lag=lag)
+    data = make_data(make_questions(2), make_questions(1))
     # Lightning frees them before a validation, but not before the next step
     make_trainer(3, callbacks=[watch], val_every=3).fit(module, data)
     assert len(watch.steps) == 3 and len(held) >= 4 and not any(held)

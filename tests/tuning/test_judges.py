@@ -37,7 +37,7 @@ def llm(url: str, **fields: Any) -> LLMJudge:
     chat = ChatClient(
         [url],
         "simulator-7b",
-        node="judge.chat",
+        node="judge.client",
         max_retries=0,
         backoff_s=0.01,
         max_outage_s=0.1,

@@ -91,7 +91,7 @@ def table_run(cfg: DictConfig, folder: Path) -> Any:
 
     engines = {
         name: dataclasses.replace(
-            made(node), settings=identity(OmegaConf.to_container(node.engine, resolve=True))
+            made(node), settings=identity(OmegaConf.to_container(node.search, resolve=True))
         )
         for name, node in cfg.engines.items()
     }
@@ -99,7 +99,7 @@ def table_run(cfg: DictConfig, folder: Path) -> Any:
         methods=made(cfg.methods),
         engines=engines,
         benchmarks=made(cfg.benchmark),
-        chat=lambda: made(cfg.prompted),
+        client=lambda: made(cfg.prompted),
         block=cfg.block,
         max_failed_share=cfg.max_failed_share,
         seed=cfg.seed,

@@ -80,7 +80,7 @@ class HotpotQASmall:
                 places = derive_random("hotpotqa_small", split).sample(range(rows), count)
                 return list(_taken(table, sorted(places)))
         except pyarrow.ArrowException as error:
-            raise InputError(f"{file.source} cannot be read ({error})") from error
+            raise InputError(f"{file.path} cannot be read ({error})") from error
 
 
 def _taken(table: pyarrow.parquet.ParquetFile, places: list[int]) -> Iterator[dict[str, Any]]:

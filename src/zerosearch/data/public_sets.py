@@ -26,13 +26,13 @@ class PublicFile:
     """One file of a repository.
 
     Args:
-        source: path in the repository.
-        rows: it holds at least so many.
+        path: in the repository.
+        min_rows: it holds at least so many.
         name: of the file made of it.
     """
 
-    source: str
-    rows: int
+    path: str
+    min_rows: int
     name: str = ""
 
 
@@ -116,7 +116,7 @@ class Corpus:
             with unpacked(fetched[key]) as lines, target.open("wb") as out:
                 shutil.copyfileobj(lines, out, 1 << 20)
         except (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile) as error:
-            raise InputError(f"{file.source} cannot be unpacked ({error})") from error
+            raise InputError(f"{file.path} cannot be unpacked ({error})") from error
         return {file.name: at_least(count_passages(target), file)}
 
 
@@ -166,6 +166,6 @@ def at_least(count: int, file: PublicFile) -> int:
     Raises:
         InputError: it is less.
     """
-    if count < file.rows:
-        raise InputError(f"{file.source} holds {count:,} rows, and {file.rows:,} were expected")
+    if count < file.min_rows:
+        raise InputError(f"{file.path} holds {count:,} rows, and {file.min_rows:,} were expected")
     return count

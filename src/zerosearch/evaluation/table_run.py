@@ -35,12 +35,12 @@ class TableEngine:
 
     Args:
         label: shown beside a method's.
-        engine: it.
+        search: it.
         settings: JSON values that tell it from others.
     """
 
     label: str
-    engine: SearchEngine
+    search: SearchEngine
     settings: Any = None
 
 
@@ -70,7 +70,7 @@ class Method:
             raise InputError(f"method {self.label!r}: give either agent or prompted")
 
 
-_NONE = TableEngine(label="", engine=NoSearch())
+_NONE = TableEngine(label="", search=NoSearch())
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,7 +81,7 @@ class TableRun:
         methods: rows, by name.
         engines: by name.
         benchmarks: columns, by name.
-        chat: makes the model of the prompted methods, when the first of them is played.
+        client: makes the model of the prompted methods, when the first of them is played.
         block: questions under way at a time.
         max_failed_share: of a block, see `ask_all`.
         seed: of all draws.
@@ -92,7 +92,7 @@ class TableRun:
     methods: Mapping[str, Method]
     engines: Mapping[str, TableEngine]
     benchmarks: Mapping[str, Benchmark]
-    chat: Callable[[], ChatModel]
+    client: Callable[[], ChatModel]
     block: int
     max_failed_share: float
     seed: int
@@ -124,7 +124,7 @@ class TableRun:
         questions = {name: list(each.source.load()) for name, each in self.benchmarks.items()}
         asked = [self._engines_of(method) for method in self.methods.values()]
         for name in dict.fromkeys(name for names in asked for name in names if name is not None):
-            engine = self.engines[name].engine
+            engine = self.engines[name].search
             if isinstance(engine, Checkable):
                 await engine.check()
         shared: list[ChatModel] = []
@@ -133,8 +133,8 @@ class TableRun:
         for name, method in self.methods.items():
             agent = method.agent
             if method.prompted is not None:
-                shared = shared or [self.chat()]
-                agent = method.prompted(chat=shared[0])
+                shared = shared or [self.client()]
+                agent = method.prompted(client=shared[0])
             assert agent is not None
             await agent.check()
             for engine in self._engines_of(method):
@@ -158,7 +158,7 @@ class TableRun:
         if begun or (used.label, benchmark) in self._probed:
             return
         self._probed.add((used.label, benchmark))
-        await warn_where_unknown(used.engine, used.label, questions, whose=benchmark)
+        await warn_where_unknown(used.search, used.label, questions, whose=benchmark)
 
     def _engines_of(self, method: Method) -> list[str | None]:
         if method.engines is None:
@@ -185,7 +185,7 @@ class TableRun:
         ):
             answered = await ask_all(
                 agent,
-                used.engine,
+                used.search,
                 chosen,
                 journal,
                 block=self.block,

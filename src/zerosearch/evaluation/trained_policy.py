@@ -78,7 +78,7 @@ def _check_own_episode(cfg: DictConfig, policy: Any) -> None:
     if made_for is None or not asked or (policy is not None and policy.path.startswith(_SHIPPED)):
         return
     chat = policy is None
-    name = f"agent.chat.model={cfg.agent.chat.model}" if chat else f"model.path={policy.path}"
+    name = f"agent.client.model={cfg.agent.client.model}" if chat else f"model.path={policy.path}"
     raise InputError(
         f"{name} is no policy of a training run here and so brings no episodes, and "
         f"episode=quickstart, the default, is made for model={made_for.model}: use "

@@ -177,7 +177,8 @@ def _engine_rows(plan: PlannedRun, share: int, weights: int, episode: int) -> li
             f"generator.gpu_memory_utilization={sampler.engine_share} is {share / GIB:.1f} GiB "
             f"per GPU, too little for vLLM's weights ({weights / GIB:.1f}), its CUDA graphs "
             f"({graphs / GIB:.1f}), its work space ({work / GIB:.1f}) and the KV cache of one "
-            "episode: raise it, or let it decode fewer rows ('generator.engine={max_num_seqs: 64}')"
+            "episode: raise it, or let it decode fewer rows "
+            "('generator.engine_args={max_num_seqs: 64}')"
         )
     sizes = {"weights": weights, "work space": work, "KV cache": kv_cache}
     awake = sampler.ahead or not sampler.engine_sleeps

@@ -132,7 +132,7 @@ def _sampler(
     dtype = computed if dtype == "auto" else _dtype(dtype)
     ahead = bool(OmegaConf.select(cfg, "rollout.lag"))
     if name == "VLLMGenerator":
-        batch = GPU_BATCH | dict(generator.engine)
+        batch = GPU_BATCH | dict(generator.engine_args)
         return Sampler(
             dtype=dtype,
             engine_share=generator.gpu_memory_utilization,
@@ -140,7 +140,7 @@ def _sampler(
             engine_sleeps=generator.sleep_while_training,
             engine_rows=batch["max_num_seqs"],
             engine_tokens=batch["max_num_batched_tokens"],
-            engine_graphs=not generator.engine.get("enforce_eager"),
+            engine_graphs=not generator.engine_args.get("enforce_eager"),
             ahead=ahead,
         )
     if name != "TransformersGenerator":

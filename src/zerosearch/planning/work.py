@@ -116,7 +116,7 @@ def _search(cfg: DictConfig, search: DictConfig, card: Card, speeds: Speeds) -> 
     """Who answers the queries of one `search` node."""
     engine = search.engine if "engine" in search else search
     planned = make_plan(cfg)
-    if planned is None or "chat" not in engine:
+    if planned is None or "client" not in engine:
         return SearchSpeed(engine=None, latency_s=engine.get("latency_s", speeds.retrieval_s))
     simulator = cfg.get("simulator")
     weights = (simulator or {}).get("weights_gib")
@@ -146,7 +146,7 @@ def _sent_bytes(cfg: DictConfig, plan: PlannedRun, numbers: int, *, apart: bool)
     if not (apart or sampler.engine_share or sampler.holds_copy):
         return 0.0
     adapters = sum(p.numel() for n, p in plan.model.named_parameters() if ".lora_" in n)
-    only = cfg.generator.get("lora") == "adapter"
+    only = cfg.generator.get("lora_sync") == "adapter"
     return (adapters if only else numbers - adapters) * sampler.dtype.itemsize
 
 

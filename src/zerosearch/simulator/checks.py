@@ -75,7 +75,7 @@ def check_choice(cfg: DictConfig, choices: Any, overrides: Sequence[str]) -> Non
             )
         return
     given = [item for item in overrides if item.split("=")[0].lstrip("+").split(".")[0] in _KEYS]
-    is_model = "chat" in (cfg.get("simulator") or {})
+    is_model = "client" in (cfg.get("simulator") or {})
     if not given or (search == "scripted" and not is_model):
         return
     raise InputError(
@@ -94,7 +94,7 @@ def check_served(simulator: DictConfig, name: str) -> None:
     Raises:
         InputError: what is missing, with the command that makes it.
     """
-    if "chat" not in simulator:  # a scripted one
+    if "client" not in simulator:  # a scripted one
         return
     for key in sorted(OmegaConf.missing_keys(simulator)):
         raise InputError(f"simulator={name} needs simulator.{key}: give it")

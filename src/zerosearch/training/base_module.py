@@ -10,7 +10,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch import __version__
 from zerosearch.core.ranges import Dtype
+from zerosearch.core.runs import of_old_version
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
@@ -122,6 +124,7 @@ class TrainedModule(LightningModule, ABC):
     def progress(self) -> dict[str, Any]:
         """What `restore_progress` takes out of a checkpoint."""
         return {
+            "version": __version__,
             "policy_step": self.policy_step,
             "start_metrics": self.start_metrics,
             "skipped": {name: each.state_dict() for name, each in self.skipped.items()},
@@ -135,8 +138,10 @@ class TrainedModule(LightningModule, ABC):
             saved: what this project has put into it.
 
         Raises:
-            InputError: the weights are those of another model.
+            InputError: it is of 0.1, or the weights are those of another model.
         """
+        if "version" not in saved:
+            raise of_old_version("resume: the checkpoint")
         if "state_dict" in checkpoint:  # else the strategy has checked and restored it
             expect_reference(self, checkpoint["state_dict"])
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))

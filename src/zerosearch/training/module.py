@@ -124,7 +124,7 @@ class SearchPolicyModule(EvaluatingModule):
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.sampling = sampling
-        self.lag = lag
+        self.lag, self.spare_rounds = lag, algorithm.resampling_rounds  # the data module reads both
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
         self.resumed = False  # whether training goes on from a checkpoint
         sampler = EpisodeSampler(

@@ -54,9 +54,9 @@ async def play_groups(
     wanted = len(plan.questions)
     if len(plan.spares) < rounds * wanted:
         raise InputError(
-            f"algorithm.resampling_rounds={rounds}, but the data module draws {len(plan.spares)} "
-            f"spare questions for {wanted}: set data.spare_rounds to "
-            "${algorithm.resampling_rounds}"
+            f"algorithm.resampling_rounds={rounds} asks up to {rounds * wanted} other questions, "
+            f"and the data module hands out {len(plan.spares)} as QuestionBatch.spares: let it "
+            "draw as many, as QADataModule does, or set algorithm.resampling_rounds=0"
         )
     first_group = rank * wanted
     trajectories = await play(plan.questions, first_group)

@@ -40,8 +40,9 @@ def make_next_plan(batch: QuestionBatch, step: int, noise_probability: float) ->
     """
     if batch.following is None:
         raise InputError(
-            "data.lag=0, but rollout.lag=1: the data module must look one step ahead; set data.lag "
-            "to ${rollout.lag}"
+            "rollout.lag=1 samples the questions of the next step, which the data module does not "
+            "hand out as QuestionBatch.following: let it, as QADataModule does, or set "
+            "rollout.lag=0"
         )
     return make_plan(batch.following, step + 1, noise_probability)
 

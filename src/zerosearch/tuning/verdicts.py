@@ -104,7 +104,7 @@ class Judging:
             raise InputError(
                 f"{count.malformed} of {count.rows} replies of the judge hold no verdict, "
                 f"more than judging.max_malformed_share={self.max_malformed_share:g} allows; the "
-                f"last ends {count.last_malformed[-80:]!r}. Choose another judge.chat.model or "
+                f"last ends {count.last_malformed[-80:]!r}. Choose another judge.client.model or "
                 "judge.prompt_template, and a new folder or remove verdicts.jsonl"
             )
 

@@ -142,7 +142,7 @@ def change_adapter(policy: Any, seed: int) -> None:
 @pytest.mark.parametrize("lora", ["merged", "adapter"])
 def test_lora_is_synced(lora: Any) -> None:
     policy = lora_policy()
-    made, reference = VLLMGenerator(max_model_len=CONTEXT, lora=lora), make_generator(policy)
+    made, reference = VLLMGenerator(max_model_len=CONTEXT, lora_sync=lora), make_generator(policy)
     made.bind(policy, make_tokenizer())
     seen = []
     for seed in range(2):
@@ -174,7 +174,7 @@ def test_lora_is_synced(lora: Any) -> None:
 )
 def test_adapters_that_vllm_cannot_read(policy: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        VLLMGenerator(lora="adapter").bind(policy(), make_tokenizer())
+        VLLMGenerator(lora_sync="adapter").bind(policy(), make_tokenizer())
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -200,12 +200,12 @@ def test_memory_for_no_single_request(model: Any) -> None:
         ValueError,
         match=r"change generator.gpu_memory_utilization=0.4 .*lower generator.max_model_len=512",
     ):
-        build(model, max_model_len=512, engine={"kv_cache_memory_bytes": 1 << 15})
+        build(model, max_model_len=512, engine_args={"kv_cache_memory_bytes": 1 << 15})
 
 
 def test_arguments_that_vllm_does_not_know(model: Any) -> None:
-    with pytest.raises(ValueError, match=r"correct generator.engine=\{'blocksize': 32\}"):
-        build(model, max_model_len=64, engine={"blocksize": 32})
+    with pytest.raises(ValueError, match=r"correct generator.engine_args=\{'blocksize': 32\}"):
+        build(model, max_model_len=64, engine_args={"blocksize": 32})
 
 
 def test_more_context_than_the_model_has(model: Any) -> None:

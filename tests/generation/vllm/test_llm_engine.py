@@ -55,7 +55,7 @@ def test_versions_that_were_tried(monkeypatch: pytest.MonkeyPatch, version: str)
         ({"gpu_memory_utilization": 1.2}, r"generator.gpu_memory_utilization=1.2: give a share"),
         ({"max_model_len": 1}, r"generator.max_model_len=1: give 2 or more"),
         ({"dtype": "half"}, r"generator.dtype=half is unknown: use one of auto, float32"),
-        ({"lora": "none"}, r"generator.lora=none is unknown: use merged or adapter"),
+        ({"lora_sync": "none"}, r"generator.lora_sync=none is unknown: use merged or adapter"),
     ],
 )
 def test_settings_out_of_range(monkeypatch: pytest.MonkeyPatch, settings: dict, says: str) -> None:
@@ -79,7 +79,7 @@ def test_a_policy_that_is_refused_before_it_is_loaded(
     with pytest.raises(ValueError, match=says):
         run(VLLMGenerator(**settings).check_policy(nowhere, context_tokens=64))
     adapted = PolicySource(path="nowhere", lora=LoraConfig(r=3))
-    for fits in (VLLMGenerator(max_model_len=64), VLLMGenerator(lora="adapter")):
+    for fits in (VLLMGenerator(max_model_len=64), VLLMGenerator(lora_sync="adapter")):
         run(fits.check_policy(adapted, context_tokens=64))
 
 

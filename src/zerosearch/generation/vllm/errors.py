@@ -33,7 +33,7 @@ def build_error(error: Exception, settings: EngineSettings, model_type: str) -> 
             "generator=transformers"
         )
     return ValueError(
-        f"generator=vllm: vLLM refuses the engine ({said}); correct generator.engine="
+        f"generator=vllm: vLLM refuses the engine ({said}); correct generator.engine_args="
         f"{dict(settings.extra)} or the field that it names"
     )
 

@@ -58,9 +58,9 @@ class VLLMGenerator:
             training. Without effect on the CPU.
         tensor_parallel_size: training processes that share one engine; 1: each has its own.
         dtype: of the engine's weights; "auto" is the one that the policy computes in.
-        lora: "merged" sends the weights with adapters merged in; "adapter" the adapters alone.
+        lora_sync: "merged" sends the weights with adapters merged in; "adapter" the adapters alone.
         sleep_while_training: give weights and KV cache back between rollouts (GPU only).
-        engine: further arguments of vLLM's EngineArgs, e.g. {max_num_seqs: 64}.
+        engine_args: further arguments of vLLM's EngineArgs, e.g. {max_num_seqs: 64}.
 
     Raises:
         InputError: vLLM is missing or of an untried version, or a setting is out of range.
@@ -75,9 +75,9 @@ class VLLMGenerator:
         gpu_memory_utilization: ShareAboveZero = 0.4,
         tensor_parallel_size: Count = 1,
         dtype: str = "auto",
-        lora: LoraSync = "merged",
+        lora_sync: LoraSync = "merged",
         sleep_while_training: bool = True,
-        engine: Mapping[str, Any] | None = None,
+        engine_args: Mapping[str, Any] | None = None,
     ) -> None:
         if max_model_len is not None and max_model_len < 2:
             raise InputError(f"generator.max_model_len={max_model_len}: give 2 or more, or null")
@@ -89,8 +89,8 @@ class VLLMGenerator:
         check_least("generator", "tensor_parallel_size", tensor_parallel_size, 1)
         if dtype not in DTYPES:
             raise InputError(f"generator.dtype={dtype} is unknown: use one of {', '.join(DTYPES)}")
-        if lora not in ("merged", "adapter"):
-            raise InputError(f"generator.lora={lora} is unknown: use merged or adapter")
+        if lora_sync not in ("merged", "adapter"):
+            raise InputError(f"generator.lora_sync={lora_sync} is unknown: use merged or adapter")
         check_installed()
         self.weight_version = 0
         self.prompt_tokens = 0  # of all finished requests
@@ -99,9 +99,9 @@ class VLLMGenerator:
         self._gpu_memory_utilization = gpu_memory_utilization
         self._tensor_parallel_size = tensor_parallel_size
         self._dtype = dtype
-        self._lora: LoraSync = lora
+        self._lora: LoraSync = lora_sync
         self._sleep_while_training = sleep_while_training
-        self._extra = dict(engine or {})
+        self._extra = dict(engine_args or {})
         self._policy: VLLMPolicy | None = None
         self._engine: SharedEngine | None = None
         self._peers: Peers | None = None
@@ -116,8 +116,8 @@ class VLLMGenerator:
         """Compare the settings with a policy before it is loaded.
 
         Raises:
-            InputError: an episode may grow longer than the engine's context, or `lora` asks for
-                adapters that vLLM cannot read or that the policy has not.
+            InputError: an episode may grow longer than the engine's context, or `lora_sync` asks
+                for adapters that vLLM cannot read or that the policy has not.
         """
         if self._max_model_len is not None and self._max_model_len < context_tokens:
             raise InputError(
