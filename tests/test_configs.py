@@ -50,7 +50,7 @@ ON_CPU = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=1"]
 # what a choice needs beside itself, on a machine without GPU
 NEEDED: dict[tuple[str, str], list[str]] = {
     ("data", "files"): OWN_DATA,
-    ("data", "base"): ["data.files=[train.jsonl]"],
+    ("data", "base"): ["+data.files=[train.jsonl]"],
     ("experiment", "r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "search_r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "any_model"): ["model.path=mine"],

@@ -42,7 +42,7 @@ WITH = {
         (
             "train",
             ["task=tune_simulator"],
-            "task=tune_simulator: is the command zerosearch tune now",
+            "task=tune_simulator: is the command zerosearch",
         ),
         ("train", ["seed=1", "task=train_policy"], "task=train_policy: leave it out: zerosearch"),
         ("train", ["job=x.y"], "job: leave it out, the command says it"),

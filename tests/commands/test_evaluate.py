@@ -120,7 +120,7 @@ def evaluated(command: Callable[..., list[str]]) -> Callable[..., Summary]:
     """The same in this process, which saves seconds of imports."""
 
     def inside(folder: Path, *overrides: str) -> Summary:
-        arguments = [each for each in command(folder, *overrides)[3:] if "hydra.run" not in each]
+        arguments = [each for each in command(folder, *overrides)[4:] if "hydra.run" not in each]
         folder.mkdir()
         with hydra_run(compose_config(folder, *arguments, name="evaluate", whole=True)) as cfg:
             summary = Summary(folder)

@@ -36,7 +36,8 @@ BY_CODE = {
     "zerosearch.data.public_sets.QuestionFiles": {"extra_bytes"},
     "zerosearch.data.hotpotqa.HotpotQASmall": {"extra_bytes"},
 }
-PARTS = {"algorithm/base"}  # advantage and loss come with the choices that extend it
+# advantage and loss, and files, come with the choices that extend these
+PARTS = {"algorithm/base", "data/base"}
 # Defaults in code that are right for others than the configuration's programs.
 OTHERWISE = {
     ("zerosearch.callbacks.health_rules.HealthRule", "advice"),  # every rule of ours has one

@@ -68,7 +68,7 @@ def test_settings_out_of_range(monkeypatch: pytest.MonkeyPatch, settings: dict, 
     ("settings", "says"),
     [
         ({"max_model_len": 63}, r"max_model_len=63 is less than episode.max_context_tokens=64"),
-        ({"lora": "adapter"}, "the policy has no LoRA adapter: set model.lora"),
+        ({"lora_sync": "adapter"}, "the policy has no LoRA adapter: set model.lora"),
     ],
 )
 def test_a_policy_that_is_refused_before_it_is_loaded(
