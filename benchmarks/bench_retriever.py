@@ -33,7 +33,7 @@ def main() -> int:
         return 0
 
     with tempfile.TemporaryDirectory() as folder:
-        command = ["-m", "zerosearch.retriever", "port=0", f"hydra.run.dir={folder}"]
+        command = ["-m", "zerosearch", "retrieve", "port=0", f"hydra.run.dir={folder}"]
         server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
         try:
             url = _url_of(server)

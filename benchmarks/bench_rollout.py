@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from zerosearch.core.model_path import resolve_path
+from zerosearch.core.seeding import derive_random
 from zerosearch.generation.generator import Completion, Sampling
-from zerosearch.model_path import resolve_path
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.seeding import derive_random
 from zerosearch.types import Document, Question, SearchRequest, SearchResult, Trajectory
 
 SIGMA = math.log(10) / 2.326  # of a log-normal whose 99th percentile is ten times its median

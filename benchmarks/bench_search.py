@@ -29,12 +29,12 @@ from pathlib import Path
 import httpx
 import openai
 
+from zerosearch.clients.chat import ChatClient
+from zerosearch.clients.per_loop import PerLoop
+from zerosearch.core.seeding import derive_random
 from zerosearch.search.cache import build_search
-from zerosearch.search.chat_client import ChatClient
 from zerosearch.search.engine import SearchEngine
-from zerosearch.search.per_loop import PerLoop
-from zerosearch.search.simulated import SimulatedSearch
-from zerosearch.seeding import derive_random
+from zerosearch.simulator.engine import SimulatedSearch
 from zerosearch.types import SearchRequest
 
 SIGMA = math.log(10) / 2.326  # of a log-normal whose 99th percentile is ten times its median

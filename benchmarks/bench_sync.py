@@ -33,13 +33,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zerosearch.generation.vllm_engine import VLLMGenerator
-from zerosearch.generation.vllm_server import VLLMServerGenerator
-from zerosearch.generation.vllm_serving import generator_server
+from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.server import VLLMServerGenerator
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import stream_weights
-from zerosearch.simulator.launch import running
+from zerosearch.serving.generator import generator_server
+from zerosearch.serving.launch import running
 
 MIB = 2**20
 

@@ -3,8 +3,8 @@
 Run:  python benchmarks/bench_threads.py [--steps 3] [--runs 5] [--threads 1 2] [--help]
 
 Whole processes, one after the other: threads that spin while they wait (what GNU's OpenMP does by
-itself) and threads that sleep (`zerosearch.threads`, which every command calls), on the machine as
-it is and beside a loop that keeps one core busy. The kinds take turns, so that what else happens
+itself) and threads that sleep (`zerosearch.core.threads`, which every command calls), on the
+machine as it is and beside a loop that keeps one core busy. The kinds take turns: what else happens
 on the machine meets all of them. A step is rollout and training, the first one, which also warms
 up, left out; a process is everything from its start. Least, median, most.
 """
@@ -38,7 +38,7 @@ def run(threads: int, waiting: str, steps: int, folder: Path) -> tuple[list[floa
     environment = {name: value for name, value in os.environ.items() if name not in known}
     environment |= {"OMP_NUM_THREADS": str(threads), **WAITING[waiting]}
     command = [
-        *(sys.executable, "-m", "zerosearch.train", "trainer=cpu", "test=false"),
+        *(sys.executable, "-m", "zerosearch", "train", "trainer=cpu", "test=false"),
         *(f"policy_steps={steps}", "trainer.val_check_interval=1000000"),
         *(f"paths.log_dir={folder}", f"hydra.run.dir={folder}"),
     ]

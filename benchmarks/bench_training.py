@@ -22,8 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from zerosearch.algorithms.advantages import reinforce
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.core.seeding import derive_random
 from zerosearch.policy.flex_attention import FLEX_ATTENTION
-from zerosearch.seeding import derive_random
 from zerosearch.training import micro_batches
 from zerosearch.training.balance import partition
 from zerosearch.training.batching import collate, split_micro_batches

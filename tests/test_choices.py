@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from tests.helpers.configs import CONFIGS, compose_config
 from tests.test_configs import CHOICES, NEEDED, overrides_of
 from zerosearch.algorithms.algorithm import Algorithm
-from zerosearch.arguments import override_key
 from zerosearch.assembly import assemble
-from zerosearch.made_for import check_made_for
-from zerosearch.nodes import leaves
+from zerosearch.command_line.arguments import override_key
+from zerosearch.command_line.made_for import check_made_for
+from zerosearch.core.nodes import leaves
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.simulator.chosen import check_choice, is_asked

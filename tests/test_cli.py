@@ -1,30 +1,28 @@
-"""The one command: it lists the programs, finds the one meant, and starts it as a module."""
+"""The one command: it lists the commands, finds the one meant, and runs it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.commands import light_environment
-from tests.helpers.configs import ROOT
+from tests.helpers.configs import CONFIGS, ROOT
 from zerosearch import __version__
-from zerosearch.cli import COMMANDS, PROGRAMS, called, main, overview
-from zerosearch.train import main as train
+from zerosearch.cli import COMMANDS, NAMES, main, overview
 
 WITH_FLAGS = ("compare", "export", "init", "merge", "template")
 
 
 def test_help_lists_every_command_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     lines = overview().splitlines()
-    for group, programs in PROGRAMS.items():
+    for group, commands in COMMANDS.items():
         start = lines.index(f"{group}:")
-        listed = [line.split()[0] for line in lines[start + 1 : start + 1 + len(programs)]]
-        assert listed == list(programs)
+        listed = [line.split()[0] for line in lines[start + 1 : start + 1 + len(commands)]]
+        assert listed == list(commands)
     for words in ([], ["--help"], ["-h"], ["help"]):
         main(words)
         assert capsys.readouterr().out == overview() + "\n"
@@ -32,10 +30,13 @@ def test_help_lists_every_command_in_its_group(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-def test_every_command_has_its_module() -> None:
-    assert [name for name, program in COMMANDS.items() if find_spec(program.module) is None] == []
-    assert called("zerosearch.train") == "zerosearch train"
-    assert called("zerosearch.simulator.guard") == "python -m zerosearch.simulator.guard"
+def test_every_command_is_a_module_of_its_name_and_no_module_lacks_a_command() -> None:
+    folder = ROOT / "src" / "zerosearch" / "commands"
+    assert sorted(path.stem for path in folder.glob("[a-z]*.py")) == sorted(NAMES)
+
+
+def test_every_command_of_hydra_has_a_yaml_of_its_name_and_no_other_lies_there() -> None:
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted({*NAMES} - {*WITH_FLAGS})
 
 
 @pytest.mark.parametrize(
@@ -59,30 +60,38 @@ def test_a_wrong_flag_is_told_the_name_of_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    monkeypatch.setattr(sys, "argv", ["train.py", "--foo"])
+    monkeypatch.setattr(sys, "argv", ["zerosearch", "train", "--foo"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     with pytest.raises(SystemExit) as ended:
-        train()
+        main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("usage: zerosearch train [--help]")
 
 
-# Lightning starts a run's further processes, and a sweep its jobs, as the module of __main__.
-PROBE = "import __main__, sys; print(__main__.__spec__.name, __spec__.name, sys.argv[1:])"
 AS_SCRIPT = """
 import sys
-assert {"hydra", "torch"}.isdisjoint(sys.modules)
 sys.path.remove("")  # a script sees its own folder in place of the working directory
 from zerosearch import cli
-cli.COMMANDS["probe"] = cli.Program("probe", "")
-cli.main()
 assert {"hydra", "torch"}.isdisjoint(sys.modules), "nothing heavy is loaded on the way"
+import zerosearch.commands
+zerosearch.commands.__path__.append("")  # commands of the test
+cli.NAMES.append("probe")
+cli.main()
+"""
+# Lightning starts further ranks as the module of __main__, with the words of Hydra's job.
+PROBE = """
+import __main__, sys
+def main():
+    import mine
+    print(__main__.__spec__.name, sys.argv)
 """
 
 
-def test_a_command_runs_as_its_module_and_finds_classes_of_the_working_directory(
+def test_a_command_finds_classes_of_the_working_directory_and_can_be_started_again(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
+    (tmp_path / "mine.py").touch()
     done = subprocess.run(
         [sys.executable, "-c", AS_SCRIPT, "probe", "seed=1", "-m"],
         cwd=tmp_path,
@@ -90,13 +99,14 @@ def test_a_command_runs_as_its_module_and_finds_classes_of_the_working_directory
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "probe probe ['seed=1', '-m']\n", done.stderr
+    said = "zerosearch.__main__ ['zerosearch probe', 'seed=1', '-m']\n"
+    assert done.stdout == said, done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_command_answers_help(name: str, tmp_path: Path) -> None:
-    light = light_environment(tmp_path) if name != "export" else os.environ
+    light = light_environment(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "zerosearch", name, "--help"],
         cwd=ROOT,

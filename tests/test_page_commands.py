@@ -72,7 +72,7 @@ KEY = re.compile(NAME + r"(?=(?:\[\d+\])?=| is (?:empty|not set)|: )")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that the commands name: files, data sets, a finished run of either kind."""
     folder = tmp_path_factory.mktemp("world")
-    fetched = compose_config(folder, "name=wiki18", name="fetch").sets
+    fetched = compose_config(folder, "name=wiki18", name="data").sets
     public = [
         f"public/{name}/{file}"
         for name, files in {
@@ -85,7 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for name in (*OWN_FILES, *public):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(CONFIGS.parent / "src/zerosearch/search/prompts/tuned.j2", folder / name)
+        shutil.copy(CONFIGS.parent / "src/zerosearch/simulator/prompts/tuned.j2", folder / name)
     for program in ("train", "evaluate"):
         make_run(folder / "logs" / program, program)
     [engine] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/custom_search.md").read_text(), re.S)
@@ -219,12 +219,12 @@ def test_commands_of_comments_work_or_say_what_is_missing(world: Path, tmp_path:
         ("make train search.cache=use ...", "nothing stands in for ..."),
         ("make trian", "No rule to make target"),
         ("make lint seed=1", "make lint takes no seed="),
-        ("python -m zerosearch.trian", "No module named 'zerosearch.trian'"),
-        ("python -m zerosearch.train --algorithm rloo", "SystemExit"),
+        ("python -m zerosearch.trian", "commands are run as zerosearch NAME"),
+        ("zerosearch train --algorithm rloo", "SystemExit"),
         ("zerosearch trian seed=1", "there is no command trian"),
         ("python -m zerosearch train seed=x", "seed=x: give a whole number"),
-        ("python -m zerosearch.simulator.template rows.json", "SystemExit"),
-        ("python -m zerosearch.data.fetch name=wiki81", "name=wiki81: choose one of"),
+        ("zerosearch template rows.json", "SystemExit"),
+        ("zerosearch data name=wiki81", "name=wiki81: choose one of"),
         ("python benchmarks/bench_all.py", "there is no benchmarks/bench_all.py"),
         ("pip install -e '.[all]'", "no extras {'all'}"),
     ],

@@ -41,8 +41,8 @@ OWN_QUESTIONS = (
     "make evaluate benchmark=file benchmark.file.path=mine.parquet search.engine.corpus=my.jsonl.gz"
 )
 ASK, SERVE = 'make ask question="In which country is Taiyuan?"', "make serve"
-SHOW = "python -m zerosearch.train experiment=zerosearch_7b --cfg job"
-MEMORY = "python -m zerosearch.plan experiment=zerosearch_7b trainer.devices=8"
+SHOW = "zerosearch train experiment=zerosearch_7b --cfg job"
+MEMORY = "zerosearch plan experiment=zerosearch_7b trainer.devices=8"
 RUN_HERE = {TRAIN, AGAIN, SWEEP, EVALUATE, OWN_QUESTIONS, ASK, SERVE, SHOW, MEMORY}
 ELSEWHERE = {
     "make test": "this is a test",
@@ -52,12 +52,12 @@ ELSEWHERE = {
     "zerosearch --help": "the same",
     "zerosearch init FOLDER": "tests/test_package.py",
     "pip install .": "the same",
-    "python -m zerosearch.train": "as make train",
+    "zerosearch train": "as make train",
     "make tensorboard": "another project's program",
     "make smollm2": "fetches a package",
     "make train seed=1 optimizer.lr=1e-5": "as make train",
     "make sweep simulator=scripted,scripted_good,scripted_fair seed=0,1,2": "as the sweep of three",
-    "make data name=hotpotqa_small": "tests/data/test_fetch.py has a stand-in of the hub",
+    "make data name=hotpotqa_small": "tests/commands/test_data.py has a stand-in of the hub",
     "make data name=benchmarks": "the same",
     "make data name=nq_hotpotqa": "the same",
     "make evaluate checkpoint=RUN benchmark=all methods=all search=retriever": "needs the seven",
@@ -70,7 +70,7 @@ ELSEWHERE = {
 }
 
 
-Words = dict[str, list[str]]  # module and arguments by the command on the page
+Words = dict[str, list[str]]  # the name of a command and its arguments by the command on the page
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path, words: list[str], small: list[str]) -> list[str]:
     flags = words.index("--cfg") if "--cfg" in words else len(words)
     own = [f"paths.log_dir='{folder / 'logs'}'"]
-    return [sys.executable, "-m", *words[:flags], *own, *small, *words[flags:]]
+    return [sys.executable, "-m", "zerosearch", *words[:flags], *own, *small, *words[flags:]]
 
 
 def run(folder: Path, words: list[str], small: list[str]) -> str:
@@ -231,7 +231,10 @@ def test_what_can_be_looked_at_before_running(words: Words, tmp_path: Path) -> N
 def test_a_corpus_is_served_to_a_training_run(words: Words, tmp_path: Path) -> None:
     pytest.importorskip("uvicorn", reason="the server needs zerosearch[retriever]")
     with serving(
-        tmp_path, ["zerosearch.retriever"], ["port=0"], "search=retriever search.engine.url="
+        tmp_path,
+        ["retrieve"],
+        ["port=0"],
+        "search=retriever search.engine.url=",
     ) as url:
         found = post(f"{url}/retrieve", {"queries": ["Lyon"], "topk": 1})
         assert found["result"][0]

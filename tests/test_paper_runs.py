@@ -40,7 +40,7 @@ from tests.helpers.published import (
 from tests.helpers.runs import computed, read_metrics
 from zerosearch.assembly import quiet_libraries
 from zerosearch.callbacks.curriculum import noise_probability
-from zerosearch.runs import read_summary
+from zerosearch.core.runs import read_summary
 
 RUNS = sorted(path.stem for path in CONFIGS.glob("experiment/zerosearch_*.yaml"))
 ALL_BUT_LORA = [name for name in RUNS if name != "zerosearch_7b_lora"]  # it is for one GPU
@@ -95,13 +95,13 @@ class Simulator:
 
 @contextmanager
 def started(
-    module: str, output: Path, *arguments: str, ended_by: signal.Signals, **environment: str
+    command: str, output: Path, *arguments: str, ended_by: signal.Signals, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A program, ended with all that it has started."""
+    """A command, ended with all that it has started."""
     own = {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", **environment}
     with output.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", "zerosearch", command, *arguments],
             cwd=ROOT,
             env=os.environ | own,
             stdout=file,
@@ -125,7 +125,7 @@ def training(
 ) -> AbstractContextManager[subprocess.Popen[str]]:
     """A run with its output in `<folder>/<name>`; what is left of it when killed lies there too."""
     output, here = folder / name, str(folder)
-    return started("zerosearch.train", output, *arguments, ended_by=signal.SIGKILL, TMPDIR=here)
+    return started("train", output, *arguments, ended_by=signal.SIGKILL, TMPDIR=here)
 
 
 @contextmanager
@@ -134,9 +134,7 @@ def serving(model: str, told: list[str], base: Path) -> Iterator[str]:
     own = [each for each in told if each.startswith(("model.", "paths."))]
     arguments = [f"model={model}", "episode=paper", "server.port=null", *own]
     output = base / "generator"
-    with started(
-        "zerosearch.generation.serve", output, *arguments, ended_by=signal.SIGTERM
-    ) as process:
+    with started("generate", output, *arguments, ended_by=signal.SIGTERM) as process:
         while not (found := re.search(r"generator\.endpoints=\[(.+?)\]", output.read_text())):
             assert process.poll() is None, output.read_text()
             time.sleep(0.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_fetch import SMALL, make_hub
+from tests.commands.test_data import SMALL, make_hub
 from tests.helpers.hub import run_with_hub, serving
 from tests.helpers.runs import read_metrics
 from tests.helpers.words import save_word_policy
@@ -21,7 +21,8 @@ def test_an_experiment_trains_and_is_evaluated_on_what_was_fetched(tmp_path: Pat
         done = run_with_hub(
             url,
             tmp_path,
-            "zerosearch.data.fetch",
+            "zerosearch",
+            "data",
             "name=hotpotqa_small",
             f"folder={public}",
             *SMALL,
@@ -30,12 +31,19 @@ def test_an_experiment_trains_and_is_evaluated_on_what_was_fetched(tmp_path: Pat
     tiny = ["model.gguf_file=null", f"model.path={policy}", "made_for=null"]
     short = ["episode.prompt_template=plain", "episode.max_prompt_tokens=64", "trainer=cpu"]
     run = tmp_path / "run"
-    train = ["zerosearch.train", "experiment=smollm2_135m", *tiny, *short, "policy_steps=1"]
+    train = [
+        "zerosearch",
+        "train",
+        "experiment=smollm2_135m",
+        *tiny,
+        *short,
+        "policy_steps=1",
+    ]
     train += ["trainer.val_check_interval=1", f"hydra.run.dir={run}"]
     done = run_with_hub(None, tmp_path, *train, ZEROSEARCH_DATA=str(public))
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(read_metrics(run)) == 1
-    evaluate = ["zerosearch.evaluate", f"checkpoint={run}", "corpus=hotpotqa_small"]
+    evaluate = ["zerosearch", "evaluate", f"checkpoint={run}", "corpus=hotpotqa_small"]
     evaluate += ["benchmark=file", f"benchmark.file.path={public}/hotpotqa_small/qa_test.jsonl"]
     evaluate += ["benchmark.file.label=small", f"hydra.run.dir={tmp_path / 'table'}"]
     done = run_with_hub(None, tmp_path, *evaluate, ZEROSEARCH_DATA=str(public))

@@ -21,7 +21,7 @@ from tests.helpers.configs import ROOT
 from tests.helpers.devices import everywhere, trainer_of
 from tests.helpers.failing import FAILURE
 from tests.helpers.runs import read_metrics, small_run
-from zerosearch.policy.convert import convert
+from zerosearch.policy.conversion import convert
 
 TIMEOUT_S = 600  # a guard against hanging, on a busy machine too
 
@@ -41,7 +41,7 @@ def started(
             [
                 sys.executable,
                 "-m",
-                "zerosearch",  # the further process is one of zerosearch.train
+                "zerosearch",
                 "train",
                 *[each for each in small_run(folder) if each != "trainer=cpu"],
                 *trainer_of(trainer, device, devices=2),
@@ -98,7 +98,7 @@ def test_a_killed_rank_ends_the_run_with_the_reason(
         while not (tmp_path / "run" / "metrics.csv").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.5)
-        (other,) = (p for p in launcher.children() if "zerosearch.train" in p.cmdline())
+        (other,) = (p for p in launcher.children() if "zerosearch.__main__" in p.cmdline())
         os.kill((process.pid, other.pid)[victim], signal.SIGKILL)
         code = process.wait(TIMEOUT_S)
         psutil.wait_procs([other], timeout=TIMEOUT_S)

@@ -14,10 +14,10 @@ import pytest
 
 from tests.helpers.devices import everywhere, trainer_of
 from tests.helpers.runs import read_metrics, train_by_command
-from zerosearch.generation.vllm_serving import generator_server
+from zerosearch.core.runs import read_summary
 from zerosearch.policy.source import PolicySource
-from zerosearch.runs import read_summary
-from zerosearch.simulator.launch import running
+from zerosearch.serving.generator import generator_server
+from zerosearch.serving.launch import running
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 STEPS = 3

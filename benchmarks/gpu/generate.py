@@ -24,13 +24,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from zerosearch.core.seeding import derive_random
 from zerosearch.generation.generator import Generator, Sampling
-from zerosearch.generation.transformers_generator import TransformersGenerator
-from zerosearch.generation.vllm_adapter import check_installed
-from zerosearch.generation.vllm_engine import VLLMGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
+from zerosearch.generation.vllm.adapter import check_installed
+from zerosearch.generation.vllm.engine import VLLMGenerator
 from zerosearch.policy.sharding import compute_buffers
 from zerosearch.policy.source import PolicySource
-from zerosearch.seeding import derive_random
 
 GIB = 2**30
 TINY = {

@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from zerosearch.algorithms.advantages import reinforce
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.core.seeding import derive_random
 from zerosearch.planning.speeds import card_named
 from zerosearch.policy.activation_memory import Shape
 from zerosearch.policy.attention import use_training_attention
@@ -33,7 +34,6 @@ from zerosearch.policy.flops import step_flops
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.sharding import Sharding, compute_buffers, local_tensor, shard_model
 from zerosearch.policy.source import PolicySource
-from zerosearch.seeding import derive_random
 from zerosearch.training.batching import collate
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.update import PolicyUpdater

@@ -13,19 +13,25 @@ from typing import Any, Generic, TypeVar
 import datasets
 import hydra
 import transformers
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.callbacks.budget_stop import used_up_budget
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
-from zerosearch.errors import InputError
-from zerosearch.nodes import leaves
+from zerosearch.core.errors import InputError
+from zerosearch.core.nodes import check_nodes, leaves
+from zerosearch.core.runs import Summary, find_checkpoint
+from zerosearch.planning.reading import check_memory
 from zerosearch.training.module import SearchPolicyModule
+from zerosearch.training.preflight import check_accelerator
+from zerosearch.training.trainer_settings import check_precision
 from zerosearch.tuning.data import TuningData
 from zerosearch.tuning.examples import check_lengths
 from zerosearch.tuning.module import SimulatorTuningModule
+
+COMPONENTS = ("data", "module", "callbacks", "logger", "trainer")  # of a training
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +171,27 @@ def quiet_libraries() -> None:
     # beside vLLM, which starts torch.distributed in a run of one process
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\('(f1|loss)'")
     warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
+
+
+def prepare(cfg: DictConfig, summary: Summary) -> Path | None:
+    """Check what can be checked before anything is loaded, and seed every random generator.
+
+    Args:
+        cfg: of a training, whichever model is trained.
+        summary: of its run folder.
+
+    Returns:
+        The checkpoint that it goes on from, if any.
+
+    Raises:
+        InputError: a setting is wrong, does not fit into memory, or there is nothing to go on from.
+    """
+    check_nodes(cfg, *COMPONENTS)
+    check_accelerator(cfg.trainer.accelerator)
+    check_precision(cfg.trainer.get("precision"))
+    check_memory(cfg)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    return find_checkpoint(cfg.resume, summary.path.parent)
 
 
 def assemble(cfg: DictConfig) -> PolicyRun:

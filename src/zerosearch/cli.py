@@ -1,4 +1,4 @@
-"""The command `zerosearch`, also `python -m zerosearch`: names of programs and their modules.
+"""The command `zerosearch`, also `python -m zerosearch`: NAME runs `zerosearch/commands/NAME.py`.
 
 Light on imports: help and a wrong name are answered before anything else is loaded.
 """
@@ -7,60 +7,50 @@ from __future__ import annotations
 
 import difflib
 import os
-import runpy
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 
-USAGE = "zerosearch COMMAND [key=value ...]"
-
-
-@dataclass(frozen=True)
-class Program:
-    """What a command runs."""
-
-    module: str  # as of `python -m`
-    help: str  # one line
-
-
-PROGRAMS: dict[str, dict[str, Program]] = {
+COMMANDS: dict[str, dict[str, str]] = {  # what each does, in groups
     "train": {
-        "train": Program("zerosearch.train", "train a policy or tune a simulator: experiment=NAME"),
-        "plan": Program("zerosearch.plan", "what memory and time a run needs: experiment=NAME"),
-        "data": Program("zerosearch.data.fetch", "fetch public data: name=nq_hotpotqa"),
-        "export": Program("zerosearch.policy.convert", "make a checkpoint a model folder"),
-        "init": Program("zerosearch.new_project", "begin a project of one's own: FOLDER"),
+        "train": "train a policy: experiment=NAME",
+        "plan": "what memory and time a run needs: experiment=NAME",
+        "data": "fetch public data: name=nq_hotpotqa",
+        "export": "make a checkpoint a model folder",
+        "init": "begin a project of one's own: FOLDER",
     },
     "use": {
-        "ask": Program("zerosearch.ask", "ask a policy: QUESTION checkpoint=RUN"),
-        "evaluate": Program("zerosearch.evaluate", "fill a table: checkpoint=RUN benchmark=all"),
-        "compare": Program("zerosearch.evaluation.compare", "test the difference of two methods"),
-        "merge": Program("zerosearch.evaluation.merge", "make one table of several evaluations"),
+        "ask": "ask a policy: QUESTION checkpoint=RUN",
+        "evaluate": "fill a table: checkpoint=RUN benchmark=all",
+        "compare": "test the difference of two methods",
+        "merge": "make one table of several evaluations",
     },
     "serve": {
-        "serve": Program("zerosearch.serve_policy", "a policy that searches: checkpoint=RUN"),
-        "simulate": Program("zerosearch.simulator.serve", "a simulator: simulator=prompted_7b"),
-        "generate": Program("zerosearch.generation.serve", "samplers for generator=vllm_server"),
-        "retrieve": Program("zerosearch.retriever", "search over a corpus: search=bm25"),
+        "serve": "a policy that searches: checkpoint=RUN",
+        "simulate": "a simulator: simulator=prompted_7b",
+        "generate": "samplers for generator=vllm_server",
+        "retrieve": "search over a corpus: search=bm25",
     },
     "make a simulator": {
-        "collect": Program("zerosearch.simulator.collect", "record searches of an agent"),
-        "judge": Program("zerosearch.simulator.judge", "make tuning rows of recorded searches"),
-        "fidelity": Program("zerosearch.simulator.fidelity", "measure a simulator: simulator=NAME"),
-        "template": Program("zerosearch.simulator.template", "find the prompt of a data set"),
+        "collect": "record searches of an agent",
+        "judge": "make tuning rows of recorded searches",
+        "tune": "tune a language model on them: experiment=simulator_sft_7b",
+        "fidelity": "measure a simulator: simulator=NAME",
+        "template": "find the prompt of a data set",
     },
 }
-COMMANDS = {name: program for group in PROGRAMS.values() for name, program in group.items()}
+NAMES = [name for group in COMMANDS.values() for name in group]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program that the first word names, with the others.
+    """Run the command that the first word names, with the others.
 
     Args:
         arguments: of the command line, without the name of the program; None: `sys.argv`'s.
 
     Raises:
-        SystemExit: as the program ends; 2 where there is no such command.
+        SystemExit: as the command ends; 2 where there is no such command.
     """
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
@@ -71,28 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(__version__)
         return
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean `zerosearch {near[0]}`?" if near else "`zerosearch --help` lists them"
         print(f"{name}: there is no such command; {hint}", file=sys.stderr)
         raise SystemExit(2)
-    sys.argv[1:] = rest
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # classes of one's own lie there; a script has not got it
-    # as `python -m MODULE`: processes that the program starts of itself are started so, too
-    runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
-
-
-def called(module: str) -> str:
-    """How the program of a module is called."""
-    names = [name for name, program in COMMANDS.items() if program.module == module]
-    return f"zerosearch {names[0]}" if names else f"python -m {module}"
+    # Lightning starts further processes as `python -m` the module of __main__, a script or not.
+    sys.modules["__main__"].__spec__ = find_spec("zerosearch.__main__")
+    sys.argv = [f"zerosearch {name}", *rest]  # the first is what a parser prints
+    import_module(f"zerosearch.commands.{name}").main()
 
 
 def overview() -> str:
     """All commands, in groups."""
-    lines = [f"usage: {USAGE}", "       zerosearch COMMAND --help"]
-    for group, programs in PROGRAMS.items():
-        lines += ["", f"{group}:"]
-        lines += [f"  {name:<10} {program.help}" for name, program in programs.items()]
+    lines = ["usage: zerosearch COMMAND [key=value ...]", "       zerosearch COMMAND --help"]
+    for group, commands in COMMANDS.items():
+        lines += ["", f"{group}:", *(f"  {name:<10} {said}" for name, said in commands.items())]
     return "\n".join(lines)

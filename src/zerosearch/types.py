@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from zerosearch.errors import ZeroSearchError
-from zerosearch.text import whole_characters
+from zerosearch.core.errors import ZeroSearchError
+from zerosearch.core.text import whole_characters
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class SearchResult:
 
     `noisy` is the quality that the documents were written in: drawn from the noise probability, and
     True as well where nothing useful could be written. How well a simulator that tried for useful
-    documents did is no part of it (that is measured, see `search/fidelity.py`). None for engines
+    documents did is no part of it (that is measured: `simulator/observation.py`). None for engines
     that do not choose the quality.
     """
 

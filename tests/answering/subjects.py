@@ -8,7 +8,7 @@ from typing import Any
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.words import save_word_policy
 from zerosearch.answering.load import Subject
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.local_agent import LocalAgent
 from zerosearch.rollout.rollouter import Decoding

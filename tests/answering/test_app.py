@@ -19,7 +19,7 @@ from tests.answering.subjects import make_subject
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.waiting import wait_until
 from zerosearch.answering.app import ServerLimits, make_app
-from zerosearch.service import bind
+from zerosearch.serving.http import bind
 
 Serve = Callable[..., str]
 

@@ -10,7 +10,7 @@ from tests.helpers.colour_server import MODEL, TOKENS, asking_run, tell_colours
 from tests.helpers.openai_server import OpenAIServer
 from tests.helpers.runs import computed, read_metrics, run_here
 from zerosearch.callbacks.budget_stop import BudgetStop
-from zerosearch.runs import LAST_CHECKPOINT
+from zerosearch.core.runs import LAST_CHECKPOINT
 
 pytestmark = pytest.mark.usefixtures("trains_here")
 

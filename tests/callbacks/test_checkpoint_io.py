@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
-from zerosearch.files import replacing
+from zerosearch.core.files import replacing
 
 CHECKPOINT = {"state_dict": {"weight": torch.arange(50_000.0)}, "loops": {"step": [1, 2]}}
 

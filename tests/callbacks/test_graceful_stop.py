@@ -18,7 +18,7 @@ from tests.helpers.policy_stub import PolicyStub, make_trainer
 from zerosearch.callbacks.export import PolicyExport
 from zerosearch.callbacks.graceful_stop import SIGNALS, GracefulStop, stopped_by_signal
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
-from zerosearch.runs import REQUEUE_SIGNALS
+from zerosearch.core.runs import REQUEUE_SIGNALS
 
 STEPS = 6
 ROOT = Path(__file__).parents[2]

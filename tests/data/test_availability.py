@@ -16,10 +16,10 @@ from tests.helpers.hub import Hub, lines, run_with_hub, serving
 from zerosearch.data.availability import PUBLIC, check_data, settable
 
 PROGRAM = """
-import runpy, sys
-module, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+import sys
+from zerosearch.cli import main
 try:
-    runpy.run_module(module, run_name="__main__")
+    main()
 except SystemExit as end:
     heavy = sorted({"torch", "transformers", "lightning", "datasets"} & set(sys.modules))
     print(f"ended with {end.code}, heavy: {heavy}")
@@ -37,7 +37,7 @@ def said(folder: Path, *overrides: str, name: str = "train") -> str:
 
 
 def test_the_public_sets_are_those_that_can_be_fetched() -> None:
-    assert tuple(OmegaConf.load(CONFIGS / "fetch.yaml").sets) == PUBLIC  # type: ignore[union-attr]
+    assert tuple(OmegaConf.load(CONFIGS / "data.yaml").sets) == PUBLIC  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_public_sets_are_those_that_can_be_fetched() -> None:
             "engines.bm25.engine.engine.corpus",
             "wiki18",
         ),
-        ("retriever", ["corpus=hotpotqa_small"], "search.engine.corpus", "hotpotqa_small"),
+        ("retrieve", ["corpus=hotpotqa_small"], "search.engine.corpus", "hotpotqa_small"),
         ("ask", ["corpus=hotpotqa_small"], "search.engine.corpus", "hotpotqa_small"),
     ],
 )
@@ -148,7 +148,7 @@ def test_programs_end_before_anything_heavy_is_imported(
     program: str, overrides: list[str], key: str, tmp_path: Path
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = ["program", f"zerosearch.{program}", *overrides, f"hydra.run.dir={tmp_path / 'run'}"]
+    command = ["program", program, *overrides, f"hydra.run.dir={tmp_path / 'run'}"]
     done = run_with_hub(None, tmp_path, *command, ZEROSEARCH_DATA=str(tmp_path / "public"))
     assert done.stdout.strip().splitlines()[-1] == "ended with 1, heavy: []", done.stdout
     assert key in done.stdout and "Traceback" not in done.stdout + done.stderr

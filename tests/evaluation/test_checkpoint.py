@@ -104,7 +104,7 @@ def dtypes(cfg: DictConfig) -> tuple[str, torch.dtype]:
         ("ask", "checkpoint", torch.bfloat16),
         ("ask", "model.path", torch.float32),
         ("evaluate", "checkpoint", torch.float32),
-        ("serve_policy", "checkpoint", torch.bfloat16),
+        ("serve", "checkpoint", torch.bfloat16),
     ],
 )
 def test_invariant_19_a_policy_is_loaded_as_it_was_trained(
@@ -203,7 +203,7 @@ def test_a_model_from_elsewhere_brings_no_episode(tmp_path: Path) -> None:
         (["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9]", "agent.chat.model=m"], "=m"),
     ],
 )
-@pytest.mark.parametrize("program", ["ask", "evaluate", "serve_policy"])
+@pytest.mark.parametrize("program", ["ask", "evaluate", "serve"])
 def test_the_quickstarts_episodes_are_for_its_policy_alone(
     program: str, overrides: list[str], named: str, tmp_path: Path
 ) -> None:

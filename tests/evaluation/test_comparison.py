@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.evaluation.rows import answers, write_answers
-from zerosearch.evaluation.compare import comparison_table
-from zerosearch.evaluation.comparison import compare, mcnemar, randomisation
+from zerosearch.evaluation.comparison import compare, comparison_table, mcnemar, randomisation
 
 
 def test_mcnemar_is_the_binomial_tail() -> None:

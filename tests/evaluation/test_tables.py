@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.rows import answers
-from zerosearch.evaluation.merge import merged
 from zerosearch.evaluation.report import show, write_tables
 from zerosearch.evaluation.results import cell_metrics, cell_times
 from zerosearch.evaluation.tables import (
@@ -19,6 +18,7 @@ from zerosearch.evaluation.tables import (
     as_markdown,
     detail_table,
     main_table,
+    merged,
 )
 
 RED, HALF = (cell_metrics(answers(given)) for given in (["red"] * 4, ["red", "x", None, "a red"]))

@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.models import save_policy_folder
 from zerosearch.generation.loading import load_to_sample
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 
 

@@ -24,7 +24,7 @@ from tests.helpers.policies import run
 from tests.helpers.runs import read_metrics, train_by_command
 from tests.helpers.vllm import CONTEXT, PROMPTS, make_policy
 from zerosearch.generation.generator import Completion, Sampling
-from zerosearch.generation.vllm_engine import VLLMGenerator
+from zerosearch.generation.vllm.engine import VLLMGenerator
 from zerosearch.policy.source import PolicySource
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,16 +23,17 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.helpers.configs import ROOT, compose_config, hydra_run
 from tests.helpers.pages import Shown
 from tests.helpers.recorded import Call, calls, run
-from zerosearch.chosen_policy import choose_policy
-from zerosearch.cli import COMMANDS
-from zerosearch.commands import Command
-from zerosearch.endings import of_configuration
-from zerosearch.nodes import check_nodes
+from zerosearch.assembly import COMPONENTS
+from zerosearch.cli import NAMES
+from zerosearch.command_line.chosen_policy import choose_policy
+from zerosearch.command_line.command import Command
+from zerosearch.core.endings import of_configuration
+from zerosearch.core.nodes import check_nodes
 from zerosearch.training.preflight import check_accelerator
 
 HEAVY = ("torch", "lightning", "transformers", "datasets")
 
-Composed = tuple[str, DictConfig]  # the module of a program, and what it was composed to
+Composed = tuple[str, DictConfig]  # the name of a command, and what it was composed to
 
 
 def light_environment(folder: Path) -> dict[str, str]:
@@ -62,7 +63,7 @@ def called_by(shown: list[Shown], environment: Path) -> tuple[list[tuple[Shown, 
 
 
 def program_of(call: Call) -> tuple[str, list[str]] | None:
-    """Module and arguments of a program of this project; others are looked at here.
+    """Name and arguments of a command of this project; other programs are looked at here.
 
     Raises:
         ValueError: a script or an extra that is not there.
@@ -71,14 +72,15 @@ def program_of(call: Call) -> tuple[str, list[str]] | None:
     if call.program == "sbatch":
         script = next(n for n, word in enumerate(words) if not word.startswith("--"))
         check_file(words[script])
-        return "zerosearch.train", words[script + 1 :]
+        return "train", words[script + 1 :]
     if call.program == "pip" or words[:2] == ["-m", "pip"]:
         check_extras(words)
     elif call.program in ("python", "torchrun") and "-m" in words:
         module, *arguments = words[words.index("-m") + 1 :]
         if module == "zerosearch":
             return _of_the_one_command(arguments)
-        return (module, arguments) if module.startswith("zerosearch.") else None
+        if module.startswith("zerosearch."):
+            raise ValueError(f"python -m {module}: commands are run as zerosearch NAME")
     elif call.program == "zerosearch":
         return _of_the_one_command(words)
     elif call.program == "python" and words[0] != "-c":
@@ -90,9 +92,9 @@ def _of_the_one_command(words: list[str]) -> tuple[str, list[str]] | None:
     name, *arguments = words
     if name == "--help":
         return None
-    if name not in COMMANDS:
+    if name not in NAMES:
         raise ValueError(f"there is no command {name}")
-    return COMMANDS[name].module, arguments
+    return name, arguments
 
 
 def check_file(name: str) -> None:
@@ -110,11 +112,11 @@ def check_extras(words: list[str]) -> None:
         raise ValueError(f"there are no extras {lacking}")
 
 
-def composed(module: str, arguments: Sequence[str], folder: Path) -> list[Composed]:
-    """What `python -m <module> <arguments>` is composed to; one for each job of a sweep.
+def composed(name: str, arguments: Sequence[str], folder: Path) -> list[Composed]:
+    """What `zerosearch NAME ARGUMENTS` is composed to; one for each job of a sweep.
 
     Args:
-        module: of the program; one with flags in place of overrides is composed to nothing.
+        name: of the command; one with flags in place of overrides is composed to nothing.
         arguments: of its command line.
         folder: takes what is written, and holds the runs that are there.
 
@@ -123,9 +125,9 @@ def composed(module: str, arguments: Sequence[str], folder: Path) -> list[Compos
         HydraException: a key or a choice is wrong.
         SystemExit: a flag is wrong.
     """
-    main = import_module(module).main
+    main = import_module(f"zerosearch.commands.{name}").main
     if not isinstance(main, Command):
-        _parse_flags(module, arguments)
+        _parse_flags(name, main, arguments)
         return []
     first = next((n for n, word in enumerate(arguments) if "=" in word), len(arguments))
     place = f"paths.log_dir='{folder}'"  # beside other overrides: Hydra takes them in one piece
@@ -134,22 +136,23 @@ def composed(module: str, arguments: Sequence[str], folder: Path) -> list[Compos
     assert given.config_dir is None, "read as a search path"
 
     def compose(overrides: Sequence[str]) -> DictConfig:
-        return compose_config(folder, *overrides, whole=True, name=main.config_name)
+        return compose_config(folder, *overrides, whole=True, name=main.name)
 
-    return [(module, compose(job)) for job in _jobs(given.overrides, given.multirun, compose)]
+    return [(name, compose(job)) for job in _jobs(given.overrides, given.multirun, compose)]
 
 
 def refusal(job: Composed) -> str | None:
     """What a program says before it loads anything; None where it would go on."""
-    module, cfg = job
-    program = import_module(module)
+    name, cfg = job
+    program = import_module(f"zerosearch.commands.{name}")
     with hydra_run(OmegaConf.create(cfg)) as cfg:  # a copy: a check may settle what is meant
         try:
             program.main.check(cfg)
             if "checkpoint" in cfg:
                 choose_policy(cfg, list(HydraConfig.get().overrides.task))
-            check_nodes(cfg, *getattr(program, "COMPONENTS", ()))
-            if "trainer" in cfg and module == "zerosearch.train":
+            trains = name in ("train", "tune")
+            check_nodes(cfg, *(COMPONENTS if trains else getattr(program, "COMPONENTS", ())))
+            if trains:
                 check_accelerator(cfg.trainer.accelerator)
         except ValueError as error:
             said = str(error)
@@ -172,7 +175,7 @@ def _jobs(overrides: list[str], multirun: bool, compose: Any) -> Iterator[list[s
         yield from (list(job) for job in batch)
 
 
-def _parse_flags(module: str, arguments: Sequence[str]) -> None:
+def _parse_flags(name: str, main: Callable[[], object], arguments: Sequence[str]) -> None:
     """Hold a command line against the flags of its program.
 
     Raises:
@@ -186,6 +189,6 @@ def _parse_flags(module: str, arguments: Sequence[str]) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
-        patch.setattr(sys, "argv", [module, *arguments])
+        patch.setattr(sys, "argv", [name, *arguments])
         with pytest.raises(_Parsed):
-            import_module(module).main()
+            main()

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from zerosearch.made_for import check_made_for
+from zerosearch.command_line.made_for import check_made_for
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -20,13 +20,13 @@ CONFIGS = ROOT / "configs"
 def compose_config(
     output_dir: Path, *overrides: str, whole: bool = False, name: str = "train"
 ) -> DictConfig:
-    """The configuration of `python -m zerosearch.<name> <overrides>`.
+    """The configuration of `zerosearch NAME OVERRIDES`.
 
     Args:
         output_dir: the run's folder.
         overrides: as on the command line.
         whole: with Hydra's own node.
-        name: of the program.
+        name: of the command.
     """
     os.environ.setdefault("PROJECT_ROOT", str(ROOT))
     paths = [f"paths.output_dir='{output_dir}'", f"paths.log_dir='{output_dir}'"]
@@ -36,9 +36,9 @@ def compose_config(
     return cfg
 
 
-def checked(folder: Path, *overrides: str) -> DictConfig:
+def checked(folder: Path, *overrides: str, name: str = "train") -> DictConfig:
     """The configuration of a training run, after the check that its choices go together."""
-    cfg = compose_config(folder, *overrides, whole=True)
+    cfg = compose_config(folder, *overrides, whole=True, name=name)
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tests.helpers.models import make_model, make_tokenizer
 from zerosearch.generation.generator import Completion, Sampling
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 
 
 def make_generator(model: nn.Module, **fields: Any) -> TransformersGenerator:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from zerosearch.policy.sharding import Dtype
+from zerosearch.core.ranges import Dtype
 from zerosearch.reward.rubric import Rubric
 from zerosearch.training.record import StepRecord
 from zerosearch.types import Document, Question, SearchResult, Trajectory, Turn

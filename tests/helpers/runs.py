@@ -1,4 +1,4 @@
-"""Small whole runs of `zerosearch.train`, and what of their metrics a repeat must equal."""
+"""Small whole runs of `zerosearch train`, and what of their metrics a repeat must equal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import yaml
 
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.words import COLOURS, save_word_policy
-from zerosearch.runs import Summary, read_summary
-from zerosearch.train import train_policy
+from zerosearch.commands.train import train
+from zerosearch.core.runs import Summary, read_summary
 
 STEPS = 6
 MEASURED = ("time/", "throughput/", "memory/")  # and latencies: not of the computation
@@ -72,19 +72,19 @@ def run_here(folder: Path, *overrides: str) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     summary = Summary(folder)
     try:
-        train_policy(compose_config(folder, *overrides), summary)
+        train(compose_config(folder, *overrides), summary)
     finally:
         summary.write()
     return read_summary(folder)
 
 
 def train_by_command(folder: Path, *overrides: str, timeout_s: float = 600) -> None:
-    """Run `python -m zerosearch.train`, its output in `folder/output`; raises where it fails."""
+    """Run `zerosearch train`, its output in `folder/output`; raises where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     with (folder / "output").open("w") as output:
         code = subprocess.run(
-            [sys.executable, "-m", "zerosearch.train", *overrides],
+            [sys.executable, "-m", "zerosearch", "train", *overrides],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
             stdout=output,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerosearch.generation.vllm_client import VLLMServer
+from zerosearch.clients.endpoints import CallFailure
+from zerosearch.generation.vllm.client import VLLMServer
 from zerosearch.policy.architecture import SIZE_FIELDS
-from zerosearch.search.endpoints import CallFailure
 
 
 def describe_worker(model: PreTrainedModel, **facts: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from zerosearch.search.chat_client import ChatClient
-from zerosearch.search.simulated import SimulatedSearch
+from zerosearch.clients.chat import ChatClient
+from zerosearch.simulator.engine import SimulatedSearch
 
 _OF_THE_CLIENT = set(inspect.signature(ChatClient).parameters)
 

@@ -16,7 +16,7 @@ from tests.helpers.policy_stub import make_trainer
 from tests.helpers.words import make_word_model, make_word_tokenizer
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.data.datamodule import QADataModule
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.evaluation import Evaluation

@@ -21,7 +21,7 @@ from tests.helpers.words import COLOURS, make_word_model, make_word_tokenizer
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.critic import CriticSettings
 from zerosearch.algorithms.values import generalized_advantages
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.schedule import warmup_schedule
 from zerosearch.types import Question, SearchRequest

@@ -11,16 +11,16 @@ import torch
 from lightning.pytorch import Callback
 
 from tests.helpers.policy_stub import make_trainer
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
-from zerosearch.simulator.tuning_set import TuningFiles
 from zerosearch.training.schedule import warmup_schedule
 from zerosearch.tuning.data import TuningData
 from zerosearch.tuning.module import SimulatorTuningModule
+from zerosearch.tuning.tuning_set import TuningFiles
 
 
 def write_rows(path: Path, count: int = 30) -> Path:
-    """Rows as `zerosearch.simulator.judge` makes them, with replies of unequal lengths."""
+    """Rows as `zerosearch judge` makes them, with replies of unequal lengths."""
     rows = [
         {
             "id": str(n),

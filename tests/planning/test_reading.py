@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.helpers.configs import ROOT, compose_config
-from zerosearch.generation.vllm_adapter import GPU_BATCH
-from zerosearch.plan import main
+from zerosearch.commands.plan import main
+from zerosearch.generation.vllm.adapter import GPU_BATCH
 from zerosearch.planning.memory import memory_rows
 from zerosearch.planning.reading import check_memory, plan_of
 from zerosearch.planning.run import Plan

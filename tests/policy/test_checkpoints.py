@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.checkpoints import (
     check_same_model,
     check_same_optimizers,
@@ -19,7 +19,7 @@ from zerosearch.policy.checkpoints import (
     shapes_of,
     state_names,
 )
-from zerosearch.policy.convert import convert
+from zerosearch.policy.conversion import convert
 
 SHAPES = {"model.a": (2, 3), "model.b": (4,)}
 

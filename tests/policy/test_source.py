@@ -14,7 +14,7 @@ from torch import nn
 from transformers.utils import is_gguf_available
 
 from tests.helpers.models import LLAMA, make_model, make_tokenizer, save_policy_folder
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.tokenizer import render_prompt

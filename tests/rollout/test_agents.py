@@ -11,12 +11,12 @@ import pytest
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure
 from tests.helpers.words import save_word_policy
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.clients.chat import ChatClient
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.chat_agent import ChatAgent, close_tag
 from zerosearch.rollout.local_agent import LocalAgent
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.search.chat_client import ChatClient
 from zerosearch.types import Question, Trajectory
 
 QUESTION = Question(uid="q", text="Who wrote it?", golden_answers=("Ada",))

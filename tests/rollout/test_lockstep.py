@@ -11,10 +11,10 @@ from tests.helpers.generators import ScriptedGenerator
 from tests.helpers.models import make_tokenizer
 from tests.helpers.training import make_questions
 from tests.helpers.waiting import GUARD_S
+from zerosearch.core.seeding import derive_random
 from zerosearch.rollout.lockstep import Lockstep
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.seeding import derive_random
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
 

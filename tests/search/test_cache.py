@@ -21,8 +21,8 @@ from zerosearch.search import store
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.cache import CachedSearch, build_search, describe
 from zerosearch.search.engine import SearchEngine
-from zerosearch.search.simulated import SimulatedSearch
 from zerosearch.search.web import WebSearch
+from zerosearch.simulator.engine import SimulatedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 

@@ -20,7 +20,7 @@ from tests.helpers.words import make_word_model
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.module import SearchPolicyModule

@@ -34,7 +34,7 @@ from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.kl import kl_estimate
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.generation.generator import Completion
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.export import load_settings
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.reward.rubric import RewardTerm, Rubric

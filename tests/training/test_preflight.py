@@ -15,7 +15,7 @@ from tests.helpers.openai_server import OpenAIServer, free_port
 from tests.helpers.simulated import simulated_search
 from tests.helpers.training import EPISODE, make_training
 from tests.helpers.waiting import guarded
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.training.evaluation import Evaluation

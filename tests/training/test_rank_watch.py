@@ -16,9 +16,9 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from tests.helpers.configs import ROOT
 from tests.helpers.waiting import GUARD_S
-from zerosearch import runs
-from zerosearch.endings import in_words
-from zerosearch.errors import RunError
+from zerosearch.core import runs
+from zerosearch.core.endings import in_words
+from zerosearch.core.errors import RunError
 from zerosearch.training import rank_watch
 from zerosearch.training.rank_watch import FirstFailure, RankLost, WatchedLauncher, _lost_rank
 

@@ -20,7 +20,7 @@ from tests.helpers.training import (
 from tests.helpers.words import make_word_model, make_word_tokenizer
 from tests.training.test_ppo import make_ppo
 from zerosearch.algorithms.algorithm import Algorithm
-from zerosearch.generation.transformers_generator import TransformersGenerator
+from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.training import metrics
 from zerosearch.training import module as training
 from zerosearch.training.metrics import peak_memory_gib, reset_peak_memory

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.tuning import write_rows
-from zerosearch.simulator.tuning_set import TuningFiles
 from zerosearch.tuning.data import TuningData, TuningLoader
+from zerosearch.tuning.tuning_set import TuningFiles
 
 
 def loader(count: int = 10, **fields: Any) -> TuningLoader:

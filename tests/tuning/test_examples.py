@@ -6,9 +6,9 @@ import pytest
 
 from tests.helpers.models import make_tokenizer
 from zerosearch.policy.tokenizer import render_prompt
-from zerosearch.simulator.tuning_set import TuningExample
 from zerosearch.tuning.chat_template import servable
 from zerosearch.tuning.examples import EncodedExample, check_lengths, collate, encode
+from zerosearch.tuning.tuning_set import TuningExample
 
 EOS = 256
 

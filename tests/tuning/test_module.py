@@ -27,7 +27,7 @@ from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.callbacks.written_documents import WrittenDocuments
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import gather
-from zerosearch.search.simulator_prompt import SimulatorPrompt
+from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
 from zerosearch.tuning.module import SimulatorTuningModule
 from zerosearch.types import SearchRequest

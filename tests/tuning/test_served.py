@@ -10,12 +10,12 @@ import hydra
 import pytest
 
 from tests.helpers.configs import compose_config
+from zerosearch.clients.chat import Tally
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.source import PolicySource
-from zerosearch.search.chat_client import Tally
-from zerosearch.search.simulated import SimulatedSearch
-from zerosearch.search.simulator_prompt import SimulatorPrompt
-from zerosearch.simulator.launch import running, server_settings
+from zerosearch.serving.launch import running, server_settings
+from zerosearch.simulator.engine import SimulatedSearch
+from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.tuning.chat_template import servable
 from zerosearch.types import SearchRequest
 

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 EPSILON = 1e-6
 

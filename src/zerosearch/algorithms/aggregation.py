@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 Aggregation = Literal["token-mean", "sequence-mean", "constant"]
 

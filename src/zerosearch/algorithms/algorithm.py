@@ -30,8 +30,8 @@ from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.algorithms.kl import KLKind, kl_estimate
 from zerosearch.algorithms.kl_control import AdaptiveKL
 from zerosearch.algorithms.losses import TokenLossFunction, policy_loss, ppo_clip
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, NotNegative
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, CountOrZero, NotNegative
 from zerosearch.types import PolicyBatch
 
 # (rewards [B], groups [B], valid [B] or None) -> [B]; or `values.generalized_advantages`

@@ -11,7 +11,7 @@ from zerosearch.algorithms.advantages import grpo, reinforce, reinforce_pp_basel
 from zerosearch.algorithms.kl import KLKind
 from zerosearch.algorithms.losses import gspo
 from zerosearch.algorithms.values import generalized_advantages
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 if TYPE_CHECKING:
     from zerosearch.algorithms.algorithm import Algorithm

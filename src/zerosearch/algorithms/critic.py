@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import CountOrZero, Positive
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import CountOrZero, Positive
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import NotNegative, Positive
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import NotNegative, Positive
 
 Kind = Literal["truncate", "mask"]
 Level = Literal["token", "sequence"]

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 KLKind = Literal["k1", "k2", "k3", "abs"]
 

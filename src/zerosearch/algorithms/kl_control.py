@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import Positive
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Positive
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

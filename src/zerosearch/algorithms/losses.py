@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zerosearch.algorithms.aggregation import Aggregation, aggregate, masked_sum, only_sampled
 from zerosearch.algorithms.importance import ImportanceCorrection, bounded_exp
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 RATIO_TAIL = 2.0  # a token that became twice or half as likely within a policy step is an outlier
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from zerosearch.algorithms.aggregation import only_sampled
-from zerosearch.errors import InputError
-from zerosearch.ranges import Share
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Share
 
 
 def token_rewards(rewards_B: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:

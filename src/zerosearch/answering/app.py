@@ -25,10 +25,10 @@ from starlette.responses import Response
 from zerosearch.answering.events import Ended, Event, Found, Wrote
 from zerosearch.answering.load import Subject
 from zerosearch.answering.requests import Refused, parse_chat, question_of, read_body
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, Positive, check_least
+from zerosearch.clients.http_failures import one_line
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, CountOrZero, Positive, check_least
 from zerosearch.search.formatters import get_formatter
-from zerosearch.search.http_failures import one_line
 from zerosearch.search.sanitize import neutralize_document
 from zerosearch.types import SearchResult
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from zerosearch.search.agent import Agent, Played
+from zerosearch.rollout.agent import Agent, Played
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchRequest, SearchResult
 

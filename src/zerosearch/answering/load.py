@@ -12,11 +12,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from zerosearch.answering.events import Event, answer
+from zerosearch.core.nodes import check_nodes
 from zerosearch.evaluation.checkpoint import use_checkpoint
-from zerosearch.nodes import check_nodes
-from zerosearch.search.agent import Agent
+from zerosearch.rollout.agent import Agent
 from zerosearch.search.engine import Checkable, SearchEngine
-from zerosearch.simulator.launch import launched
+from zerosearch.serving.launch import launched
 
 COMPONENTS = ("agent", "search")
 

@@ -8,8 +8,8 @@ from lightning.pytorch import Trainer
 
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.records import RecordCallback
-from zerosearch.errors import InputError
-from zerosearch.ranges import Positive, Share
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Positive, Share
 from zerosearch.training.record import StepRecord
 
 

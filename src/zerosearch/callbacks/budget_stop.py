@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from zerosearch.callbacks.stopping import StoppingCallback
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 log = logging.getLogger(__name__)
 

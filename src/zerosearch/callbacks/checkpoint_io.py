@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from zerosearch.errors import InputError
-from zerosearch.files import replacing
+from zerosearch.core.errors import InputError
+from zerosearch.core.files import replacing
 from zerosearch.policy.checkpoints import is_sharded_checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import Callback, Trainer
 
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.errors import InputError
-from zerosearch.ranges import Positive, Share
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Positive, Share
 
 log = logging.getLogger(__name__)
 

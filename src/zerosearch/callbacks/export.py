@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
-from zerosearch.policy.sharding import Dtype
+from zerosearch.core.ranges import Dtype
 
 
 class PolicyExport(Callback):

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from zerosearch.callbacks.stopping import StoppingCallback
-from zerosearch.runs import REQUEUE_SIGNALS
+from zerosearch.core.runs import REQUEUE_SIGNALS
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count
 
 Base = Literal["value", "start", "best"]
 Action = Literal["warn", "stop"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from zerosearch.runs import link_latest
+from zerosearch.core.runs import link_latest
 
 
 class LatestRun(Callback):

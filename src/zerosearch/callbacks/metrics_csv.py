@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.records import RecordCallback
-from zerosearch.files import replacing
+from zerosearch.core.files import replacing
 from zerosearch.training.record import StepRecord
 
 FILE_NAME = "metrics.csv"

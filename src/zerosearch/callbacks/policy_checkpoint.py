@@ -20,9 +20,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint import CheckpointException
 
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.errors import FileError, InputError
-from zerosearch.files import flush_folder, flush_tree, free_space, replacing
-from zerosearch.ranges import Count
+from zerosearch.core.errors import FileError, InputError
+from zerosearch.core.files import flush_folder, flush_tree, free_space, replacing
+from zerosearch.core.ranges import Count
 from zerosearch.training.failures import SearchOutage, TrainingCollapse
 
 log = logging.getLogger(__name__)

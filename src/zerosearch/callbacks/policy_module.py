@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from zerosearch.policy.sharding import Dtype
+from zerosearch.core.ranges import Dtype
 from zerosearch.training.record import StepRecord
 
 

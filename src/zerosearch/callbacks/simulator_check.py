@@ -14,11 +14,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from zerosearch.distributed import gather_objects
-from zerosearch.errors import InputError
+from zerosearch.core.distributed import gather_objects
+from zerosearch.core.errors import InputError
 from zerosearch.search.none import NoSearch
-from zerosearch.simulator.measuring import choose
-from zerosearch.simulator.probing import Probed, probe, warn_where_unknown
+from zerosearch.simulator.measurement import choose
+from zerosearch.simulator.probe import Probed, probe, warn_where_unknown
 
 log = logging.getLogger(__name__)
 

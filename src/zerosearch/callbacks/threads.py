@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.records import RecordCallback
 from zerosearch.callbacks.transcript_text import transcript_json, transcript_markdown
-from zerosearch.errors import InputError
-from zerosearch.files import replacing
-from zerosearch.ranges import Count, CountOrZero
+from zerosearch.core.errors import InputError
+from zerosearch.core.files import replacing
+from zerosearch.core.ranges import Count, CountOrZero
 from zerosearch.training.record import StepRecord
 
 TRAIN = "train"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from zerosearch.files import replacing
+from zerosearch.core.files import replacing
 from zerosearch.tuning.module import SimulatorTuningModule
 from zerosearch.tuning.writing import Written
 

@@ -17,9 +17,9 @@ from huggingface_hub import constants as hub_constants
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.hub import HUB_NAME, HubRefusal, check_files, reach_dataset
 from zerosearch.data.whole_files import FILE_SUFFIXES
-from zerosearch.errors import InputError
-from zerosearch.hub import HUB_NAME, HubRefusal, check_files, reach_dataset
 
 GROUPS = ("data", "benchmark", "questions", "search", "engines", "evaluation")
 FILE_KEYS = ("path", "files", "train", "validation", "corpus")  # hold files where they hold text

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 

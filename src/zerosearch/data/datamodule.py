@@ -15,6 +15,8 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, CountOrZero, Seed
 from zerosearch.data.loaders import EvalLoader, TrainLoader
 from zerosearch.data.mixing import Draws, ShuffledQuestions, ShuffledStream, SourceMix
 from zerosearch.data.source_lists import (
@@ -25,8 +27,6 @@ from zerosearch.data.source_lists import (
     weights_of,
 )
 from zerosearch.data.sources import QuestionSource, fixed_selection
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, Seed
 from zerosearch.types import Question
 
 log = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.files import replacing
+from zerosearch.core.seeding import derive_random
 from zerosearch.data.corpus import Passage, count_passages, write_corpus
 from zerosearch.data.public import PublicFile, at_least, count_questions, public_files
 from zerosearch.data.rows import question_to_row
-from zerosearch.errors import InputError
-from zerosearch.files import replacing
-from zerosearch.seeding import derive_random
 from zerosearch.types import Question
 
 CORPUS = "corpus.jsonl.gz"

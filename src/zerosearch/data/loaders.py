@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, overload
 
+from zerosearch.core.errors import InputError
 from zerosearch.data.mixing import Draws, SourceMix
-from zerosearch.errors import InputError
 from zerosearch.types import Question
 
 KEPT_STATES = 3  # the step in progress, the one Lightning fetches ahead, one to spare

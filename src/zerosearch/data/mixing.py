@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.seeding import derive_random
 from zerosearch.data.sources import QuestionStream
-from zerosearch.errors import InputError
-from zerosearch.seeding import derive_random
 from zerosearch.types import Question
 
 MIX_RESOLUTION = 1000  # weights are honoured to one part in a thousand

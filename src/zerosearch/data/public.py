@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, cast
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.files import GIB
 from zerosearch.data.corpus import count_passages
 from zerosearch.data.published import common_row
 from zerosearch.data.readers import local_files
 from zerosearch.data.rows import row_to_question
-from zerosearch.errors import InputError
-from zerosearch.files import GIB
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 ID_FIELDS = ("id", "_id", "question_id", "QuestionId")
 

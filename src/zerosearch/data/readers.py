@@ -29,9 +29,9 @@ from datasets.exceptions import DatasetsError
 from datasets.io.parquet import ParquetDatasetReader
 from datasets.io.text import TextDatasetReader
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.hub import HubRefusal, offline, reach_dataset
 from zerosearch.data.whole_files import FILE_SUFFIXES, ROWS_KEY, json_array, table
-from zerosearch.errors import InputError
-from zerosearch.hub import HubRefusal, offline, reach_dataset
 
 ROWS_PER_TABLE = 1000
 READ_ERRORS = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.types import Question
 
 ANSWER_SEPARATOR = "<|answer_split|>"

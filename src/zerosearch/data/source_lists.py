@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zerosearch.core.errors import InputError
 from zerosearch.data.sources import QASource, QuestionSource
-from zerosearch.errors import InputError
 from zerosearch.types import Question
 
 Sources = Mapping[str, QuestionSource] | Sequence[QuestionSource]

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, Positive
+from zerosearch.core.seeding import derive_random
 from zerosearch.data.rows import DEFAULT_COLUMNS, Columns, row_to_question
 from zerosearch.data.whole_files import FILE_SUFFIXES
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count, Positive
-from zerosearch.seeding import derive_random
 from zerosearch.types import Question
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 FILE_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv")
 ROWS_KEY = "Data"  # of a JSON file that is one object, as TriviaQA's own

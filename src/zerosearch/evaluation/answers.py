@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zerosearch.reward.metrics import cover_match, exact_match, token_f1
-from zerosearch.search.agent import Played
+from zerosearch.rollout.agent import Played
 from zerosearch.types import Question
 
 TIMES = "times"  # the one field of a journal's row that differs between equal runs

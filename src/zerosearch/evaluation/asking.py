@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
+from zerosearch.core.journal import Journal
 from zerosearch.evaluation.answers import TIMES, answer_row
-from zerosearch.journal import Journal
-from zerosearch.search.agent import Agent
+from zerosearch.rollout.agent import Agent
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question
 

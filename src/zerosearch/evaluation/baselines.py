@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from zerosearch.clients.chat import ChatModel
 from zerosearch.reward.answer import CLOSE_TAG, OPEN_TAG, extract_answer
+from zerosearch.rollout.agent import OnText
 from zerosearch.rollout.chat_agent import CHARS_PER_TOKEN, ChatAgent, Talk, close_tag, fit
 from zerosearch.rollout.environment import Step, show_documents
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import ANSWER, INFORMATION, SEARCH
-from zerosearch.search.agent import OnText
-from zerosearch.search.chat_client import ChatModel
 from zerosearch.types import SearchError, SearchRequest, Trajectory, Turn
 
 TOOL_CALL = ("<tool_call>", "</tool_call>")  # as Qwen and Hermes models are trained to write it

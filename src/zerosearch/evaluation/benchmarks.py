@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count
 from zerosearch.data.published import common_row
 from zerosearch.data.rows import row_to_question
 from zerosearch.data.sources import fixed_selection
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count
 from zerosearch.types import Question
 
 

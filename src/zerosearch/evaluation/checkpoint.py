@@ -11,13 +11,13 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zerosearch.chosen_policy import LOADING, asks_for_dtype
-from zerosearch.errors import InputError
-from zerosearch.model_path import PACKAGE, resolve_path
-from zerosearch.policy.convert import convert
+from zerosearch.command_line.chosen_policy import LOADING, asks_for_dtype
+from zerosearch.core.errors import InputError
+from zerosearch.core.model_path import PACKAGE, resolve_path
+from zerosearch.core.runs import EXPORT, LAST_CHECKPOINT, SETTINGS_FILE, is_checkpoint
+from zerosearch.policy.conversion import convert
 from zerosearch.policy.export import load_settings
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.runs import EXPORT, LAST_CHECKPOINT, SETTINGS_FILE, is_checkpoint
 
 _SHIPPED = f"{PACKAGE}zerosearch/"  # the quickstart's policy
 _FIELDS = {field.name for field in dataclasses.fields(EpisodeSettings)}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
+from zerosearch.evaluation.tables import Cells
 from zerosearch.reward.metrics import bootstrap_interval
 
+ANSWERS = "answers"  # in a run folder
 SCORES = ("em", "cover_em", "f1")
 DRAWS = 10_000
 _CHUNK = 500
@@ -105,3 +109,52 @@ def randomisation(change: torch.Tensor, seed: int) -> float:
         sums = (flips.double() @ moved).abs()
         extreme += int((sums >= observed - 1e-9).sum())
     return (extreme + 1) / (DRAWS + 1)  # the observed assignment is one of them
+
+
+def answers_of(place: str) -> dict[str, list[dict[str, Any]]]:
+    """Rows by benchmark of `RUN` or `RUN:METHOD`.
+
+    Raises:
+        InputError: there is no such run or method, or the run has several.
+    """
+    run, _, method = place.partition(":")
+    root = Path(run) / ANSWERS
+    methods = sorted({str(path.parent.relative_to(root)) for path in root.rglob("*.jsonl")})
+    if not methods:
+        raise InputError(f"{run} holds no answers/: give the run folder of a finished evaluation")
+    if not method and len(methods) == 1:
+        method = methods[0]
+    if method not in methods:
+        raise InputError(f"{place}: give {run}:METHOD with one of {', '.join(methods)}")
+    return {
+        path.stem: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for path in sorted((root / method).glob("*.jsonl"))
+    }
+
+
+def comparison_table(first: str, second: str) -> Cells:
+    """A line per benchmark and score.
+
+    Raises:
+        InputError: as `answers_of` and `compare`, or no benchmark is in both.
+    """
+    ours, theirs = answers_of(first), answers_of(second)
+    shared = [name for name in ours if name in theirs]
+    if not shared:
+        raise InputError(f"no benchmark is in both: {sorted(ours)} there, {sorted(theirs)} here")
+    cells = [["benchmark", "score", "first", "second", "difference", "95%", "p", "wins : losses"]]
+    for name in shared:
+        cells += [[name, *_cells(each)] for each in compare(ours[name], theirs[name])]
+    return cells
+
+
+def _cells(found: Difference) -> list[str]:
+    return [
+        found.score,
+        f"{100 * found.first:.1f}",
+        f"{100 * found.second:.1f}",
+        f"{100 * (found.second - found.first):+.1f}",
+        f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
+        f"{found.p_value:.4f}",
+        f"{found.wins} : {found.losses}",
+    ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from zerosearch.core.files import replacing
 from zerosearch.evaluation.tables import (
     MARK,
     NOTE,
@@ -20,7 +21,6 @@ from zerosearch.evaluation.tables import (
     detail_table,
     main_table,
 )
-from zerosearch.files import replacing
 
 _SHOWN = ("method", "benchmark", "questions", "EM", "cover EM", "F1", "searches", "failed %")
 

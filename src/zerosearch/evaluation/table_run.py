@@ -9,23 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zerosearch.clients.chat import ChatModel
+from zerosearch.core.errors import InputError
+from zerosearch.core.files import replacing
+from zerosearch.core.journal import Journal
+from zerosearch.core.progress import progress_bar
+from zerosearch.core.ranges import Count
+from zerosearch.core.runs import JOURNAL
 from zerosearch.data.sources import fixed_selection
-from zerosearch.errors import InputError
 from zerosearch.evaluation.answers import without_times
 from zerosearch.evaluation.asking import ask_all
 from zerosearch.evaluation.benchmarks import Benchmark
 from zerosearch.evaluation.results import cell_metrics, cell_times
 from zerosearch.evaluation.tables import Results
-from zerosearch.files import replacing
-from zerosearch.journal import Journal
-from zerosearch.progress import progress_bar
-from zerosearch.ranges import Count
-from zerosearch.runs import JOURNAL
-from zerosearch.search.agent import Agent
-from zerosearch.search.chat_client import ChatModel
+from zerosearch.rollout.agent import Agent
 from zerosearch.search.engine import Checkable, SearchEngine
 from zerosearch.search.none import NoSearch
-from zerosearch.simulator.probing import warn_where_unknown
+from zerosearch.simulator.probe import warn_where_unknown
 from zerosearch.types import Question
 
 Rows = list[dict[str, Any]]

@@ -11,11 +11,12 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 Cells = list[list[str]]  # the heading first
 
@@ -121,6 +122,32 @@ def from_csv(text: str) -> Results:
             cells[row, benchmark] = {name: float(value) for name, value in line.items()}
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"it is no table of an evaluation ({error})") from error
+    return Results(benchmarks=benchmarks, rows=rows, cells=cells)
+
+
+def merged(runs: Sequence[Path]) -> Results:
+    """All cells of some run folders; a name that is there before is told apart by its run.
+
+    Raises:
+        InputError: one holds no table, or a damaged one.
+    """
+    benchmarks: dict[str, str] = {}
+    rows: dict[str, str] = {}
+    cells = {}
+    for run in runs:
+        path = run / "table.csv"
+        try:
+            found = from_csv(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{run} holds no table.csv: give finished evaluations") from error
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
+        benchmarks |= found.benchmarks
+        for (row, benchmark), metrics in found.cells.items():
+            taken = (row, benchmark) in cells or (row in rows and rows[row] != found.rows[row])
+            name = f"{run.resolve().name}:{row}" if taken else row
+            rows[name] = found.rows[row]
+            cells[name, benchmark] = metrics
     return Results(benchmarks=benchmarks, rows=rows, cells=cells)
 
 

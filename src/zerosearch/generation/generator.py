@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.source import PolicySource
 
 CompletionStop = Literal[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from zerosearch.devices import numbered_device
+from zerosearch.core.devices import numbered_device
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.source import PolicySource
 

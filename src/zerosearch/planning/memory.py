@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.planning.run import Plan, Sampler
 from zerosearch.planning.table import GIB, PHASES, Row, always, total
 from zerosearch.planning.training import SPREAD, count, training_rows

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -124,7 +124,7 @@ def _sampler(
     """What samples, without its KV cache."""
     from omegaconf import OmegaConf
 
-    from zerosearch.generation.vllm_adapter import GPU_BATCH
+    from zerosearch.generation.vllm.adapter import GPU_BATCH
     from zerosearch.planning.run import Sampler
 
     generator, name = cfg.generator, class_name(cfg.generator)

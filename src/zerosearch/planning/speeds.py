@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from zerosearch.core.ranges import Count, NotNegative, Positive, ShareAboveZero
 from zerosearch.policy.activation_memory import Shape
 from zerosearch.policy.flops import forward_flops
-from zerosearch.ranges import Count, NotNegative, Positive, ShareAboveZero
 
 BYTES = 2  # of a number where models are served: bfloat16
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 GIB = 2**30
 PHASES = ("sync", "sampling", "training", "validation")

@@ -14,7 +14,7 @@ from zerosearch.planning.speeds import BYTES, Card, Engine, Size, Speeds
 from zerosearch.planning.table import GIB
 from zerosearch.planning.time import Evaluations, Work
 from zerosearch.policy.sharding import base_model
-from zerosearch.simulator.plan import (
+from zerosearch.simulator.cost import (
     CHARS_PER_TOKEN,
     SEARCHES_PER_EPISODE,
     TOKENS_PER_WORD,

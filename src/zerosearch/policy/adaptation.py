@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 _LORA_MATRICES = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 

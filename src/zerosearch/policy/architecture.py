@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 # fields that decide the size of a model, compared when `architecture` and weights are both given
 SIZE_FIELDS = (

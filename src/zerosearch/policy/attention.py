@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import is_kernels_available
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.activation_memory import Shape
 from zerosearch.policy.flex_attention import FLEX_ATTENTION, SMALLEST_HEAD, verify_flex
 from zerosearch.policy.logprobs import packs_rightly

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from zerosearch.errors import FileError, InputError
+from zerosearch.core.errors import FileError, InputError
+from zerosearch.core.runs import SETTINGS_FILE
 from zerosearch.policy.sharding import base_model, is_sharded
 from zerosearch.policy.weight_stream import stream_weights
-from zerosearch.runs import SETTINGS_FILE
 
 
 def save_policy(

@@ -30,7 +30,7 @@ from transformers.masking_utils import (
     prepare_padding_mask,
 )
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.activation_memory import Shape
 
 FLEX_ATTENTION = "zerosearch_flex_attention"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zerosearch.hub import CONFIG_FILE
+from zerosearch.core.hub import CONFIG_FILE
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.source import PolicySource
 

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.flex_attention import FLEX_ATTENTION, padded_length
 
 

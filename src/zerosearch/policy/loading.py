@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from zerosearch.distributed import gather_objects
-from zerosearch.errors import InputError, ZeroSearchError
+from zerosearch.core.distributed import gather_objects
+from zerosearch.core.errors import InputError, ZeroSearchError
 from zerosearch.policy.adaptation import base_free, start_adapters, switch_off_dropout
 from zerosearch.policy.architecture import check_architecture
 from zerosearch.policy.logprobs import verify_logprobs

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 from transformers.utils.generic import is_flash_attention_requested
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.flex_attention import FLEX_ATTENTION
 from zerosearch.policy.hidden_states import check_selection, forward_method, predicting_states
 from zerosearch.policy.sharding import base_model, compute_device, compute_dtype, reshard

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.logprobs import TokenStats, token_logprobs
 from zerosearch.policy.sharding import local_tensor, named_tensors, reshard
 from zerosearch.policy.weight_digest import weight_digest

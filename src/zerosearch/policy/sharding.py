@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from peft import PeftModel
@@ -25,10 +25,10 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Dtype
 from zerosearch.policy.adaptation import decoder_layers
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = ("auto", *get_args(Dtype))  # of a setting that may leave it to what there is
 
 # attributes of a model whose parameters do not say them

@@ -25,9 +25,10 @@ from transformers import (
 )
 from transformers.utils import is_gguf_available
 
-from zerosearch.errors import InputError, as_input_errors
-from zerosearch.hub import check_files
-from zerosearch.model_path import PACKAGE, resolve_path
+from zerosearch.core.errors import InputError, as_input_errors
+from zerosearch.core.hub import check_files
+from zerosearch.core.model_path import PACKAGE, resolve_path
+from zerosearch.core.ranges import Seed
 from zerosearch.policy.adaptation import (
     add_lora,
     check_lora,
@@ -42,7 +43,6 @@ from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.sharding import DTYPES
 from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
 from zerosearch.policy.weights import safetensors_files, weight_files
-from zerosearch.ranges import Seed
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from jinja2.exceptions import TemplateError
 from tokenizers import processors
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 Message = dict[str, str]
 

@@ -1,4 +1,4 @@
-"""Where the weights of a policy lie; `zerosearch.hub` says whether they can be had at all.
+"""Where the weights of a policy lie; `zerosearch.core.hub` says whether they can be had at all.
 
 Nothing here reads weights.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers.utils import cached_file
 
-from zerosearch.hub import WEIGHT_FILES
+from zerosearch.core.hub import WEIGHT_FILES
 
 
 def safetensors_files(

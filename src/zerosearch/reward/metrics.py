@@ -15,8 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from zerosearch.errors import InputError
-from zerosearch.text import normalize_answer
+from zerosearch.core.errors import InputError
+from zerosearch.core.text import normalize_answer
 
 # Bounds the index matrix of one bootstrap chunk to about 8 MB, whatever the number of questions.
 _BOOTSTRAP_CELLS = 1_000_000

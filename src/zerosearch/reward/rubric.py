@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.metrics import cover_match, exact_match, token_f1
 from zerosearch.types import Trajectory

@@ -6,8 +6,8 @@ see configs/rubric/shaped.yaml.
 
 from __future__ import annotations
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count
 from zerosearch.reward.metrics import cover_match
 from zerosearch.types import Trajectory
 

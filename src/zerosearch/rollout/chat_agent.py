@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zerosearch.errors import InputError
+from zerosearch.clients.chat import ChatModel, Tally
+from zerosearch.clients.chat_servers import ChatReply
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import NotNegative, Positive
 from zerosearch.generation.generator import CompletionStop
-from zerosearch.ranges import NotNegative, Positive
 from zerosearch.reward.answer import extract_answer
+from zerosearch.rollout.agent import OnText, Played
 from zerosearch.rollout.environment import Observation, Position, SearchEnvironment, Step
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import ANSWER, SEARCH, STOP_TAGS
-from zerosearch.search.agent import OnText, Played
-from zerosearch.search.chat_client import ChatModel, Tally
-from zerosearch.search.chat_servers import ChatReply
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchError, Trajectory
 

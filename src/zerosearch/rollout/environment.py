@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zerosearch.core.seeding import derive_seed
 from zerosearch.generation.generator import CompletionStop
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import INFORMATION, parse_turn
 from zerosearch.search.engine import SearchEngine
 from zerosearch.search.formatters import get_formatter
 from zerosearch.search.sanitize import neutralize_document
-from zerosearch.seeding import derive_seed
 from zerosearch.types import (
     Document,
     Question,

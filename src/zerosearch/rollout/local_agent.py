@@ -14,9 +14,9 @@ from zerosearch.generation.generator import Generator
 from zerosearch.generation.loading import load_to_sample
 from zerosearch.policy.source import PolicySource
 from zerosearch.reward.answer import extract_answer
+from zerosearch.rollout.agent import OnText, Played
 from zerosearch.rollout.rollouter import Decoding, Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.search.agent import OnText, Played
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import CountOrZero, NotNegative, ShareAboveZero
 from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.policy.tokenizer import render_prompt
-from zerosearch.ranges import CountOrZero, NotNegative, ShareAboveZero
 from zerosearch.rollout.environment import (
     Observation,
     Position,

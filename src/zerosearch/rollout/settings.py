@@ -11,8 +11,8 @@ from typing import Any
 
 import jinja2
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, Positive, check_least
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, CountOrZero, Positive, check_least
 from zerosearch.search.formatters import get_formatter
 from zerosearch.types import Question
 

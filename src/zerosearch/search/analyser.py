@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bm25s.tokenization import Tokenizer
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 TOKEN_PATTERN = r"\w+"  # one-letter words count: "Vitamin C", "Apollo 8"
 ANALYSER_VERSION = 1  # raise it when `fold_text` changes: saved indexes are then built anew

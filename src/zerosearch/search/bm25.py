@@ -21,9 +21,9 @@ from weakref import WeakValueDictionary
 import bm25s
 import numpy as np
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import NotNegative, Share
 from zerosearch.data.corpus import Passage
-from zerosearch.errors import InputError
-from zerosearch.ranges import NotNegative, Share
 from zerosearch.search.analyser import (
     ANALYSER_VERSION,
     TOKEN_PATTERN,

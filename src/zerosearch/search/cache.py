@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import Positive
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Positive
 from zerosearch.search.engine import Cacheable, Checkable, SearchEngine
 from zerosearch.search.store import StoreError, TextStore, holds_store
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult

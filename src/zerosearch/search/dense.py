@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zerosearch.clients.per_loop import PerLoop
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count
 from zerosearch.data.corpus import Passage, join_contents
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count
 from zerosearch.search.batching import Batcher
 from zerosearch.search.embedding import E5Encoder
-from zerosearch.search.per_loop import PerLoop
 from zerosearch.search.retrieval import Hit, load_passages, retrieve_mixed, write_folder
 from zerosearch.types import SearchError, SearchRequest, SearchResult
 

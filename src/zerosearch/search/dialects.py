@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from zerosearch.core.errors import InputError
 from zerosearch.data.corpus import split_contents
-from zerosearch.errors import InputError
 from zerosearch.types import Document
 
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from zerosearch.devices import numbered_device, take_device
-from zerosearch.errors import InputError
-from zerosearch.hub import check_files
+from zerosearch.core.devices import numbered_device, take_device
+from zerosearch.core.errors import InputError
+from zerosearch.core.hub import check_files
 
 # What e5 was trained with (section 4.3 of its paper): without them it finds noticeably less.
 QUERY_PREFIX = "query: "

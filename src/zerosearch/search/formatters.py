@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.types import Document
 
 DocumentFormatter = Callable[[int, Document], str]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from zerosearch.core.errors import InputError
 from zerosearch.data.corpus import Passage, read_corpus
-from zerosearch.errors import InputError
 from zerosearch.types import Document
 
 
@@ -30,7 +30,7 @@ class Hit:
 
 @runtime_checkable
 class Retriever(Protocol):
-    """An engine that `zerosearch.retriever` can serve."""
+    """An engine that `zerosearch retrieve` can serve."""
 
     name: str
 

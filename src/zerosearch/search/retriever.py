@@ -1,4 +1,4 @@
-"""Search behind an HTTP retrieval server: ours (`python -m zerosearch.retriever`) or a known other.
+"""Search behind an HTTP retrieval server: ours (`zerosearch retrieve`) or a known other.
 
 The server sees the query alone: neither the question, nor the golden answers, nor the noise.
 """
@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
-from zerosearch.search.attempts import PROBE_TIMEOUT_S, Attempts, ServerFailure, patiently
+from zerosearch.clients.attempts import PROBE_TIMEOUT_S, Attempts, ServerFailure, patiently
+from zerosearch.clients.http_failures import call, checked_url, json_body, key_from_env
+from zerosearch.clients.http_pool import open_client
+from zerosearch.clients.per_loop import PerLoop
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.dialects import get_dialect
-from zerosearch.search.http_failures import call, checked_url, json_body, key_from_env
-from zerosearch.search.http_pool import open_client
-from zerosearch.search.per_loop import PerLoop
 from zerosearch.types import Document, SearchRequest, SearchResult
 
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.types import Document
 
 TAG_NAMES = ("think", "search", "information", "answer")  # the episode grammar of arXiv 2505.04588

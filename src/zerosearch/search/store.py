@@ -16,7 +16,7 @@ from typing import Any
 import diskcache
 from diskcache.core import DBNAME, MODE_RAW, UNKNOWN
 
-from zerosearch.errors import ZeroSearchError
+from zerosearch.core.errors import ZeroSearchError
 
 GIB = 2**30
 # What waits for another process's write is the event loop, so it may not take long.

@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 import httpx
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive
-from zerosearch.search.attempts import Attempts, ServerFailure
-from zerosearch.search.http_failures import call, checked_url, json_body, key_from_env, one_line
-from zerosearch.search.http_pool import open_client
-from zerosearch.search.per_loop import PerLoop
+from zerosearch.clients.attempts import Attempts, ServerFailure
+from zerosearch.clients.http_failures import call, checked_url, json_body, key_from_env, one_line
+from zerosearch.clients.http_pool import open_client
+from zerosearch.clients.per_loop import PerLoop
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive
 from zerosearch.search.web_providers import WebQuery, get_provider
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.types import Document
 
 

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from omegaconf import ListConfig, OmegaConf
 
-from zerosearch.errors import InputError
-from zerosearch.search.http_pool import proxy_for
+from zerosearch.clients.http_pool import proxy_for
+from zerosearch.core.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -130,7 +130,7 @@ def check_served(simulator: DictConfig, name: str) -> None:
 
 
 def _check_prompt(simulator: DictConfig, name: str) -> None:
-    from zerosearch.search.simulator_prompt import SimulatorPrompt
+    from zerosearch.simulator.prompt import SimulatorPrompt
 
     try:
         SimulatorPrompt(str(simulator.prompt_template), simulator.words_per_document)

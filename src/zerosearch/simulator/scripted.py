@@ -16,11 +16,11 @@ import time
 from functools import cached_property
 from typing import Any
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import NotNegative, Share
+from zerosearch.core.seeding import derive_random
 from zerosearch.data.geography.facts import Entity, FactStore, name_key
 from zerosearch.data.geography.wording import word_passage
-from zerosearch.errors import InputError
-from zerosearch.ranges import NotNegative, Share
-from zerosearch.seeding import derive_random
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
 WRITER_VERSION = 2  # raise it when other results come of a request: cached ones are then not found

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from zerosearch.devices import take_device
+from zerosearch.core.devices import take_device
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zerosearch.distributed import gather_objects
+from zerosearch.core.distributed import gather_objects
 from zerosearch.types import Trajectory
 
 

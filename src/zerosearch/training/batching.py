@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from zerosearch.seeding import derive_random
+from zerosearch.core.seeding import derive_random
 from zerosearch.types import PolicyBatch, Trajectory
 
 

@@ -13,7 +13,7 @@ from zerosearch.algorithms.aggregation import only_sampled
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.checks import uses_critic
 from zerosearch.algorithms.values import mean_and_variance, moments, token_rewards, whiten
-from zerosearch.distributed import gather_objects
+from zerosearch.core.distributed import gather_objects
 from zerosearch.types import PolicyBatch, Trajectory
 
 Key = tuple[int, int]  # of a trajectory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.generation.generator import Generator
 from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Rollouter

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from zerosearch.distributed import gather_objects
-from zerosearch.ranges import Share
+from zerosearch.core.distributed import gather_objects
+from zerosearch.core.ranges import Share
 from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.metrics import AnswerMetrics
 from zerosearch.reward.rubric import RewardScore, Rubric

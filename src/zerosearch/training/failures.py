@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zerosearch.distributed import gather_objects
-from zerosearch.errors import RunError
+from zerosearch.core.distributed import gather_objects
+from zerosearch.core.errors import RunError
 from zerosearch.types import Trajectory
 
 RESUME = "go on with resume=<run folder>"

@@ -9,9 +9,9 @@ from typing import get_args
 
 import torch
 
-from zerosearch.distributed import gather_objects
+from zerosearch.core.distributed import gather_objects
 from zerosearch.reward.rubric import RewardScore, answer_f1
-from zerosearch.search.fidelity import fidelity_of, observe
+from zerosearch.simulator.observation import fidelity_of, observe
 from zerosearch.training.sampled import SampledBatch
 from zerosearch.types import StopReason, Trajectory
 

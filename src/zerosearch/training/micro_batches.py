@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from zerosearch.distributed import all_reduce, world_size
+from zerosearch.core.distributed import all_reduce, world_size
 from zerosearch.training.batching import (
     pack_micro_batches,
     select,

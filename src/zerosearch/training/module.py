@@ -17,15 +17,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.data.loaders import QuestionBatch
-from zerosearch.errors import InputError
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.critic import load_critic
 from zerosearch.policy.loading import make_reference
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.policy.sharding import compute_dtype_name
 from zerosearch.policy.source import PolicySource
-from zerosearch.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.rollouter import Decoding
 from zerosearch.rollout.settings import EpisodeSettings

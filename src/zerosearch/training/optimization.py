@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.algorithms.algorithm import Algorithm
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.rollouter import Decoding
 

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
+from zerosearch.core.distributed import gather_objects, world_size
+from zerosearch.core.errors import InputError
 from zerosearch.data.loaders import rank_slice
-from zerosearch.distributed import gather_objects, world_size
-from zerosearch.errors import InputError
 from zerosearch.generation.generator import Generator
 from zerosearch.training.background import Background
 from zerosearch.training.failures import SearchOutage

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.generation.generator import PolicyCheckable
 from zerosearch.policy.export import SETTINGS_FILE, load_settings
 from zerosearch.search.engine import Checkable

@@ -24,9 +24,9 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from zerosearch.endings import in_words
-from zerosearch.errors import RunError, ZeroSearchError
-from zerosearch.runs import note_failure
+from zerosearch.core.endings import in_words
+from zerosearch.core.errors import RunError, ZeroSearchError
+from zerosearch.core.runs import note_failure
 
 log = logging.getLogger(__name__)
 

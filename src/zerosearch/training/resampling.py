@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import attrgetter
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.reward.rubric import Rubric
 from zerosearch.training.sampled import RolloutPlan
 from zerosearch.types import Question, Trajectory

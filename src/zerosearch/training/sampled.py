@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zerosearch.core.errors import InputError
 from zerosearch.data.loaders import QuestionBatch
-from zerosearch.errors import InputError
 from zerosearch.types import Document, Question, SearchResult, Trajectory, Turn
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from zerosearch.distributed import rank, world_size
+from zerosearch.core.distributed import rank, world_size
 from zerosearch.generation.generator import Generator
 from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Decoding, Rollouter

@@ -8,8 +8,8 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from zerosearch.errors import InputError
-from zerosearch.ranges import Share
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Share
 
 
 def warmup_schedule(

@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Positive
 from zerosearch.policy.checkpoints import (
     check_same_model,
     check_same_optimizers,
@@ -33,7 +34,6 @@ from zerosearch.policy.checkpoints import (
 )
 from zerosearch.policy.reference import expect_reference
 from zerosearch.policy.sharding import Sharding, reshard
-from zerosearch.ranges import Positive
 from zerosearch.training.rank_watch import WatchedProcesses
 
 ComputeDtype = Literal["float32", "bfloat16"]  # in float16 gradients would have to be scaled

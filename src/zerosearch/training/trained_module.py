@@ -10,13 +10,14 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.core.ranges import Dtype
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
 from zerosearch.policy.loading import load_policy
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import expect_reference
-from zerosearch.policy.sharding import Dtype, Sharding, compute_dtype_name, record_autocast
+from zerosearch.policy.sharding import Sharding, compute_dtype_name, record_autocast
 from zerosearch.policy.source import PolicySource
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.record import StepRecord

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from zerosearch.distributed import rank
-from zerosearch.errors import InputError, NonFiniteError
+from zerosearch.core.distributed import rank
+from zerosearch.core.errors import InputError, NonFiniteError
 from zerosearch.policy.weight_stream import gather
 from zerosearch.training.micro_batches import Backward
 from zerosearch.types import PolicyBatch

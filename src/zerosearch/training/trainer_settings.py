@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.source import PolicySource
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
 

@@ -8,10 +8,10 @@ from itertools import count
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from zerosearch.core.ranges import Count, Seed, check_least
+from zerosearch.core.seeding import derive_random
 from zerosearch.data.loaders import rank_slice
-from zerosearch.ranges import Count, Seed, check_least
-from zerosearch.seeding import derive_random
-from zerosearch.simulator.tuning_set import TuningExample, TuningFiles, TuningSet
+from zerosearch.tuning.tuning_set import TuningExample, TuningFiles, TuningSet
 
 
 class ExampleBatch:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 from zerosearch.policy.tokenizer import render_prompt
-from zerosearch.simulator.tuning_set import TuningExample
+from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.types import PolicyBatch
 
 

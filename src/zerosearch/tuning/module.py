@@ -16,12 +16,11 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive, Seed, check_least
+from zerosearch.core.runs import PROMPT_FILE
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.source import PolicySource
-from zerosearch.ranges import Count, CountOrZero, NotNegative, Positive, Seed, check_least
-from zerosearch.runs import PROMPT_FILE
-from zerosearch.simulator.tuning_set import TuningExample
 from zerosearch.training.metrics import Means, peak_memory_gib, reset_peak_memory
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.training.trained_module import TrainedModule
@@ -29,6 +28,7 @@ from zerosearch.training.trainee import Trainee
 from zerosearch.tuning.chat_template import servable
 from zerosearch.tuning.data import ExampleBatch
 from zerosearch.tuning.examples import EncodedExample, collate, encode
+from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.tuning.update import ReplyUpdater
 from zerosearch.tuning.writing import Written, fidelity_metrics, write_replies
 

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zerosearch.distributed import gather_objects
+from zerosearch.core.distributed import gather_objects
+from zerosearch.core.seeding import derive_seed
 from zerosearch.generation.generator import Generator, Sampling
-from zerosearch.search.fidelity import fidelity_of, observe
-from zerosearch.search.replies import parse_reply
-from zerosearch.seeding import derive_seed
-from zerosearch.simulator.tuning_set import TuningExample
+from zerosearch.simulator.observation import fidelity_of, observe
+from zerosearch.simulator.replies import parse_reply
+from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.types import SearchResult
 
 # Of `fidelity_of`; the rest is about servers.

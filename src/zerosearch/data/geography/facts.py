@@ -18,7 +18,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from zerosearch.errors import InputError
+from zerosearch.core.errors import InputError
 
 BRIDGE_SPLIT = "bridge"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import Count, Positive
 from zerosearch.data.geography.facts import asset
 from zerosearch.data.sources import QASource, fixed_selection
-from zerosearch.errors import InputError
-from zerosearch.ranges import Count, Positive
 from zerosearch.types import Question
 
 SPLITS = ("train", "validation", "test")

@@ -1,0 +1,131 @@
+"""Words of a command line that Hydra would not understand, turned into those that it does.
+
+Light on imports: it is loaded before the command line is parsed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+from zerosearch.command_line.user_configs import find
+from zerosearch.core.errors import InputError
+from zerosearch.core.runs import LATEST, PROJECT_ROOT, PROMPT_FILE, is_checkpoint
+
+
+def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
+    """Turn `resume=<run folder>` into the saved overrides of that run, in that folder.
+
+    Overrides given again on the command line win. A checkpoint file is left as it is: it starts a
+    new run folder. `resume=latest` is the newest run of the command that has begun.
+
+    Args:
+        arguments: of the command line.
+        command: whose runs can be resumed, by the name of its configuration.
+
+    Raises:
+        InputError: nothing to resume there.
+    """
+    given = [item.removeprefix("resume=") for item in arguments if item.startswith("resume=")]
+    if not given or given[-1] in ("null", ""):
+        return arguments
+    place = given[-1].strip("'\"")  # the further ranks of a run get the words that are made below
+    if place == LATEST:
+        place = str(_latest_run(arguments, command))
+        arguments = [item for item in arguments if not item.startswith("resume=")]
+        arguments = [*arguments, f"resume='{place}'"]
+    folder = Path(place)
+    if is_checkpoint(folder):
+        return arguments
+    saved_file = folder / ".hydra" / "overrides.yaml"
+    if not saved_file.is_file():
+        if (folder / "multirun.yaml").is_file():
+            raise InputError(f"resume={place} is a sweep: name one of its runs, such as {place}/0")
+        raise InputError(
+            f"resume={place} is neither a checkpoint file nor a run folder (it has no "
+            f".hydra/overrides.yaml): give latest, a folder of logs/{command}/runs or a .ckpt"
+        )
+    saved = yaml.safe_load(saved_file.read_text())
+    if saved is None:
+        raise InputError(f"resume={place}: {saved_file} is empty; give a .ckpt of that run")
+    if (other := command_of_run(folder)) not in (None, command):
+        raise InputError(f"resume={place} is a run of {other}, and this is {command}")
+    folder = folder.resolve()
+    taken = {override_key(item) for item in arguments}
+    kept = [item for item in saved if override_key(item) not in taken]
+    # it may have been a job of a sweep, whose settings are among those saved
+    return [*kept, *arguments, "hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
+
+
+def _latest_run(arguments: list[str], command: str) -> Path:
+    """Where `latest` of a command's own task points."""
+    key = "paths.log_dir="
+    given = [item.removeprefix(key).strip("'\"") for item in arguments if item.startswith(key)]
+    task = Path([str(PROJECT_ROOT / "logs"), *given][-1]) / command
+    if not (task / LATEST).is_dir():
+        raise InputError(f"resume={LATEST}: no run of {task} has begun; start one without resume=")
+    return (task / LATEST).resolve()
+
+
+def command_of_run(run: Path) -> str | None:
+    """Which command a run is of; None where its folder does not say."""
+    file = run / ".hydra" / "hydra.yaml"
+    return (
+        yaml.safe_load(file.read_text())["hydra"]["job"]["config_name"] if file.is_file() else None
+    )
+
+
+def keep_override(run: Path, key: str, value: str) -> None:
+    """Note what a setting came to mean, so that the run means the same when it is resumed."""
+    file = run / ".hydra" / "overrides.yaml"
+    if file.is_file():
+        saved = yaml.safe_load(file.read_text()) or []
+        kept = [item for item in saved if override_key(item) != key]
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(yaml.safe_dump([*kept, f"{key}='{value}'"]))
+        os.replace(temporary, file)
+
+
+def expand_simulator(arguments: list[str]) -> list[str]:
+    """Turn `simulator=<folder of a tuned simulator>` into the choice that uses such folders.
+
+    Raises:
+        InputError: there is no tuned simulator at a path.
+    """
+    expanded = []
+    for item in arguments:
+        value = item.removeprefix("simulator=").strip("'\"")
+        if not item.startswith("simulator=") or "," in value:
+            expanded.append(item)
+        elif (Path(value) / PROMPT_FILE).is_file():
+            expanded += ["simulator=exported", f"simulator.folder='{value}'"]
+        elif "/" in value:
+            raise InputError(
+                f"simulator={value} is no folder of a tuned simulator (it has no {PROMPT_FILE}): "
+                "give the folder simulator/ that a tuning run leaves, or a name of "
+                "configs/simulator"
+            )
+        else:
+            expanded.append(item)
+    return expanded
+
+
+def expand_null_groups(arguments: list[str]) -> list[str]:
+    """Turn `logger=null` into `~logger`: the one is Hydra's for values, the other for groups."""
+    groups = (item.removesuffix("=null") for item in arguments)
+    return [
+        f"~{group}" if group != item and _is_group(group) else item
+        for item, group in zip(arguments, groups, strict=True)
+    ]
+
+
+def _is_group(name: str) -> bool:
+    found = find(name)
+    return found is not None and found.is_dir()
+
+
+def override_key(override: str) -> str:
+    """The key that an override sets."""
+    return override.split("=", 1)[0].lstrip("+~")

@@ -1,0 +1,114 @@
+"""What is wrong with a command line: Hydra's errors in words of this project."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zerosearch.command_line.arguments import override_key
+from zerosearch.command_line.user_configs import find
+from zerosearch.core.endings import of_configuration
+from zerosearch.core.runs import CONFIGS
+
+# what Hydra says of keys that are not there, of `+key` for one that is, of several values
+_NOT_THERE = re.compile(
+    r"Could not (?:override|delete) '([^'=]+)|Could not delete from config\. '([^']+)' does not"
+)
+_ADDED = re.compile(
+    r"Could not append to config\. An item is already at '([^']+)'"
+    r"|Multiple values for (\S+)\. To override"
+)
+_LIST = re.compile(r"Ambiguous value for argument '([^'=]+)=([^']*)'")
+
+
+def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
+    """What is wrong with a command line, in one sentence and without Hydra's own advice.
+
+    Args:
+        error: of Hydra, or of the configuration.
+        command: its name, which is also that of its YAML.
+        arguments: of the command line.
+    """
+    if isinstance(error, MissingConfigException):
+        return _unknown_choice(error)
+    if isinstance(error, OverrideParseException):
+        name, sign, _ = error.override.partition("=")
+        if not sign:
+            return f"{name}: overrides have the form key=value"
+        said = error.message.partition("\n")[0]
+        return f"{error.override}: {said}; quote values with special signs: key='value'"
+    said = str(error).partition("\n")[0]
+    if found := _ADDED.search(said):
+        return f"{found[1] or found[2]}: zerosearch {command} has this key: leave the + out"
+    if found := _LIST.search(said):
+        key, values = found[1], found[2]
+        return (
+            f"{key}={values}: one value is wanted; give a list as {key}=[{values}], and a run for "
+            "each with -m (make sweep)"
+        )
+    if found := _NOT_THERE.search(said):
+        name = found[1] or found[2]
+        known = _known_keys(command, arguments, name)
+        if name in known and "." not in name:
+            return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
+        near = nearest(name, known)
+        remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
+        return f"{name}: zerosearch {command} has no such key; {remedy}"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        error = error.__cause__
+    said = of_configuration(str(error))
+    key = getattr(error, "full_key", None)
+    return f"{key}: {said}" if key and key not in said else said
+
+
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Known keys that a key that is not known may have meant, at most three."""
+    same_end = [key for key in known if key.endswith(f".{name}")]
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.75) or same_end[:3]
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    file, options = str(error.missing_cfg_file), error.options or []
+    group = file.rpartition("/")[0]
+    if not options:  # no such group: a name may hold slashes, as a URL does
+        known = (each.as_posix() for each in Path(file).parents if find(str(each)))
+        group = next(known, ".")
+    if group in ("", "."):
+        return str(error).partition("\n")[0]
+    name = file.removeprefix(f"{group}/")
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    has = f"{group} has {', '.join(options)}" if options else f"keys are set as {group}.KEY=value"
+    return f"{group}={name}: there is no {group}/{name}; {hint}{has}"
+
+
+def _known_keys(command: str, arguments: Sequence[str], unknown: str) -> list[str]:
+    """Keys and groups of the command as it is composed without the key that is not known."""
+    rest = [item for item in arguments if "=" in item and override_key(item) != unknown]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            words = [item for item in rest if not item.startswith("-")]
+            cfg = hydra.compose(command, words, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException):
+            cfg = hydra.compose(command, return_hydra_config=True)
+    groups = sorted(str(group) for group in cfg.hydra.runtime.choices)
+    own = {name: value for name, value in cfg.items_ex(resolve=False) if name != "hydra"}
+    known = [*_dotted(OmegaConf.to_container(OmegaConf.create(own), resolve=False)), *groups]
+    return list(dict.fromkeys(known))
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield f"{prefix}{name}"
+            yield from _dotted(value, f"{prefix}{name}.")

@@ -1,0 +1,118 @@
+"""Collect an agent's searches: `zerosearch collect folder=FOLDER key=value`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT
+from zerosearch.core.endings import ending_in_words
+from zerosearch.data.availability import check_data
+from zerosearch.simulator.chosen import check_simulator
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from zerosearch.tuning.collection import Outcome
+
+EPISODES = "episodes.jsonl"
+COMPONENTS = ("collector", "questions")
+
+log = logging.getLogger(__name__)
+KEYS = {
+    "seed": SEED,
+    "temperature": NOT_NEGATIVE,
+    "folder": TEXT,
+    "import_from": PLACE,
+    "documents_per_search": COUNT,
+    "attempts": COUNT,
+    "concurrency": COUNT,
+}
+
+
+def collect(cfg: DictConfig) -> Outcome:
+    """Play the episodes that are missing in `cfg.folder`."""
+    from zerosearch.core.journal import Journal
+    from zerosearch.core.nodes import check_nodes
+    from zerosearch.search.engine import Checkable
+    from zerosearch.serving.launch import launched
+    from zerosearch.tuning.budget import Budget
+
+    check_nodes(cfg, *COMPONENTS)
+    collector = hydra.utils.instantiate(cfg.collector, _convert_="all")
+    questions = hydra.utils.instantiate(cfg.questions, _convert_="all").load()
+    folder = Path(cfg.folder)
+    settings = {
+        "agent": collector.agent.settings(),
+        "search": HydraConfig.get().runtime.choices["search"],
+        "documents_per_search": collector.documents_per_search,
+        "seed": collector.seed,
+    }
+
+    async def run(journal: Journal, budget: Budget) -> Outcome:
+        await collector.agent.check()
+        if isinstance(collector.engine, Checkable):
+            await collector.engine.check()
+        return await collector.run(questions, journal, budget)
+
+    budget = Budget(folder / "spent.jsonl", **cfg.budget)
+    try:
+        with (
+            Journal(folder / EPISODES, key="id", settings=settings) as journal,
+            launched(cfg, folder),
+        ):
+            return asyncio.run(run(journal, budget))
+    finally:
+        budget.close()
+
+
+def import_log(path: str, folder: Path) -> int:
+    """Write the recorded searches of a file as episodes; returns how many there are."""
+    from zerosearch.core.journal import Journal
+    from zerosearch.tuning.records import read_episodes
+
+    episodes = read_episodes(path)
+    with Journal(folder / EPISODES, key="id", settings={"import_from": path}) as journal:
+        for episode in episodes:
+            if episode.id not in journal:
+                journal.append(episode.as_row())
+    return len(episodes)
+
+
+def _report(outcome: Outcome, path: Path) -> None:
+    facts: dict[str, Any] = {
+        "episodes": outcome.kept,
+        "correct": outcome.correct,
+        "searches": outcome.searches,
+        "without documents": outcome.empty,
+        "failed": outcome.failed,
+    }
+    log.info("%s: %s", path, ", ".join(f"{value} {name}" for name, value in facts.items()))
+    if outcome.failed:
+        log.warning(
+            "%d episodes failed and will be played by the next run; the first: %s",
+            outcome.failed,
+            outcome.error,
+        )
+    if outcome.stopped:
+        log.warning("%d episodes are missing: %s", outcome.unplayed, outcome.stopped)
+
+
+@command(keys=KEYS, checks=[check_simulator, check_data])
+def main(cfg: DictConfig) -> None:
+    """Collect, or import."""
+    path = Path(cfg.folder) / EPISODES
+    with ending_in_words():
+        if cfg.import_from is not None:
+            log.info("%s: %d episodes", path, import_log(cfg.import_from, Path(cfg.folder)))
+            return
+        outcome = collect(cfg)
+    _report(outcome, path)
+    if outcome.signal is not None:
+        raise SystemExit(128 + outcome.signal)

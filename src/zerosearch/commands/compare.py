@@ -1,0 +1,34 @@
+"""Compare two methods: `zerosearch compare RUN:METHOD RUN:METHOD`.
+
+`logs/evaluate/latest:policy/search` is a row of a run, as `table.csv` names it; a run of one row
+needs no name. Compared are all benchmarks that both have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from zerosearch.core.errors import ZeroSearchError
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="zerosearch compare")
+    parser.add_argument("first", help="RUN or RUN:METHOD")
+    parser.add_argument("second", help="the same of the other")
+    parser.add_argument("--markdown", action="store_true", help="for a report")
+    arguments = parser.parse_args()
+    from zerosearch.evaluation.comparison import comparison_table
+    from zerosearch.evaluation.tables import as_markdown, as_rich
+
+    try:
+        cells = comparison_table(arguments.first, arguments.second)
+    except (ZeroSearchError, OSError) as error:
+        sys.exit(str(error))
+    if arguments.markdown:
+        print(as_markdown(cells), end="")
+    else:
+        Console().print(as_rich(cells, f"{arguments.first} -> {arguments.second}, x 100"))

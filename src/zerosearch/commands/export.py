@@ -1,0 +1,26 @@
+"""Turn a checkpoint into a model folder: `zerosearch export CHECKPOINT FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+from zerosearch.core.errors import ZeroSearchError
+from zerosearch.core.ranges import Dtype
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="zerosearch export")
+    parser.add_argument("checkpoint", type=Path, help="file or folder of a run's checkpoints/")
+    parser.add_argument("folder", type=Path, help="where the model is written")
+    parser.add_argument("--dtype", choices=get_args(Dtype), help="default: as the run computed")
+    arguments = parser.parse_args()
+    from zerosearch.policy.conversion import convert
+
+    try:
+        print(convert(arguments.checkpoint, arguments.folder, arguments.dtype))
+    except ZeroSearchError as error:
+        sys.exit(str(error))

@@ -1,0 +1,33 @@
+"""One table of several evaluations: `zerosearch merge RUN RUN --into FOLDER`.
+
+Rows keep the labels they were given (`methods.policy.label=Search-R1`); a row whose name was there
+before is told apart by its run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from zerosearch.core.errors import ZeroSearchError
+from zerosearch.evaluation.report import write_tables
+from zerosearch.evaluation.tables import as_rich, main_table, merged
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="zerosearch merge")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--into", type=Path, help="folder that takes table.md, .csv and .tex")
+    parser.add_argument("--paper", nargs="*", help="policies whose rows of the paper are shown")
+    arguments = parser.parse_args()
+    try:
+        results = merged(arguments.runs)
+        if arguments.into is not None:
+            write_tables(arguments.into, results, arguments.paper)
+    except (ZeroSearchError, OSError) as error:
+        sys.exit(str(error))
+    Console().print(as_rich(main_table(results, policies=arguments.paper), "Exact match x 100"))

@@ -1,0 +1,64 @@
+"""What a run needs of memory and time: `zerosearch plan experiment=NAME card=h100`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import COUNT_OR_NULL, TEXT, Key
+from zerosearch.command_line.made_for import command_of, experiments
+from zerosearch.core import ranges
+from zerosearch.core.endings import ending_in_words
+from zerosearch.core.errors import InputError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+COMPONENTS = ("data", "module", "callbacks", "logger", "trainer", "speeds")
+
+
+def choose_command(arguments: list[str]) -> list[str]:
+    """Plan the command that the experiment is of."""
+    tunes = any(command_of(name) == "tune" for name in experiments(arguments))
+    return ["planned=tune", *arguments] if tunes else arguments
+
+
+def _check_card(cfg: DictConfig) -> None:
+    if cfg.card not in cfg.speeds.cards:
+        raise InputError(
+            f"card={cfg.card}: choose one of {', '.join(cfg.speeds.cards)}, or describe it: "
+            f"+speeds.cards.{cfg.card}={{flop_s: , memory_bytes_s: , link_bytes_s: , gib: }}"
+        )
+
+
+@command(
+    keys={
+        "card": TEXT,
+        "gpu_gib": Key(ranges.Positive | None, "a number above 0, or null for the card's"),
+        "simulator_gpus": COUNT_OR_NULL,
+        "sampler_gpus": COUNT_OR_NULL,
+    },
+    checks=[_check_card],
+    expand=[choose_command],
+)
+def main(cfg: DictConfig) -> None:
+    """Print both plans; exit code 1 where the run does not fit."""
+    from zerosearch.core.nodes import check_nodes
+    from zerosearch.planning.memory import memory_rows
+    from zerosearch.planning.printing import print_memory, print_times
+    from zerosearch.planning.reading import plan_of
+    from zerosearch.planning.table import GIB, check_fits
+    from zerosearch.planning.time import times_of
+    from zerosearch.planning.work import work_of
+
+    gpu_bytes = int((cfg.gpu_gib or cfg.speeds.cards[cfg.card].gib) * GIB)
+    with ending_in_words():
+        check_nodes(cfg, *COMPONENTS)
+        plan = plan_of(cfg)
+        rows = memory_rows(plan, gpu_bytes)
+        print_memory(plan, rows, gpu_bytes)
+        if cfg.get("episode") is not None:  # tuning a simulator has no episodes
+            kv_cache = sum(row.sampling for row in rows if row.name.startswith("vLLM: KV"))
+            print_times(times_of(work_of(cfg, plan, kv_cache)), cfg.card, cfg.episode.top_k)
+        check_fits(rows, gpu_bytes)

@@ -1,0 +1,56 @@
+"""Train a policy: `zerosearch train experiment=NAME key=value ...`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zerosearch.command_line.arguments import expand_resume, expand_simulator
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import COUNT, OF_TRAINING
+from zerosearch.command_line.made_for import check_choices, check_experiment
+from zerosearch.core.runs import Summary, run_job
+from zerosearch.data.availability import check_data
+from zerosearch.simulator.chosen import check_simulator
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def train(cfg: DictConfig, summary: Summary) -> None:
+    """Evaluate, train, evaluate again; notes the final metrics and the status."""
+    from zerosearch.simulator.cost import say_plan
+
+    say_plan(cfg)
+    from zerosearch.assembly import assemble, prepare
+    from zerosearch.data.loaders import check_shared
+    from zerosearch.serving.launch import launched
+    from zerosearch.simulator.engine import answered_by
+    from zerosearch.training.preflight import check_run
+
+    checkpoint = prepare(cfg, summary)
+    with launched(cfg, summary.path.parent):
+        run = assemble(cfg)
+        check_shared(cfg.questions_per_step, run.trainer.num_devices * run.trainer.num_nodes)
+        check_run(run.module)
+        run.data.setup("fit")  # a bad row shows before anything is evaluated
+        if cfg.test and checkpoint is None:
+            run.evaluate("start")
+            run.check_searches()
+        if run.status == "completed":
+            run.fit(checkpoint)
+        if cfg.test and run.status == "completed":
+            run.evaluate("test")
+    summary.facts |= run.final_metrics() | {"simulator_models": answered_by(run.module.search)}
+    run.check_searches()
+    summary.facts["status"] = run.status
+
+
+@command(
+    keys=OF_TRAINING | {"policy_steps": COUNT, "questions_per_step": COUNT},
+    checks=[check_choices, check_simulator, check_data],
+    expand=[partial(check_experiment, command="train"), expand_resume, expand_simulator],
+)
+def main(cfg: DictConfig) -> float | None:
+    """Run one job of Hydra; returns what a hyper-parameter search would maximise."""
+    return run_job(cfg, train).get("test/f1")

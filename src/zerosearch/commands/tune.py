@@ -1,0 +1,43 @@
+"""Tune a simulator: `zerosearch tune experiment=NAME data.files.train=ROWS.jsonl key=value ...`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zerosearch.command_line.arguments import expand_resume
+from zerosearch.command_line.command import command
+from zerosearch.command_line.keys import COUNT, OF_TRAINING
+from zerosearch.command_line.made_for import check_choices, check_experiment
+from zerosearch.core.runs import Summary, run_job
+from zerosearch.data.availability import check_data
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def tune(cfg: DictConfig, summary: Summary) -> None:
+    """Validate, tune, validate again; notes the final metrics and the status."""
+    from zerosearch.assembly import assemble_tuning, prepare
+
+    checkpoint = prepare(cfg, summary)
+    run = assemble_tuning(cfg)
+    run.read_examples()
+    if cfg.test and checkpoint is None:
+        run.evaluate("start")
+    if run.status == "completed":
+        run.fit(checkpoint)
+    if cfg.test and run.status == "completed":
+        run.evaluate("test")
+    summary.facts |= run.final_metrics()
+    summary.facts["status"] = run.status
+
+
+@command(
+    keys=OF_TRAINING | {"steps": COUNT},
+    checks=[check_choices, check_data],
+    expand=[partial(check_experiment, command="tune"), partial(expand_resume, command="tune")],
+)
+def main(cfg: DictConfig) -> None:
+    """Run one job of Hydra."""
+    run_job(cfg, tune)

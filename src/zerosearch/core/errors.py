@@ -1,0 +1,51 @@
+"""The project's own errors: each message is one sentence for the user, and is shown alone.
+
+Any other error is a library's or a defect, and is shown with its traceback (see `endings`).
+What a library raises over the user's input is caught where it is called and raised as one of these;
+they are also the builtin errors that they specialise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class ZeroSearchError(Exception):
+    """What is wrong, and what to change."""
+
+
+class InputError(ZeroSearchError, ValueError):
+    """A setting, a file or an answer that cannot be used."""
+
+
+class RunError(ZeroSearchError, RuntimeError):
+    """What a run needs is gone, or what it does has failed."""
+
+
+class FileError(ZeroSearchError, OSError):
+    """A file that cannot be read or written."""
+
+
+class NonFiniteError(ZeroSearchError, FloatingPointError):
+    """A number that is infinite or none."""
+
+
+@contextmanager
+def as_input_errors(what: str) -> Iterator[None]:
+    """Within, or in the function decorated, what a library refuses is wrong with the user's input.
+
+    Values, files and packages that are not there, that is; any other error stays as it is.
+
+    Args:
+        what: cannot be done with the input, before the library's own words.
+    """
+    try:
+        yield
+    except ZeroSearchError:
+        raise
+    except Exception as error:
+        of_file = type(error).__name__ == "SafetensorError"  # not imported: this module is light
+        if not of_file and not isinstance(error, ImportError | OSError | ValueError):
+            raise
+        raise InputError(f"{what}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,116 @@
+"""JSON lines that outlive the process which writes them: work done row by row goes on after a kill.
+
+Each row is written with one call and stands under a key of its own. A line that a kill cut short
+is taken away when the file is opened again; a line damaged otherwise is an error that names it. The
+settings behind the rows lie beside the file, so that rows of two kinds cannot meet in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from zerosearch.core.errors import FileError, InputError
+
+
+class Journal:
+    """An open file of rows by key; a context manager, and the only writer while it is open.
+
+    Args:
+        path: of the file, made with its folders where missing; settings go to
+            `<name>.settings.json`.
+        key: field of a row that tells it from all others.
+        settings: JSON values that decide what rows say; None: any rows may meet.
+
+    Raises:
+        InputError: another process writes to the file, it holds rows made under other settings,
+            or a line is damaged.
+    """
+
+    def __init__(
+        self, path: str | Path, *, key: str, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self._key = key
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._lock()
+            self.rows: dict[str, dict[str, Any]] = self._read()
+            if settings is not None:
+                self._check_settings(json.loads(json.dumps(settings)))
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.rows
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; it is in the file when this returns.
+
+        Raises:
+            InputError: there is a row of this key.
+            FileError: the disk is full; the rows before are whole.
+        """
+        key = row[self._key]
+        if key in self.rows:
+            raise InputError(f"{self.path}: there is a row with {self._key}={key!r} already")
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        if os.write(self._file, line) < len(line):
+            raise FileError(f"{self.path}: the last row was cut short; free disk space, run again")
+        self.rows[key] = dict(row)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{self.path}: another process is writing to it; wait for it, or give another file"
+            ) from error
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.ftruncate(self._file, whole)
+        rows: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(content[:whole].splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                rows[row[self._key]] = row
+            except (ValueError, LookupError, TypeError) as error:
+                raise InputError(
+                    f"{self.path}, line {number}: no row with a field {self._key!r} "
+                    f"({line[:60]!r}); take the line out, or give another file"
+                ) from error
+        return rows
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        path = self.path.with_suffix(".settings.json")
+        if path.is_file() and self.rows:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            for name in dict.fromkeys([*settings, *saved]):
+                if saved.get(name) != settings.get(name):
+                    raise InputError(
+                        f"{self.path} holds rows made with {name}={saved.get(name)!r}, and it is "
+                        f"{settings.get(name)!r} now: set it back, or give another folder"
+                    )
+            return
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

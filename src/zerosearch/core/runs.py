@@ -1,0 +1,226 @@
+"""Run folders: their checkpoints, the link to the latest run, the summary at the end.
+
+Light on imports: it is loaded before the command line is parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zerosearch import __version__
+from zerosearch.core import run_names
+from zerosearch.core.endings import report_error
+from zerosearch.core.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SHIPPED = _PACKAGE / "configs"  # of a wheel; a checkout has them at its top
+CHECKOUT = None if _SHIPPED.is_dir() else _PACKAGE.parents[1]
+CONFIGS = _SHIPPED if CHECKOUT is None else CHECKOUT / "configs"
+PROJECT_ROOT = CHECKOUT or Path.cwd()  # takes logs/ and data/
+LATEST = "latest"  # in a task folder: the newest run that has begun
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in a run folder
+EXPORT = "policy"  # in a run folder: what was trained, as a model
+SETTINGS_FILE = "zerosearch.json"  # in an export, written last
+JOURNAL = "journal"  # in the folder of an evaluation: what was answered
+SUMMARY = "summary.json"  # in a run folder, written when the run ends
+PROMPT_FILE = "prompt.j2"  # in the folder of a simulator that was tuned here
+REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM and submitit, before time is up
+
+run_names.register()  # before Hydra composes anything
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint: a file, or the folder of a sharded one."""
+    return path.is_file() or (path / "meta.pt").is_file()
+
+
+def find_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
+    """The checkpoint that a run starts from, if any.
+
+    A new run has a new folder. One whose folder holds a checkpoint was started before, by SLURM,
+    torchrun or the user, and goes on from there whatever it was started from at first.
+
+    Args:
+        resume: a checkpoint, or a run folder whose last one is meant, or None.
+        run_folder: of this run.
+
+    Raises:
+        InputError: there is none where `resume` says.
+    """
+    own = run_folder / LAST_CHECKPOINT
+    if is_checkpoint(own):
+        log.info("Continuing from %s", own)
+        return own
+    if resume is None:
+        return None
+    path = Path(resume)
+    if path.is_dir() and not is_checkpoint(path):
+        path = path / LAST_CHECKPOINT
+    if not is_checkpoint(path):
+        raise InputError(f"resume={resume}: there is no checkpoint {path}; start without resume=")
+    return path
+
+
+def link_latest(run_folder: Path, task_folder: Path) -> None:
+    """Point `<task folder>/latest` at a run, atomically; when its first step or question begins."""
+    task_folder.mkdir(parents=True, exist_ok=True)
+    temporary = task_folder / f".latest-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(run_folder, task_folder), target_is_directory=True)
+    os.replace(temporary, task_folder / LATEST)
+
+
+def chosen() -> dict[str, str]:
+    """The choice of every group, as Hydra made it; empty outside of a program of Hydra's."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    choices = HydraConfig.get().runtime.choices
+    return {group: name for group, name in choices.items() if name and "hydra" not in str(group)}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout, with "+changes" where files differ from it; None outside git."""
+    if CHECKOUT is None:
+        return None
+    try:
+        run = ["git", "-C", str(CHECKOUT)]
+        commit = subprocess.check_output([*run, "rev-parse", "HEAD"], stderr=subprocess.DEVNULL)
+        dirty = subprocess.check_output([*run, "status", "--porcelain"], stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.decode().strip() + ("+changes" if dirty.strip() else "")
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """What the `summary.json` of a run folder says; empty where there is none."""
+    try:
+        found = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+_under_way: list[Summary] = []  # of this process's job
+
+
+class Summary:
+    """`summary.json` of a run folder: written when the run ends, however it ends."""
+
+    def __init__(self, folder: Path, **facts: Any) -> None:
+        self.path = folder / SUMMARY
+        self._started = time.time()
+        self.facts: dict[str, Any] = {
+            "status": "failed",
+            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            **({"version": __version__} if CHECKOUT is None else {"git_commit": git_commit()}),
+            **facts,
+        }
+
+    def headline(self) -> str:
+        """The run in one line: status, headline before and after, where to look."""
+        names = ("start/f1", "test/f1", "start/loss", "test/loss")  # of a policy, of a simulator
+        shown = [f"{name} {self.facts[name]:.3f}" for name in names if name in self.facts]
+        said = ", ".join(shown) or "not evaluated"
+        return f"{self.facts['status']}: {said}; see {self.path.parent}"
+
+    def write(self) -> None:
+        """Replace the file atomically, on rank 0."""
+        if global_rank() != 0:
+            return
+        self.facts["seconds"] = round(time.time() - self._started, 1)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.facts, indent=2, default=str) + "\n")
+        os.replace(temporary, self.path)
+
+
+def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dict[str, Any]:
+    """Run a job of Hydra in its folder, with a summary however it ends.
+
+    Args:
+        cfg: the composed configuration.
+        work: does the job and notes its metrics and its status in `Summary.facts`.
+
+    Returns:
+        These facts.
+
+    Raises:
+        SystemExit: the job failed, or a signal interrupted it.
+    """
+    folder = Path(cfg.paths.output_dir)
+    if global_rank() != 0:
+        logging.getLogger().setLevel(logging.WARNING)  # the first process says what goes well
+    summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags), choices=chosen())
+    _under_way[:] = [summary]
+    try:
+        work(cfg, summary)
+        log.info(summary.headline())
+    except KeyboardInterrupt:
+        summary.facts["status"] = "interrupted by SIGINT"
+        saved = is_checkpoint(folder / LAST_CHECKPOINT) or (folder / JOURNAL).is_dir()
+        log.warning(
+            "interrupted: %s",
+            f"go on with resume={folder}" if saved else "nothing was saved yet, so start again",
+        )
+    except Exception as error:
+        summary.facts["error"] = report_error(error)
+        raise SystemExit(1) from error
+    finally:
+        summary.write()
+    if code := exit_code(summary.facts["status"]):
+        _pass_on(code - 128)
+        raise SystemExit(code)
+    return summary.facts
+
+
+def note_failure(error: str) -> None:
+    """Write the summary of the job under way, if any, for a process that is about to be ended.
+
+    Args:
+        error: as `report_error` gives it.
+    """
+    for summary in _under_way:
+        summary.facts["error"] = error
+        summary.write()
+
+
+def _pass_on(number: int) -> None:
+    """Let whoever launched the run act on its signal too: submitit then requeues the job."""
+    if number in REQUEUE_SIGNALS and callable(signal.getsignal(number)):
+        signal.raise_signal(number)
+
+
+def global_rank() -> int:
+    """This process's number in the run; before Lightning is loaded, as it will count it."""
+    if "lightning" in sys.modules:
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+        return rank_zero_only.rank or 0
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def exit_code(status: str) -> int:
+    """0 for a completed run, 128 + signal number for an interrupted one."""
+    if not status.startswith("interrupted by "):
+        return 0
+    return 128 + signal.Signals[status.rpartition(" ")[2]].value

@@ -1,0 +1,214 @@
+"""An agent works with a real engine, and every search of every finished episode is kept.
+
+The first step of simulation tuning (arXiv 2505.04588, section 3.2). Episodes are rows of a journal:
+a run that was killed, stopped or ran out of budget goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from zerosearch.core.errors import InputError
+from zerosearch.core.journal import Journal
+from zerosearch.core.progress import progress_bar
+from zerosearch.core.ranges import Count, Seed, Share
+from zerosearch.rollout.agent import Agent, Played
+from zerosearch.search.engine import SearchEngine
+from zerosearch.tuning.budget import Budget, BudgetUsedUp, Metered
+from zerosearch.tuning.records import Episode, Search
+from zerosearch.types import Question, SearchRequest, SearchResult
+
+MIN_EPISODES = 20  # before a share of failures means anything
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the episodes of one run."""
+
+    kept: int = 0
+    correct: int = 0
+    searches: int = 0
+    empty: int = 0  # searches without documents
+    failed: int = 0  # episodes lost to a failed search or model
+    error: str = ""  # the first of these
+    stopped: str = ""  # why the run ended early
+    signal: int | None = None  # that ended it
+    unplayed: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class Collector:
+    """Plays episodes and keeps them.
+
+    Args:
+        agent: who plays.
+        engine: who answers queries.
+        score: of an answer against the golden ones, in [0, 1]; above 0 it is right.
+        documents_per_search: documents kept of each search; the agent is shown the first ones, as
+            many as it asks for.
+        attempts: episodes per question.
+        concurrency: episodes under way at a time.
+        max_failed_share: share of failed episodes that ends the run.
+        seed: of all draws.
+    """
+
+    agent: Agent
+    engine: SearchEngine
+    score: Callable[[str | None, Sequence[str]], float]
+    documents_per_search: Count
+    attempts: Count = 1
+    concurrency: Count = 16
+    max_failed_share: Share = 0.1
+    seed: Seed = 0
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def __post_init__(self) -> None:
+        for name in ("documents_per_search", "attempts", "concurrency"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}: give 1 or more")
+
+    async def run(self, questions: Sequence[Question], journal: Journal, budget: Budget) -> Outcome:
+        """Play what is not in the journal yet.
+
+        Args:
+            questions: to be asked.
+            journal: of episodes by `id`.
+            budget: of all runs into the folder.
+
+        Raises:
+            InputError: too many episodes failed; names who, and the remedy.
+        """
+        open_pairs = [
+            (question, attempt)
+            for attempt, question in itertools.product(range(self.attempts), questions)
+            if episode_id(question, attempt) not in journal
+        ]
+        total = len(questions) * self.attempts
+        self.outcome = Outcome()
+        if len(open_pairs) < total:
+            log.info("%d of %d episodes are there already", total - len(open_pairs), total)
+        waiting, engine = iter(open_pairs), Metered(self.engine, budget)
+        bar = progress_bar("episodes", total, done=total - len(open_pairs))
+        with bar as advance, self._signals() as stop:
+            async with asyncio.TaskGroup() as tasks:
+                workers = [
+                    tasks.create_task(self._work(waiting, engine, journal, budget, advance))
+                    for _ in range(min(self.concurrency, len(open_pairs)))
+                ]
+                tasks.create_task(self._watch(workers, stop))
+        self.outcome.unplayed = len(open_pairs) - self.outcome.kept - self.outcome.failed
+        if self._fails_too_often():
+            raise InputError(
+                f"{self.outcome.failed} episodes failed beside {self.outcome.kept} finished ones, "
+                f"more than max_failed_share={self.max_failed_share:g} allows; the first: "
+                f"{self.outcome.error}. Fix that and run again: finished episodes are kept"
+            )
+        return self.outcome
+
+    async def _watch(self, workers: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+        """End the workers at a signal, or when the budget is used up."""
+        stopping = asyncio.create_task(stop.wait())
+        done = asyncio.gather(*workers, return_exceptions=True)
+        await asyncio.wait([stopping, done], return_when=asyncio.FIRST_COMPLETED)
+        for worker in workers:
+            worker.cancel()
+        stopping.cancel()
+
+    async def _work(
+        self,
+        waiting: Iterator[tuple[Question, int]],
+        engine: SearchEngine,
+        journal: Journal,
+        budget: Budget,
+        advance: Callable[[int], None],
+    ) -> None:
+        outcome = self.outcome
+        for question, attempt in waiting:
+            if outcome.stopped or self._fails_too_often():
+                return
+            recorder = _Recorder(engine, self.documents_per_search)
+            try:
+                budget.check_usd()
+                played = await self.agent.play(question, recorder, seed=self.seed, attempt=attempt)
+            except BudgetUsedUp as error:
+                outcome.stopped = outcome.stopped or str(error)
+                return
+            budget.spend(played.cost_usd)
+            trajectory = played.trajectory
+            if trajectory.error is not None:
+                outcome.failed += 1
+                outcome.error = outcome.error or trajectory.error
+                continue
+            episode = self._episode(played, attempt, recorder.searches)
+            journal.append(episode.as_row())
+            outcome.kept += 1
+            outcome.correct += episode.correct
+            outcome.searches += len(episode.searches)
+            outcome.empty += sum(not search.documents for search in episode.searches)
+            advance(1)
+
+    def _episode(self, played: Played, attempt: int, searches: Sequence[Search]) -> Episode:
+        question = played.trajectory.question
+        return Episode(
+            id=episode_id(question, attempt),
+            question=question.text,
+            golden_answers=question.golden_answers,
+            searches=tuple(searches),
+            answer=played.answer,
+            correct=self.score(played.answer, question.golden_answers) > 0,
+        )
+
+    def _fails_too_often(self) -> bool:
+        ended = self.outcome.kept + self.outcome.failed
+        return ended >= MIN_EPISODES and self.outcome.failed > self.max_failed_share * ended
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[asyncio.Event]:
+        """An event that Ctrl-C and SIGTERM set."""
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def receive(number: signal.Signals) -> None:
+            self.outcome.stopped = f"{number.name} received: run again to go on"
+            self.outcome.signal = number.value
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # outside the main thread
+                loop.add_signal_handler(number, receive, number)
+        try:
+            yield stop
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                with contextlib.suppress(NotImplementedError, RuntimeError):
+                    loop.remove_signal_handler(number)
+
+
+class _Recorder:
+    """The engine of one episode: asks for more documents than are shown, and keeps them."""
+
+    def __init__(self, engine: SearchEngine, documents: int) -> None:
+        self._engine = engine
+        self._documents = documents
+        self.searches: list[Search] = []
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        wide = dataclasses.replace(request, top_k=max(self._documents, request.top_k))
+        result = await self._engine.search(wide)
+        turn = len(self.searches)
+        self.searches.append(Search(turn=turn, query=request.query, documents=result.documents))
+        shown = result.documents[: request.top_k]
+        return dataclasses.replace(result, documents=shown, requested=request.top_k)
+
+
+def episode_id(question: Question, attempt: int) -> str:
+    """Of one attempt at a question."""
+    return f"{question.uid}/{attempt}"

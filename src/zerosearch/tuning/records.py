@@ -1,0 +1,163 @@
+"""Searches that an agent made with a real engine: what simulation tuning starts from.
+
+Two forms are read: the episodes that `zerosearch collect` writes, one per line with all
+its searches, and logs of others with a search per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zerosearch.core.errors import InputError
+from zerosearch.data.readers import local_files
+from zerosearch.types import Document
+
+# Names of fields in logs of others, by ours.
+ALIASES = {
+    "question": ("question",),
+    "golden_answers": ("golden_answers", "golden_answer", "answers", "ground_truth"),
+    "query": ("query", "search_query"),
+    "documents": ("documents", "results"),
+    "turn": ("turn",),
+    "answer": ("answer", "final_answer"),
+    "correct": ("correct", "judged_correct"),
+}
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Search:
+    """One search of an episode: the query and what the engine returned."""
+
+    turn: int  # of the episode, from 0
+    query: str
+    documents: tuple[Document, ...]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Episode:
+    """One attempt at a question, with all its searches."""
+
+    id: str  # of this attempt, unique in a data set
+    question: str
+    golden_answers: tuple[str, ...]
+    searches: tuple[Search, ...]
+    answer: str | None  # None: none was given
+    correct: bool
+
+    def as_row(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def read_episodes(path: str) -> list[Episode]:
+    """Read recorded searches in either form.
+
+    Args:
+        path: .jsonl, .jsonl.gz, .json or .parquet file, or a pattern of several. In logs with a
+            search per row, an episode goes on while question and answer stay the same and the turn
+            rises.
+
+    Returns:
+        In the order of the file.
+
+    Raises:
+        InputError: no such file, or a row that lacks a field or holds another kind of value; names
+            place and field.
+    """
+    files = local_files(path)
+    if files is None:
+        raise InputError(f"{path!r} is no file; give a .jsonl, .jsonl.gz, .json or .parquet file")
+    rows = [(place, row) for file in files for _, place, row in file.read_all()]
+    if not rows:
+        raise InputError(f"{path} holds no searches; check the file")
+    if "searches" in rows[0][1]:
+        return [_episode(row, place) for place, row in rows]
+    return [_joined(part, number) for number, part in enumerate(_by_episode(rows))]
+
+
+def _episode(row: Mapping[str, Any], place: str) -> Episode:
+    searches = row.get("searches")
+    if not isinstance(searches, Sequence) or not isinstance(row.get("id"), str):
+        raise InputError(f"{place}: an episode has the fields 'id' (text) and 'searches' (list)")
+    return Episode(
+        id=row["id"],
+        question=_text(row, "question", place),
+        golden_answers=_answers(row, place),
+        searches=tuple(_search(each, place) for each in searches),
+        answer=_field(row, "answer"),
+        correct=bool(_field(row, "correct")),
+    )
+
+
+def _by_episode(
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
+    part: list[tuple[str, Mapping[str, Any]]] = []
+    for place, row in rows:
+        if part:
+            _, last = part[-1]
+            same = all(_field(row, name) == _field(last, name) for name in ("question", "answer"))
+            if not same or _turn(row, place) <= _turn(last, place):
+                yield part
+                part = []
+        part.append((place, row))
+    yield part
+
+
+def _joined(part: Sequence[tuple[str, Mapping[str, Any]]], number: int) -> Episode:
+    place, first = part[0]
+    return Episode(
+        id=f"log:{number}",
+        question=_text(first, "question", place),
+        golden_answers=_answers(first, place),
+        searches=tuple(_search(row, place) for place, row in part),
+        answer=_field(first, "answer"),
+        correct=bool(_field(first, "correct")),
+    )
+
+
+def _search(row: Mapping[str, Any], place: str) -> Search:
+    documents = _field(row, "documents")
+    if not isinstance(documents, Sequence) or isinstance(documents, str):
+        raise InputError(f"{place}: 'documents' is {documents!r:.60}; it must be a list")
+    return Search(
+        turn=_turn(row, place),
+        query=_text(row, "query", place),
+        documents=tuple(_document(each, place) for each in documents),
+    )
+
+
+def _document(value: Any, place: str) -> Document:
+    if isinstance(value, str):
+        return Document(text=value)
+    if isinstance(value, Mapping) and isinstance(value.get("text"), str):
+        return Document(title=str(value.get("title") or ""), text=value["text"])
+    raise InputError(f"{place}: a document is {value!r:.60}; give a text, or an object with 'text'")
+
+
+def _turn(row: Mapping[str, Any], place: str) -> int:
+    turn = _field(row, "turn")
+    if not isinstance(turn, int):
+        raise InputError(f"{place}: 'turn' is {turn!r:.60}; it must be a number")
+    return turn
+
+
+def _text(row: Mapping[str, Any], name: str, place: str) -> str:
+    value = _field(row, name)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{place}: '{name}' is {value!r:.60}; it must be a text")
+    return value
+
+
+def _answers(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    value = _field(row, "golden_answers")
+    answers = (value,) if isinstance(value, str) else value
+    if not isinstance(answers, Sequence) or not answers:
+        raise InputError(f"{place}: 'golden_answers' is {value!r:.60}; give a text or a list")
+    return tuple(str(answer) for answer in answers)
+
+
+def _field(row: Mapping[str, Any], name: str) -> Any:
+    return next((row[key] for key in ALIASES[name] if row.get(key) is not None), None)

@@ -1,0 +1,181 @@
+"""Every document of recorded searches is judged once; verdicts are kept in a journal."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zerosearch.core.errors import InputError
+from zerosearch.core.journal import Journal
+from zerosearch.core.progress import progress_bar
+from zerosearch.core.ranges import Count, NotNegative, Share
+from zerosearch.tuning.judges import Case, Judge
+from zerosearch.tuning.records import Episode
+from zerosearch.tuning.row_maker import JudgedSearch
+from zerosearch.types import SearchError
+
+MIN_VERDICTS = 20  # before a share of malformed replies means anything
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Judging:
+    """How cases are brought before a judge.
+
+    Args:
+        judge: who decides.
+        concurrency: cases under way at a time.
+        max_malformed_share: share of cases without a usable verdict that ends the run.
+        budget_usd: most dollars over all runs into the folder; None: any.
+    """
+
+    judge: Judge
+    concurrency: Count = 64
+    max_malformed_share: Share = 0.1
+    budget_usd: NotNegative | None = None
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise InputError(f"judging.concurrency={self.concurrency}: give 1 or more")
+        if not 0 <= self.max_malformed_share <= 1:
+            raise InputError(
+                f"judging.max_malformed_share={self.max_malformed_share}: give a share from 0 to 1"
+            )
+
+    async def run(self, cases: Sequence[Case], journal: Journal) -> str:
+        """Judge the cases that are not in the journal.
+
+        Args:
+            cases: to be judged; equal ones are judged once.
+            journal: of verdicts by `key`.
+
+        Returns:
+            Why the run ended early; "" where every case is judged.
+
+        Raises:
+            InputError: the judge cannot be reached, or too many of its replies hold no verdict.
+        """
+        by_key = {case_key(case): case for case in cases}
+        waiting = iter([(key, case) for key, case in by_key.items() if key not in journal])
+        if done := len(by_key.keys() & journal.rows.keys()):
+            log.info("%d of %d documents are judged already", done, len(by_key))
+        count = _Count(journal)
+        with progress_bar("documents", len(by_key), done=done) as advance:
+
+            async def work() -> None:
+                for key, case in waiting:
+                    if self.budget_usd is not None and count.usd >= self.budget_usd:
+                        return
+                    verdict = await self.judge.judge(case)
+                    row = {
+                        "key": key,
+                        "useful": verdict.useful,
+                        "query": case.query,
+                        "reply": verdict.reply,
+                        "cost_usd": verdict.cost_usd,
+                    }
+                    journal.append(row)
+                    count.add(row)
+                    self._check_replies(count)
+                    advance(1)
+                    await asyncio.sleep(0)
+
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for _ in range(min(self.concurrency, len(by_key))):
+                        tasks.create_task(work())
+            except ExceptionGroup as group:
+                raise _for_users(group.exceptions[0]) from group
+        missing = sum(key not in journal for key in by_key)
+        if missing:
+            return (
+                f"{missing} documents are not judged: judging.budget_usd={self.budget_usd:g} is "
+                "used up; raise it and run again to go on"
+            )
+        return ""
+
+    def _check_replies(self, count: _Count) -> None:
+        if count.rows >= MIN_VERDICTS and count.malformed > self.max_malformed_share * count.rows:
+            raise InputError(
+                f"{count.malformed} of {count.rows} replies of the judge hold no verdict, "
+                f"more than judging.max_malformed_share={self.max_malformed_share:g} allows; the "
+                f"last ends {count.last_malformed[-80:]!r}. Choose another judge.chat.model or "
+                "judge.prompt_template, and a new folder or remove verdicts.jsonl"
+            )
+
+
+class _Count:
+    """Of all verdicts of a journal; kept beside it, so that a row costs the same at any length."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.rows = self.malformed = 0
+        self.usd = 0.0
+        self.last_malformed = ""
+        for row in journal.rows.values():
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rows += 1
+        self.usd += row["cost_usd"]
+        if row["reply"] and row["useful"] is None:
+            self.malformed += 1
+            self.last_malformed = row["reply"]
+
+
+def _for_users(error: Exception) -> Exception:
+    if not isinstance(error, SearchError):
+        return error
+    return InputError(
+        f"the judge {error.endpoint} cannot be asked: {error.reason}. Verdicts so far are kept: "
+        "fix that and run again"
+    )
+
+
+def cases_of(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, int, Case]]:
+    """Every document that holds text, with its episode and the position of its search."""
+    for episode in episodes:
+        queries = [search.query for search in episode.searches]
+        for place, search in enumerate(episode.searches):
+            later = tuple(queries[place + 1 :]) if episode.correct else ()
+            for document in search.documents:
+                if document.text.strip():
+                    case = Case(
+                        question=episode.question,
+                        golden_answers=episode.golden_answers,
+                        query=search.query,
+                        document=document,
+                        later_queries=later,
+                    )
+                    yield episode, place, case
+
+
+def judged_searches(
+    found: Sequence[tuple[Episode, int, Case]], journal: Journal
+) -> list[JudgedSearch]:
+    """The searches of `cases_of` with their verdicts, in an order that depends on nothing else."""
+    by_search: dict[str, list[Case]] = {}
+    for episode, place, case in found:
+        by_search.setdefault(f"{episode.id}/{place}", []).append(case)
+    return [
+        JudgedSearch(
+            id=name,
+            cases=tuple(cases),
+            useful=tuple(journal.rows.get(case_key(case), {}).get("useful") for case in cases),
+        )
+        for name, cases in sorted(by_search.items())
+    ]
+
+
+def case_key(case: Case) -> str:
+    """Hex digest [32] of everything a verdict depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    answers = "\x1e".join(case.golden_answers)
+    later = "\x1e".join(case.later_queries)
+    document = f"{case.document.title}\x1e{case.document.text}"
+    digest.update("\x1f".join((case.question, answers, case.query, document, later)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,156 @@
+"""Words of the command line that are turned into Hydra's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.runs import saved_run
+from zerosearch.command_line.arguments import (
+    expand_null_groups,
+    expand_resume,
+    expand_simulator,
+    keep_override,
+)
+from zerosearch.core.runs import link_latest
+
+# -- simulator= on the command line ---------------------------------------------------------------
+
+
+def test_the_folder_of_a_tuned_simulator_is_a_simulator(tmp_path: Path) -> None:
+    exported = tmp_path / "my export"
+    exported.mkdir()
+    (exported / "prompt.j2").touch()
+    given = ["seed=1", f"simulator={exported}", "simulator.endpoints=[http://a:1/v1]"]
+    assert expand_simulator(given) == [
+        "seed=1",
+        "simulator=exported",
+        f"simulator.folder='{exported}'",
+        "simulator.endpoints=[http://a:1/v1]",
+    ]
+
+
+@pytest.mark.parametrize("name", ["prompted_7b", "scripted,scripted_fair"])
+def test_other_simulators_are_names(name: str) -> None:
+    assert expand_simulator([f"simulator={name}"]) == [f"simulator={name}"]
+
+
+def test_a_path_without_a_tuned_simulator_is_refused() -> None:
+    with pytest.raises(ValueError, match="simulator=no/such is no folder of a tuned simulator"):
+        expand_simulator(["simulator=no/such"])
+
+
+def test_null_switches_off_a_group_and_stays_the_value_of_a_key() -> None:
+    given = ["logger=null", "model/lora=null", "resume=null", "health.gibberish=null", "seed=1"]
+    expected = ["~logger", "~model/lora", "resume=null", "health.gibberish=null", "seed=1"]
+    assert expand_null_groups(given) == expected
+
+
+# -- resume= on the command line ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], ["seed=1"], ["resume=null"], ["resume="]])
+def test_without_resume_nothing_changes(arguments: list[str]) -> None:
+    assert expand_resume(list(arguments)) == arguments
+
+
+def test_a_run_folder_brings_its_overrides_back(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", "experiment=quickstart", "seed=3", "+a.b=c", "~debug")
+    resume = f"resume={run}"
+    assert expand_resume([resume]) == [
+        "experiment=quickstart",
+        "seed=3",
+        "+a.b=c",
+        "~debug",
+        resume,
+        "hydra.mode=RUN",  # it may have been a job of a sweep
+        f"hydra.run.dir='{run}'",
+    ]
+
+
+def test_overrides_given_again_win(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", "seed=3", "+a.b=c", "policy_steps=5", "resume=elsewhere")
+    given = ["policy_steps=9", f"resume={run}", "++a.b=d"]
+    here = ["hydra.mode=RUN", f"hydra.run.dir='{run}'"]
+    assert expand_resume(given) == ["seed=3", *given, *here]
+
+
+def test_the_link_to_the_latest_run_is_resumed_under_its_own_name(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "runs" / "2026-01-01")
+    link_latest(run, tmp_path)
+    assert expand_resume([f"resume={tmp_path}/latest"])[-1] == f"hydra.run.dir='{run}'"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_latest_is_the_commands_newest_run_that_has_begun(command: str, tmp_path: Path) -> None:
+    run = saved_run(tmp_path / command / "runs" / "2026-01-01", "seed=3")
+    place = f"paths.log_dir='{tmp_path}'"
+    with pytest.raises(ValueError, match=rf"resume=latest: no run of .*{command} has begun"):
+        expand_resume(["resume=latest", place], command)
+    link_latest(run, tmp_path / command)
+    assert expand_resume(["resume=latest", place], command) == [
+        "seed=3",
+        place,
+        f"resume='{run}'",
+        "hydra.mode=RUN",
+        f"hydra.run.dir='{run}'",
+    ]
+
+
+def test_further_ranks_of_a_run_read_the_words_of_the_first(tmp_path: Path) -> None:
+    """Lightning starts them with the words that Hydra got, which are read once more."""
+    run = saved_run(tmp_path / "train" / "runs" / "my run", "seed=3")
+    link_latest(run, tmp_path / "train")
+    first = expand_resume(["resume=latest", f"paths.log_dir='{tmp_path}'"])
+    again = expand_resume(first)
+    assert again[: len(first)] == first and set(again) == set(first)
+
+
+def test_a_run_of_another_command_is_not_resumed(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run")
+    (run / ".hydra" / "hydra.yaml").write_text("hydra: {job: {config_name: evaluate}}")
+    with pytest.raises(ValueError, match=r"run is a run of evaluate, and this is train"):
+        expand_resume([f"resume={run}"])
+    assert expand_resume([f"resume={run}"], "evaluate")[-1] == f"hydra.run.dir='{run}'"
+
+
+def test_a_sweep_is_no_run(tmp_path: Path) -> None:
+    job = saved_run(tmp_path / "sweep" / "0", "seed=1")
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    with pytest.raises(ValueError, match=r"is a sweep: name one of its runs, such as .*sweep/0"):
+        expand_resume([f"resume={tmp_path / 'sweep'}"])
+    assert expand_resume([f"resume={job}"])[0] == "seed=1"
+
+
+def test_what_a_setting_came_to_mean_is_kept_for_a_resumed_run(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "my run", "seed=3", "checkpoint=latest")
+    keep_override(run, "checkpoint", "/logs/a run")
+    assert expand_resume([f"resume={run}"])[:2] == ["seed=3", "checkpoint='/logs/a run'"]
+    keep_override(tmp_path / "new", "checkpoint", "x")  # composed by a test: nothing to keep
+
+
+def test_a_run_without_overrides_can_be_resumed(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run")
+    (run / ".hydra" / "overrides.yaml").write_text("[]\n")
+    assert expand_resume([f"resume={run}"])[-1] == f"hydra.run.dir='{run}'"
+
+
+def test_a_checkpoint_file_starts_a_run_of_its_own(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", "seed=3")
+    arguments = [f"resume={run / 'checkpoints' / 'last.ckpt'}"]
+    assert expand_resume(list(arguments)) == arguments
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_nothing_to_resume(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=rf"resume=.*{name} is neither .* nor a run folder"):
+        expand_resume([f"resume={tmp_path / name}"])
+
+
+def test_overrides_that_were_lost_are_not_taken_for_none(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run")
+    (run / ".hydra" / "overrides.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"overrides\.yaml is empty; give a \.ckpt"):
+        expand_resume([f"resume={run}"])
