@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import hypothesis
 import pytest
 
-from tests.helpers import yaml_files
+from tests.helpers import composing
 
 # The policies of the tests are so small that threads cost more than they bring; set before torch is
 # imported, and inherited by the processes that tests start.
@@ -22,14 +22,15 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any machine")
-yaml_files.parse_once()
+composing.speed_up()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Imported libraries are no garbage: they are looked through neither while they load nor later.
 
-    Python's collector would go over their million objects again and again, a tenth of all time.
+    Python's collector would go over their million objects again and again, a tenth of all time;
+    what tests leave is little, and is looked for less often than a program's.
     """
     gc.disable()
     try:
@@ -37,6 +38,7 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(7_000, 10, 50)  # Python's own: 700, 10, 10
         gc.enable()
 
 
