@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers import pausing_simulator as pausing
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.openai_server import free_port
+from tests.helpers.processes import Forked
 from tests.helpers.runs import STEPS, computed, read_metrics, small_run
 from tests.helpers.waiting import guarded
 from zerosearch.assembly import assemble
@@ -48,8 +49,11 @@ TIMEOUT_S = 600  # of a process; about 15 on a machine that has nothing else to 
 
 def start(
     *arguments: str, pause: tuple[Path, int] | None = None, threads: int = 1
-) -> subprocess.Popen[str]:
-    """The command, in the checkout; with `pause` it halts in that folder after so many steps."""
+) -> subprocess.Popen[str] | Forked:
+    """The command, in the checkout; with `pause` it halts in that folder after so many steps.
+
+    Those that are to be stopped are forked; their metrics are compared with a new process's.
+    """
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "src"),
         "OMP_NUM_THREADS": str(threads),
@@ -60,6 +64,7 @@ def start(
         (folder / pausing.PAUSED).unlink(missing_ok=True)
         (folder / pausing.GO_ON).unlink(missing_ok=True)
         environment |= {pausing.FOLDER: str(folder), pausing.STEPS: str(steps)}
+        return Forked("train", *arguments, env=environment)
     return subprocess.Popen(
         [sys.executable, "-m", "zerosearch", "train", *arguments],
         cwd=ROOT,
@@ -70,7 +75,7 @@ def start(
     )
 
 
-def wait_until_paused(process: subprocess.Popen[str], folder: Path) -> None:
+def wait_until_paused(process: subprocess.Popen[str] | Forked, folder: Path) -> None:
     until = time.monotonic() + TIMEOUT_S
     while not (folder / pausing.PAUSED).exists():
         if process.poll() is not None or time.monotonic() > until:
@@ -79,13 +84,13 @@ def wait_until_paused(process: subprocess.Popen[str], folder: Path) -> None:
         time.sleep(0.02)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str] | Forked) -> tuple[int, str]:
     try:
         output, _ = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
-    return process.returncode, output
+    return process.wait(), output
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.answer_metrics_ranks import QUESTIONS, compute_on_rank
+from tests.helpers.ranks import run_ranks
 from zerosearch.reward.metrics import (
     AnswerMetrics,
     bootstrap_interval,
@@ -178,7 +178,7 @@ def test_ranks_with_unequal_counts_weigh_every_question_the_same(tmp_path: Path)
     alone = AnswerMetrics()
     for prediction, golden, failed in QUESTIONS:
         alone.update(prediction, golden, failed=failed)
-    mp.spawn(compute_on_rank, args=(splits, str(tmp_path)), nprocs=2)  # pyright: ignore
+    run_ranks(2, compute_on_rank, splits, str(tmp_path))
     for rank in range(2):
         for result in torch.load(tmp_path / f"{rank}.pt"):
             torch.testing.assert_close(result, alone.compute())

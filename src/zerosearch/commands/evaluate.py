@@ -26,6 +26,7 @@ from zerosearch.command_line.keys import (
     WORDS,
 )
 from zerosearch.core.endings import sigterm_as_ctrl_c
+from zerosearch.core.imports import quick_imports
 from zerosearch.core.runs import Summary, link_latest, run_job
 from zerosearch.data.availability import check_data
 from zerosearch.simulator.checks import check_simulator
@@ -59,10 +60,11 @@ def evaluate(cfg: DictConfig, summary: Summary) -> None:
         keep_override(folder, "checkpoint", cfg.checkpoint)  # what latest is may have changed
         summary.facts["checkpoint"] = cfg.checkpoint
 
-    from zerosearch.core.nodes import check_nodes
-    from zerosearch.evaluation.table_files import show, write_tables, write_times
-    from zerosearch.evaluation.trained_policy import use_checkpoint
-    from zerosearch.serving.launch import launched
+    with quick_imports():
+        from zerosearch.core.nodes import check_nodes
+        from zerosearch.evaluation.table_files import show, write_tables, write_times
+        from zerosearch.evaluation.trained_policy import use_checkpoint
+        from zerosearch.serving.launch import launched
 
     prompts = any(method.get("prompted") for method in cfg.methods.values())
     check_nodes(cfg, *COMPONENTS, *(["prompted"] if prompts else []))
