@@ -189,6 +189,17 @@ def test_a_wrong_name_in_a_yaml_is_found(name: str) -> None:
     assert wrong_names(f"a: [{{b: {name}}}, zerosearch.search.bm25.BM25Search]") == [name]
 
 
+def test_no_configuration_reaches_what_is_made_of_it() -> None:
+    said = ROWS.partition("sees none:")[2].partition(" import neither")[0]
+    rooms = re.findall(r"`(\w+)`", said)
+    assert len(rooms) == 9
+    for path in (path for room in rooms for path in (SOURCE / room).rglob("*.py")):
+        found = re.findall(
+            r"^\s*(?:import|from) (?:hydra|omegaconf)\b", path.read_text(), re.MULTILINE
+        )
+        assert not found, path
+
+
 # -- sizes -----------------------------------------------------------------------------------------
 
 
