@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers.configs import ROOT
 from tests.helpers.pages import MARKDOWN, PAGES
+
+EVERY = [*PAGES, ROOT / "CHANGELOG.md"]  # whose commands are those of the past, too
 
 
 def cells(row: str) -> int:
@@ -24,7 +29,7 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", EVERY, ids=lambda page: page.name)
 def test_tables_have_a_header_and_rows_of_one_width(page: Path) -> None:
     lines = page.read_text().splitlines()
     blocks = [token for token in MARKDOWN.parse(page.read_text()) if token.map and token.level == 0]
@@ -37,7 +42,7 @@ def test_tables_have_a_header_and_rows_of_one_width(page: Path) -> None:
         assert len({cells(row) for row in lines[part]}) == 1, f"the table in line {part.start + 1}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", EVERY, ids=lambda page: page.name)
 def test_code_is_closed_and_links_lead_somewhere(page: Path) -> None:
     text = page.read_text()
     assert text.count("\n```") % 2 == 0
@@ -106,3 +111,29 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     named = set(NAMED.findall(page.read_text())) - READERS_OWN
     bases = (ROOT, ROOT / "src", ROOT / "src" / "zerosearch")
     assert [each for each in named if not any((base / each).exists() for base in bases)] == []
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    linked = re.findall(r"\]\(([^)#\s]+)", index.read_text())
+    named = {(index.parent / target).resolve() for target in linked if "://" not in target}
+    assert {*EVERY} <= named | {index}
+
+
+def test_a_term_stands_in_the_glossary_once() -> None:
+    rows = re.findall(
+        r"^\| ([^|]+) \| .+ \|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE
+    )
+    terms = [term for row in rows if row not in ("term", "---") for term in row.split(", ")]
+    assert len(terms) > 60
+    assert len({*terms}) == len(terms)
+
+
+def test_the_workflow_calls_what_a_change_must_pass() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text())
+    [job] = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    [python] = [step["with"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={python['python-version']}"

@@ -211,7 +211,7 @@ def test_a_refused_run_says_so_in_its_summary(light: dict[str, str], tmp_path: P
 
 
 @pytest.mark.slow
-def test_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
+def test_invariant_20_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
     light: dict[str, str], tmp_path: Path
 ) -> None:
     said = refused("train", "-m", "simulator=prompted_3b,prompted_7b", env=light, logs=tmp_path)

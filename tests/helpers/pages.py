@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from tests.helpers.configs import CONFIGS, ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMENTED = [*sorted(CONFIGS.rglob("*.yaml")), ROOT / "scripts" / "train.sbatch", ROOT / "Makefile"]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 COMMAND = re.compile(r"([A-Z]+=\S* )?(make [a-z]|(python|pip|torchrun|sbatch|curl|zerosearch) )")

@@ -63,7 +63,7 @@ def test_metrics_match_hand_computed_values(
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_defect_4_empty_normal_forms_match_nothing(metric) -> None:
+def test_defect_04_empty_normal_forms_match_nothing(metric) -> None:
     """The reference: a golden answer that normalises to "" is a substring of everything."""
     assert metric("Oslo", ["The"]) == 0.0
     assert metric("the", ["The"]) == 0.0
@@ -71,12 +71,12 @@ def test_defect_4_empty_normal_forms_match_nothing(metric) -> None:
     assert metric("Oslo", ["The", "Oslo"]) == 1.0
 
 
-def test_defect_4_exact_match_is_not_a_substring_test() -> None:
+def test_defect_04_exact_match_is_not_a_substring_test() -> None:
     assert exact_match("it is Oslo, Norway", ["Oslo"]) == 0.0
     assert exact_match("Oslo", ["Oslo, Norway"]) == 0.0
 
 
-def test_defect_4_f1_is_recorded_as_f1_and_em_as_em() -> None:
+def test_defect_04_f1_is_recorded_as_f1_and_em_as_em() -> None:
     metrics = AnswerMetrics()
     metrics.update("Paris in France", ["Paris"])
     result = metrics.compute()

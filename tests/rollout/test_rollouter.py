@@ -141,7 +141,7 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
 # -- token ids are the truth ----------------------------------------------------------------------
 
 
-async def test_defect_07_what_is_trained_is_bit_for_bit_what_was_sampled() -> None:
+async def test_invariant_01_defect_07_what_is_trained_is_bit_for_bit_what_was_sampled() -> None:
     tokenizer = merging_tokenizer()
     lima, closing = (tokenizer.get_vocab()[token] for token in ("Lima", ">Ċ"))
 
@@ -249,7 +249,7 @@ async def test_defect_03_the_example_of_the_prompt_is_not_the_policys_answer() -
     assert Rubric().score(trajectory).total == 0.0
 
 
-async def test_defect_03_control_tokens_without_a_name_are_harmless_in_documents() -> None:
+async def test_invariant_17_control_tokens_without_a_name_are_harmless_in_documents() -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([AddedToken("<|im_start|>", special=True, normalized=False)])
     control = tokenizer.convert_tokens_to_ids("<|im_start|>")
@@ -482,7 +482,7 @@ def test_an_observation_budget_that_can_show_nothing_is_refused(
 # -- prompts --------------------------------------------------------------------------------------
 
 
-async def test_defect_12_a_base_model_gets_its_bos_once() -> None:
+async def test_invariant_11_defect_12_a_base_model_gets_its_bos_once() -> None:
     tokenizer = make_tokenizer(bos=True)
     generator = ScriptedGenerator(tokenizer, [SEARCH, ANSWER])
     (trajectory,) = await play(generator, ScriptedEngine(["x"]), tokenizer=tokenizer)

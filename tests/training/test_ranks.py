@@ -33,7 +33,9 @@ def assert_same(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
                 assert rank["metrics"][name] == pytest.approx(value, abs=1e-5), name
 
 
-def test_invariant_06_and_09_two_ranks_make_the_step_of_one(ranks: list[dict[str, Any]]) -> None:
+def test_invariant_06_invariant_09_two_ranks_make_the_step_of_one(
+    ranks: list[dict[str, Any]],
+) -> None:
     steps = [rank["one step"] for rank in ranks]
     own = [len(split_micro_batches(step["lengths"], BUDGET)) for step in steps]
     passes = [step["backward_passes"] for step in steps]
