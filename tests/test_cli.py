@@ -115,5 +115,4 @@ def test_every_command_answers_help(name: str, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    wanted = f"usage: zerosearch {name} " if name in WITH_FLAGS else "== Configuration groups =="
-    assert wanted in done.stdout
+    assert done.stdout.startswith(f"usage: zerosearch {name} ")
