@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -116,3 +117,7 @@ def test_every_command_answers_help(name: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: zerosearch {name} ")
+    if name in WITH_FLAGS:
+        module = ROOT / "src" / "zerosearch" / "commands" / f"{name}.py"
+        about = ast.get_docstring(ast.parse(module.read_text()))
+        assert about and f"\n\n{about}\n\n" in done.stdout
