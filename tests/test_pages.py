@@ -62,6 +62,19 @@ def test_every_key_that_a_page_names_stands_in_the_configuration(page: Path) -> 
     assert not added, f"{added}: Hydra asks for a + where the configuration has no such key"
 
 
+FOLDERS = ("configs", "src", "tests", "scripts", "benchmarks", "docs")
+OF_THE_READER = ("configs/local/default.yaml", "configs/search/library.yaml")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text()
+    named = re.findall(rf"(?<![\w/])(?:{'|'.join(FOLDERS)})/[\w/]+\.\w+", text)
+    modules = re.findall(r"`(\w+)(/\w+\.py)", text)
+    named += [f"src/zerosearch/{room}{file}" for room, file in modules if room not in FOLDERS]
+    assert not [name for name in {*named} - {*OF_THE_READER} if not (ROOT / name).exists()]
+
+
 def test_settings_of_a_machine_are_not_in_git() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not in git")
@@ -71,13 +84,13 @@ def test_settings_of_a_machine_are_not_in_git() -> None:
 
 def test_the_tree_of_the_readme_is_the_one_that_is_there() -> None:
     text = (ROOT / "README.md").read_text()
-    tree = text.partition("## The tree\n```\n")[2].partition("\n```")[0]
+    tree = text.partition("## The tree\n")[2].partition("```\n")[2].partition("\n```")[0]
     top = re.findall(r"^(\w+/?)", tree, re.MULTILINE)
     assert not [name for name in top if not (ROOT / name).exists()]
     groups = tree.partition("configs/")[2].partition("src/")[0]
     there = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
     named = {name.split("/")[0] for name in re.findall(r"(\w+(?:/\w+)*)/(?= )", groups)}
-    assert named == there - {"hydra", "local", "paths", "task"}
+    assert named == there - {"hydra", "local", "paths"}
     modules = tree.partition("src/zerosearch/\n")[2].partition("\nscripts/")[0]
     source = ROOT / "src" / "zerosearch"
     for name in re.findall(r"^  (\w+/)|\b(\w+\.py)\b", modules, re.MULTILINE):

@@ -104,7 +104,7 @@ def check_file(name: str) -> None:
 
 def check_extras(words: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = re.findall(r"\.\[([\w,]+)\]", " ".join(words))
+    named = re.findall(r"(?:\.|zerosearch)\[([\w,]+)\]", " ".join(words))
     lacking = {extra for each in named for extra in each.split(",")} - {
         *project["optional-dependencies"]
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zerosearch.command_line import user_configs
 from zerosearch.command_line.arguments import expand_null_groups
 from zerosearch.command_line.error_text import explain
+from zerosearch.command_line.help_text import FLAGS, help_text
 from zerosearch.command_line.keys import Key
 from zerosearch.command_line.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 from zerosearch.core.endings import FULL_ERROR, report_error
@@ -92,6 +94,10 @@ class Command(Generic[T]):
         full_error = os.environ.get(FULL_ERROR)
         try:
             arguments = sys.argv[1:] = self.words(arguments)
+            if not {*FLAGS}.isdisjoint(arguments):
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+                print(help_text(self.name, arguments))
+                return None
             run = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=self.name)
             with _full_error("1"):  # Hydra then raises what is said in other words below
                 return run(self._job(full_error))()

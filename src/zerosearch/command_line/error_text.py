@@ -54,7 +54,7 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
         key, values = found[1], found[2]
         return (
             f"{key}={values}: one value is wanted; give a list as {key}=[{values}], and a run for "
-            "each with -m (make sweep)"
+            "each with -m (zerosearch train -m)"
         )
     if found := _NOT_THERE.search(said):
         name = found[1] or found[2]

@@ -115,8 +115,8 @@ def check_served(simulator: DictConfig, name: str) -> None:
         if OmegaConf.select(simulator._get_root(), f"endpoints.{name}") is not None:
             keys += f" or endpoints.{name}=[URL]"
         raise InputError(
-            f"simulator.endpoints is empty: start a server with `make simulator simulator={name}` "
-            f"and give {keys}, or let the run start it with simulator.launch=true"
+            f"simulator.endpoints is empty: start a server with `zerosearch simulate "
+            f"simulator={name}` and give {keys}, or let the run start it with simulator.launch=true"
         )
     with ThreadPoolExecutor(len(endpoints)) as threads:  # one that never answers holds up no other
         reasons = list(threads.map(_unreachable, endpoints))
@@ -124,8 +124,9 @@ def check_served(simulator: DictConfig, name: str) -> None:
     if failed:
         what = ", ".join(failed)
         raise InputError(
-            f"simulator.endpoints: no simulator answers at {what}: start it with `make simulator "
-            f"simulator={name}` (or `vllm serve {simulator.model}`), or correct the address"
+            f"simulator.endpoints: no simulator answers at {what}: start it with "
+            f"`zerosearch simulate simulator={name}` (or `vllm serve {simulator.model}`), or "
+            "correct the address"
         )
 
 
@@ -137,9 +138,10 @@ def _check_prompt(simulator: DictConfig, name: str) -> None:
     except InputError as error:
         if not simulator.made_by or "is no file" not in str(error):
             raise
+        where = " in a checkout" if simulator.made_by.startswith("make ") else ""
         raise InputError(
             f"simulator={name}: {simulator.prompt_template} is not there, and this simulator only "
-            f"works with it; `{simulator.made_by}` makes it"
+            f"works with it; `{simulator.made_by}` makes it{where}"
         ) from error
 
 

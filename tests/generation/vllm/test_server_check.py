@@ -75,7 +75,7 @@ def test_servers_that_fit(model: PreTrainedModel) -> None:
     [
         (
             lambda s: s.failing.update({"/": CallFailure(B, "no reply", kind="stalled")}),
-            "no reply; start it with `make generator",
+            "no reply; start it with `zerosearch generate",
         ),
         (lambda s: setattr(s, "context", 63), "63 tokens is less than episode.max_context_tokens"),
         (lambda s: s.facts["sizes"].update(vocab_size=9), "with vocab_size=9, the policy has 259"),
@@ -97,5 +97,7 @@ class WordTokenizer:
 def test_nobody_listens(model: PreTrainedModel) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     generator = VLLMServerGenerator(endpoints=[url])
-    with pytest.raises(ValueError, match=rf"{url}: connection failed .*; start it with `make gen"):
+    with pytest.raises(
+        ValueError, match=rf"{url}: connection failed .*; start it with `zerosearch gen"
+    ):
         run(generator.check_policy(GivenPolicy(model, make_tokenizer()), context_tokens=8))
