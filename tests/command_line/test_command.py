@@ -87,7 +87,7 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ),
         ("train", "~loger", "loger: zerosearch train has no such key; did you mean logger?"),
         ("train", "logger={a: 1}", "logger: give one of its choices, or its keys one by one"),
-        ("train", "seed=0,1", "seed=[0,1], and a run for each with -m (make sweep)"),
+        ("train", "seed=0,1", "seed=[0,1], and a run for each with -m"),
         ("train", "algorithm=null", "is not there: choose another algorithm="),
         ("train", "endpoints=[http://h/v1]", "; keys are set as endpoints.KEY=value"),
         ("evaluate", "engines=null", "engines: give one of its choices"),
@@ -156,7 +156,7 @@ NOBODY = "nobody asks the simulator"
     [
         (
             ["simulator=prompted_3b"],
-            "simulator.endpoints is empty: start a server with `make simul",
+            "simulator.endpoints is empty: start a server with `zerosearch simul",
         ),
         (["simulator=prompted_3b"], "endpoints.prompted_3b=[URL]"),
         (["simulator=prompted_3b", "search=scripted"], NOBODY),
@@ -196,7 +196,7 @@ def test_a_simulator_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ):
         said = said_here("train", words, tmp_path)
         assert f"no simulator answers at {url}" in said
-        assert "make simulator simulator=prompted_7b" in said
+        assert "zerosearch simulate simulator=prompted_7b" in said
 
 
 def test_a_refused_run_says_so_in_its_summary(light: dict[str, str], tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_from_the_command_line_with_a_token_and_again_without_a_network(tmp_path
         refused = run_with_hub(url, tmp_path, *command, "folder=other", HF_TOKEN=token)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"GiB in {folder / 'hotpotqa_small'}" in done.stdout
-    use = f"use it with: ZEROSEARCH_DATA={folder} make train experiment=smollm2_135m"
+    use = f"use it with: ZEROSEARCH_DATA={folder} zerosearch train experiment=smollm2_135m"
     assert use in done.stdout
     again = run_with_hub(None, tmp_path, *command)
     assert again.returncode == 0 and "hotpotqa_small: is there" in again.stdout

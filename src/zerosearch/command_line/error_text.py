@@ -52,8 +52,8 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
     if found := _LIST.search(said):
         key, values = found[1], found[2]
         return (
-            f"{key}={values}: one value is wanted; give a list as {key}=[{values}], and a run for "
-            "each with -m (make sweep)"
+            f"{key}={values}: one value is wanted; give a list as {key}=[{values}], and a run "
+            "for each with -m"
         )
     if found := _NOT_THERE.search(said):
         name = found[1] or found[2]

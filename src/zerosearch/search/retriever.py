@@ -130,7 +130,7 @@ class RetrieverSearch:
         else:
             return
         raise InputError(
-            f"{reason}; start a server with `make retriever`, or set search.engine.url and "
+            f"{reason}; start a server with `zerosearch retrieve`, or set search.engine.url and "
             "search.engine.dialect to those of yours"
         )
 

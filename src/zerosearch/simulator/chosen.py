@@ -115,8 +115,9 @@ def check_served(simulator: DictConfig, name: str) -> None:
         if OmegaConf.select(simulator._get_root(), f"endpoints.{name}") is not None:
             keys += f" or endpoints.{name}=[URL]"
         raise InputError(
-            f"simulator.endpoints is empty: start a server with `make simulator simulator={name}` "
-            f"and give {keys}, or let the run start it with simulator.launch=true"
+            "simulator.endpoints is empty: start a server with "
+            f"`zerosearch simulate simulator={name}` and give {keys}, or let the run "
+            "start it with simulator.launch=true"
         )
     with ThreadPoolExecutor(len(endpoints)) as threads:  # one that never answers holds up no other
         reasons = list(threads.map(_unreachable, endpoints))
@@ -124,8 +125,9 @@ def check_served(simulator: DictConfig, name: str) -> None:
     if failed:
         what = ", ".join(failed)
         raise InputError(
-            f"simulator.endpoints: no simulator answers at {what}: start it with `make simulator "
-            f"simulator={name}` (or `vllm serve {simulator.model}`), or correct the address"
+            f"simulator.endpoints: no simulator answers at {what}: start it with "
+            f"`zerosearch simulate simulator={name}` (or `vllm serve {simulator.model}`), or "
+            "correct the address"
         )
 
 

@@ -75,7 +75,7 @@ def test_servers_that_fit(model: PreTrainedModel) -> None:
     [
         (
             lambda s: s.failing.update({"/": CallFailure(B, "no reply", kind="stalled")}),
-            "no reply; start it with `make generator",
+            "no reply; start it with `zerosearch generate",
         ),
         (lambda s: setattr(s, "context", 63), "63 tokens is less than episode.max_context_tokens"),
         (lambda s: s.facts["sizes"].update(vocab_size=9), "with vocab_size=9, the policy has 259"),

@@ -22,7 +22,7 @@ from zerosearch.generation.vllm.adapter import Sampled
 from zerosearch.generation.vllm.weight_link import WeightLink, hosted_store, own_address
 
 QUICK_TIMEOUT_S = 30.0  # of calls that cost the server nothing, asked while it is busy
-START = "start it with `make generator model=...`, which sets the flags it needs"
+START = "start it with `zerosearch generate model=...`, which sets the flags it needs"
 
 
 class VLLMServer:
