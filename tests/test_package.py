@@ -169,9 +169,11 @@ def test_a_run_of_two_processes_starts_its_second(way: str, programs: Path, tmp_
     run(*start, *(["-m", "seed=0,1"] if way == "sweep" else []), *words, folder=tmp_path)
     if way != "sweep":
         run(*start, "resume=latest", "policy_steps=2", folder=tmp_path)
-    ranks = [(tmp_path / f"rank{rank}").read_text().splitlines() for rank in (0, 1)]
-    assert ranks[0] == ranks[1] and len(ranks[0]) == 2, "one line for each start"
-    assert all(line.startswith("2 train ") and words[-1] in line for line in ranks[0][:1])
+    first, second = ((tmp_path / f"rank{rank}").read_text().splitlines() for rank in (0, 1))
+    assert len(first) == len(second) == 2, "a line for each start"
+    assert first[0].startswith("2 train ") and words[-1] in first[0]
+    for ours, theirs in zip(first, second, strict=True):  # Lightning adds the folder
+        assert theirs.startswith(ours) and "hydra.run.dir=" in theirs
     runs = [path.parent for path in tmp_path.glob("logs/train/*runs/**/summary.json")]
     assert len(runs) == (2 if way == "sweep" else 1)
     assert all(read_summary(path)["status"] == "completed" for path in runs)
