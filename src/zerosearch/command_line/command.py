@@ -108,6 +108,8 @@ class Command(Generic[T]):
             if full_error == "1":
                 raise
             print(self.explain(error, arguments), file=sys.stderr)
+            if (folder := user_configs.own_folder()) is not None:  # may be of another project
+                print(user_configs.taken_from(folder), file=sys.stderr)
             raise SystemExit(self.error_code) from error
 
     def explain(self, error: Exception, arguments: Sequence[str]) -> str:
