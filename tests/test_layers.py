@@ -237,7 +237,7 @@ def test_files_and_functions_are_short() -> None:
             "zerosearch.data.sources",
         ),
         ("from zerosearch.types import Question", "zerosearch"),
-        ('WORKER = "zerosearch.training.module.X"', "zerosearch.generation.vllm.engine"),
+        ('WORKER = "zerosearch.training.module.X"', "zerosearch.generation.vllm.generator"),
         ("from zerosearch.types import Question", "zerosearch.core.runs"),
     ],
 )

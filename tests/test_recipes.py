@@ -51,7 +51,7 @@ terms:
 import json
 from pathlib import Path
 
-from zerosearch.callbacks.records import RecordCallback
+from zerosearch.callbacks.record_callback import RecordCallback
 
 class Advantages(RecordCallback):
     def __init__(self, path: str) -> None:
