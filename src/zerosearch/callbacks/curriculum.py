@@ -18,7 +18,7 @@ from zerosearch.core.ranges import Positive, Share
 
 log = logging.getLogger(__name__)
 
-Shape = Literal["exponential", "linear", "constant", "reversed"]
+CurriculumShape = Literal["exponential", "linear", "constant", "reversed"]
 
 
 def noise_probability(
@@ -72,11 +72,11 @@ class NoiseCurriculum(Callback):
     """
 
     def __init__(
-        self, start: Share, end: Share, base: Positive = 4.0, shape: Shape = "exponential"
+        self, start: Share, end: Share, base: Positive = 4.0, shape: CurriculumShape = "exponential"
     ) -> None:
         _check_settings(start, end, base)
-        if shape not in get_args(Shape):
-            raise InputError(f"shape={shape!r} is none of {', '.join(get_args(Shape))}")
+        if shape not in get_args(CurriculumShape):
+            raise InputError(f"shape={shape!r} is none of {', '.join(get_args(CurriculumShape))}")
         self.start, self.end, self.base = float(start), float(end), float(base)
         self.shape = shape
         self._total_steps: int | None = None
