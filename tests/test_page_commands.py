@@ -52,7 +52,7 @@ OWN_FILES = (
 )
 # What a command may lack where all files and servers are there.
 NOT_HERE = re.compile(
-    r"simulator\.endpoints is empty: start a server with `make simulator simulator="
+    r"simulator\.endpoints is empty: start a server with `zerosearch simulate simulator="
     r"|trainer\.accelerator=gpu, but no CUDA GPU is visible here"
     r"|search\.engine\.model=intfloat/e5-base-v2 "
 )

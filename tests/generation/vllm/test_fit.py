@@ -97,5 +97,7 @@ class WordTokenizer:
 def test_nobody_listens(model: PreTrainedModel) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     generator = VLLMServerGenerator(endpoints=[url])
-    with pytest.raises(ValueError, match=rf"{url}: connection failed .*; start it with `make gen"):
+    with pytest.raises(
+        ValueError, match=rf"{url}: connection failed .*; start it with `zerosearch gen"
+    ):
         run(generator.check_policy(GivenPolicy(model, make_tokenizer()), context_tokens=8))

@@ -154,7 +154,9 @@ def test_settings_out_of_range(settings: dict, says: str) -> None:
     ],
 )
 def test_a_reply_without_what_training_needs(choice: dict) -> None:
-    with pytest.raises(ValueError, match=r"finish reason (stop|abort); start it with `make gen"):
+    with pytest.raises(
+        ValueError, match=r"finish reason (stop|abort); start it with `zerosearch gen"
+    ):
         sampled_of(REPLY | {"choices": [choice]}, 1)
 
 
