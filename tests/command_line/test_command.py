@@ -210,6 +210,16 @@ def test_a_refused_run_says_so_in_its_summary(light: dict[str, str], tmp_path: P
     assert json.loads((run / "summary.json").read_text()) == {"status": "completed"}, "it still is"
 
 
+@pytest.mark.parametrize("flags", [[], ["-m"]], ids=["run", "sweep"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(
+    flags: list[str], light: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()  # as in a working directory that cannot be written
+    said = refused("train", *flags, env=light, logs=tmp_path / "file")
+    assert said.startswith(f"{tmp_path / 'file'}")
+    assert said.endswith("): give another folder with paths.log_dir=FOLDER\n")
+
+
 @pytest.mark.slow
 def test_invariant_20_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
     light: dict[str, str], tmp_path: Path
