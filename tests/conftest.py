@@ -42,9 +42,18 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of xdist take files in the order below: its own ends with the few longest tests."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU checks come first; without vLLM its tests are skipped, and say why."""
-    items.sort(key=lambda item: item.path.parent.name != "gpu")  # stable: else as collected
+    """GPU checks come first, then files with vLLM's tests, the longest.
+
+    Without vLLM those are skipped, and say why.
+    """
+    with_vllm = {item.path for item in items if item.get_closest_marker("vllm")}
+    items.sort(key=lambda item: (item.path.parent.name != "gpu", item.path not in with_vllm))
     if find_spec("vllm"):
         return
     for item in items:
