@@ -48,6 +48,7 @@ RUN_HERE = {TRAIN, AGAIN, SWEEP, EVALUATE, OWN_QUESTIONS, ASK, SERVE, SHOW, MEMO
 ELSEWHERE = {
     "make test": "this is a test",
     "make test-gpu": "needs a GPU",
+    "make test-package": "tests/test_package.py",
     "zerosearch COMMAND": "tests/test_cli.py",
     "python -m zerosearch COMMAND": "the same",
     "zerosearch --help": "the same",

@@ -288,7 +288,7 @@ def test_help_loads_nothing_heavy() -> None:
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "hydra" in loaded
     assert not loaded & {"torch", "lightning", "transformers", "datasets", "numpy"}
-    assert "experiment: any_model, " in done.stdout and "zerosearch_7b" in done.stdout
+    assert "experiment=quickstart " in done.stdout and "zerosearch_7b" in done.stdout
 
 
 def test_a_run_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
