@@ -19,14 +19,14 @@ COMMANDS: dict[str, dict[str, str]] = {  # what each does, in groups
         "train": "train a policy: experiment=NAME",
         "plan": "what memory and time a run needs: experiment=NAME",
         "data": "fetch public data: name=nq_hotpotqa",
-        "export": "make a checkpoint a model folder",
-        "init": "begin a project of one's own: FOLDER",
+        "export": "turn a checkpoint into a model folder",
+        "init": "begin a project of your own: FOLDER",
     },
     "use": {
         "ask": "ask a policy: QUESTION checkpoint=RUN",
-        "evaluate": "fill a table: checkpoint=RUN benchmark=all",
-        "compare": "test the difference of two methods",
-        "merge": "make one table of several evaluations",
+        "evaluate": "a policy on benchmarks: checkpoint=RUN benchmark=all",
+        "compare": "two evaluations, question by question: RUN RUN",
+        "merge": "several evaluations into one table: RUN RUN",
     },
     "serve": {
         "serve": "a policy that searches: checkpoint=RUN",
@@ -36,10 +36,10 @@ COMMANDS: dict[str, dict[str, str]] = {  # what each does, in groups
     },
     "make a simulator": {
         "collect": "record searches of an agent",
-        "judge": "make tuning rows of recorded searches",
-        "tune": "tune a language model on them: experiment=simulator_sft_7b",
-        "fidelity": "measure a simulator: simulator=NAME",
-        "template": "find the prompt of a data set",
+        "judge": "the searches, and make tuning rows of them",
+        "tune": "a language model on these rows: experiment=simulator_sft_7b",
+        "fidelity": "measure how well a simulator plays: simulator=NAME",
+        "template": "derive a simulator's prompt from its tuning data",
     },
 }
 NAMES = [name for group in COMMANDS.values() for name in group]

@@ -91,8 +91,11 @@ def _keys(text: str, cfg: DictConfig) -> Iterator[str]:
         if "${" in found[3] or parent == "hydra":
             continue
         value = OmegaConf.select(cfg, key, default="???")
-        if not OmegaConf.is_dict(value) or not value:
-            yield _line(key, value, found[4] or "")
+        remark = found[4] or ""
+        if value == "???":
+            yield _line(key, "VALUE", f"required: {remark}")
+        elif not OmegaConf.is_dict(value) or not value:
+            yield _line(key, value, remark)
 
 
 def _line(key: str, value: Any, remark: str) -> str:
