@@ -37,7 +37,7 @@ class Probed:
 
     @property
     def chooses_quality(self) -> bool:
-        """Whether the engine takes wishes as to quality: a simulator."""
+        """Whether the engine can be asked for a quality: a simulator."""
         return any(each.result and each.result.noisy is not None for each in self.asked)
 
     def metrics(self) -> dict[str, float]:
@@ -148,7 +148,7 @@ async def probe(
             qualities=[quality],
         )
         if not any(each.result and each.result.noisy is not None for each in asked):
-            break  # an engine that takes no wishes, or one that fails
+            break  # an engine that cannot be asked for a quality, or one that fails
     return Probed(asked=asked, whose=whose)
 
 
@@ -172,7 +172,7 @@ async def warn_where_unknown(
         timeout_s: of each search.
 
     Returns:
-        What was found; None of an engine that takes no wishes: it finds what it finds.
+        What was found; None of an engine that cannot be asked for useful documents.
     """
     ask = partial(
         probe, engine, whose=whose, top_k=top_k, timeout_s=timeout_s, qualities=["useful"]
