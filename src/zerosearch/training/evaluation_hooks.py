@@ -97,8 +97,7 @@ class EvaluatingModule(TrainedModule):
             self.costs.add_evaluation(trajectories)
             named = {f"{self.phase}/{name}/{key}": value for key, value in metrics.items()}
             every |= named
-            if self.global_rank == 0:
-                log.info("%s with %s: %s", _PHASES[self.phase], name, line(metrics))
+            log.info("%s with %s: %s", _PHASES[self.phase], name, line(metrics))
             self.evaluation_records.append(
                 self.record(
                     named,

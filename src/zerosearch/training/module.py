@@ -209,8 +209,7 @@ class SearchPolicyModule(EvaluatingModule):
         )
         self.train_metrics = metrics
         self.policy_step += 1
-        if self.global_rank == 0:
-            log.info("policy step %d of %d: %s", self.policy_step, self.policy_steps, line(metrics))
+        log.info("policy step %d of %d: %s", self.policy_step, self.policy_steps, line(metrics))
 
     def _find_outage(self, trajectories: Sequence[Trajectory]) -> SearchOutage | None:
         return find_outage(trajectories, self.max_failed_share, whose="this step", remedy=RESUME)
