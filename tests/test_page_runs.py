@@ -68,7 +68,8 @@ ELSEWHERE = {
     "zerosearch data name=hotpotqa_small": "tests/commands/test_data.py has a stand-in of the hub",
     "zerosearch data name=benchmarks": "the same",
     "zerosearch data name=nq_hotpotqa": "the same",
-    "zerosearch evaluate checkpoint=RUN benchmark=all methods=all search=retriever": "needs data",
+    "zerosearch evaluate checkpoint=RUN benchmark=all methods=all model=qwen2_5_7b "
+    "search=retriever": "needs data",
     "zerosearch train experiment=smollm2_135m": "tests/test_public_data.py",
     "zerosearch train experiment=any_model model=hf model.path=Qwen/Qwen2.5-0.5B": "needs the hub",
     "zerosearch train experiment=one_gpu_24gb model=qwen3_0_6b": "needs a GPU",
