@@ -80,7 +80,7 @@ tune: $(STAMP) ## Tune a simulator: experiment=NAME data.files.train=ROWS.jsonl
 plan: $(STAMP) ## Memory and time of a run, before anything is loaded: experiment=NAME trainer.devices=8 card=h100
 	@$(PYTHON) -m zerosearch plan $(OVERRIDES)
 
-evaluate: $(STAMP) ## Fill a table: checkpoint=RUN benchmark=all methods=all search=retriever
+evaluate: $(STAMP) ## Fill a table: checkpoint=RUN benchmark=all methods=all model=qwen2_5_7b search=retriever
 	$(PYTHON) -m zerosearch evaluate $(OVERRIDES)
 
 unexport question

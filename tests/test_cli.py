@@ -58,7 +58,7 @@ def test_a_wrong_flag_is_told_the_name_of_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    monkeypatch.setattr(sys, "argv", ["zerosearch", "train", "--foo"])
+    monkeypatch.setattr(sys, "argv", ["zerosearch", "train", "--cfg", "all of it"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     with pytest.raises(SystemExit) as ended:
         main()

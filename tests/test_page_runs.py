@@ -68,7 +68,8 @@ ELSEWHERE = {
     "zerosearch data name=hotpotqa_small": "tests/commands/test_data.py has a stand-in of the hub",
     "zerosearch data name=benchmarks": "the same",
     "zerosearch data name=nq_hotpotqa": "the same",
-    "zerosearch evaluate checkpoint=RUN benchmark=all methods=all search=retriever": "needs data",
+    "zerosearch evaluate checkpoint=RUN benchmark=all methods=all model=qwen2_5_7b "
+    "search=retriever": "needs data",
     "zerosearch train experiment=smollm2_135m": "tests/test_public_data.py",
     "zerosearch train experiment=any_model model=hf model.path=Qwen/Qwen2.5-0.5B": "needs the hub",
     "zerosearch train experiment=one_gpu_24gb model=qwen3_0_6b": "needs a GPU",
@@ -165,8 +166,14 @@ def test_a_policy_is_trained_resumed_evaluated_asked_and_served(words: Words, fo
     latest = folder / "logs" / "train" / "latest"
     run(folder, words[TRAIN], SMALL)
     first = latest.resolve()
+    told = (latest / "train.log").read_text()
+    assert "policy step 1 of 1: reward 0." in told and "validation with bm25: F1 0." in told
     assert {"summary.json", "metrics.csv", "transcripts", "policy"} <= set(os.listdir(latest))
     assert facts(latest)["status"] == "completed" and "test/f1" in facts(latest)
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    logged = (latest / "metrics.csv").read_text().splitlines()[0].split(",")[1:]
+    of_steps = [name for name in logged if not name.startswith("val/")]
+    assert of_steps and [name for name in of_steps if f"`{name}`" not in page] == []
 
     run(folder, words[AGAIN], ["policy_steps=2"])
     assert latest.resolve() == first and facts(latest)["status"] == "completed"

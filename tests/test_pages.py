@@ -8,12 +8,15 @@ import subprocess
 import tomllib
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from tests.helpers.configs import ROOT
 from tests.helpers.pages import MARKDOWN, PAGES
+from zerosearch.training.metrics import _FAILURES
+from zerosearch.types import StopReason
 
 EVERY = [*PAGES, ROOT / "CHANGELOG.md"]  # whose commands are those of the past, too
 
@@ -119,6 +122,16 @@ def test_the_index_leads_to_every_page() -> None:
     linked = re.findall(r"\]\(([^)#\s]+)", index.read_text())
     named = {(index.parent / target).resolve() for target in linked if "://" not in target}
     assert {*EVERY} <= named | {index}
+
+
+def test_the_page_of_metrics_has_each_that_training_logs() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    code = "".join(path.read_text() for path in (ROOT / "src/zerosearch/training").glob("*.py"))
+    kinds = "advantage|cost|critic|curriculum|loss|memory|optimizer|ratio|reward|rollout|sampling"
+    logged = re.findall(rf'"((?:{kinds}|search|time)/[a-z]\w*)"', code)
+    stops = [f"stop/{name}" for name in get_args(StopReason) if name not in _FAILURES]
+    assert len({*logged}) > 40
+    assert [name for name in (*logged, *stops) if f"`{name}`" not in page] == []
 
 
 def test_a_term_stands_in_the_glossary_once() -> None:

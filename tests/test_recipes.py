@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,27 +14,12 @@ import pytest
 from tests.helpers.configs import ROOT
 from tests.helpers.runs import small_run
 
+PAGE = (ROOT / "docs" / "algorithms.md").read_text()
+[ALGORITHM] = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+[CHOICE] = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
 FILES = {
-    "my_algorithm.py": """
-from torch import Tensor, zeros_like
-
-def best_of_group(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None = None) -> Tensor:
-    advantages_B = zeros_like(rewards_B)
-    for group in group_B.unique():
-        own_B = (group_B == group) & (True if valid_B is None else valid_B)
-        if own_B.any():
-            advantages_B[own_B] = (rewards_B[own_B] == rewards_B[own_B].max()).float() - 0.5
-    return advantages_B
-""",
-    "configs/algorithm/best.yaml": """
-defaults:
-  - base
-  - loss: ppo_clip
-  - _self_
-advantage:
-  _target_: my_algorithm.best_of_group
-  _partial_: true
-""",
+    "my_algorithm.py": ALGORITHM,
+    "configs/algorithm/best.yaml": CHOICE,
     "my_reward.py": """
 def searches(trajectory):
     return float(sum(turn.action == "search" for turn in trajectory.turns))

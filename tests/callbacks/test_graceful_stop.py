@@ -116,7 +116,9 @@ def test_message_says_what_happens(tmp_path, caplog):
         "SIGTERM received: training stops with a checkpoint when policy step 4 of 6"
     )
     assert "A second signal stops at once" in first
-    assert last == "Training stopped by SIGTERM after policy step 4 of 6"
+    assert last == (
+        "Training stopped by SIGTERM after policy step 4 of 6; resume=latest goes on from there"
+    )
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path):

@@ -31,14 +31,14 @@ def test_a_good_simulator_is_asked_once_and_changes_nothing(
         settings = asking_run(tmp_path, server.url, *short, "simulator.usd_per_million_tokens=10")
         unchecked = run_here(tmp_path / "unchecked", *settings, "simulator_check=off")
         without = len(server.received)
-        assert "in useful" not in caplog.text
+        assert "useful documents hold" not in caplog.text
         checked = run_here(tmp_path / "checked", *settings)
         asked = len(server.received) - 2 * without
         again = run_here(tmp_path / "checked", *settings, "policy_steps=4")
         resumed = server.received[2 * without + asked :]
     # Of 12 training and 5 held-out questions those of one hop are asked: the former for useful and
     # for noisy documents, the latter for useful ones.
-    assert "simulator: answer in useful 1.00, in noisy 0.00 (6 training questions)" in caplog.text
+    assert "in 100% of the searches, noisy ones in 0% (6 training questions)" in caplog.text
     assert asked == ASKED
     expected = {"questions": 6, "failed": 0, "answer_in_useful": 1, "answer_in_noisy": 0}
     assert {name: checked[f"simulator_check/{name}"] for name in expected} == expected
@@ -144,7 +144,7 @@ def test_an_engine_that_takes_no_wishes_only_has_to_answer(
     caplog.set_level("INFO")
     settings = [item for item in small_run(tmp_path) if item != "simulator_check=off"]
     found = run_here(tmp_path / "run", *settings, "search=bm25", "policy_steps=1", "test=false")
-    assert "search engine: answer in documents 0.00 (6 training questions)" in caplog.text
+    assert "hold a golden answer in 0% of the searches (6 training questions)" in caplog.text
     assert "is its corpus about these questions?" in caplog.text
     assert found["simulator_check/answer_in_documents"] == 0 and found["status"] == "completed"
 

@@ -78,6 +78,15 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "experiment=quikstart", "did you mean experiment=quickstart?"),
         ("train", "model=gpt", "model=gpt: there is no model/gpt; model has"),
         ("train", "search.engine.splits=null", "did you mean simulator.engine.splits"),
+        (
+            "train",
+            "model=a/b",
+            "model=a/b: there is no model/a/b; did you mean model=hf model.path",
+        ),
+        ("train", "reward=f1", "reward: zerosearch train has no such key; did you mean rubric?"),
+        ("train", "--seed=1", "--seed=1: there is no such flag; keys are given as seed=1"),
+        ("train", "--seed", "--seed: there is no such flag; keys are given as seed=VALUE"),
+        ("data", "folder=here", "name is not set: choose one of nq_hotpotqa"),
         ("train", "tags=[a", "tags=[a: no viable alternative"),
         ("train", "policy_steps", "policy_steps: overrides have the form key=value"),
         (

@@ -39,7 +39,7 @@ def line_of(key: str, text: str) -> str:
 
 
 def test_groups_are_those_of_the_command_with_the_choice_taken(shown: str) -> None:
-    assert line_of("search", shown).startswith("search=none or bm25, cached, dense, mine,")
+    assert line_of("search", shown).startswith("search=none or bm25, dense, mine,")
     assert line_of("methods", shown).startswith("methods=[policy] or all, baselines,")
     assert "\n  algorithm=" not in shown and "\n  hydra" not in shown and "@" not in shown
     experiments = line_of("experiment", help_text("tune", []))

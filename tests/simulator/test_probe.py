@@ -59,7 +59,8 @@ async def test_the_scripted_simulator_knows_its_world_and_nothing_else() -> None
     engine = ScriptedSimulator(load_facts(), splits=["train"])
     known = await probed_of(engine, list(GeographySource().load()))
     assert known.sentence() == (
-        "simulator: answer in useful 1.00, in noisy 0.00 (32 training questions)"
+        "simulator: useful documents hold a golden answer in 100% of the searches, "
+        "noisy ones in 0% (32 training questions)"
     )
     assert known.warnings(BOUNDS, "simulator_check") == []
     for foreign in (make_questions(40), list(GeographySource(split="test").load())):
@@ -93,7 +94,10 @@ async def test_an_engine_that_takes_no_wishes_is_asked_once() -> None:
     engine = ScriptedEngine(lambda request: ["red" if request.question.endswith("1") else "no"])
     probed = await probed_of(engine, make_questions(4))
     assert len(engine.requests) == 4 and not probed.chooses_quality
-    assert probed.sentence() == "search engine: answer in documents 0.25 (4 training questions)"
+    assert probed.sentence() == (
+        "search engine: documents hold a golden answer in 25% of the searches "
+        "(4 training questions)"
+    )
     assert probed.warnings(BOUNDS, "simulator_check") == [], "it finds what it finds"
 
 

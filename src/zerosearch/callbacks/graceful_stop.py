@@ -86,7 +86,8 @@ class GracefulStop(StoppingCallback):
         # a signal that came after the last step must not get lost
         if self.wants_to_stop(trainer, pl_module) and trainer.is_global_zero:
             log.warning(
-                "Training stopped by %s after policy step %d of %d",
+                "Training stopped by %s after policy step %d of %d; resume=latest goes on from "
+                "there",
                 self.signal_name,
                 pl_module.policy_step,
                 pl_module.policy_steps,

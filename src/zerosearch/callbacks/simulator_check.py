@@ -31,8 +31,8 @@ class SimulatorCheck(Callback):
     It asks on rank 0, once in the life of a run: before the first evaluation or, where there is
     none, before the first step, and before any weights are loaded; a run that goes on from a
     checkpoint asks nobody. What it found is in the module's `start_metrics` under
-    `simulator_check/`, and its price among the costs of the run. An engine that takes no wishes
-    as to quality (BM25, the web) is asked once per question and only has to answer.
+    `simulator_check/`, and its price among the costs of the run. An engine that cannot be
+    asked for a quality (BM25, the web) is asked once per question and only has to answer.
 
     Args:
         questions: number of training questions; 0 asks nobody.

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import yaml
+from hydra._internal.utils import get_args_parser
 
 from zerosearch.command_line.user_configs import find
 from zerosearch.core.errors import InputError
@@ -126,6 +127,16 @@ def expand_null_groups(arguments: list[str]) -> list[str]:
 def _is_group(name: str) -> bool:
     found = find(name)
     return found is not None and found.is_dir()
+
+
+def refuse_dashes(arguments: list[str]) -> None:
+    """Raise an InputError where a key is given as other programs take their options."""
+    known = [option for option in get_args_parser()._option_string_actions if "--" in option]
+    for word in arguments:
+        name, sign, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and not any(each.startswith(f"--{name}") for each in known):
+            meant = f"{name}{sign or '='}{value or 'VALUE'}"
+            raise InputError(f"{word}: there is no such flag; keys are given as {meant}")
 
 
 def override_key(override: str) -> str:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zerosearch.command_line import user_configs
-from zerosearch.command_line.arguments import expand_null_groups
+from zerosearch.command_line.arguments import expand_null_groups, refuse_dashes
 from zerosearch.command_line.error_text import explain
 from zerosearch.command_line.help_text import FLAGS, help_text
 from zerosearch.command_line.keys import Key
@@ -70,6 +70,7 @@ class Command(Generic[T]):
         """The words of a command line as Hydra takes them; an InputError where one is wrong."""
         for step in self.expand:
             arguments = step(arguments)
+        refuse_dashes(arguments)
         # flags first: Hydra's parser wants all overrides in one piece
         return sorted(expand_null_groups(arguments), key=_is_override)
 

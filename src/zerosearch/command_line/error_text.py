@@ -28,6 +28,13 @@ _ADDED = re.compile(
     r"Could not append to config\. An item is already at '([^']+)'"
     r"|Multiple values for (\S+)\. To override"
 )
+# what keys are called elsewhere
+_ELSEWHERE = {
+    "batch_size": "questions_per_step",
+    "learning_rate": "optimizer.lr",
+    "max_steps": "policy_steps",
+    "reward": "rubric",
+}
 _LIST = re.compile(r"Ambiguous value for argument '([^'=]+)=([^']*)'")
 
 
@@ -64,8 +71,10 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
         known = _known_keys(command, arguments, name)
         if name in known and "." not in name:
             return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
-        near = nearest(name, known)
-        remedy = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
+        same = _ELSEWHERE.get(name)
+        near = [same] if same in known else nearest(name, known)
+        every = "`--cfg job` shows all keys, `--help` the usual ones"
+        remedy = f"did you mean {' or '.join(near)}?" if near else every
         return f"{name}: zerosearch {command} has no such key; {remedy}"
     if isinstance(error.__cause__, OmegaConfBaseException):
         error = error.__cause__
@@ -85,13 +94,16 @@ def _unknown_choice(error: MissingConfigException) -> str:
     group = file.rpartition("/")[0]
     if said := explain_word(f"{group}={file.removeprefix(f'{group}/')}"):
         return said
-    if not options:  # no such group: a name may hold slashes, as a URL does
+    is_ours = not group.startswith("hydra/")  # Hydra has groups of its own
+    if not options or (is_ours and find(group) is None):  # a name may hold slashes, as a URL does
         known = (each.as_posix() for each in Path(file).parents if find(str(each)))
         group = next(known, ".")
     if group in ("", "."):
         return str(error).partition("\n")[0]
     name = file.removeprefix(f"{group}/")
     near = difflib.get_close_matches(name, options, n=1)
+    if group == "model" and "/" in name:
+        near = [f"hf model.path={name}"]
     hint = f"did you mean {group}={near[0]}? " if near else ""
     has = f"{group} has {', '.join(options)}" if options else f"keys are set as {group}.KEY=value"
     return f"{group}={name}: there is no {group}/{name}; {hint}{has}"

@@ -23,6 +23,7 @@ from zerosearch.core.runs import CONFIGS
 
 FLAGS = ("-h", "--help")
 _OF_ITSELF = ("hydra", "local", "paths", "planned")  # groups that nobody chooses from
+_EXTENDED = ("base", "cached", "paper_base")  # choices that others are made of
 _FIXED = ("task_name", "_target_", "_partial_", "_convert_")  # keys that nobody sets
 _LINE = re.compile(r"( {2})?(\w+):([^#]*)(?:# (.*))?")  # indent, key, value, remark
 _LEFT, _WIDTH = 36, 110  # columns
@@ -76,7 +77,7 @@ def _groups(name: str, text: str, cfg: DictConfig) -> Iterator[str]:
         options = GlobalHydra.instance().config_loader().get_group_options(group)
         if group == "experiment" and name != "plan":
             options = [each for each in options if command_of(each) == name]
-        if others := [each for each in options if each != choice]:
+        if others := [each for each in options if each != choice and each not in _EXTENDED]:
             yield _line(group, choice, f"or {', '.join(others)}")
 
 
@@ -91,8 +92,11 @@ def _keys(text: str, cfg: DictConfig) -> Iterator[str]:
         if "${" in found[3] or parent == "hydra":
             continue
         value = OmegaConf.select(cfg, key, default="???")
-        if not OmegaConf.is_dict(value) or not value:
-            yield _line(key, value, found[4] or "")
+        remark = found[4] or ""
+        if value == "???":
+            yield _line(key, "VALUE", f"required: {remark}")
+        elif not OmegaConf.is_dict(value) or not value:
+            yield _line(key, value, remark)
 
 
 def _line(key: str, value: Any, remark: str) -> str:

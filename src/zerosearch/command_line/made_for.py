@@ -207,7 +207,7 @@ def _check_engines(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
     if wrong:
         engines = " and ".join(f"{group}={chosen.get(group)}" for group in wrong)
         raise InputError(
-            f"{engines}: the embedded places are all that is known there, and "
+            f"{engines}: only the embedded places are known there, and "
             f"data={chosen.get('data')} asks other questions; set "
             f"{', and '.join(remedies[group] for group in wrong)}; made_for=null takes it as it is"
         )

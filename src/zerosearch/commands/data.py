@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 
 def check_name(cfg: DictConfig) -> None:
     """Raise an InputError where `cfg.name` is none of the sets."""
-    if cfg.get("name") not in cfg.sets:
-        raise InputError(f"name={cfg.get('name')}: choose one of {', '.join(cfg.sets)}")
+    if (name := cfg.get("name")) not in cfg.sets:
+        given = "name is not set" if name is None else f"name={name}"
+        raise InputError(f"{given}: choose one of {', '.join(cfg.sets)}")
 
 
 def fetch(cfg: DictConfig) -> None:

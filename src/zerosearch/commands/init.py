@@ -1,4 +1,4 @@
-"""Begin a project of one's own: `zerosearch init FOLDER`.
+"""Begin a project of your own: `zerosearch init FOLDER`.
 
 Written are an experiment, a search engine, a reward, and a test that trains with them.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zerosearch.command_line.flags import flag_parser
 from zerosearch.core.errors import InputError
+from zerosearch.core.runs import CHECKOUT
 
 STARTER = Path(__file__).parents[1] / "starter"
 
@@ -48,4 +49,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     print(*(folder / file for file in files), sep="\n")
-    print(f"In {folder}: `zerosearch train experiment=mine` trains, `python -m pytest` tests it")
+    logs = (folder if CHECKOUT is None else CHECKOUT) / "logs"
+    print(
+        f"In {folder}: `zerosearch train experiment=mine` trains, `python -m pytest` tests it; "
+        f"runs go to {logs} (paths.log_dir=FOLDER: elsewhere)"
+    )

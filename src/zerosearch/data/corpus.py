@@ -145,7 +145,10 @@ def _parse_row(line: bytes) -> Passage:
         raise InputError(f"row is a {type(row).__name__}; write an object with 'id' and 'contents'")
     for name in ("id", "contents"):
         if name not in row:
-            raise InputError(f"field '{name}' is missing; the row has {sorted(row)}")
+            raise InputError(
+                f"field '{name}' is missing; the row has {sorted(row)}, and a passage is "
+                r'{"id": "0", "contents": "\"Title\"\ntext"}'
+            )
     identity, contents = row["id"], row["contents"]
     if isinstance(identity, bool) or not isinstance(identity, str | int):
         raise InputError(f"field 'id' is {identity!r}; it must be a string or a whole number")

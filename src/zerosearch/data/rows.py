@@ -125,7 +125,8 @@ def _question_text(row: Mapping[str, Any], columns: Columns, location: str) -> s
     if text is None:
         raise InputError(
             f"{location}: no question: fields '{columns.question}' and '{columns.prompt}' are both "
-            f"missing among {sorted(row)}; name the column with columns.question=..."
+            f"missing among {sorted(row)}; rename the column, or name it with the source's own "
+            "columns.question= (docs/data.md)"
         )
     if not text.strip():
         raise InputError(
@@ -159,7 +160,8 @@ def _golden_answers(row: Mapping[str, Any], columns: Columns, location: str) -> 
         raise InputError(
             f"{location}: no golden answers: fields '{columns.golden_answers}', "
             f"'{columns.reward_model}.ground_truth' and '{columns.answer}' are all missing among "
-            f"{sorted(row)}; name the column with columns.golden_answers=... or columns.answer=..."
+            f"{sorted(row)}; rename the column, or name it with the source's own "
+            "columns.golden_answers= or columns.answer= (docs/data.md)"
         )
     answers = tuple(text.strip() for text in _strings(value, field, location) if text.strip())
     if not answers:

@@ -180,8 +180,8 @@ class SimulatedSearch:
             raise SearchError(
                 tally.tried[-1],
                 f"no reply holds a line 'Doc 1: ...' ({what}; replies: "
-                f"{self.max_reply_retries + 1}), the last begins {begins!r}; give "
-                "simulator.prompt_template or simulator.model the means to write documents",
+                f"{self.max_reply_retries + 1}), the last begins {begins!r}; "
+                "choose another simulator.model, or the simulator.prompt_template it was tuned on",
             )
         return best
 

@@ -37,7 +37,7 @@ class Probed:
 
     @property
     def chooses_quality(self) -> bool:
-        """Whether the engine takes wishes as to quality: a simulator."""
+        """Whether the engine can be asked for a quality: a simulator."""
         return any(each.result and each.result.noisy is not None for each in self.asked)
 
     def metrics(self) -> dict[str, float]:
@@ -64,13 +64,16 @@ class Probed:
         """The metrics in one line."""
         found = self.metrics()
         names = {
-            "answer_in_useful": "answer in useful",
-            "answer_in_noisy": "in noisy",
-            "answer_in_documents": "answer in documents",
+            "answer_in_useful": "useful documents",
+            "answer_in_noisy": "noisy ones",
+            "answer_in_documents": "documents",
         }
-        parts = [f"{words} {found[name]:.2f}" for name, words in names.items() if name in found]
+        shares = {whose: found[name] for name, whose in names.items() if name in found}
+        parts = [f"{whose} in {share:.0%}" for whose, share in shares.items()]
+        if parts:
+            parts[0] = f"{parts[0].replace(' in ', ' hold a golden answer in ')} of the searches"
         if found["failed"]:
-            parts.append(f"failed {found['failed']:.2f}")
+            parts.append(f"{found['failed']:.0%} of the searches failed")
         who = "simulator" if self.chooses_quality else "search engine"
         said = ", ".join(parts) or "no golden answer that can be looked for"
         return f"{who}: {said} ({found['questions']:.0f} {self.whose} questions)"
@@ -145,7 +148,7 @@ async def probe(
             qualities=[quality],
         )
         if not any(each.result and each.result.noisy is not None for each in asked):
-            break  # an engine that takes no wishes, or one that fails
+            break  # an engine that cannot be asked for a quality, or one that fails
     return Probed(asked=asked, whose=whose)
 
 
@@ -169,7 +172,7 @@ async def warn_where_unknown(
         timeout_s: of each search.
 
     Returns:
-        What was found; None of an engine that takes no wishes: it finds what it finds.
+        What was found; None of an engine that cannot be asked for useful documents.
     """
     ask = partial(
         probe, engine, whose=whose, top_k=top_k, timeout_s=timeout_s, qualities=["useful"]
@@ -180,7 +183,7 @@ async def warn_where_unknown(
         return None
     rest = await ask(pairs[1:])
     probed = Probed(asked=[*first.asked, *rest.asked], whose=whose)
-    log.info("%s: %s", label, probed.sentence())
+    log.info("evaluation with %s: %s", label, probed.sentence())
     if probed.metrics().get("answer_in_useful", 1.0) < LEAST_ANSWERS:
         log.warning(
             "The engine %s knows little of these questions, and the figures will say more of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,12 @@ from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.base_module import TrainedModule
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
 from zerosearch.training.failures import RESUME, SearchOutage
-from zerosearch.training.metrics import Costs
+from zerosearch.training.metrics import Costs, line
 from zerosearch.types import Question
+
+log = logging.getLogger(__name__)
+
+_PHASES = {"start": "test before training", "val": "validation", "test": "test"}
 
 
 class EvaluatingModule(TrainedModule):
@@ -92,6 +97,7 @@ class EvaluatingModule(TrainedModule):
             self.costs.add_evaluation(trajectories)
             named = {f"{self.phase}/{name}/{key}": value for key, value in metrics.items()}
             every |= named
+            log.info("%s with %s: %s", _PHASES[self.phase], name, line(metrics))
             self.evaluation_records.append(
                 self.record(
                     named,

@@ -16,6 +16,15 @@ from zerosearch.simulator.fidelity import findable
 from zerosearch.tuning.judges import Case
 from zerosearch.tuning.row_maker import JudgedSearch
 
+_AGREEMENT = {  # the rule: a golden answer is mentioned
+    "both": "documents useful to judge and rule",
+    "judge_only": "documents useful to the judge alone",
+    "rule_only": "documents useful to the rule alone",
+    "neither": "documents useful to neither",
+    "share": "equal verdicts of judge and rule",
+    "kappa": "Cohen's kappa of judge and rule",
+}
+
 
 def agreement(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
     """Agreement of two yes-or-no verdicts on the same cases.
@@ -81,14 +90,14 @@ def write_report(folder: Path, summary: dict[str, Any], searches: Sequence[Judge
 def print_summary(summary: dict[str, Any]) -> None:
     """The report on the screen."""
     console = Console()
-    table = Table("", "", title="Documents of recorded searches")
+    table = Table(title="Documents of recorded searches", show_header=False)
     for name, value in summary.items():
         if name != "agreement":
             shown = f"{value:.1%}" if name.endswith("useful") else f"{value}"
             table.add_row(name.replace("_", " "), shown)
     for name, value in summary["agreement"].items():
         shown = f"{value:.3f}" if name in ("share", "kappa") else f"{value}"
-        table.add_row(f"agreement with the rule: {name.replace('_', ' ')}", shown)
+        table.add_row(_AGREEMENT[name], shown)
     console.print(table)
 
 
