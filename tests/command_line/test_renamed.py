@@ -39,12 +39,8 @@ WITH = {
         ("train", ["data.lag=1"], "data.lag: is rollout.lag now"),
         ("train", ["experiment=simulator_sft"], "is `zerosearch tune model=NAME` now"),
         ("tune", ["experiment=simulator_sft"], "is `zerosearch tune model=NAME` now"),
-        (
-            "train",
-            ["task=tune_simulator"],
-            "task=tune_simulator: is the command zerosearch",
-        ),
-        ("train", ["seed=1", "task=train_policy"], "task=train_policy: leave it out: zerosearch"),
+        ("train", ["task=tune_simulator"], "task: leave it out, the command says it: zerosearch"),
+        ("tune", ["seed=1", "~task"], "task: leave it out, the command says it: zerosearch"),
         ("train", ["job=x.y"], "job: leave it out, the command says it"),
         ("plan", ["made_for.task=null"], "made_for.task: is made_for.train or made_for.tune"),
         (
