@@ -29,7 +29,9 @@ def fake_versions(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
 def test_vllm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_versions(monkeypatch)
-    with pytest.raises(ValueError, match=r"not installed here: install it with `pip install 'zerosearch"):
+    with pytest.raises(
+        ValueError, match=r"not installed here: install it with `pip install 'zerosearch"
+    ):
         VLLMGenerator()
 
 
