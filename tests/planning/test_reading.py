@@ -224,9 +224,9 @@ def test_the_pages_show_what_the_command_prints(
 ) -> None:
     text = (ROOT / "docs" / page).read_text()
     [(command, shown)] = re.findall(
-        r"```\n(python -m zerosearch\.plan [^\n]+)\n```\n```\n(GiB .*?)```", text, re.DOTALL
+        r"```\n(zerosearch plan [^\n]+)\n```\n```\n(GiB .*?)```", text, re.DOTALL
     )
-    monkeypatch.setattr("sys.argv", ["plan", *command.split()[3:]])
+    monkeypatch.setattr("sys.argv", ["zerosearch plan", *command.split()[2:]])
     main()
     printed = capsys.readouterr().out
     assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
