@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from tests.command_line.test_command import said_here
-from tests.helpers.configs import compose_config
+from tests.helpers.configs import ROOT, compose_config
 from zerosearch.cli import NAMES, main
 from zerosearch.core.renamed import COMMANDS, KEYS, new_key
 
@@ -39,12 +40,8 @@ WITH = {
         ("train", ["data.lag=1"], "data.lag: is rollout.lag now"),
         ("train", ["experiment=simulator_sft"], "is `zerosearch tune model=NAME` now"),
         ("tune", ["experiment=simulator_sft"], "is `zerosearch tune model=NAME` now"),
-        (
-            "train",
-            ["task=tune_simulator"],
-            "task=tune_simulator: is the command zerosearch",
-        ),
-        ("train", ["seed=1", "task=train_policy"], "task=train_policy: leave it out: zerosearch"),
+        ("train", ["task=tune_simulator"], "task: leave it out, the command says it: zerosearch"),
+        ("tune", ["seed=1", "~task"], "task: leave it out, the command says it: zerosearch"),
         ("train", ["job=x.y"], "job: leave it out, the command says it"),
         ("plan", ["made_for.task=null"], "made_for.task: is made_for.train or made_for.tune"),
         (
@@ -105,6 +102,13 @@ def test_one_of_both_names_is_known(line: tuple[str, ...], tmp_path: Path) -> No
 
 def test_every_new_name_is_looked_for() -> None:
     assert all(any(fnmatchcase(name, new) for name in WITH) for new in KEYS.values())
+
+
+def test_the_changelog_has_every_old_name_beside_the_new_one() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    for old, new in KEYS.items():
+        row = re.compile(rf".*`{re.escape(old)}`.* \| .*`{re.escape(new)}`")
+        assert any(map(row.match, lines)), f"{old}: give it a row of the table"
 
 
 def exists(cfg: DictConfig, name: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.configs import CONFIGS, ROOT, checked, compose_config, hydra_run
 from zerosearch.command_line.arguments import expand_null_groups
+from zerosearch.command_line.help_text import help_text
 from zerosearch.command_line.user_configs import find, own_folder, register, say_folder
 
 
@@ -89,17 +90,34 @@ def test_a_folder_of_another_project_breaks_nothing(
     assert compose_config(tmp_path) == shipped
 
 
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        ("defaults: [cosine]", "curriculum/cosine"),
+        ("a: 1\nb: [", "curriculum/paper.yaml, line 2: "),
+    ],
+)
 def test_an_error_of_composition_names_the_folder(
-    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    content: str,
+    wrong: str,
+    own: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (own / "curriculum" / "paper.yaml").write_text("defaults: [cosine]")
+    (own / "curriculum" / "paper.yaml").write_text(content)
     monkeypatch.setattr(sys, "argv", ["zerosearch train", "--cfg", "job"])
     monkeypatch.setenv("PROJECT_ROOT", str(own.parent))  # both would be set for good
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     with pytest.raises(SystemExit):
         import_module("zerosearch.commands.train").main()
     said = capsys.readouterr().err.splitlines()
-    assert "curriculum/cosine" in said[0]
+    assert wrong in said[0]
     assert said[1:] == [
         f"options are taken from {own}, too, in place of those shipped: curriculum/paper"
     ]
+
+
+@pytest.mark.parametrize("content", ["a: [", "[a, b]", ""])
+def test_an_experiment_that_cannot_be_read_breaks_no_help(content: str, own: Path) -> None:
+    (own / "experiment" / "mine.yaml").write_text(content)
+    assert "mine" in help_text("train", [])

@@ -34,6 +34,7 @@ def ask(*arguments: str, said: str = "", code: int = 0) -> tuple[str, str]:
         (["Is 1+1 = 2, really?", "--json"], ["Is 1+1 = 2, really?"], ["json=true"]),
         (["Why?", "seed=1", "When?"], ["Why?", "When?"], ["seed=1"]),
         (["--cfg", "--help"], [], ["--cfg", "--help"]),
+        (["--cfg", "job", "Why?", "seed=1"], ["Why?"], ["--cfg", "job", "seed=1"]),
     ],
 )
 def test_questions_are_told_from_settings(

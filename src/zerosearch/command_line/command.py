@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from zerosearch.command_line import user_configs
 from zerosearch.command_line.arguments import expand_null_groups, refuse_dashes
@@ -107,7 +108,7 @@ class Command(Generic[T]):
         except JobFailed as error:
             report_failures(error)
             raise SystemExit(1) from error
-        except (HydraException, OmegaConfBaseException, ZeroSearchError) as error:
+        except (HydraException, OmegaConfBaseException, MarkedYAMLError, ZeroSearchError) as error:
             if full_error == "1":
                 raise
             print(self.explain(error, arguments), file=sys.stderr)

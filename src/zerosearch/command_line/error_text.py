@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from zerosearch.command_line.arguments import override_key
 from zerosearch.command_line.user_configs import find
@@ -36,24 +37,29 @@ _ELSEWHERE = {
     "reward": "rubric",
 }
 _LIST = re.compile(r"Ambiguous value for argument '([^'=]+)=([^']*)'")
+_COMPOSING = re.compile(r"In '(.+)': \w+ raised while composing config:\n(.+)")
 
 
 def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
     """What is wrong with a command line, in one sentence and without Hydra's own advice.
 
     Args:
-        error: of Hydra, or of the configuration.
+        error: of Hydra, of the configuration, or of a file that is no YAML.
         command: its name, which is also that of its YAML.
         arguments: of the command line.
     """
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark) is not None:
+        return f"{mark.name}, line {mark.line + 1}: {error.problem}: correct its YAML"
     if isinstance(error, OverrideParseException):
         name, sign, _ = error.override.partition("=")
         if not sign:
             return f"{name}: overrides have the form key=value"
         said = error.message.partition("\n")[0]
         return f"{error.override}: {said}; quote values with special signs: key='value'"
+    if found := _COMPOSING.match(str(error)):
+        return f"{found[1]}.yaml: {of_configuration(found[2])}"
     said = str(error).partition("\n")[0]
     if found := _ADDED.search(said):
         return f"{found[1] or found[2]}: zerosearch {command} has this key: leave the + out"

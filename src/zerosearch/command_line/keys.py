@@ -42,7 +42,6 @@ WORDS = Key(list[str], "a list of words, such as [first,second]")
 MADE_FOR = Key(dict[str, Any] | None, "null to take choices as they are, or leave it out")
 SHARE = Key(ranges.Share, "a number from 0 to 1")
 NOT_NEGATIVE = Key(ranges.NotNegative, "a number, 0 or more")
-POSITIVE = Key(ranges.Positive, "a number above 0")
 SECONDS = Key(ranges.Positive, "seconds, more than 0")
 PORT = Key(ranges.Port, "a port from 0 (any free one) to 65535")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from zerosearch.command_line.user_configs import find
 from zerosearch.core.errors import InputError
@@ -37,7 +38,12 @@ def command_of(experiment: str) -> str:
     file = find(f"experiment/{experiment}.yaml")
     if file is None:
         return "train"
-    content = OmegaConf.load(file)
+    try:
+        content = OmegaConf.load(file)
+    except YAMLError:
+        return "train"  # whoever reads it whole says what is wrong
+    if not isinstance(content, DictConfig):
+        return "train"
     if own := OmegaConf.select(content, f"made_for.experiment.{COMMAND}"):
         return own
     defaults = OmegaConf.select(content, "defaults") or []

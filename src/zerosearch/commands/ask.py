@@ -32,13 +32,19 @@ KEYS = {
     "json": FLAG,
 }
 QUESTIONS: list[str] = []  # of the command line, in words of people and so not Hydra's
+VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")  # Hydra's flags
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Questions, and what is Hydra's: a question has a space, or neither `=` nor a leading dash."""
+    """Questions, and what is Hydra's: a question has a space, or neither `=` nor a leading dash.
+
+    The word after a flag that takes one is no question, as in `--cfg job`.
+    """
     questions, rest = [], []
-    for item in arguments:
-        if item == "--json":
+    for before, item in zip([None, *arguments], arguments, strict=False):
+        if before in VALUED:
+            rest.append(item)
+        elif item == "--json":
             rest.append("json=true")
         elif " " in item.strip() or not ("=" in item or item.startswith("-")):
             questions.append(item)

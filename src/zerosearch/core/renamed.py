@@ -25,8 +25,7 @@ WORDS = {  # of a command line, or the key of one, and what to do
     "experiment=simulator_sft": "is `zerosearch tune model=NAME` now, without an experiment",
     "job": "leave it out, the command says it: zerosearch train or zerosearch tune",
     "made_for.task": "is made_for.train or made_for.tune now, by the command",
-    "task=train_policy": "leave it out: zerosearch train trains a policy",
-    "task=tune_simulator": "is the command zerosearch tune now",
+    "task": "leave it out, the command says it: zerosearch train or zerosearch tune",
 }
 COMMANDS = {  # modules that were started with python -m zerosearch.NAME, and targets of make
     "fetch": "data",

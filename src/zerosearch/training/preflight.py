@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import torch
 
 from zerosearch.core.errors import InputError
 from zerosearch.generation.generator import PolicyCheckable
-from zerosearch.policy.export import SETTINGS_FILE, load_settings
 from zerosearch.search.engine import Checkable
 from zerosearch.training.module import SearchPolicyModule
 
@@ -43,16 +41,6 @@ def check_context(module: SearchPolicyModule) -> None:
             f"episode.max_context_tokens={module.episode.max_context_tokens}, but the policy "
             f"{module.policy_source.path} has a context of {limit} tokens: lower it"
         )
-
-
-def check_episode(module: SearchPolicyModule) -> None:
-    """Raise where an exported policy would be evaluated on episodes of another kind.
-
-    A policy from elsewhere carries no settings of ours: nothing is compared.
-    """
-    folder = Path(module.policy_source.path)
-    if (folder / SETTINGS_FILE).is_file():
-        module.episode.check_same(load_settings(folder)["episode"])
 
 
 async def _check_servers(module: SearchPolicyModule) -> None:

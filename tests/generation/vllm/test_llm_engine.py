@@ -29,7 +29,7 @@ def fake_versions(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
 def test_vllm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_versions(monkeypatch)
-    with pytest.raises(ValueError, match=r"not installed here: install it with `pip"):
+    with pytest.raises(ValueError, match=r"not installed here: .*pip install 'zerosearch\[vllm\]'"):
         VLLMGenerator()
 
 
