@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count
 from zerosearch.data.published import common_row
 from zerosearch.data.rows import row_to_question
 from zerosearch.data.sources import fixed_selection
+from zerosearch.evaluation.official import Scorer
 from zerosearch.types import Question
 
 
@@ -27,10 +28,21 @@ class Benchmark:
     Args:
         label: heading of its column.
         source: its questions.
+        scorer: its official one, whose figures stand beside ours; None: it has none.
+
+    Raises:
+        InputError: there is no such scorer.
     """
 
     label: str
     source: QuestionSet
+    scorer: Scorer | None = None
+
+    def __post_init__(self) -> None:
+        if self.scorer is not None and self.scorer not in get_args(Scorer):
+            raise InputError(
+                f"scorer={self.scorer!r} of {self.label}: give one of {get_args(Scorer)}, or null"
+            )
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -148,7 +148,8 @@ class TableRun:
                     if not cells:
                         self.on_begin()
                     answered = await self._cell(row, benchmark, agent, engine, loaded, method.limit)
-                    cells[row, benchmark] = cell_metrics(answered)
+                    scorer = self.benchmarks[benchmark].scorer
+                    cells[row, benchmark] = cell_metrics(answered, scorer)
                     self.times[row, benchmark] = cell_times(answered)
         benchmarks = {name: each.label for name, each in self.benchmarks.items()}
         return Results(benchmarks=benchmarks, rows=rows, cells=cells)
