@@ -40,13 +40,15 @@ def test_reads_titles_beside_texts(tmp_path):
     rows = [
         {"id": 3, "title": "Lyon", "text": "A city."},
         {"id": "4", "text": "No title."},
-        {"id": "5", "title": None, "text": '"Quoted"\nline', "contents": None},
+        {"id": "5", "title": "", "text": '"Quoted"\nline', "contents": None},
+        {"id": "6", "title": None, "text": '"In the text"\nline'},
     ]
     path = write_lines(tmp_path / "c.jsonl", *map(json.dumps, rows))
     assert read_corpus(path) == [
         Passage(id="3", title="Lyon", text="A city."),
         Passage(id="4", title="", text="No title."),
         Passage(id="5", title="", text='"Quoted"\nline'),
+        Passage(id="6", title="In the text", text="line"),
     ]
 
 

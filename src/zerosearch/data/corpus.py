@@ -153,9 +153,9 @@ def title_and_text(row: Mapping[str, Any]) -> tuple[str, str]:
     for name, value in zip(fields, values, strict=True):
         if not isinstance(value, str | None):
             raise InputError(f"field '{name}' is {shown(value)}; it must be a string")
-    if len(values) == 1:
-        return split_contents(values[0])
-    return " ".join((values[0] or "").split()), values[1].strip()
+    if len(values) == 1 or values[0] is None:
+        return split_contents(values[-1])
+    return " ".join(values[0].split()), values[1].strip()
 
 
 def _parse_row(line: bytes, file: str, number: int) -> Passage:
