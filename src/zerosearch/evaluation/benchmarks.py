@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
@@ -115,12 +115,33 @@ class PublishedSet:
         places[identity] = location
 
 
+def check_apart(questions: Mapping[str, Sequence[Question]]) -> None:
+    """Refuse benchmarks whose questions have the same identities, by which noise is drawn.
+
+    Args:
+        questions: by the benchmark's name; of one set under two names they may be the same.
+
+    Raises:
+        InputError: names the two, and the remedy.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for name, asked in questions.items():
+        for question in asked:
+            other, text = seen.setdefault(question.uid, (name, question.text))
+            if text != question.text:
+                raise InputError(
+                    f"the benchmarks {other} and {name} both have a question {question.uid!r}: "
+                    f"give one another label (benchmark.{name}.source.label, or of a file "
+                    f"benchmark.{name}.label)"
+                )
+
+
 def file_benchmark(path: str, *, label: str = "file", limit: int | None = 500) -> Benchmark:
     """Any file of questions as a benchmark.
 
     Args:
         path: file, or pattern of files, in any form that `PublishedSet` reads.
-        label: heading of its column.
+        label: heading of its column, and what its questions' identities begin with.
         limit: as of `PublishedSet`.
     """
-    return Benchmark(label=label, source=PublishedSet(path=path, label="file", limit=limit))
+    return Benchmark(label=label, source=PublishedSet(path=path, label=label, limit=limit))

@@ -19,7 +19,7 @@ from zerosearch.core.runs import JOURNAL
 from zerosearch.data.sources import fixed_selection
 from zerosearch.evaluation.answers import without_times
 from zerosearch.evaluation.asking import ask_all
-from zerosearch.evaluation.benchmarks import Benchmark
+from zerosearch.evaluation.benchmarks import Benchmark, check_apart
 from zerosearch.evaluation.results import cell_metrics, cell_times
 from zerosearch.evaluation.tables import Results
 from zerosearch.rollout.agent import Agent
@@ -124,6 +124,7 @@ class TableRun:
                 answered before is kept.
         """
         questions = {name: list(each.source.load()) for name, each in self.benchmarks.items()}
+        check_apart(questions)
         asked = [self._engines_of(method) for method in self.methods.values()]
         for name in dict.fromkeys(name for names in asked for name in names if name is not None):
             engine = self.engines[name].engine
