@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zerosearch.evaluation.benchmarks import PublishedSet, check_apart
+from zerosearch.evaluation.benchmarks import PublishedSet, check_apart, file_benchmark
 
 FLASHRAG = {"id": "test_0", "question": "Who?", "golden_answers": ["Ada", "Ada L."], "metadata": {}}
 # form -> file name, rows, question and golden answers of the first

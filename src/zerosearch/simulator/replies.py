@@ -118,7 +118,7 @@ def _json_documents(text: str) -> list[Document]:
     if not bare.startswith(("[", "{")) or len(bare) > _JSON_CHARS:
         return []
     try:
-        rows = json.loads(bare if bare[0] == "[" else f"[{','.join(bare.splitlines())}]")
+        rows = json.loads(bare if bare[0] == "[" else "[" + bare.replace("\n", ",") + "]")
         found = [(row.get("title") or "", row["text"]) for row in rows]
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return []
