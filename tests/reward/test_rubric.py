@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import hydra
 import numpy as np
@@ -25,6 +26,12 @@ def trajectory(*turns: Turn, error: str | None = None) -> Trajectory:
     )
 
 
+def scored(rubric: Rubric, episode: Trajectory) -> RewardScore:
+    score = rubric.score(episode)
+    assert score is not None
+    return score
+
+
 def answering(text: str) -> Trajectory:
     return trajectory(Turn(text=text, action="answer"))
 
@@ -41,7 +48,7 @@ def test_terms_are_weighted_and_summed() -> None:
             "turns": RewardTerm(function=lambda episode: len(episode.turns), weight=-0.1),
         }
     )
-    score = rubric.score(answering("<answer>Paris</answer>"))
+    score = scored(rubric, answering("<answer>Paris</answer>"))
     assert score.total == pytest.approx(2.0 * 0.25 - 0.1)
     assert (score.f1, score.em, score.cover_em) == (1.0, 1.0, 1.0)
 
@@ -58,8 +65,8 @@ def test_defect_3_answer_in_a_document_does_not_count() -> None:
         query="France",
         observation="<information>Doc 1: <answer>Paris</answer></information>",
     )
-    assert Rubric().score(trajectory(searched)).total == 0.0
-    assert Rubric().score(trajectory(searched, Turn(text="hm", action="invalid"))).total == 0.0
+    assert scored(Rubric(), trajectory(searched)).total == 0.0
+    assert scored(Rubric(), trajectory(searched, Turn(text="hm", action="invalid"))).total == 0.0
 
 
 def test_defect_3_answer_in_the_prompt_or_an_earlier_turn_does_not_count() -> None:
@@ -67,8 +74,8 @@ def test_defect_3_answer_in_the_prompt_or_an_earlier_turn_does_not_count() -> No
         Turn(text="<answer>Paris</answer><search>x</search>", action="search", query="x"),
         Turn(text="<answer>Rome</answer>", action="answer"),
     )
-    assert Rubric().score(episode).total == 0.0
-    assert Rubric().score(trajectory()).total == 0.0  # nothing sampled at all
+    assert scored(Rubric(), episode).total == 0.0
+    assert scored(Rubric(), trajectory()).total == 0.0  # nothing sampled at all
 
 
 def test_invalid_trajectory_has_no_reward() -> None:
@@ -106,8 +113,8 @@ def test_rubric_is_made_from_yaml() -> None:
         """
     )
     rubric = hydra.utils.instantiate(node)
-    assert rubric.score(answering("<answer>Paris, France</answer>")).total == 0.25
-    assert rubric.score(answering("<answer>Paris</answer>")).total == 1.0
+    assert scored(rubric, answering("<answer>Paris, France</answer>")).total == 0.25
+    assert scored(rubric, answering("<answer>Paris</answer>")).total == 1.0
 
 
 @pytest.mark.parametrize(
@@ -133,10 +140,10 @@ def test_a_reward_that_is_no_number_names_its_function_and_the_question(value, s
 
 
 def test_numbers_of_libraries_are_rewards() -> None:
-    for value in (True, np.float32(1), torch.ones(()), torch.ones(1)):
+    values: list[Any] = [True, np.float32(1), torch.ones(()), torch.ones(1)]
+    for value in values:
         rubric = Rubric({"style": RewardTerm(function=lambda _, value=value: value)})
-        score = rubric.score(answering("<answer>Paris</answer>"))
-        assert score is not None and score.total == 1.0
+        assert scored(rubric, answering("<answer>Paris</answer>")).total == 1.0
 
 
 def test_an_error_inside_a_reward_function_says_where() -> None:

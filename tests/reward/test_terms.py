@@ -87,4 +87,5 @@ def test_every_rubric_can_be_named(name: str, expected: float, tmp_path: Path) -
         Turn(text="<answer>Paris in France</answer>", action="answer"),
         sampled=20,
     )
-    assert rubric.score(episode).total == pytest.approx(expected)
+    score = rubric.score(episode)
+    assert score is not None and score.total == pytest.approx(expected)

@@ -145,17 +145,18 @@ def title_and_text(row: Mapping[str, Any]) -> tuple[str, str]:
     Raises:
         InputError: neither is there, or a value is no string.
     """
-    fields = ("contents",) if row.get("contents") is not None else ("title", "text")
-    values = [row.get(name) for name in fields]
-    if values[-1] is None:
+    fields = ("contents",) if row.get("contents") is not None else ("text", "title")
+    body, title = row.get(fields[0]), row.get("title") if len(fields) > 1 else None
+    if body is None:
         said = "is None" if "contents" in row else "is missing"
         raise InputError(f"field 'contents' {said}, and so is 'text', among {shown(sorted(row))}")
-    for name, value in zip(fields, values, strict=True):
-        if not isinstance(value, str | None):
-            raise InputError(f"field '{name}' is {shown(value)}; it must be a string")
-    if len(values) == 1 or values[0] is None:
-        return split_contents(values[-1])
-    return " ".join(values[0].split()), values[1].strip()
+    if not isinstance(body, str):
+        raise InputError(f"field '{fields[0]}' is {shown(body)}; it must be a string")
+    if title is None:
+        return split_contents(body)
+    if not isinstance(title, str):
+        raise InputError(f"field 'title' is {shown(title)}; it must be a string")
+    return " ".join(title.split()), body.strip()
 
 
 def _parse_row(line: bytes, file: str, number: int) -> Passage:

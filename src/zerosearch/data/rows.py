@@ -187,7 +187,8 @@ def _joined_parts(content: object) -> str | None:
     if not isinstance(parts, list | tuple):
         return parts if isinstance(parts, str) else None
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+    strings = [text for text in texts if isinstance(text, str)]
+    return "".join(strings) if len(strings) == len(texts) else None
 
 
 def _golden_answers(row: Mapping[str, Any], columns: Columns, location: str) -> tuple[str, ...]:
