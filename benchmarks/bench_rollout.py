@@ -31,8 +31,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from zerosearch.core.model_path import resolve_path
 from zerosearch.core.seeding import derive_random
-from zerosearch.generation.generator import Completion, Sampling
-from zerosearch.rollout.rollouter import Decoding, Rollouter
+from zerosearch.generation.generator import Completion, CompletionRequest, Sampling
+from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.types import Document, Question, SearchRequest, SearchResult, Trajectory
 
@@ -56,8 +56,8 @@ class ServiceModel:
     def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         """There is no model."""
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
-        draw = derive_random("turn", sampling.seed)
+    async def generate(self, prompt_ids: list[int], request: CompletionRequest) -> Completion:
+        draw = derive_random("turn", request.seed)
         words = "so " * min(int(40 * draw.lognormvariate(0.0, 0.5)), 120)
         searches = draw.random() < SEARCH_SHARE
         action = "<search> who </search>" if searches else "<answer> x </answer>"
@@ -170,7 +170,7 @@ def measure(args: argparse.Namespace, slots: int, seed: int, *, barrier: bool) -
             noise_probability=0.0,
             seed=seed,
             step=0,
-            decoding=Decoding(),
+            sampling=Sampling(),
         )
         return trajectories, clock() - started
 

@@ -33,12 +33,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zerosearch.generation.vllm.engine import VLLMGenerator
-from zerosearch.generation.vllm.server import VLLMServerGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
+from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import stream_weights
-from zerosearch.serving.generator import generator_server
+from zerosearch.serving.generator_server import generator_server
 from zerosearch.serving.launch import running
 
 MIB = 2**20

@@ -85,8 +85,9 @@ def test_each_algorithm_has_its_loss(
 def test_dapo_clips_higher_and_draws_spares_for_its_rounds(tmp_path: Path) -> None:
     cfg = compose_config(tmp_path, "algorithm=dapo")
     assert (cfg.algorithm.loss.clip_low, cfg.algorithm.loss.clip_high) == (0.2, 0.28)
-    assert (cfg.algorithm.resampling_rounds, cfg.data.spare_rounds) == (3, 3)
-    assert compose_config(tmp_path).data.spare_rounds == 0
+    assert cfg.algorithm.resampling_rounds == 3
+    assert make_module(tmp_path, "algorithm=dapo").spare_rounds == 3
+    assert make_module(tmp_path).spare_rounds == 0
     # the experiment that is the default has a KL of its own
     assert OmegaConf.load(CONFIGS / "algorithm" / "dapo.yaml").kl_coefficient == 0.0  # type: ignore[union-attr]
 
@@ -162,7 +163,7 @@ def test_the_authors_settings_go_over_those_of_any_experiment(name: str, tmp_pat
     module = make_module(tmp_path, f"compat=paper_{name}")
     algorithm: Any = module.algorithm
     assert (module.policy_steps, algorithm.group_size, algorithm.updates_per_step) == (203, 5, 2)
-    assert (module.decoding.temperature, module.decoding.top_p) == (1.0, 0.95)
+    assert (module.sampling.temperature, module.sampling.top_p) == (1.0, 0.95)
     assert (algorithm.kl_coefficient, algorithm.entropy_coefficient) == (0.001, 0.001)
     assert algorithm.loss.keywords == {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
     optimizer = module.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])

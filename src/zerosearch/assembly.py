@@ -27,8 +27,8 @@ from zerosearch.planning.reading import check_memory
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.preflight import check_accelerator
 from zerosearch.training.trainer_settings import check_precision
-from zerosearch.tuning.data import TuningData
-from zerosearch.tuning.examples import check_lengths
+from zerosearch.tuning.datamodule import TuningData
+from zerosearch.tuning.encoded_examples import check_lengths
 from zerosearch.tuning.module import SimulatorTuningModule
 
 COMPONENTS = ("data", "module", "callbacks", "logger", "trainer")  # of a training

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
+from zerosearch.core.renamed import COMMANDS as FORMER
+
 COMMANDS: dict[str, dict[str, str]] = {  # what each does, in groups
     "train": {
         "train": "train a policy: experiment=NAME",
@@ -62,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean `zerosearch {near[0]}`?" if near else "`zerosearch --help` lists them"
+        near = FORMER.get(name) or next(iter(difflib.get_close_matches(name, NAMES, n=1)), None)
+        hint = f"did you mean `zerosearch {near}`?" if near else "`zerosearch --help` lists them"
         print(f"{name}: there is no such command; {hint}", file=sys.stderr)
         raise SystemExit(2)
     if not sys.flags.safe_path and os.getcwd() not in sys.path:

@@ -77,7 +77,7 @@ class SearchResult:
 
     `noisy` is the quality that the documents were written in: drawn from the noise probability, and
     True as well where nothing useful could be written. How well a simulator that tried for useful
-    documents did is no part of it (that is measured: `simulator/observation.py`). None for engines
+    documents did is no part of it (that is measured: `simulator/fidelity.py`). None for engines
     that do not choose the quality.
     """
 

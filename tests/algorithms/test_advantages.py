@@ -135,7 +135,7 @@ def test_grpo_agrees_with_a_loop_over_groups() -> None:
     torch.testing.assert_close(grpo(rewards, groups), expected)
 
 
-def test_defect_8_rows_of_different_questions_share_no_statistics() -> None:
+def test_defect_08_rows_of_different_questions_share_no_statistics() -> None:
     """Two data sets both start at index 0: grouping by that index would mix their questions."""
     rewards = torch.tensor([0.9, 1.0, 0.0, 0.1])  # an easy question, then a hard one
     index_in_data_set = torch.tensor([0, 0, 0, 0])

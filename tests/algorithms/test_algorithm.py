@@ -86,7 +86,7 @@ def test_kl_uses_the_same_aggregation_as_the_policy_term() -> None:
 
 
 @pytest.mark.parametrize("kind", ["k2", "k3"])
-def test_defect_1_a_step_on_the_whole_loss_moves_towards_the_reference(kind) -> None:
+def test_defect_01_a_step_on_the_whole_loss_moves_towards_the_reference(kind) -> None:
     """A table policy over 4 tokens, advantages 0: only the KL acts, and the step must reduce it."""
     reference = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     logits = torch.tensor([0.9, -0.4, 0.3, -1.2], requires_grad=True)

@@ -45,7 +45,7 @@ def test_k1_and_k3_are_unbiased(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["k2", "k3", "abs"])
-def test_defect_1_a_step_on_the_kl_loss_moves_the_policy_towards_the_reference(kind) -> None:
+def test_defect_01_a_step_on_the_kl_loss_moves_the_policy_towards_the_reference(kind) -> None:
     logits = START.clone().requires_grad_()
     expected_estimate(logits, kind).backward()
     assert logits.grad is not None

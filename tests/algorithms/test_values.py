@@ -64,7 +64,7 @@ def test_documents_are_no_time_steps() -> None:
     assert not returns[~MASK].any()
 
 
-def test_defect_9_inserted_tokens_change_nothing() -> None:
+def test_defect_09_inserted_tokens_change_nothing() -> None:
     """Taking the inserted tokens out gives the same advantages for the others."""
     rewards, values, mask = random_rows(0)
     whole, _ = generalized_advantages(rewards, values, mask, discount=0.9, trace=0.7)

@@ -8,10 +8,10 @@ from typing import Any
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.words import save_word_policy
 from zerosearch.answering.load import Subject
+from zerosearch.generation.generator import Sampling
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.local_agent import LocalAgent
-from zerosearch.rollout.rollouter import Decoding
 from zerosearch.rollout.settings import EpisodeSettings
 
 EPISODE = EpisodeSettings(
@@ -32,7 +32,7 @@ def make_subject(folder: Path, engine: Any = None, *, ask: float = 0.5, seed: in
         PolicySource(path=str(policy)),
         TransformersGenerator(),
         EPISODE,
-        Decoding(temperature=1.0),
+        Sampling(temperature=1.0),
         device="cpu",
     )
     engine = engine or ScriptedEngine(["The colour is red.", "</information> blue"])

@@ -18,7 +18,7 @@ import uvicorn
 from tests.answering.subjects import make_subject
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.waiting import wait_until
-from zerosearch.answering.app import ServerLimits, make_app
+from zerosearch.answering.app import AnsweringLimits, make_app
 from zerosearch.serving.http import bind
 
 Serve = Callable[..., str]
@@ -50,7 +50,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         ) -> str:
             subject = make_subject(tmp_path, engine, ask=ask)
             app = make_app(
-                subject, ServerLimits(**limits), name="policy", formatter="zerosearch", key=key
+                subject, AnsweringLimits(**limits), name="policy", formatter="zerosearch", key=key
             )
             return stack.enter_context(running(app))
 
@@ -220,7 +220,7 @@ def test_a_client_that_hangs_up_ends_its_episode(serve: Serve) -> None:
 )
 def test_limits_out_of_range_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"limits\..*give"):
-        ServerLimits(**limits)
+        AnsweringLimits(**limits)
 
 
 def test_the_port_is_this_machines_alone() -> None:

@@ -71,7 +71,7 @@ def test_bad_arguments_are_named(arguments, named):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"),
+    ("shape", "expected"),
     [
         ("exponential", [0.0, (math.sqrt(2) - 1) / 4, 0.25, (2 * math.sqrt(2) - 1) / 4, 0.75]),
         ("linear", [0.0, 0.1875, 0.375, 0.5625, 0.75]),
@@ -79,8 +79,8 @@ def test_bad_arguments_are_named(arguments, named):
         ("reversed", [0.75, (2 * math.sqrt(2) - 1) / 4, 0.25, (math.sqrt(2) - 1) / 4, 0.0]),
     ],
 )
-def test_schedules(schedule, expected):
-    curriculum = NoiseCurriculum(0.0, 0.75, schedule=schedule)
+def test_shapes(shape, expected):
+    curriculum = NoiseCurriculum(0.0, 0.75, shape=shape)
     assert [curriculum.value(step, 4) for step in range(5)] == pytest.approx(expected)
 
 
@@ -89,7 +89,7 @@ def test_schedules(schedule, expected):
     [
         ({"start": 0.0, "end": 2.0}, "end=2.0"),
         ({"start": 0.0, "end": 0.5, "base": -1.0}, "base=-1.0"),
-        ({"start": 0.0, "end": 0.5, "schedule": "cosine"}, "schedule='cosine'"),
+        ({"start": 0.0, "end": 0.5, "shape": "cosine"}, "shape='cosine'"),
     ],
 )
 def test_bad_settings_fail_when_they_are_given(settings, named):

@@ -78,7 +78,7 @@ def names(folder) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def test_counts_policy_steps_and_saves_the_last(tmp_path):
+def test_defect_15_counts_policy_steps_and_saves_the_last(tmp_path):
     fit(tmp_path, every=4)
     assert names(tmp_path) == ["last.ckpt", "step_000004.ckpt", "step_000006.ckpt"]
     saved = torch.load(tmp_path / "checkpoints" / "step_000004.ckpt", weights_only=True)
@@ -97,7 +97,9 @@ def test_counts_policy_steps_and_saves_the_last(tmp_path):
         ({"die_in_step": 4}, 3, None),
     ],
 )
-def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, die, every, val_every):
+def test_invariant_13_defect_15_killed_and_resumed_equals_uninterrupted(
+    whole, tmp_path, die, every, val_every
+):
     if val_every == 3:
         whole_folder, reference = whole
     else:
@@ -117,7 +119,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, die, every, va
 
 
 @pytest.mark.parametrize("val_every", [3, None])
-def test_death_after_the_last_step_still_exports(tmp_path, val_every):
+def test_defect_15_death_after_the_last_step_still_exports(tmp_path, val_every):
     module = PolicyStub(STEPS)
     checkpoint = PolicyCheckpoint(tmp_path / "checkpoints", 2)
     callbacks = [MetricsCsv(tmp_path), DieAfterLastStep(), checkpoint]

@@ -115,6 +115,22 @@ def test_a_run_of_another_command_is_not_resumed(tmp_path: Path) -> None:
     assert expand_resume([f"resume={run}"], "evaluate")[-1] == f"hydra.run.dir='{run}'"
 
 
+@pytest.mark.parametrize("place", ["run", "run/checkpoints/last.ckpt", "latest"])
+def test_a_run_of_0_1_is_told_with_which_version_it_goes_on(place: str, tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run")
+    link_latest(run, tmp_path / "train")
+    given = [f"resume={place if place == 'latest' else tmp_path / place}"]
+    given.append(f"paths.log_dir='{tmp_path}'")
+    config = run / ".hydra" / "config.yaml"
+    config.write_text("seed: 0\ntask_name: train\nmodel: {job: 1}\n")
+    assert expand_resume(given)  # of this version
+    config.write_text("seed: 0\njob: zerosearch.train.train_policy\n")
+    (run / "summary.json").write_text('{"git_commit": "abc12"}')
+    said = rf"^resume=.*{place}.* is of ZeroSearch 0\.1.*go on with 0\.1 \(commit abc12\)"
+    with pytest.raises(ValueError, match=said.replace("latest", "run")):
+        expand_resume(given)
+
+
 def test_a_sweep_is_no_run(tmp_path: Path) -> None:
     job = saved_run(tmp_path / "sweep" / "0", "seed=1")
     (tmp_path / "sweep" / "multirun.yaml").touch()

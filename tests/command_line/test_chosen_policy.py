@@ -16,7 +16,7 @@ from tests.helpers.configs import ROOT, compose_config
 from zerosearch.command_line.chosen_policy import check_place, choose_policy, newest_policy
 from zerosearch.core.runs import link_latest
 
-CHAT = ["agent=chat", "agent.chat.endpoints=[http://127.0.0.1:9]", "agent.chat.model=m"]
+CHAT = ["agent=chat", "agent.client.endpoints=[http://127.0.0.1:9]", "agent.client.model=m"]
 
 
 @pytest.fixture

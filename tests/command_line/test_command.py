@@ -87,8 +87,9 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ),
         ("train", "~loger", "loger: zerosearch train has no such key; did you mean logger?"),
         ("train", "logger={a: 1}", "logger: give one of its choices, or its keys one by one"),
-        ("train", "seed=0,1", "seed=[0,1], and a run for each with -m (make sweep)"),
-        ("train", "algorithm=null", "is not there: choose another algorithm="),
+        ("train", "seed=0,1", "seed=[0,1], and a run for each with -m (zerosearch train -m)"),
+        ("train", "algorithm=null", "give a choice of its group, or a node with _target_"),
+        ("train", "rubric=null", "is not there: choose another rubric="),
         ("train", "endpoints=[http://h/v1]", "; keys are set as endpoints.KEY=value"),
         ("evaluate", "engines=null", "engines: give one of its choices"),
         ("ask", "question=who", "question: zerosearch ask has no such key; `--cfg job` shows"),
@@ -97,7 +98,7 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "hydra/sweeper=optuna", "hydra/sweeper=optuna: there is no hydra/sweeper/optuna"),
         ("train", "made_for=none", "made_for=none: give null to take choices as they are"),
         (
-            "train",
+            "tune",
             "experiment=simulator_sft_tiny",
             "train.jsonl does not exist: `make simulator-quickstart` makes it",
         ),
@@ -156,7 +157,7 @@ NOBODY = "nobody asks the simulator"
     [
         (
             ["simulator=prompted_3b"],
-            "simulator.endpoints is empty: start a server with `make simul",
+            "simulator.endpoints is empty: start a server with `zerosearch simul",
         ),
         (["simulator=prompted_3b"], "endpoints.prompted_3b=[URL]"),
         (["simulator=prompted_3b", "search=scripted"], NOBODY),
@@ -196,7 +197,7 @@ def test_a_simulator_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ):
         said = said_here("train", words, tmp_path)
         assert f"no simulator answers at {url}" in said
-        assert "make simulator simulator=prompted_7b" in said
+        assert "zerosearch simulate simulator=prompted_7b" in said
 
 
 def test_a_refused_run_says_so_in_its_summary(light: dict[str, str], tmp_path: Path) -> None:
@@ -209,8 +210,18 @@ def test_a_refused_run_says_so_in_its_summary(light: dict[str, str], tmp_path: P
     assert json.loads((run / "summary.json").read_text()) == {"status": "completed"}, "it still is"
 
 
+@pytest.mark.parametrize("flags", [[], ["-m"]], ids=["run", "sweep"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(
+    flags: list[str], light: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()  # as in a working directory that cannot be written
+    said = refused("train", *flags, env=light, logs=tmp_path / "file")
+    assert said.startswith(f"{tmp_path / 'file'}")
+    assert said.endswith("): give another folder with paths.log_dir=FOLDER\n")
+
+
 @pytest.mark.slow
-def test_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
+def test_invariant_20_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
     light: dict[str, str], tmp_path: Path
 ) -> None:
     said = refused("train", "-m", "simulator=prompted_3b,prompted_7b", env=light, logs=tmp_path)

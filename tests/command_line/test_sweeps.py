@@ -137,7 +137,7 @@ def test_each_simulator_of_a_sweep_is_asked_at_its_own_endpoints(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_job_of_two_processes_that_dies_takes_nothing_along(tmp_path: Path) -> None:
+def test_invariant_20_a_job_of_two_processes_that_dies_takes_nothing_along(tmp_path: Path) -> None:
     two = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
     two += ["trainer.strategy.param_dtype=float32", "generator=transformers_copy"]
     sweep = start_sweep(tmp_path, *two, "optimizer.lr=1e30,1e-4", "policy_steps=2")

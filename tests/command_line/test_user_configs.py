@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,40 @@ def test_an_option_cannot_extend_the_one_whose_place_it_takes(own: Path) -> None
     (own / "curriculum" / "paper.yaml").write_text("defaults: [paper]\nstart: 0.25")
     with pytest.raises(ValueError, match=r"paper has itself among its defaults, .* another name"):
         compose_config(own)
+
+
+def test_a_folder_of_another_project_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options of names that are not chosen, groups that are not ours, files that are no options."""
+    register()
+    shipped = compose_config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "train.yaml": "defaults: [_self_, model: resnet]\ntask_name: images",
+        "model/resnet.yaml": "_target_: images.ResNet",
+        "model/broken.yaml": "{{ a: [",
+        "optimizer/sgd.yaml": "lr: 1",
+        "data/notes.txt": "of the data",
+    }
+    for name, text in files.items():
+        file = tmp_path / "configs" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert compose_config(tmp_path) == shipped
+
+
+def test_an_error_of_composition_names_the_folder(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "curriculum" / "paper.yaml").write_text("defaults: [cosine]")
+    monkeypatch.setattr(sys, "argv", ["zerosearch train", "--cfg", "job"])
+    monkeypatch.setenv("PROJECT_ROOT", str(own.parent))  # both would be set for good
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    with pytest.raises(SystemExit):
+        import_module("zerosearch.commands.train").main()
+    said = capsys.readouterr().err.splitlines()
+    assert "curriculum/cosine" in said[0]
+    assert said[1:] == [
+        f"options are taken from {own}, too, in place of those shipped: curriculum/paper"
+    ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.configs import ROOT
+from tests.helpers.processes import run_forked
 from zerosearch.commands.ask import split_arguments
 from zerosearch.rollout.settings import EpisodeSettings
 
@@ -20,15 +21,7 @@ WORLD = ["model=quickstart", "search=scripted"]
 
 def ask(*arguments: str, said: str = "", code: int = 0) -> tuple[str, str]:
     """Standard output and standard error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "zerosearch", "ask", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-        input=said,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_forked("ask", *arguments, said=said)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
@@ -51,11 +44,20 @@ def test_questions_are_told_from_settings(
 
 def test_lines_of_json_from_a_pipe_and_nothing_else() -> None:
     said = "In which country is Lyon?\n\nWhat, then, is the 'capital' of Chad = ?\n"
-    shown, errors = ask("--json", *WORLD, said=said, code=0)
-    rows = [json.loads(line) for line in shown.splitlines()]
+    done = subprocess.run(
+        [sys.executable, "-m", "zerosearch", "ask", "--json", *WORLD],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["question"] for row in rows] == [line for line in said.splitlines() if line]
     assert all(set(row) >= {"answer", "stop", "searches", "turns"} for row in rows)
-    assert "ERROR" not in errors
+    assert "ERROR" not in done.stderr
 
 
 def test_bad_settings_are_one_sentence_on_standard_error() -> None:

@@ -26,7 +26,10 @@ WIKI = "PeterJinGo/wiki-18-corpus"
 HOTPOTQA = "hotpotqa/hotpot_qa"
 TRAIN = "distractor/train-00000-of-00002.parquet"
 VALIDATION = "distractor/validation-00000-of-00001.parquet"
-SMALL = ["sets.hotpotqa_small.files.train.rows=40", "sets.hotpotqa_small.files.test.rows=20"]
+SMALL = [
+    "sets.hotpotqa_small.files.train.min_rows=40",
+    "sets.hotpotqa_small.files.test.min_rows=20",
+]
 SMALL += [f"sets.hotpotqa_small.{key}" for key in ("train_questions=12", "test_questions=5")]
 
 
@@ -130,7 +133,7 @@ def test_from_the_command_line_with_a_token_and_again_without_a_network(tmp_path
         refused = run_with_hub(url, tmp_path, *command, "folder=other", HF_TOKEN=token)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"GiB in {folder / 'hotpotqa_small'}" in done.stdout
-    use = f"use it with: ZEROSEARCH_DATA={folder} make train experiment=smollm2_135m"
+    use = f"use it with: ZEROSEARCH_DATA={folder} zerosearch train experiment=smollm2_135m"
     assert use in done.stdout
     again = run_with_hub(None, tmp_path, *command)
     assert again.returncode == 0 and "hotpotqa_small: is there" in again.stdout
@@ -202,7 +205,7 @@ def test_an_interrupted_download_is_not_there_and_goes_on(
 
 def test_a_damaged_download_is_found_by_its_hash(hub: Hub, tmp_path: Path) -> None:
     hub.damaged.add("train.parquet")
-    rows = ["sets.nq_hotpotqa.files.train.rows=40", "sets.nq_hotpotqa.files.test.rows=9"]
+    rows = ["sets.nq_hotpotqa.files.train.min_rows=40", "sets.nq_hotpotqa.files.test.min_rows=9"]
     with pytest.raises(ValueError, match=rf"train.parquet of {NQ} was damaged on its way"):
         run(tmp_path, "name=nq_hotpotqa", *rows)
     assert not (tmp_path / "data" / "nq_hotpotqa").exists()
@@ -223,7 +226,7 @@ def test_a_set_that_lacks_rows_or_answers_is_refused(hub: Hub, tmp_path: Path) -
 
 def test_the_benchmarks_lie_where_their_configurations_look(hub: Hub, tmp_path: Path) -> None:
     names = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
-    few = [f"sets.benchmarks.files.{name.lstrip('2')}.rows=7" for name in names]
+    few = [f"sets.benchmarks.files.{name.lstrip('2')}.min_rows=7" for name in names]
     run(tmp_path, "name=benchmarks", *few)
     folder = tmp_path / "data" / "benchmarks"
     assert (folder / "musique.jsonl").read_bytes() == hub.files[FLASHRAG]["musique/dev.jsonl"]
@@ -244,9 +247,14 @@ def test_the_corpus_is_unpacked_whatever_its_name_says(form: str, hub: Hub, tmp_
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
         hub.files[WIKI]["wiki-18.jsonl.gz"] = packed.getvalue()
-    run(tmp_path, "name=wiki18", "sets.wiki18.files.corpus.rows=30", "sets.wiki18.unpacked_gib=0.1")
+    run(
+        tmp_path,
+        "name=wiki18",
+        "sets.wiki18.files.corpus.min_rows=30",
+        "sets.wiki18.unpacked_gib=0.1",
+    )
     cfg = compose_config(
-        tmp_path, "corpus=wiki18", f"paths.data_dir={tmp_path / 'data'}", name="retriever"
+        tmp_path, "corpus=wiki18", f"paths.data_dir={tmp_path / 'data'}", name="retrieve"
     )
     passages = read_corpus(cfg.search.engine.corpus)
     assert [passage.title for passage in passages] == [f"Title {n}" for n in range(30)]

@@ -15,6 +15,7 @@ import pytest
 from hydra.errors import InstantiationException
 
 from tests.helpers.configs import ROOT, compose_config, hydra_run
+from tests.helpers.processes import Forked, run_forked
 from tests.helpers.runs import write_questions
 from tests.helpers.waiting import wait_until
 from tests.helpers.words import save_word_policy
@@ -45,7 +46,7 @@ def command(tmp_path: Path) -> Callable[..., list[str]]:
 
     def make(folder: Path, *overrides: str) -> list[str]:
         return [
-            *(sys.executable, "-m", "zerosearch", "evaluate", f"checkpoint={policy}"),
+            *("evaluate", f"checkpoint={policy}"),
             *("benchmark=nq", f"benchmark.nq.source.path={questions}", "block=6", "temperature=1"),
             *(*ENGINE, *EPISODE, f"paths.log_dir={tmp_path}", f"hydra.run.dir={folder}"),
             *overrides,
@@ -54,12 +55,20 @@ def command(tmp_path: Path) -> Callable[..., list[str]]:
     return make
 
 
-def run(command: list[str], code: int = 0) -> str:
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+def run(command: list[str], *, forked: bool = False) -> str:
+    if forked:
+        done = run_forked(*command, env=environment())
+    else:
+        done = subprocess.run(
+            [sys.executable, "-m", "zerosearch", *command],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
     shown = done.stdout + done.stderr
-    assert done.returncode == code, shown
+    assert done.returncode == 0, shown
     assert "Traceback" not in shown
     return shown
 
@@ -91,16 +100,14 @@ def test_two_runs_and_one_that_was_killed_give_identical_bytes(
 
     journal = tmp_path / "two" / "journal" / "policy" / "search" / "nq.jsonl"
     slow = command(tmp_path / "two", "search.engine.latency_s=0.2")
-    running = subprocess.Popen(
-        slow, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    running = Forked(*slow, env=environment())
     wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 6)
     running.send_signal(signal.SIGKILL)
     running.wait()
     kept = journal.read_bytes()
     assert kept.count(b"\n") < 24, "it was killed half-way"
-    again = [sys.executable, "-m", "zerosearch", "evaluate", f"resume={tmp_path / 'two'}"]
-    assert "knows little" not in run(again), "it was asked before"
+    shown = run(["evaluate", f"resume={tmp_path / 'two'}"], forked=True)
+    assert "knows little" not in shown, "it was asked before"
     assert journal.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1]), "nothing is asked again"
     assert outputs(tmp_path / "two") == whole
 
@@ -120,7 +127,7 @@ def evaluated(command: Callable[..., list[str]]) -> Callable[..., Summary]:
     """The same in this process, which saves seconds of imports."""
 
     def inside(folder: Path, *overrides: str) -> Summary:
-        arguments = [each for each in command(folder, *overrides)[3:] if "hydra.run" not in each]
+        arguments = [each for each in command(folder, *overrides)[1:] if "hydra.run" not in each]
         folder.mkdir()
         with hydra_run(compose_config(folder, *arguments, name="evaluate", whole=True)) as cfg:
             summary = Summary(folder)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.openai_server import OpenAIServer, Reply, completion
+from tests.helpers.processes import Forked, run_forked
 from tests.helpers.waiting import GUARD_S, wait_until
 from zerosearch.commands.judge import judge
 
@@ -45,14 +46,11 @@ def write_episodes(folder: Path) -> None:
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
-    program = [sys.executable, "-m", "zerosearch", "judge"]
-    return [*program, f"folder={folder}", "rows.top_k=[1,2]", *overrides]
+    return ["judge", f"folder={folder}", "rows.top_k=[1,2]", *overrides]
 
 
 def run(folder: Path, *overrides: str, code: int = 0) -> str:
-    done = subprocess.run(
-        command(folder, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+    done = run_forked(*command(folder, *overrides))
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
@@ -72,7 +70,8 @@ def answer(body: dict[str, Any]) -> Reply:
 
 def test_the_rule_writes_rows_and_a_report(tmp_path: Path) -> None:
     write_episodes(tmp_path)
-    run(tmp_path)
+    program = [sys.executable, "-m", "zerosearch", *command(tmp_path)]
+    subprocess.run(program, cwd=ROOT, check=True, timeout=600)
     report = json.loads((tmp_path / "judge.json").read_text())
     assert (report["documents"], report["searches_useful"]) == (180, 1.0)
     assert report["documents_useful"] == pytest.approx(1 / 3)
@@ -87,8 +86,8 @@ def test_a_killed_judge_goes_on_to_the_same_rows(tmp_path: Path) -> None:
     with OpenAIServer(answer=answer, models=["judge"]) as server:
         asking = [
             "judge=llm",
-            f"judge.chat.endpoints=[{server.url}]",
-            "judge.chat.model=judge",
+            f"judge.client.endpoints=[{server.url}]",
+            "judge.client.model=judge",
             "judging.concurrency=4",
         ]
         alone, killed = tmp_path / "alone", tmp_path / "killed"
@@ -97,10 +96,10 @@ def test_a_killed_judge_goes_on_to_the_same_rows(tmp_path: Path) -> None:
         run(alone, *asking)
         before = len(server.received)
         assert before == 180
-        running = subprocess.Popen(command(killed, *asking), cwd=ROOT, stdout=subprocess.DEVNULL)
+        running = Forked(*command(killed, *asking))
         wait_until(lambda: len(server.received) >= before + 40)
         running.kill()
-        running.wait(timeout=GUARD_S)
+        running.wait(GUARD_S)
         assert not (killed / "train.jsonl").exists()
         run(killed, *asking)
         assert len(server.received) - before <= 180 + 4, "only what was under way is asked again"
@@ -113,8 +112,10 @@ def test_a_killed_judge_goes_on_to_the_same_rows(tmp_path: Path) -> None:
 def test_what_cannot_be_judged_is_one_sentence(tmp_path: Path) -> None:
     assert "episodes.jsonl' does not exist" in run(tmp_path / "none", code=1)
     write_episodes(tmp_path)
-    down = ["judge=llm", "judge.chat.endpoints=[http://127.0.0.1:9]", "judge.chat.model=judge"]
-    with pytest.raises(ValueError, match=r"judge\.chat\.endpoints: no judge answers at http://127"):
+    down = ["judge=llm", "judge.client.endpoints=[http://127.0.0.1:9]", "judge.client.model=judge"]
+    with pytest.raises(
+        ValueError, match=r"judge\.client\.endpoints: no judge answers at http://127"
+    ):
         judged(tmp_path, *down)
     judged(tmp_path)
     with pytest.raises(ValueError, match="made with judge='rule', and it is 'judge' now"):

@@ -13,12 +13,10 @@ import openai
 import pytest
 
 from tests.helpers.configs import ROOT
+from tests.helpers.processes import run_forked
 from tests.helpers.waiting import wait_until
 
-COMMAND = [
-    *(sys.executable, "-m", "zerosearch", "serve"),
-    *("model=quickstart", "search=scripted", "port=0"),
-]
+COMMAND = ["serve", "model=quickstart", "search=scripted", "port=0"]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -33,7 +31,7 @@ def test_it_answers_the_stock_client_until_it_is_told_to_stop(
     log = tmp_path / "log"
     with log.open("w") as file:
         running = subprocess.Popen(
-            [*COMMAND, "api_key_env=POLICY_KEY", "name=mine"],
+            [sys.executable, "-m", "zerosearch", *COMMAND, "api_key_env=POLICY_KEY", "name=mine"],
             cwd=ROOT,
             env=environment(POLICY_KEY="opensesame"),
             stdout=file,
@@ -64,13 +62,6 @@ def test_it_answers_the_stock_client_until_it_is_told_to_stop(
     ],
 )
 def test_bad_settings_are_one_sentence(override: str, said: str) -> None:
-    done = subprocess.run(
-        [*COMMAND, override],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_forked(*COMMAND, override, env=environment())
     shown = done.stdout + done.stderr
     assert done.returncode == 1 and said in shown and "Traceback" not in shown

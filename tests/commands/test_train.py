@@ -25,10 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers import pausing_simulator as pausing
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.openai_server import free_port
+from tests.helpers.processes import Forked
 from tests.helpers.runs import STEPS, computed, read_metrics, small_run
 from tests.helpers.waiting import guarded
 from zerosearch.assembly import assemble
-from zerosearch.commands.train import train_policy
+from zerosearch.commands.train import train
 from zerosearch.core.endings import report_error
 from zerosearch.core.runs import Summary, exit_code
 from zerosearch.data.geography.facts import load_facts
@@ -48,8 +49,11 @@ TIMEOUT_S = 600  # of a process; about 15 on a machine that has nothing else to 
 
 def start(
     *arguments: str, pause: tuple[Path, int] | None = None, threads: int = 1
-) -> subprocess.Popen[str]:
-    """The command, in the checkout; with `pause` it halts in that folder after so many steps."""
+) -> subprocess.Popen[str] | Forked:
+    """The command, in the checkout; with `pause` it halts in that folder after so many steps.
+
+    Those that are to be stopped are forked; their metrics are compared with a new process's.
+    """
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "src"),
         "OMP_NUM_THREADS": str(threads),
@@ -60,6 +64,7 @@ def start(
         (folder / pausing.PAUSED).unlink(missing_ok=True)
         (folder / pausing.GO_ON).unlink(missing_ok=True)
         environment |= {pausing.FOLDER: str(folder), pausing.STEPS: str(steps)}
+        return Forked("train", *arguments, env=environment)
     return subprocess.Popen(
         [sys.executable, "-m", "zerosearch", "train", *arguments],
         cwd=ROOT,
@@ -70,7 +75,7 @@ def start(
     )
 
 
-def wait_until_paused(process: subprocess.Popen[str], folder: Path) -> None:
+def wait_until_paused(process: subprocess.Popen[str] | Forked, folder: Path) -> None:
     until = time.monotonic() + TIMEOUT_S
     while not (folder / pausing.PAUSED).exists():
         if process.poll() is not None or time.monotonic() > until:
@@ -79,13 +84,13 @@ def wait_until_paused(process: subprocess.Popen[str], folder: Path) -> None:
         time.sleep(0.02)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str] | Forked) -> tuple[int, str]:
     try:
         output, _ = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
-    return process.returncode, output
+    return process.wait(), output
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -283,7 +288,7 @@ def test_help_loads_nothing_heavy() -> None:
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "hydra" in loaded
     assert not loaded & {"torch", "lightning", "transformers", "datasets", "numpy"}
-    assert "experiment: any_model, " in done.stdout and "zerosearch_7b" in done.stdout
+    assert "experiment=quickstart " in done.stdout and "zerosearch_7b" in done.stdout
 
 
 def test_a_run_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
@@ -329,7 +334,7 @@ def refuse(folder: Path, caplog: pytest.LogCaptureFixture, *overrides: str) -> s
     run_folder = folder / "run"
     run_folder.mkdir()
     with guarded(), pytest.raises(Exception) as error:
-        train_policy(compose_config(run_folder, *overrides), Summary(run_folder))
+        train(compose_config(run_folder, *overrides), Summary(run_folder))
     assert not isinstance(error.value, HydraException) or error.value.__cause__ is not None
     caplog.clear()
     with caplog.at_level(logging.ERROR, logger="zerosearch"):
@@ -546,7 +551,7 @@ def test_sigterm_during_the_first_evaluation_ends_the_run(
     summary = Summary(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EvaluationRun, "answer", answered)
-        train_policy(compose_config(tmp_path, *settings, f"data.validation_batch={batch}"), summary)
+        train(compose_config(tmp_path, *settings, f"data.validation_batch={batch}"), summary)
     assert terminated.calls == 1
     assert summary.facts["status"] == "interrupted by SIGTERM"
     assert exit_code(summary.facts["status"]) == 143
@@ -557,9 +562,7 @@ def test_seed_zero_is_a_seed(settings: list[str], tmp_path: Path) -> None:
     def first_step(seed: int) -> list[str]:
         folder = tmp_path / f"seed-{seed}-{time.monotonic_ns()}"
         short = ["policy_steps=1", "test=false", "trainer.val_check_interval=1", f"seed={seed}"]
-        train_policy(
-            compose_config(folder, *settings, *short, "data.validation_limit=1"), Summary(folder)
-        )
+        train(compose_config(folder, *settings, *short, "data.validation_limit=1"), Summary(folder))
         assert torch.initial_seed() == seed
         lines = (folder / "transcripts" / "train" / "step_000000.jsonl").read_text().splitlines()
         texts = [turn["text"] for line in lines for turn in json.loads(line)["turns"]]

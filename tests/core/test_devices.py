@@ -19,11 +19,11 @@ from tests.helpers.scripted_vllm import ScriptedLink, ScriptedVLLM
 from zerosearch.core import devices, distributed
 from zerosearch.core.devices import device_thread, numbered_device, take_device
 from zerosearch.core.distributed import gather_objects, object_group
-from zerosearch.generation.vllm import engine as vllm_engine
+from zerosearch.generation.vllm import generator as vllm_generator
 from zerosearch.generation.vllm import sync as vllm_sync
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.generation.vllm.policy import VLLMPolicy
-from zerosearch.generation.vllm.server import VLLMServerGenerator
+from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 from zerosearch.generation.vllm.sync import ServerSync
 from zerosearch.search.embedding import E5Encoder
 from zerosearch.training.background import Background
@@ -125,8 +125,8 @@ def test_vllm_in_this_process_runs_on_the_policys_gpu(
         def abort(self, names: Any) -> None:
             cuda.check()
 
-    monkeypatch.setattr(vllm_engine, "SharedEngine", Shared)
-    monkeypatch.setattr(vllm_engine, "check_installed", lambda: "0.32.0")
+    monkeypatch.setattr(vllm_generator, "SharedEngine", Shared)
+    monkeypatch.setattr(vllm_generator, "check_installed", lambda: "0.32.0")
     model = policy_on_gpu()
     generator = VLLMGenerator(max_model_len=64)
     generator.bind(model, make_tokenizer())
@@ -232,7 +232,7 @@ def test_no_gpu_is_named_without_its_number() -> None:
         if isinstance(node, ast.Constant) and node.value == "cuda":
             compared = isinstance(parent, ast.Compare | ast.Tuple)  # a type, or a choice
             numbered = isinstance(parent, ast.Call) and len(parent.args) == 2
-            if not compared and not numbered and file != "devices.py":
+            if not compared and not numbered and file != "core/devices.py":
                 found.append(where)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             mesh = any(isinstance(a, ast.Attribute) and a.attr == "device_type" for a in node.args)
@@ -243,11 +243,11 @@ def test_no_gpu_is_named_without_its_number() -> None:
 
 # Threads that were made otherwise than by `device_thread`, and why they may be.
 OTHER_THREADS = {
-    "devices.py": "device_thread",
+    "core/devices.py": "device_thread",
     "training/background.py": "takes its device itself",
     "search/batching.py": "what computes there takes its device itself: the encoder",
-    "simulator/chosen.py": "asks servers",
-    "hub.py": "asks the hub",
+    "simulator/checks.py": "asks servers",
+    "core/hub.py": "asks the hub",
 }
 
 

@@ -91,7 +91,7 @@ FOR_USERS = {
 
 
 @pytest.mark.parametrize("name", OF_LIBRARIES)
-def test_errors_of_libraries_and_defects_keep_their_traceback(
+def test_invariant_18_errors_of_libraries_and_defects_keep_their_traceback(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = raised(OF_LIBRARIES[name])
@@ -100,7 +100,7 @@ def test_errors_of_libraries_and_defects_keep_their_traceback(
 
 
 @pytest.mark.parametrize("name", FOR_USERS)
-def test_what_is_written_for_users_is_one_sentence(
+def test_invariant_18_what_is_written_for_users_is_one_sentence(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = raised(FOR_USERS[name])

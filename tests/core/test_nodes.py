@@ -27,22 +27,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a cho
 
 # Arguments that no configuration gives: code fills them in.
 BY_CODE = {
-    "zerosearch.evaluation.baselines.OneReply": {"chat"},  # the model of `prompted=`
-    "zerosearch.evaluation.baselines.SearchO1": {"chat"},
-    "zerosearch.evaluation.baselines.ToolAgent": {"chat"},
-    "zerosearch.evaluation.table_run.Engine": {"settings"},
+    "zerosearch.evaluation.baselines.OneReply": {"client"},  # the model of `prompted=`
+    "zerosearch.evaluation.baselines.SearchO1": {"client"},
+    "zerosearch.evaluation.baselines.ToolAgent": {"client"},
+    "zerosearch.evaluation.table_run.TableEngine": {"settings"},
     "zerosearch.rollout.settings.EpisodeSettings": {"prompt_text"},  # of a saved episode
     "zerosearch.tuning.collection.Collector": {"outcome"},
-    "zerosearch.data.public.QuestionFiles": {"extra_bytes"},
+    "zerosearch.data.public_sets.QuestionFiles": {"extra_bytes"},
     "zerosearch.data.hotpotqa.HotpotQASmall": {"extra_bytes"},
 }
-PARTS = {"algorithm/base"}  # advantage and loss come with the choices that extend it
+# advantage and loss, and files, come with the choices that extend these
+PARTS = {"algorithm/base", "data/base"}
 # Defaults in code that are right for others than the configuration's programs.
 OTHERWISE = {
     ("zerosearch.callbacks.health_rules.HealthRule", "advice"),  # every rule of ours has one
     ("zerosearch.data.datamodule.QADataModule", "validation_limit"),  # all; ours bound the time
-    ("zerosearch.tuning.data.TuningData", "validation_limit"),
-    ("zerosearch.generation.vllm.engine.VLLMGenerator", "engine"),  # None is {}
+    ("zerosearch.tuning.datamodule.TuningData", "validation_limit"),
+    ("zerosearch.generation.vllm.generator.VLLMGenerator", "engine_args"),  # None is {}
     ("zerosearch.training.schedule.warmup_schedule", "warmup_fraction"),  # none; ours warm up
 }
 
@@ -64,7 +65,8 @@ def composed(choice: str) -> DictConfig:
         text = (CONFIGS / f"{choice}.yaml").read_text()
         if "@package _global_" not in text and "override /" not in text:
             return compose(choice)
-        program = "evaluate" if group in ("engines", "table") else "train"
+        programs = {"engines": "evaluate", "table": "evaluate", "planned": "plan"}
+        program = programs.get(group, "train")
         value = f"[{name}]" if group == "engines" else name
         return compose(program, overrides=[f"{group}={value}"])
 
@@ -148,7 +150,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("seed", "block", "max_failed_share"),
     ),
     "ask ~simulator": (load.COMPONENTS, ("seed",)),
-    "ask agent=chat search=web agent.chat.model=m model=base generator=vllm ~simulator": (
+    "ask agent=chat search=web agent.client.model=m model=base generator=vllm ~simulator": (
         load.COMPONENTS,
         ("seed", "model.", "generator."),
     ),
@@ -160,13 +162,13 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "simulator.weights_gib",
         ),
     ),
-    "judge judge=llm judge.chat.model=m": (judge.COMPONENTS, ()),
+    "judge judge=llm judge.client.model=m": (judge.COMPONENTS, ()),
     "collect search=retriever ~simulator": (collect.COMPONENTS, ()),
     "retrieve search=dense": (retriever.COMPONENTS, ("port", "search.cache_gib")),
     "simulate simulator=tiny": (
         ("simulator.server",),
         (
-            "simulator.chat.",
+            "simulator.client.",
             "simulator.engine.",
             "simulator.words",
             "simulator.temp",
@@ -216,6 +218,7 @@ def test_a_word_in_place_of_any_number_is_refused(command: str, tmp_path: Path) 
         ("algorithm.kl_coefficient=nan", "algorithm.kl_coefficient=nan: give a finite number"),
         ("algorithm.kl_kind=k4", "algorithm.kl_kind=k4: give 'k1', 'k2', 'k3' or 'abs'"),
         ("algorithm.loss.clip_low=abc", "algorithm.loss.clip_low=abc: give a number"),
+        ("+curriculum.schedule=linear", "curriculum.schedule: is curriculum.shape now"),
         ("+algorithm.gruop_size=3", "algorithm.gruop_size is unknown: did you mean group_size?"),
         ("seed=-1", "seed=-1: give at least 0"),
         ("optimizer.lr=fast", "optimizer.lr=fast: give a number"),

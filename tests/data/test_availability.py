@@ -51,7 +51,7 @@ def test_the_public_sets_are_those_that_can_be_fetched() -> None:
         (
             "evaluate",
             ["engines=geography", "corpus=wiki18"],
-            "engines.bm25.engine.engine.corpus",
+            "engines.bm25.search.engine.corpus",
             "wiki18",
         ),
         ("retrieve", ["corpus=hotpotqa_small"], "search.engine.corpus", "hotpotqa_small"),
@@ -64,7 +64,8 @@ def test_a_public_file_that_is_not_there_names_the_command_that_gets_it(
     sentence = said(tmp_path, *overrides, name=program)
     assert sentence.startswith(f"{key}={tmp_path / 'public' / public}/")
     assert (
-        f"does not exist: fetch it with `make data name={public}`, set ZEROSEARCH_DATA" in sentence
+        f"does not exist: fetch it with `zerosearch data name={public}`, set ZEROSEARCH_DATA"
+        in sentence
     )
     assert f"{key}=FILE" in sentence
 
@@ -127,7 +128,7 @@ def test_hub_names_are_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     name = "benchmark.nq.source.path=owner/set"
     offline = said(tmp_path, "benchmark=nq", name, name="evaluate")
     assert offline.startswith(f"{name} is neither a file nor in the local cache of data sets")
-    assert "HF_HUB_OFFLINE is set" in offline and "`make data`" in offline
+    assert "HF_HUB_OFFLINE is set" in offline and "`zerosearch data`" in offline
     (tmp_path / "hf" / "datasets" / "owner___set").mkdir(parents=True)  # read before
     check_data(compose_config(tmp_path, "benchmark=nq", name, name="evaluate"))
     dense = said(tmp_path, "search=dense", name="evaluate")
@@ -141,7 +142,7 @@ def test_hub_names_are_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.Mon
         ("evaluate", ["benchmark=nq"], "benchmark.nq.source.path="),
         ("evaluate", ["benchmark=nq", "benchmark.nq.source.path=owner/set"], "cannot be reached"),
         ("evaluate", ["search=dense", "search.engine.model=owner/e5"], "search.engine.model="),
-        ("train", ["experiment=smollm2_135m"], "make data name=hotpotqa_small"),
+        ("train", ["experiment=smollm2_135m"], "zerosearch data name=hotpotqa_small"),
     ],
 )
 def test_programs_end_before_anything_heavy_is_imported(

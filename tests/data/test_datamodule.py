@@ -14,7 +14,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from omegaconf import OmegaConf
 
 from zerosearch.data.datamodule import QADataModule
-from zerosearch.data.loaders import EvalLoader, TrainLoader
+from zerosearch.data.loaders import EvalLoader, QuestionBatch, TrainLoader
 from zerosearch.data.sources import QASource
 from zerosearch.types import Question
 
@@ -39,8 +39,10 @@ class Facts:
 class Recorder(pl.LightningModule):
     """Trains one weight and writes down which questions it saw, in the checkpoint too."""
 
-    def __init__(self, fail_at: int | None = None) -> None:
+    def __init__(self, fail_at: int | None = None, spare_rounds: int = 0, lag: int = 0) -> None:
         super().__init__()
+        self.spare_rounds, self.lag = spare_rounds, lag
+        self.batches: list[QuestionBatch] = []
         self.layer = torch.nn.Linear(1, 1)
         self.automatic_optimization = False
         self.fail_at = fail_at
@@ -58,6 +60,7 @@ class Recorder(pl.LightningModule):
             self.manual_backward(loss)
             optimizer.step()
         self.seen.append([question.uid for question in batch])
+        self.batches.append(batch)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.asked.extend(question.uid for question in batch)
@@ -203,7 +206,6 @@ def test_checkpoint_holds_plain_values_only(tmp_path: Path) -> None:
     [
         ({"seed": 1}, "seed was 0, is 1"),
         ({"questions_per_step": 2}, "questions_per_step was 4, is 2"),
-        ({"spare_rounds": 1}, "spare_rounds was 0, is 1"),
         ({"train": [Facts("a", 8), Facts("b", 11, 2.0)]}, "sources was .*'a': 7.*'a': 8"),
         ({"train": [Facts("a", 7), Facts("b", 11)]}, "weights was"),
     ],
@@ -219,6 +221,24 @@ def test_resume_with_other_data_is_an_error(
     # but the same checkpoint may be evaluated whatever the training data
     module = data(**changes, test=[Facts("t", 3)])
     trainer().test(Recorder(), datamodule=module, ckpt_path=checkpoint, verbose=False)
+
+
+def test_resume_with_other_spares_is_an_error(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.ckpt"
+    trainer(SaveAt(checkpoint, 1), max_steps=2).fit(Recorder(), datamodule=data())
+    with pytest.raises(ValueError, match="spare_rounds was 0, is 1"):
+        trainer(max_steps=4).fit(Recorder(spare_rounds=1), datamodule=data(), ckpt_path=checkpoint)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_the_module_says_how_far_to_look_ahead_and_how_many_spares(lag: int) -> None:
+    recorder = Recorder(spare_rounds=2, lag=lag)
+    trainer(**ONE_EPOCH).fit(recorder, datamodule=data())
+    assert [len(batch.spares) for batch in recorder.batches] == [2 * 4] * 6
+    followers = [batch.following for batch in recorder.batches]
+    assert [each and [q.uid for q in each] for each in followers[:-1]] == (
+        recorder.seen[1:] if lag else [None] * 5
+    )
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
@@ -265,7 +285,7 @@ def test_nothing_to_validate_is_skipped() -> None:
 
 def test_ranks_share_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     class Rank:
-        world_size = 2
+        world_size, lightning_module = 2, Recorder()
         fit_loop = pl.Trainer(accelerator="cpu", logger=False, barebones=True).fit_loop
 
         def __init__(self, rank: int) -> None:
@@ -336,7 +356,7 @@ def test_held_out_questions_of_another_source_are_named(
     caplog.clear()
     QADataModule(questions_per_step=1, files=[str(own)], validation=held_out).setup("fit")
     QADataModule(questions_per_step=1, train=[Facts("t", 3)], validation=held_out).setup("fit")
-    assert not caplog.text, "nothing was replaced"
+    assert "Training asks" not in caplog.text, "nothing was replaced"
 
 
 def test_training_questions_are_shown_without_moving_on(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_read_once_it_is_there_without_a_network(tmp_path: Path) -> None:
     assert read(None, tmp_path, "org/set", HF_HUB_OFFLINE="1")[0] == texts
     said, seconds = read(None, tmp_path, "org/other")
     assert "'org/other' (config 'nq', split 'test')" in said and "cannot be reached" in said
-    assert "`make data`" in said and seconds < 20
+    assert "`zerosearch data`" in said and seconds < 20
 
 
 def test_what_the_hub_refuses_is_said(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from zerosearch.core.errors import InputError
 from zerosearch.data.corpus import read_corpus
 from zerosearch.data.json_lines import MAX_ROW_BYTES
-from zerosearch.data.public import count_questions
+from zerosearch.data.public_sets import count_questions
 from zerosearch.data.sources import QASource
 
 ROW = {"question": "Capital of Italy?", "golden_answers": ["Rome"], "extra_info": {"index": 1}}

@@ -176,7 +176,9 @@ def test_columns_can_be_renamed() -> None:
         ({"question": "Q?", "answer": "A", "data_source": 3}, ["'data_source' is 3 (int)"]),
     ],
 )
-def test_bad_rows_name_place_field_and_mend(row: dict[str, Any], parts: list[str]) -> None:
+def test_invariant_20_bad_rows_name_place_field_and_remedy(
+    row: dict[str, Any], parts: list[str]
+) -> None:
     with pytest.raises(ValueError, match=r"^qa\.parquet, row 7: ") as error:
         read(row)
     assert [part for part in parts if part not in str(error.value)] == []

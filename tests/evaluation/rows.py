@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.evaluation.answers import TIMES, answer_row, without_times
-from zerosearch.rollout.agent import Played
+from zerosearch.rollout.agent import PlayedEpisode
 from zerosearch.types import Document, Question, SearchResult, Trajectory, Turn
 
 
@@ -23,7 +23,7 @@ def answers(given: Sequence[str | None], *, error: str | None = None) -> list[di
             Turn(text="s", action="search", query="s", result=found, sampled_tokens=3),
             Turn(text="a", action="answer", sampled_tokens=4),
         ]
-        row = answer_row(question, Played(trajectory=trajectory, answer=answer), 0.25)
+        row = answer_row(question, PlayedEpisode(trajectory=trajectory, answer=answer), 0.25)
         row[TIMES]["share_of_block_seconds"] = 0.125
         rows.append(row)
     return rows

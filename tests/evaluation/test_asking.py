@@ -13,8 +13,8 @@ from tests.helpers.engines import ScriptedEngine
 from zerosearch.core.journal import Journal
 from zerosearch.evaluation.answers import without_times
 from zerosearch.evaluation.asking import ask_all
-from zerosearch.evaluation.results import cell_times
-from zerosearch.rollout.agent import OnText, Played
+from zerosearch.evaluation.cells import cell_times
+from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchError, SearchRequest, Trajectory, Turn
 
@@ -45,7 +45,7 @@ class Counting:
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         self.playing += 1
         await asyncio.sleep(0)
         beside = self.playing
@@ -59,13 +59,13 @@ class Counting:
         except SearchError as error:
             trajectory.stop_reason, trajectory.error = "search_failed", str(error)
         trajectory.turns.append(Turn(text="x", action="answer"))
-        return Played(trajectory=trajectory, answer=str(beside))
+        return PlayedEpisode(trajectory=trajectory, answer=str(beside))
 
 
 class Slow(Counting):
     """Takes its time, which others may use."""
 
-    async def play(self, *arguments: Any, **fields: Any) -> Played:
+    async def play(self, *arguments: Any, **fields: Any) -> PlayedEpisode:
         await asyncio.sleep(PAUSE_S)
         return await super().play(*arguments, **fields)
 
@@ -155,7 +155,7 @@ class Broken(Counting):
         super().__init__()
         self.broken = broken
 
-    async def play(self, question: Question, *arguments: Any, **fields: Any) -> Played:
+    async def play(self, question: Question, *arguments: Any, **fields: Any) -> PlayedEpisode:
         if question.uid in self.broken:
             raise ValueError(f"the prompt of question {question.uid!r} has 9 tokens")
         return await super().play(question, *arguments, **fields)

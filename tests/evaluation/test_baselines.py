@@ -13,7 +13,7 @@ from tests.helpers.engines import ScriptedEngine
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure
 from zerosearch.clients.chat import ChatClient
 from zerosearch.evaluation.baselines import OneReply, SearchO1, ToolAgent
-from zerosearch.rollout.agent import Played
+from zerosearch.rollout.agent import PlayedEpisode
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.types import Question
 
@@ -28,7 +28,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
         yield running
 
 
-def play(server: OpenAIServer, kind: Any, template: str, **fields: Any) -> Played:
+def play(server: OpenAIServer, kind: Any, template: str, **fields: Any) -> PlayedEpisode:
     chat = ChatClient([server.url], "simulator-7b", max_retries=0, max_outage_s=0.1)
     episode = EpisodeSettings(prompt_template=template, max_turns=2, top_k=2)
     engine = fields.pop("engine", None) or ScriptedEngine(["Ada wrote it.", "</information> no"])

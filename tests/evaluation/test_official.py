@@ -6,8 +6,8 @@ import pytest
 
 from tests.evaluation.rows import answers
 from zerosearch.evaluation.benchmarks import Benchmark, PublishedSet
+from zerosearch.evaluation.cells import cell_metrics
 from zerosearch.evaluation.official import official_scores
-from zerosearch.evaluation.results import cell_metrics
 from zerosearch.evaluation.tables import Results, as_csv, detail_table, from_csv
 
 

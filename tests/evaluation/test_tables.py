@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.rows import answers
-from zerosearch.evaluation.report import show, write_tables
-from zerosearch.evaluation.results import cell_metrics, cell_times
+from zerosearch.evaluation.cells import cell_metrics, cell_times
+from zerosearch.evaluation.table_files import show, write_tables
 from zerosearch.evaluation.tables import (
     Results,
     as_csv,

@@ -23,8 +23,8 @@ from tests.helpers.models import make_tokenizer
 from tests.helpers.policies import run
 from tests.helpers.runs import read_metrics, train_by_command
 from tests.helpers.vllm import CONTEXT, PROMPTS, make_policy
-from zerosearch.generation.generator import Completion, Sampling
-from zerosearch.generation.vllm.engine import VLLMGenerator
+from zerosearch.generation.generator import Completion, CompletionRequest, Sampling
+from zerosearch.generation.vllm.generator import VLLMGenerator
 from zerosearch.policy.source import PolicySource
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -115,10 +115,11 @@ def engine(subject: Subject) -> Iterator[VLLMGenerator]:
 
 
 def sample(generator: VLLMGenerator, subject: Subject, temperature: float) -> list[Completion]:
+    sampling = Sampling(temperature=temperature)
     return run(
         *(
             generator.generate(
-                prompt, Sampling(max_new_tokens=NEW_TOKENS, seed=n, temperature=temperature)
+                prompt, CompletionRequest(max_new_tokens=NEW_TOKENS, seed=n, sampling=sampling)
             )
             for n, prompt in enumerate(subject.prompts)
         )
@@ -204,7 +205,7 @@ def test_three_steps_of_sync_sampling_and_sleep(engine: VLLMGenerator, subject: 
 
 def test_an_eager_engine(engine: VLLMGenerator, subject: Subject) -> None:
     engine.close()
-    eager = subject.generator(engine={"enforce_eager": True}, sleep_while_training=False)
+    eager = subject.generator(engine_args={"enforce_eager": True}, sleep_while_training=False)
     run(eager.sync_weights(subject.model))
     check_samples(eager, subject)
     eager.close()
@@ -225,7 +226,7 @@ def test_adapters_are_synced_alone(engine: VLLMGenerator, subject: Subject) -> N
         for name, parameter in adapted.model.named_parameters():
             if "lora_B" in name:
                 parameter.mul_(0.1)
-    generator = adapted.generator(lora="adapter", sleep_while_training=False)
+    generator = adapted.generator(lora_sync="adapter", sleep_while_training=False)
     for seed in range(2):
         change(adapted.model, seed)
         run(generator.sync_weights(adapted.model))

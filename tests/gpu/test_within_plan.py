@@ -11,8 +11,8 @@ from tests.helpers.devices import everywhere, trainer_of
 from tests.helpers.models import make_tokenizer
 from tests.helpers.runs import read_metrics, train_by_command
 from zerosearch.planning.memory import memory_rows
+from zerosearch.planning.memory_table import GIB, PHASES, total
 from zerosearch.planning.reading import plan_of
-from zerosearch.planning.table import GIB, PHASES, total
 
 pytestmark = pytest.mark.timeout(300)
 

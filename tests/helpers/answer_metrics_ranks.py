@@ -15,11 +15,12 @@ QUESTIONS = (
 )
 
 
-def compute_on_rank(rank: int, splits: tuple[tuple[int, int], ...], folder: str) -> None:
+def compute_on_rank(
+    rank: int, world_size: int, splits: tuple[tuple[int, int], ...], folder: str
+) -> None:
     """Take `split[rank]` questions of each split, synchronise over gloo, save the results."""
-    torch.set_num_threads(1)
     rendezvous = (Path(folder) / "rendezvous").as_uri()
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
     results = []
     for split in splits:
         metrics = AnswerMetrics()
@@ -28,4 +29,3 @@ def compute_on_rank(rank: int, splits: tuple[tuple[int, int], ...], folder: str)
             metrics.update(prediction, golden, failed=failed)
         results.append(metrics.compute())
     torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()

@@ -31,6 +31,7 @@ from zerosearch.core.endings import of_configuration
 from zerosearch.core.nodes import check_nodes
 from zerosearch.training.preflight import check_accelerator
 
+WITH_FLAGS = ("compare", "export", "init", "merge", "template")  # the others are Hydra's
 HEAVY = ("torch", "lightning", "transformers", "datasets")
 
 Composed = tuple[str, DictConfig]  # the name of a command, and what it was composed to
@@ -38,9 +39,14 @@ Composed = tuple[str, DictConfig]  # the name of a command, and what it was comp
 
 def light_environment(folder: Path) -> dict[str, str]:
     """An environment in which importing a heavy library is an error."""
+    forbid_heavy(folder)
+    return os.environ | {"PYTHONPATH": f"{folder}:{ROOT / 'src'}"}
+
+
+def forbid_heavy(folder: Path) -> None:
+    """Put modules in the place of heavy libraries that cannot be imported, for PYTHONPATH."""
     for name in HEAVY:
         (folder / f"{name}.py").write_text(f"raise AssertionError('{name} is imported')\n")
-    return os.environ | {"PYTHONPATH": f"{folder}:{ROOT / 'src'}"}
 
 
 class _Parsed(BaseException):
@@ -104,7 +110,7 @@ def check_file(name: str) -> None:
 
 def check_extras(words: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = re.findall(r"\.\[([\w,]+)\]", " ".join(words))
+    named = re.findall(r"(?:\.|zerosearch)\[([\w,]+)\]", " ".join(words))
     lacking = {extra for each in named for extra in each.split(",")} - {
         *project["optional-dependencies"]
     }

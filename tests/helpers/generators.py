@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from zerosearch.generation.generator import Completion, CompletionStop, Sampling
+from zerosearch.generation.generator import Completion, CompletionRequest, CompletionStop
 
 
 class ScriptedGenerator:
@@ -34,7 +34,7 @@ class ScriptedGenerator:
         logprob: float = -1.0,
     ) -> None:
         self.prompts: list[list[int]] = []
-        self.samplings: list[Sampling] = []
+        self.requests: list[CompletionRequest] = []
         self.weight_version = 0
         self.released = 0
         self._tokenizer = tokenizer
@@ -48,15 +48,15 @@ class ScriptedGenerator:
     def bind(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         """Nothing to say: the script samples."""
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
-        """The next text of the script, ended as `sampling` says."""
+    async def generate(self, prompt_ids: list[int], request: CompletionRequest) -> Completion:
+        """The next text of the script, ended as `request` says."""
         if not prompt_ids:
             raise ValueError("prompt_ids is empty")
         self.prompts.append(list(prompt_ids))
-        self.samplings.append(sampling)
+        self.requests.append(request)
         text = self._answer(self._decode(prompt_ids))
         await asyncio.sleep(0)
-        ids, reason = self._end(self._tokenizer.encode(text, add_special_tokens=False), sampling)
+        ids, reason = self._end(self._tokenizer.encode(text, add_special_tokens=False), request)
         eos = self._tokenizer.eos_token_id
         return Completion(
             token_ids=ids,
@@ -79,13 +79,13 @@ class ScriptedGenerator:
         assert isinstance(text, str)
         return text
 
-    def _end(self, ids: list[int], sampling: Sampling) -> tuple[list[int], CompletionStop]:
-        for length in range(1, min(len(ids), sampling.max_new_tokens) + 1):
+    def _end(self, ids: list[int], request: CompletionRequest) -> tuple[list[int], CompletionStop]:
+        for length in range(1, min(len(ids), request.max_new_tokens) + 1):
             text = self._decode(ids[:length])
-            if any(stop in text for stop in sampling.stop):
+            if any(stop in text for stop in request.stop):
                 return ids[:length], "stop"
-        if len(ids) >= sampling.max_new_tokens:
-            return ids[: sampling.max_new_tokens], "length"
+        if len(ids) >= request.max_new_tokens:
+            return ids[: request.max_new_tokens], "length"
         eos = self._tokenizer.eos_token_id
         assert isinstance(eos, int), "the script's tokenizer needs an EOS token"
         return [*ids, eos], "eos"

@@ -10,8 +10,9 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from tests.helpers.configs import CONFIGS, ROOT
+from zerosearch.cli import NAMES
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMENTED = [*sorted(CONFIGS.rglob("*.yaml")), ROOT / "scripts" / "train.sbatch", ROOT / "Makefile"]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 COMMAND = re.compile(r"([A-Z]+=\S* )?(make [a-z]|(python|pip|torchrun|sbatch|curl|zerosearch) )")
@@ -19,7 +20,7 @@ COMMAND = re.compile(r"([A-Z]+=\S* )?(make [a-z]|(python|pip|torchrun|sbatch|cur
 TARGETS = re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 _IN_TICKS = re.compile(r"`([^`]+)`")
 # in a comment or a value a command goes on to the end of the line, or to what stands beside it
-_STARTS = rf"make (?:{'|'.join(TARGETS)})|python -m|sbatch --nodes=."
+_STARTS = rf"make (?:{'|'.join(TARGETS)})|zerosearch (?:{'|'.join(NAMES)})|sbatch --nodes=."
 _BARE = re.compile(rf"(?<![\w`])((?:{_STARTS}) .*|make [a-z-]+$)")
 _BESIDE = re.compile(r" {3,}| +\(")
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tests.helpers.models import make_model, make_tokenizer
-from zerosearch.generation.generator import Completion, Sampling
+from zerosearch.generation.generator import GREEDY, Completion, CompletionRequest
 from zerosearch.generation.transformers.generator import TransformersGenerator
 
 
@@ -24,8 +24,8 @@ def make_generator(model: nn.Module, **fields: Any) -> TransformersGenerator:
     return generator
 
 
-def greedy(max_new_tokens: int, **fields: Any) -> Sampling:
-    return Sampling(max_new_tokens=max_new_tokens, seed=0, temperature=0, **fields)
+def greedy(max_new_tokens: int, **fields: Any) -> CompletionRequest:
+    return CompletionRequest(max_new_tokens=max_new_tokens, seed=0, sampling=GREEDY, **fields)
 
 
 def run(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -46,12 +46,12 @@ def random_prompts(count: int, shortest: int = 1) -> list[list[int]]:
 
 
 async def three_turns(
-    generator: TransformersGenerator, prompt: list[int], sampling: Sampling
+    generator: TransformersGenerator, prompt: list[int], request: CompletionRequest
 ) -> list[tuple[list[int], Completion]]:
     """(prompt, completion) of three turns with an observation after each."""
     ids, turns = list(prompt), []
     for turn in range(3):
-        completion = await generator.generate(ids, sampling)
+        completion = await generator.generate(ids, request)
         turns.append((ids, completion))
         ids = [*ids, *completion.token_ids, *range(7 * turn, 7 * turn + 11 + len(prompt) % 4)]
     return turns

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from zerosearch.core.ranges import Dtype
 from zerosearch.reward.rubric import Rubric
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 from zerosearch.types import Document, Question, SearchResult, Trajectory, Turn
 
 UPDATES_PER_STEP = 3  # not a divisor of the usual intervals, as with real mini-batches

@@ -13,9 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.helpers.openai_server import free_port
-
-# The server of forks imports these once; each process is then there at once.
-_PRELOADED = ["torch", "transformers", "peft", "lightning.pytorch", "zerosearch.training.module"]
+from tests.helpers.processes import PRELOADED
 
 
 def run_ranks(world_size: int, work: Callable[..., None], *arguments: Any) -> None:
@@ -26,7 +24,7 @@ def run_ranks(world_size: int, work: Callable[..., None], *arguments: Any) -> No
         work: a function of a module; what it has to say it writes to files.
         arguments: can be pickled.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     mp.start_processes(
         _enter,
         args=(world_size, free_port(), work, arguments),

@@ -21,8 +21,8 @@ from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.module import SearchPolicyModule
-from zerosearch.training.record import StepRecord
 from zerosearch.training.schedule import warmup_schedule
+from zerosearch.training.step_record import StepRecord
 from zerosearch.types import Question, Trajectory, Turn
 
 
@@ -181,7 +181,7 @@ def fit(
     records = Records()
     make_trainer(
         module.policy_steps, callbacks=[records, *callbacks], val_every=None, **trainer
-    ).fit(module, make_data(questions, lag=module.lag))
+    ).fit(module, make_data(questions))
     return records.steps
 
 

@@ -6,7 +6,6 @@ a question's searches fail.
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def train_rank(
     assert isinstance(module, CountingModule)
     module.poisoned_step = poisoned_step
     learner = make_trainer(steps, callbacks=[], val_every=None, devices=world_size, **trainer)
-    learner.fit(module, make_data(QUESTIONS, seed=IN_ORDER, lag=lag))
+    learner.fit(module, make_data(QUESTIONS, seed=IN_ORDER))
     assert module.latest is not None
     lengths = [len(t.prompt_ids + t.response_ids) for t in module.latest.trajectories]
     return {
@@ -107,26 +106,18 @@ def train_rank(
     }
 
 
-def run_rank(rank: int, port: int, folder: str) -> None:
-    """Train as one of two ranks over gloo and save the result."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "NODE_RANK": "0",
-    }
+def run_rank(rank: int, world_size: int, folder: str) -> None:
+    """Train as one of the ranks over gloo and save the result."""
     ddp = {"strategy": "ddp", "plugins": [LightningEnvironment()]}
     results = {
-        "one step": train_rank(RANKS, **ddp),
-        "lagging": train_rank(RANKS, lag=1, steps=3, **ddp),
-        "skipping": train_rank(RANKS, steps=2, poisoned_step=0, **ddp),
+        "one step": train_rank(world_size, **ddp),
+        "lagging": train_rank(world_size, lag=1, steps=3, **ddp),
+        "skipping": train_rank(world_size, steps=2, poisoned_step=0, **ddp),
         "critic": train_rank(
-            RANKS,
+            world_size,
             algorithm=PPO,
             steps=2,
             **{**ddp, "strategy": "ddp_find_unused_parameters_true"},
         ),
     }
     torch.save(results, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from tests.helpers.policy_stub import make_trainer
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.training.schedule import warmup_schedule
-from zerosearch.tuning.data import TuningData
+from zerosearch.tuning.datamodule import TuningData
 from zerosearch.tuning.module import SimulatorTuningModule
 from zerosearch.tuning.tuning_set import TuningFiles
 

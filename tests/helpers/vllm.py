@@ -43,7 +43,7 @@ def change(model: nn.Module, seed: int) -> None:
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """A server for policies of `make_policy`'s shape; yields its endpoint."""
-    from zerosearch.serving.generator import generator_server
+    from zerosearch.serving.generator_server import generator_server
     from zerosearch.serving.launch import running
 
     make_model(0, **SHAPE).save_pretrained(folder / "policy")

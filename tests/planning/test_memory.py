@@ -29,8 +29,8 @@ from zerosearch.planning.memory import (
     shard_bytes,
     states_per_parameter,
 )
-from zerosearch.planning.run import Critic, Neighbour, Plan, Sampler
-from zerosearch.planning.table import GIB, PHASES, Row, check_fits, total
+from zerosearch.planning.memory_table import GIB, PHASES, MemoryRow, check_fits, total
+from zerosearch.planning.run import Critic, Neighbour, PlannedRun, Sampler
 from zerosearch.policy.activation_memory import (
     Pass,
     Shape,
@@ -62,7 +62,7 @@ def sampler(**fields: Any) -> Sampler:
     return Sampler(dtype=BF16, **fields)
 
 
-def plan(described: PolicySource | None = None, **fields: Any) -> Plan:
+def plan(described: PolicySource | None = None, **fields: Any) -> PlannedRun:
     described = described or source()
     model = described.build_on_meta()
     settings: dict[str, Any] = {
@@ -85,10 +85,10 @@ def plan(described: PolicySource | None = None, **fields: Any) -> Plan:
         "longest": 128,
         "logprob_chunk_tokens": 64,
     }
-    return Plan(**{**settings, **fields})
+    return PlannedRun(**{**settings, **fields})
 
 
-def rows(given: Plan, gpu_bytes: int = GIB) -> dict[str, Row]:
+def rows(given: PlannedRun, gpu_bytes: int = GIB) -> dict[str, MemoryRow]:
     return {row.name: row for row in memory_rows(given, gpu_bytes)}
 
 
@@ -566,5 +566,5 @@ def test_sampling_ahead_is_refused_with_its_own_remedy() -> None:
 
 
 def test_a_phase_is_the_sum_of_its_rows() -> None:
-    every = [Row(name="a", sync=1, sampling=2, training=3), Row(name="b", training=4)]
+    every = [MemoryRow(name="a", sync=1, sampling=2, training=3), MemoryRow(name="b", training=4)]
     assert [total(every, phase) for phase in PHASES] == [1, 2, 7, 0]

@@ -11,11 +11,11 @@ import torch
 
 from tests.helpers.configs import ROOT, compose_config
 from zerosearch.commands.plan import main
-from zerosearch.generation.vllm.adapter import GPU_BATCH
+from zerosearch.generation.vllm.llm_engine import GPU_BATCH
 from zerosearch.planning.memory import memory_rows
+from zerosearch.planning.memory_table import GIB, total
 from zerosearch.planning.reading import check_memory, plan_of
-from zerosearch.planning.run import Plan
-from zerosearch.planning.table import GIB, total
+from zerosearch.planning.run import PlannedRun
 from zerosearch.policy.sharding import base_model
 
 LARGE = ["experiment=zerosearch_7b", "simulator.endpoints=[http://a:1/v1]", "trainer.devices=8"]
@@ -31,7 +31,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def plan(folder: Path, *overrides: str) -> Plan:
+def plan(folder: Path, *overrides: str) -> PlannedRun:
     return plan_of(compose_config(folder, *overrides))
 
 
@@ -170,9 +170,9 @@ def test_an_engine_is_counted_as_it_is_built(tmp_path: Path) -> None:
     found = plan(tmp_path, "generator=vllm").sampler
     assert [found.engine_rows, found.engine_tokens] == [*GPU_BATCH.values()]
     assert found.engine_graphs
-    few = plan(tmp_path, "generator=vllm", "+generator.engine.max_num_seqs=16").sampler
+    few = plan(tmp_path, "generator=vllm", "+generator.engine_args.max_num_seqs=16").sampler
     assert few.engine_rows == 16
-    eager = plan(tmp_path, "generator=vllm", "+generator.engine.enforce_eager=true").sampler
+    eager = plan(tmp_path, "generator=vllm", "+generator.engine_args.enforce_eager=true").sampler
     assert not eager.engine_graphs and eager.engine_rows == found.engine_rows
     batches = plan(tmp_path, "data.validation_batch=10", "trainer.devices=2").sampler
     assert batches.validation_kv_tokens == 5 * 640
@@ -224,9 +224,9 @@ def test_the_pages_show_what_the_command_prints(
 ) -> None:
     text = (ROOT / "docs" / page).read_text()
     [(command, shown)] = re.findall(
-        r"```\n(python -m zerosearch\.plan [^\n]+)\n```\n```\n(GiB .*?)```", text, re.DOTALL
+        r"```\n(zerosearch plan [^\n]+)\n```\n```\n(GiB .*?)```", text, re.DOTALL
     )
-    monkeypatch.setattr("sys.argv", ["plan", *command.split()[3:]])
+    monkeypatch.setattr("sys.argv", ["zerosearch plan", *command.split()[2:]])
     main()
     printed = capsys.readouterr().out
     assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()

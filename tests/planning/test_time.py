@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from tests.helpers.configs import CONFIGS
 from tests.helpers.models import LLAMA
-from zerosearch.planning.episodes import Episode, Search, going_on, rollout
-from zerosearch.planning.speeds import Card, Engine, Size, Speeds, card_named
-from zerosearch.planning.time import Evaluations, Times, Work, times_of, variants
+from zerosearch.planning.episodes import EpisodeTokens, SearchSpeed, going_on, rollout
+from zerosearch.planning.speeds import Card, ReplicatedModel, Size, Speeds, card_named
+from zerosearch.planning.time import Evaluations, StepTimes, Work, times_of, variants
 from zerosearch.policy.activation_memory import Shape
 from zerosearch.policy.flops import step_flops, training_flops
 from zerosearch.policy.source import PolicySource
@@ -31,18 +31,18 @@ SPEEDS = Speeds(
     retrieved_words=100,
 )
 SIZE = Size(parameters=1e9)  # 2 GB
-EPISODE = Episode(
+EPISODE = EpisodeTokens(
     prompt=80, turn=10, documents=20, searches=1.0, max_searches=1, group_size=4
 )  # 120 tokens
 
 
-def engine(**fields: Any) -> Engine:
+def engine(**fields: Any) -> ReplicatedModel:
     settings: dict[str, Any] = {"size": SIZE, "card": CARD, "speeds": SPEEDS, "replicas": 2}
-    return Engine(**{**settings, "rows": 1000, **fields})
+    return ReplicatedModel(**{**settings, "rows": 1000, **fields})
 
 
 def work(**fields: Any) -> Work:
-    retrieval = Search(engine=None, latency_s=2.0)
+    retrieval = SearchSpeed(engine=None, latency_s=2.0)
     settings: dict[str, Any] = {
         "speeds": SPEEDS,
         "card": CARD,
@@ -131,11 +131,11 @@ def test_a_step_of_decoding_reads_weights_or_computes_whichever_is_slower() -> N
 
 
 def test_a_rollout_is_turns_with_searches_between() -> None:
-    played = rollout(8, EPISODE, engine(), Search(engine=None, latency_s=2.0))
+    played = rollout(8, EPISODE, engine(), SearchSpeed(engine=None, latency_s=2.0))
     # prompts are read once for 4 siblings: 8 x 20 tokens; then 8 x 20 of documents
     read = 2 * (8 * 20 * 2e9 / 1e12)
     assert played.sampling == pytest.approx(read + 2 * 10 * 0.4) and played.searching == 2.0
-    simulator = Search(engine=engine(replicas=1), read=50, written=5)
+    simulator = SearchSpeed(engine=engine(replicas=1), read=50, written=5)
     asked = rollout(8, EPISODE, engine(), simulator)
     assert asked.searching == pytest.approx(8 * 50 * 2e9 / 5e11 + 5 * 0.4)
 
@@ -149,7 +149,7 @@ def test_stages_of_a_step() -> None:
     assert times.checkpoint == pytest.approx(1e9 / 1e8 / 5)
     # two validations of 16 questions in 10 steps, 8 at a time, siblings of nobody
     alone = dataclasses.replace(EPISODE, group_size=1)
-    batch = rollout(8, alone, engine(), Search(engine=None, latency_s=2.0))
+    batch = rollout(8, alone, engine(), SearchSpeed(engine=None, latency_s=2.0))
     assert times.validation.total == pytest.approx(2 * 2 * batch.total / 10)
     assert times.step == pytest.approx(
         times.rollout.total
@@ -162,7 +162,7 @@ def test_stages_of_a_step() -> None:
     assert times.hours == pytest.approx(times.step * 10 / 3600)
 
 
-def overlapped(times: Times) -> float:
+def overlapped(times: StepTimes) -> float:
     """Seconds of rollout and learning in a step."""
     return times.step - times.sync - times.validation.total - times.checkpoint
 
@@ -179,7 +179,7 @@ def test_what_sampling_ahead_saves() -> None:
 
 
 def test_who_waits() -> None:
-    simulator = Search(engine=engine(replicas=1), read=50, written=5)
+    simulator = SearchSpeed(engine=engine(replicas=1), read=50, written=5)
     times = times_of(work(search=simulator))
     (gpus, trainers), (servers, waiting) = times.idle.values()
     assert (gpus, servers) == (2, 1)
@@ -191,7 +191,7 @@ def test_who_waits() -> None:
 
 
 def test_what_would_change_it() -> None:
-    simulator = Search(engine=engine(replicas=1), read=50, written=5)
+    simulator = SearchSpeed(engine=engine(replicas=1), read=50, written=5)
     found = {name: times_of(each).step for name, each in variants(work(search=simulator)).items()}
     configured, lag, split, smaller, more = found.values()
     assert configured > lag > split and max(smaller, more) < configured

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.helpers.configs import CONFIGS, compose_config
-from zerosearch.generation.vllm.adapter import GPU_BATCH
+from zerosearch.generation.vllm.llm_engine import GPU_BATCH
 from zerosearch.planning.reading import plan_of
 from zerosearch.planning.time import Work
 from zerosearch.planning.work import work_of

@@ -246,8 +246,8 @@ def test_entropy_as_a_constant_is_the_same_number() -> None:
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 1000])
-def test_logits_never_exceed_a_chunk(chunk_tokens: int) -> None:
-    """Defect and invariant 12: [B, T, V] is never held, neither forward nor backward."""
+def test_invariant_12_logits_never_exceed_a_chunk(chunk_tokens: int) -> None:
+    """[B, T, V] is never held, neither forward nor backward."""
     model = make_model(3)
     ids, attention, select = make_batch("right")
     rows: list[int] = []

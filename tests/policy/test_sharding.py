@@ -64,7 +64,9 @@ def test_a_sharded_model_computes_the_same(mesh: DeviceMesh, settings: dict[str,
         torch.testing.assert_close(gradient, gradients[name], rtol=1e-5, atol=1e-5)
 
 
-def test_weights_are_kept_in_float32_and_computed_in_bfloat16(mesh: DeviceMesh) -> None:
+def test_invariant_19_weights_are_kept_in_float32_and_computed_in_bfloat16(
+    mesh: DeviceMesh,
+) -> None:
     seen: list[torch.dtype] = []
     model = make_model(1, scale=3.0)
     expected, _ = statistics(make_model(1, scale=3.0))

@@ -58,7 +58,7 @@ def test_loads_weights_and_tokenizer(folder: Path) -> None:
     assert tokenizer.decode(ids) == "<s>Hi"
 
 
-def test_what_is_trained_is_float32_and_the_rest_as_asked(folder: Path) -> None:
+def test_invariant_19_what_is_trained_is_float32_and_the_rest_as_asked(folder: Path) -> None:
     half = PolicySource(path=str(folder), dtype="bfloat16")
     assert half.load_model(trained=False).dtype == torch.bfloat16
     head = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])

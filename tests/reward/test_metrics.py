@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.answer_metrics_ranks import QUESTIONS, compute_on_rank
+from tests.helpers.ranks import run_ranks
 from zerosearch.reward.metrics import (
     AnswerMetrics,
     bootstrap_interval,
@@ -77,7 +77,7 @@ def test_metrics_match_hand_computed_values(
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_defect_4_empty_normal_forms_match_nothing(metric) -> None:
+def test_defect_04_empty_normal_forms_match_nothing(metric) -> None:
     """The reference: a golden answer that normalises to "" is a substring of everything."""
     assert metric("Oslo", ["The"]) == 0.0
     assert metric("the", ["The"]) == 0.0
@@ -85,12 +85,12 @@ def test_defect_4_empty_normal_forms_match_nothing(metric) -> None:
     assert metric("Oslo", ["The", "Oslo"]) == 1.0
 
 
-def test_defect_4_exact_match_is_not_a_substring_test() -> None:
+def test_defect_04_exact_match_is_not_a_substring_test() -> None:
     assert exact_match("it is Oslo, Norway", ["Oslo"]) == 0.0
     assert exact_match("Oslo", ["Oslo, Norway"]) == 0.0
 
 
-def test_defect_4_f1_is_recorded_as_f1_and_em_as_em() -> None:
+def test_defect_04_f1_is_recorded_as_f1_and_em_as_em() -> None:
     metrics = AnswerMetrics()
     metrics.update("Paris in France", ["Paris"])
     result = metrics.compute()
@@ -192,7 +192,7 @@ def test_ranks_with_unequal_counts_weigh_every_question_the_same(tmp_path: Path)
     alone = AnswerMetrics()
     for prediction, golden, failed in QUESTIONS:
         alone.update(prediction, golden, failed=failed)
-    mp.spawn(compute_on_rank, args=(splits, str(tmp_path)), nprocs=2)  # pyright: ignore
+    run_ranks(2, compute_on_rank, splits, str(tmp_path))
     for rank in range(2):
         for result in torch.load(tmp_path / f"{rank}.pt"):
             torch.testing.assert_close(result, alone.compute())

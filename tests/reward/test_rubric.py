@@ -58,7 +58,7 @@ def test_no_answer_is_reward_zero(text: str) -> None:
     assert Rubric().score(answering(text)) == RewardScore(total=0.0, f1=0.0, em=0.0, cover_em=0.0)
 
 
-def test_defect_3_answer_in_a_document_does_not_count() -> None:
+def test_invariant_03_defect_03_answer_in_a_document_does_not_count() -> None:
     searched = Turn(
         text="<search>France</search>",
         action="search",
@@ -69,7 +69,7 @@ def test_defect_3_answer_in_a_document_does_not_count() -> None:
     assert scored(Rubric(), trajectory(searched, Turn(text="hm", action="invalid"))).total == 0.0
 
 
-def test_defect_3_answer_in_the_prompt_or_an_earlier_turn_does_not_count() -> None:
+def test_invariant_03_defect_03_answer_in_the_prompt_or_an_earlier_turn_does_not_count() -> None:
     episode = trajectory(
         Turn(text="<answer>Paris</answer><search>x</search>", action="search", query="x"),
         Turn(text="<answer>Rome</answer>", action="answer"),

@@ -40,7 +40,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def chat_agent(
     server: OpenAIServer, episode: EpisodeSettings = EPISODE, **fields: Any
 ) -> ChatAgent:
-    settings = {"node": "agent.chat", "max_retries": 1, "backoff_s": 0.01, "max_outage_s": 0.1}
+    settings = {"node": "agent.client", "max_retries": 1, "backoff_s": 0.01, "max_outage_s": 0.1}
     chat = ChatClient([server.url], "simulator-7b", **settings, **fields)  # type: ignore[arg-type]
     return ChatAgent(chat, episode)
 

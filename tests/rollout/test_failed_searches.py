@@ -14,8 +14,9 @@ from tests.helpers.openai_server import OpenAIServer, Reply, completion, failure
 from tests.helpers.simulated import simulated_search
 from tests.helpers.waiting import guarded
 from zerosearch.algorithms.advantages import grpo
+from zerosearch.generation.generator import Sampling
 from zerosearch.reward.rubric import Rubric
-from zerosearch.rollout.rollouter import Decoding, Rollouter
+from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.batching import collate
 from zerosearch.types import Question, Trajectory
@@ -60,7 +61,7 @@ async def play(*endpoints: str, group_size: int = 2) -> list[Trajectory]:
         noise_probability=0.0,
         seed=0,
         step=0,
-        decoding=Decoding(),
+        sampling=Sampling(),
     )
 
 
@@ -144,7 +145,7 @@ async def test_a_megabyte_of_hostile_text_keeps_to_its_budget(top_k: int) -> Non
                 noise_probability=0.0,
                 seed=0,
                 step=0,
-                decoding=Decoding(),
+                sampling=Sampling(),
             )
     turn = trajectory.turns[0]
     assert turn.observation is not None

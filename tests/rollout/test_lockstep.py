@@ -12,8 +12,9 @@ from tests.helpers.models import make_tokenizer
 from tests.helpers.training import make_questions
 from tests.helpers.waiting import GUARD_S
 from zerosearch.core.seeding import derive_random
+from zerosearch.generation.generator import Sampling
 from zerosearch.rollout.lockstep import Lockstep
-from zerosearch.rollout.rollouter import Decoding, Rollouter
+from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.types import Document, SearchError, SearchRequest, SearchResult
 
@@ -59,7 +60,7 @@ async def prompts_in_order(engine_seed: int, *, lockstep: bool) -> list[list[int
         noise_probability=0.0,
         seed=0,
         step=0,
-        decoding=Decoding(),
+        sampling=Sampling(),
     )
     return generator.prompts
 
@@ -110,7 +111,7 @@ async def test_an_error_in_one_episode_ends_the_rollout_of_all() -> None:
                 noise_probability=0.0,
                 seed=0,
                 step=0,
-                decoding=Decoding(),
+                sampling=Sampling(),
             ),
             timeout=GUARD_S,
         )

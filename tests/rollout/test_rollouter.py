@@ -16,10 +16,16 @@ from tests.helpers.engines import ScriptedEngine
 from tests.helpers.generators import ScriptedGenerator
 from tests.helpers.models import EOS, make_tokenizer
 from tests.helpers.waiting import GUARD_S
-from zerosearch.generation.generator import Completion, CompletionStop, Sampling
+from zerosearch.generation.generator import (
+    GREEDY,
+    Completion,
+    CompletionRequest,
+    CompletionStop,
+    Sampling,
+)
 from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.rubric import Rubric
-from zerosearch.rollout.rollouter import GREEDY, Decoding, Rollouter
+from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchRequest, SearchResult, Trajectory
@@ -54,7 +60,7 @@ async def play(
     group_size: int = 1,
     seed: int = 0,
     step: int = 0,
-    decoding: Decoding | None = None,
+    sampling: Sampling | None = None,
     first_group: int = 0,
     chat: bool = False,
     **fields: Any,
@@ -67,7 +73,7 @@ async def play(
         noise_probability=0.5,
         seed=seed,
         step=step,
-        decoding=decoding or Decoding(),
+        sampling=sampling or Sampling(),
         first_group=first_group,
     )
 
@@ -106,7 +112,7 @@ class IdGenerator:
         self._tokenizer = tokenizer
         self._turns = iter(turns)
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
+    async def generate(self, prompt_ids: list[int], request: CompletionRequest) -> Completion:
         self.prompts.append(list(prompt_ids))
         tokens, reason = next(self._turns)
         shown = [token for token in tokens if token != self._tokenizer.eos_token_id]
@@ -135,7 +141,7 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
 # -- token ids are the truth ----------------------------------------------------------------------
 
 
-async def test_defect_07_what_is_trained_is_bit_for_bit_what_was_sampled() -> None:
+async def test_invariant_01_defect_07_what_is_trained_is_bit_for_bit_what_was_sampled() -> None:
     tokenizer = merging_tokenizer()
     lima, closing = (tokenizer.get_vocab()[token] for token in ("Lima", ">Ċ"))
 
@@ -187,28 +193,23 @@ async def test_defect_07_the_end_of_text_is_part_of_what_is_trained() -> None:
 async def test_defect_07_sampling_ends_at_the_closing_tag() -> None:
     trajectory, generator = await play_texts([f"{ANSWER} and much more"], ScriptedEngine([]))
     assert runs(trajectory) == [(True, ANSWER)]
-    assert generator.samplings[0].stop == ("</search>", "</answer>")
+    assert generator.requests[0].stop == ("</search>", "</answer>")
 
 
 async def test_defect_06_by_default_the_policy_itself_is_sampled() -> None:
     _, generator = await play_texts([ANSWER], ScriptedEngine([]))
-    (sampling,) = generator.samplings
+    (request,) = generator.requests
+    sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
-    assert sampling.max_new_tokens == 64
+    assert request.max_new_tokens == 64
 
 
-async def test_another_decoding_reaches_the_generator() -> None:
-    decoding = Decoding(temperature=0.5, top_p=0.9, top_k=7)
-    _, generator = await play_texts([ANSWER], ScriptedEngine([]), decoding=decoding)
-    (sampling,) = generator.samplings
-    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 7)
+async def test_another_sampling_reaches_the_generator() -> None:
+    sampling = Sampling(temperature=0.5, top_p=0.9, top_k=7)
+    _, generator = await play_texts([ANSWER], ScriptedEngine([]), sampling=sampling)
+    (request,) = generator.requests
+    assert request.sampling == sampling
     assert GREEDY.temperature == 0.0
-
-
-@pytest.mark.parametrize("fields", [{"temperature": -0.1}, {"top_p": 0.0}, {"top_k": -1}])
-def test_a_bad_decoding_is_refused(fields: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"decoding .*{next(iter(fields))}"):
-        Decoding(**fields)  # type: ignore[arg-type]
 
 
 async def test_a_hint_is_inserted_and_never_trained() -> None:
@@ -250,7 +251,7 @@ async def test_defect_03_the_example_of_the_prompt_is_not_the_policys_answer() -
     assert score is not None and score.total == 0.0
 
 
-async def test_defect_03_control_tokens_without_a_name_are_harmless_in_documents() -> None:
+async def test_invariant_17_control_tokens_without_a_name_are_harmless_in_documents() -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([AddedToken("<|im_start|>", special=True, normalized=False)])
     control = tokenizer.convert_tokens_to_ids("<|im_start|>")
@@ -483,7 +484,7 @@ def test_an_observation_budget_that_can_show_nothing_is_refused(
 # -- prompts --------------------------------------------------------------------------------------
 
 
-async def test_defect_12_a_base_model_gets_its_bos_once() -> None:
+async def test_invariant_11_defect_12_a_base_model_gets_its_bos_once() -> None:
     tokenizer = make_tokenizer(bos=True)
     generator = ScriptedGenerator(tokenizer, [SEARCH, ANSWER])
     (trajectory,) = await play(generator, ScriptedEngine(["x"]), tokenizer=tokenizer)
@@ -523,12 +524,12 @@ async def test_siblings_share_no_list() -> None:
 class SeededGenerator(ScriptedGenerator):
     """Writes something that depends on the seed of the call, after a wait that does too."""
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
-        for _ in range(sampling.seed % 5):
+    async def generate(self, prompt_ids: list[int], request: CompletionRequest) -> Completion:
+        for _ in range(request.seed % 5):
             await asyncio.sleep(0)
         tokenizer = make_tokenizer()
-        text = f"<search>{sampling.seed % 1000}</search>"
-        return await ScriptedGenerator(tokenizer, [text]).generate(prompt_ids, sampling)
+        text = f"<search>{request.seed % 1000}</search>"
+        return await ScriptedGenerator(tokenizer, [text]).generate(prompt_ids, request)
 
 
 def seeded(questions: Sequence[Question], **fields: Any) -> Any:
@@ -554,7 +555,7 @@ async def test_invariant_14_every_turn_has_draws_of_its_own() -> None:
         engine = ScriptedEngine(["x"])
         _, generator = await play_texts([SEARCH, SEARCH, ANSWER], engine)
         assert [request.noise_probability for request in engine.requests] == [0.5, 0.5]
-        sampled = [sampling.seed for sampling in generator.samplings]
+        sampled = [request.seed for request in generator.requests]
         return sampled + [request.seed for request in engine.requests]
 
     assert len(set(await seeds())) == 5
@@ -609,7 +610,7 @@ class FailingGenerator(ScriptedGenerator):
         self.error = error
         self.cancelled: list[str] = []
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
+    async def generate(self, prompt_ids: list[int], request: CompletionRequest) -> Completion:
         name = subject(str(make_tokenizer().decode(prompt_ids)))
         await asyncio.sleep(0)
         if name == "Chad":

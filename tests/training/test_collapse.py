@@ -21,7 +21,7 @@ from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.callbacks.health import HealthMonitor
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.training.failures import TrainingCollapse
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 
 STEPS = 30
 GOOD_RATE = 0.1

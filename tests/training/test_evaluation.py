@@ -17,11 +17,11 @@ from tests.helpers.policy_stub import make_trainer
 from tests.helpers.training import Records, make_data, make_questions, make_training, weights
 from tests.helpers.words import COLOURS, make_word_model, make_word_tokenizer
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
-from zerosearch.rollout.rollouter import Decoding
+from zerosearch.generation.generator import Sampling
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.module import SearchPolicyModule
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 from zerosearch.types import Question
 
 
@@ -78,10 +78,10 @@ def test_invariant_15_defect_05_it_is_greedy_unless_told_otherwise() -> None:
     generator = scripted(lambda _: ALWAYS_RED)
     evaluations = {
         "greedy": Evaluation(search=engine),
-        "sampled": Evaluation(search=engine, decoding=Decoding(temperature=0.7, top_k=5)),
+        "sampled": Evaluation(search=engine, sampling=Sampling(temperature=0.7, top_k=5)),
     }
     evaluate(make_training(generator=generator, evaluations=evaluations), mixed_questions())
-    drawn = [(sampling.temperature, sampling.top_k) for sampling in generator.samplings]
+    drawn = [(r.sampling.temperature, r.sampling.top_k) for r in generator.requests]
     assert sorted(set(drawn)) == [(0.0, 0), (0.7, 5)] and len(drawn) == 10
 
 

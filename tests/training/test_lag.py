@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.policy_stub import make_trainer
@@ -20,11 +21,12 @@ from tests.helpers.words import make_word_model
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.importance import ImportanceCorrection
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
+from zerosearch.data.loaders import QuestionBatch
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.module import SearchPolicyModule
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 from zerosearch.types import SearchError, SearchRequest
 
 STEPS = 4
@@ -99,7 +101,7 @@ def test_a_batch_keeps_its_own_noise_and_questions() -> None:
         module = make_lagging(lag=lag, search=engine, optimizer=partial(torch.optim.SGD, lr=0.0))
         records = Records()
         trainer = make_trainer(STEPS, callbacks=[Noise(), records], val_every=None)
-        data = make_data(make_questions(8), questions_per_step=2, lag=lag)
+        data = make_data(make_questions(8), questions_per_step=2)
         trainer.fit(module, data)
         asked: dict[float, set[str]] = {}
         for request in engine.requests:
@@ -173,7 +175,7 @@ def test_sampling_goes_on_while_training_computes_and_not_while_it_evaluates() -
         evaluations={"same": Evaluation(search=ScriptedEngine(evaluate))},
     )
     trainer = make_trainer(STEPS, callbacks=[], val_every=1)
-    trainer.fit(module, make_data(make_questions(3), make_questions(1), lag=1))
+    trainer.fit(module, make_data(make_questions(3), make_questions(1)))
     assert overlaps and all(overlaps)
     assert len(at_rest) == STEPS and all(at_rest)
 
@@ -190,7 +192,7 @@ def test_an_error_while_sampling_ahead_costs_no_step_before_the_one_that_needs_i
     saving = PolicyCheckpoint(tmp_path, every_n_steps=1)
     trainer = make_trainer(STEPS, callbacks=[saving], val_every=None)
     with pytest.raises(RuntimeError, match="a defect in the engine"):
-        trainer.fit(module, make_data(make_questions(2), lag=1))
+        trainer.fit(module, make_data(make_questions(2)))
     assert module.policy_step == 1, "the step that sampled for itself was made"
     assert (tmp_path / "step_000001.ckpt").is_file(), "and saved"
     assert not background_threads()
@@ -230,13 +232,7 @@ def train_saving(
     )
     records, saving = Records(), PolicyCheckpoint(folder, every_n_steps=1, keep=None)
     trainer = make_trainer(STEPS, callbacks=[records, saving], val_every=2)
-    data = make_data(
-        make_questions(6),
-        make_questions(1),
-        questions_per_step=3,
-        lag=module.lag,
-        spare_rounds=module.algorithm.resampling_rounds,
-    )
+    data = make_data(make_questions(6), make_questions(1), questions_per_step=3)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     return module, records.steps
 
@@ -298,13 +294,13 @@ def test_invariant_04_a_lost_engine_ends_the_run_and_its_batch_is_sampled_anew(
     saving = PolicyCheckpoint(tmp_path, every_n_steps)
     with pytest.raises(SearchOutage, match="connection refused"):
         make_trainer(STEPS, callbacks=[Losing(), saving], val_every=None).fit(
-            module, make_data(make_questions(3), lag=1)
+            module, make_data(make_questions(3))
         )
     assert (tmp_path / "step_000003.ckpt").is_file()
     again, records = make_lagging(model=searching()), Records()
     make_trainer(STEPS, callbacks=[records], val_every=None).fit(
         again,
-        make_data(make_questions(3), lag=1),
+        make_data(make_questions(3)),
         ckpt_path=tmp_path / "last.ckpt",
         weights_only=False,
     )
@@ -333,5 +329,6 @@ def test_settings_that_cannot_work(fields: dict[str, Any], message: str) -> None
 def test_data_that_does_not_look_ahead_is_an_error_that_says_so() -> None:
     module = make_lagging()
     trainer = make_trainer(STEPS, callbacks=[], val_every=None)
-    with pytest.raises(ValueError, match=r"data\.lag=0, but rollout\.lag=1"):
-        trainer.fit(module, make_data(make_questions(2)))
+    questions: Any = [QuestionBatch(make_questions(2))] * STEPS
+    with pytest.raises(ValueError, match=r"rollout\.lag=1 .*QuestionBatch\.following"):
+        trainer.fit(module, DataLoader(questions, batch_size=None))

@@ -8,7 +8,7 @@ import pytest
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.training import metrics as module
 from zerosearch.training.metrics import Costs, Means, rollout_metrics, step_metrics
-from zerosearch.training.sampled import SampledBatch
+from zerosearch.training.rollout_plan import SampledBatch
 from zerosearch.types import (
     Document,
     Question,

@@ -29,19 +29,19 @@ from tests.helpers.training import (
     weights,
 )
 from tests.helpers.words import VOCABULARY, make_word_model, make_word_tokenizer
+from zerosearch import __version__
 from zerosearch.algorithms.advantages import zero
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.kl import kl_estimate
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
-from zerosearch.generation.generator import Completion
+from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.export import load_settings
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.reward.rubric import RewardTerm, Rubric
-from zerosearch.rollout.rollouter import Decoding
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.module import SearchPolicyModule
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 from zerosearch.training.update import PolicyUpdater
 from zerosearch.types import PolicyBatch, SearchError, SearchRequest, Trajectory
 
@@ -57,8 +57,8 @@ class SpyGenerator(TransformersGenerator):
         super().__init__()
         self.completions: list[tuple[tuple[int, ...], Completion]] = []
 
-    async def generate(self, prompt_ids, sampling):
-        completion = await super().generate(prompt_ids, sampling)
+    async def generate(self, prompt_ids, request):
+        completion = await super().generate(prompt_ids, request)
         self.completions.append((tuple(prompt_ids), completion))
         return completion
 
@@ -158,7 +158,7 @@ def test_invariant_08_log_probs_of_training_are_those_of_sampling() -> None:
 
 
 def test_invariant_08_another_temperature_holds_on_both_sides() -> None:
-    module = make_training(make_word_model(5), decoding=Decoding(temperature=0.5))
+    module = make_training(make_word_model(5), sampling=Sampling(temperature=0.5))
     [record] = fit(module, make_questions(8))
     assert record.metrics["rollout/logprob_gap"] < 1e-5
 
@@ -185,7 +185,7 @@ def test_invariant_14_every_draw_of_a_run_has_a_seed_of_its_own() -> None:
             make_training(search=engine, generator=generator, policy_steps=2, seed=seed),
             make_questions(3),
         )
-        sampled = [sampling.seed for sampling in generator.samplings]
+        sampled = [request.seed for request in generator.requests]
         return sampled, [request.seed for request in engine.requests]
 
     sampled, searched = seeds(0)
@@ -470,7 +470,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(
     ("fields", "message"),
     [
         ({"policy_steps": 0}, "policy_steps=0"),
-        ({"decoding": Decoding(temperature=0.0)}, r"decoding\.temperature=0"),
+        ({"sampling": Sampling(temperature=0.0)}, r"sampling\.temperature=0"),
         ({"evaluations": {}}, "evaluation"),
     ],
 )
@@ -614,6 +614,15 @@ def test_invariant_16_a_checkpoint_of_another_episode_is_refused() -> None:
         make_training(episode=other).on_load_checkpoint(saved)
     with pytest.raises(ValueError, match="not written by this project"):
         make_training().on_load_checkpoint({"state_dict": {}})
+
+
+def test_a_checkpoint_says_its_version_and_one_of_0_1_is_refused() -> None:
+    module, saved = make_training(), dict[str, Any]()
+    module.model = make_word_model()
+    module.on_save_checkpoint(saved)
+    assert saved["zerosearch"].pop("version") == __version__
+    with pytest.raises(ValueError, match=rf"0\.1, and this is {__version__}: go on with 0\.1"):
+        make_training().on_load_checkpoint(saved)
 
 
 def test_the_export_is_the_trained_policy_with_its_episode(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import zerosearch.training.trained_module
+import zerosearch.training.base_module
 from tests.helpers.flex import flex_on_cpu
 from tests.helpers.models import save_policy_folder
 from tests.helpers.training import fit, make_questions, make_training, weights
@@ -28,7 +28,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert device == torch.device("cpu")
         use_training_attention(name, models, torch.device("cuda", 0))
 
-    monkeypatch.setattr(zerosearch.training.trained_module, "use_training_attention", choose)
+    monkeypatch.setattr(zerosearch.training.base_module, "use_training_attention", choose)
     with flex_on_cpu():
         yield
 

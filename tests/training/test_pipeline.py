@@ -13,8 +13,8 @@ from tests.helpers.training import make_questions
 from zerosearch.training import pipeline
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.pipeline import RolloutPipeline
-from zerosearch.training.resampling import Played
-from zerosearch.training.sampled import RolloutPlan
+from zerosearch.training.resampling import PlayedGroups
+from zerosearch.training.rollout_plan import RolloutPlan
 from zerosearch.types import Trajectory
 
 CPU = torch.device("cpu")
@@ -52,13 +52,13 @@ class Made:
         self.version += 1
         return self.version
 
-    async def sample(self, plan: RolloutPlan) -> Played:
+    async def sample(self, plan: RolloutPlan) -> PlayedGroups:
         await asyncio.sleep(0)
         if plan.step == self.broken_step:
             raise RuntimeError("a defect in the sampler")
         kept = [self.make(plan, number) for number in range(len(plan.questions) * SIBLINGS)]
         dropped = [self.make(plan, number) for number in range(100, 100 + self.dropped)]
-        return Played(kept=kept, dropped=dropped, rounds=2 if self.dropped else None)
+        return PlayedGroups(kept=kept, dropped=dropped, rounds=2 if self.dropped else None)
 
     def make(self, plan: RolloutPlan, number: int) -> Trajectory:
         trajectory = make_trajectory(sibling=number)

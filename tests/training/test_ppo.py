@@ -30,8 +30,8 @@ from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.optimization import check_strategy
 from zerosearch.training.rank_watch import ReplicatedStrategy
-from zerosearch.training.record import StepRecord
 from zerosearch.training.schedule import warmup_schedule
+from zerosearch.training.step_record import StepRecord
 
 DECAYING = partial(warmup_schedule, decay="linear")
 

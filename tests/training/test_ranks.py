@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from tests.helpers.openai_server import free_port
+from tests.helpers.ranks import run_ranks
 from tests.helpers.training_ranks import BUDGET, PPO, RANKS, run_rank, train_rank
 from zerosearch.training.batching import split_micro_batches
 
@@ -19,7 +18,7 @@ MEASURED = ("time/", "throughput/", "memory/", "search/latency_s")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes made of the same runs."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(free_port(), str(folder)), nprocs=RANKS)  # pyright: ignore
+    run_ranks(RANKS, run_rank, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
@@ -34,7 +33,9 @@ def assert_same(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
                 assert rank["metrics"][name] == pytest.approx(value, abs=1e-5), name
 
 
-def test_invariant_06_and_09_two_ranks_make_the_step_of_one(ranks: list[dict[str, Any]]) -> None:
+def test_invariant_06_invariant_09_two_ranks_make_the_step_of_one(
+    ranks: list[dict[str, Any]],
+) -> None:
     steps = [rank["one step"] for rank in ranks]
     own = [len(split_micro_batches(step["lengths"], BUDGET)) for step in steps]
     passes = [step["backward_passes"] for step in steps]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.policy_stub import make_trainer
@@ -18,10 +19,11 @@ from tests.helpers.training import (
     make_turns_trajectory,
 )
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.data.loaders import QuestionBatch
 from zerosearch.reward.rubric import Rubric
-from zerosearch.training.record import StepRecord
-from zerosearch.training.resampling import Played, is_flat, play_groups
-from zerosearch.training.sampled import RolloutPlan
+from zerosearch.training.resampling import PlayedGroups, is_flat, play_groups
+from zerosearch.training.rollout_plan import RolloutPlan
+from zerosearch.training.step_record import StepRecord
 from zerosearch.types import Question, Trajectory
 
 # one letter per sibling: right, wrong, or lost to a failed search
@@ -61,7 +63,7 @@ class Script:
         ]
 
 
-def play(script: Script, own: int, *, rounds: int, **place: int) -> Played:
+def play(script: Script, own: int, *, rounds: int, **place: int) -> PlayedGroups:
     """The first `own` questions of the script are the step's, the others are spares."""
     questions = make_questions(len(script.outcomes))
     plan = RolloutPlan(
@@ -149,7 +151,9 @@ def test_without_rounds_nothing_is_replaced_or_scored() -> None:
 
 def test_too_few_spares_are_an_error_before_anything_is_sampled() -> None:
     script = Script([WRONG, RIGHT, MIXED])
-    with pytest.raises(ValueError, match=r"resampling_rounds=1.*1 spare.*set data\.spare_rounds"):
+    with pytest.raises(
+        ValueError, match=r"resampling_rounds=1.*up to 2 .*hands out 1 as QuestionBatch\.spares"
+    ):
         play(script, 2, rounds=1)
     assert not script.calls
 
@@ -157,19 +161,19 @@ def test_too_few_spares_are_an_error_before_anything_is_sampled() -> None:
 # -- whole policy steps ---------------------------------------------------------------------------
 
 
-def train(rounds: int, spare_rounds: int, engine: ScriptedEngine | None = None) -> list[StepRecord]:
+def train(rounds: int, engine: ScriptedEngine | None = None) -> list[StepRecord]:
     """Two steps of four pairs; of two answers, most are both wrong."""
     algorithm = Algorithm(group_size=2, kl_coefficient=0.0, resampling_rounds=rounds)
     module = make_training(algorithm=algorithm, search=engine, policy_steps=2)
     records = Records()
-    data = make_data(make_questions(40), questions_per_step=4, spare_rounds=spare_rounds)
+    data = make_data(make_questions(40), questions_per_step=4)
     make_trainer(2, callbacks=[records], val_every=None).fit(module, data)
     return records.steps
 
 
 def test_a_step_trains_on_groups_that_teach_something() -> None:
     engine = ScriptedEngine(["red"])
-    without, replaced = train(0, 0), train(4, 4, engine)
+    without, replaced = train(0), train(4, engine)
     for record in replaced:
         assert (
             len(record.trajectories) == 4 * 2 and len({t.group for t in record.trajectories}) == 4
@@ -183,5 +187,10 @@ def test_a_step_trains_on_groups_that_teach_something() -> None:
 
 
 def test_data_without_spares_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match=r"resampling_rounds=2.*set data\.spare_rounds"):
-        train(2, 0)
+    algorithm = Algorithm(group_size=2, kl_coefficient=0.0, resampling_rounds=2)
+    module = make_training(algorithm=algorithm)
+    questions: Any = [QuestionBatch(make_questions(4))]
+    with pytest.raises(ValueError, match=r"resampling_rounds=2.*0 as QuestionBatch\.spares"):
+        make_trainer(1, callbacks=[], val_every=None).fit(
+            module, DataLoader(questions, batch_size=None)
+        )

@@ -29,8 +29,8 @@ from zerosearch.callbacks.health import HealthMonitor
 from zerosearch.callbacks.health_rules import HealthRule
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.training.module import SearchPolicyModule
-from zerosearch.training.record import StepRecord
 from zerosearch.training.schedule import warmup_schedule
+from zerosearch.training.step_record import StepRecord
 from zerosearch.training.trainee import SkippedUpdates
 
 UPDATED = ("optimizer/gradient_norm", "optimizer/learning_rate", "loss/policy", "loss/kl")

@@ -101,10 +101,10 @@ def test_no_gradient_is_kept_while_the_policy_is_sampled(algorithm: str, lag: in
             held.append(gradients())
             await super().sync_weights(policy)
 
-        async def generate(self, prompt_ids, sampling):
+        async def generate(self, prompt_ids, request):
             if lag == 0:  # else sampling goes on beside the update
                 held.append(gradients())
-            return await super().generate(prompt_ids, sampling)
+            return await super().generate(prompt_ids, request)
 
     def gradients() -> int:
         return sum(parameter.grad is not None for parameter in module.parameters())
@@ -117,7 +117,7 @@ def test_no_gradient_is_kept_while_the_policy_is_sampled(algorithm: str, lag: in
         policy_steps=3,
     )
     watch = Records()
-    data = make_data(make_questions(2), make_questions(1), lag=lag)
+    data = make_data(make_questions(2), make_questions(1))
     # Lightning frees them before a validation, but not before the next step
     make_trainer(3, callbacks=[watch], val_every=3).fit(module, data)
     assert len(watch.steps) == 3 and len(held) >= 4 and not any(held)

@@ -16,11 +16,12 @@ import pytest
 
 from tests.helpers.configs import ROOT
 from tests.helpers.engines import ScriptedEngine
+from tests.helpers.processes import Forked, run_forked
 from tests.helpers.waiting import wait_until
 from zerosearch.core.journal import Journal
 from zerosearch.data.geography.facts import asset
 from zerosearch.reward.metrics import exact_match
-from zerosearch.rollout.agent import OnText, Played
+from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.engine import SearchEngine
@@ -51,7 +52,7 @@ class TwoSearches:
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
         for number in range(2):
             request = SearchRequest(
@@ -64,13 +65,13 @@ class TwoSearches:
                 result = await engine.search(request)
             except SearchError as error:
                 trajectory.error = str(error)
-                return Played(trajectory=trajectory, answer=None)
+                return PlayedEpisode(trajectory=trajectory, answer=None)
             assert len(result.documents) <= result.requested == 1
             await asyncio.sleep(0)
         right = int(question.uid[2:]) % 2
         answer = question.golden_answers[0] if right else "no"
         trajectory.turns.append(Turn(text=f"<answer>{answer}</answer>", action="answer"))
-        return Played(trajectory=trajectory, answer=answer, cost_usd=0.01)
+        return PlayedEpisode(trajectory=trajectory, answer=answer, cost_usd=0.01)
 
 
 class AtOnce(TwoSearches):
@@ -84,9 +85,9 @@ class AtOnce(TwoSearches):
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
-        return Played(trajectory=trajectory, answer=None, cost_usd=0.01)
+        return PlayedEpisode(trajectory=trajectory, answer=None, cost_usd=0.01)
 
 
 class Paid(ScriptedEngine):
@@ -266,8 +267,7 @@ def test_spending_outlives_the_process(tmp_path: Path) -> None:
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
-    program = [sys.executable, "-m", "zerosearch", "collect"]
-    return [*program, f"folder={folder}", "questions.limit=40", "attempts=2", *overrides]
+    return ["collect", f"folder={folder}", "questions.limit=40", "attempts=2", *overrides]
 
 
 def lines(folder: Path) -> int:
@@ -286,7 +286,8 @@ def content(folder: Path) -> dict[str, str]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("alone")
-    run = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    program = [sys.executable, "-m", "zerosearch", *command(folder)]
+    run = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert lines(folder) == 80
     return folder
@@ -303,18 +304,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_ended_half_way_goes_on_to_the_same_episodes(
     alone: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    slow = command(tmp_path, "concurrency=2")
-    running = subprocess.Popen(
-        slow, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    running = Forked(*command(tmp_path, "concurrency=2"))
     wait_until(lambda: lines(tmp_path) >= 10)
     running.send_signal(number)
-    printed, _ = running.communicate(timeout=600)
-    assert running.returncode == code, printed
+    printed = "".join(running.communicate())
+    assert running.wait() == code, printed
     if code > 0:
         assert "run again to go on" in printed
     assert 10 <= lines(tmp_path) < 80
-    again = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    again = run_forked(*command(tmp_path))
     assert again.returncode == 0, again.stderr
     assert content(tmp_path) == content(alone)
 
@@ -340,9 +338,7 @@ def test_recorded_searches_are_imported_once(
 @pytest.fixture
 def run_collect() -> Callable[..., str]:
     def run(folder: Path, *overrides: str, code: int = 0) -> str:
-        done = subprocess.run(
-            command(folder, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=600
-        )
+        done = run_forked(*command(folder, *overrides))
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
 

@@ -13,7 +13,7 @@ from zerosearch.clients.chat import ChatClient
 from zerosearch.core.journal import Journal
 from zerosearch.tuning.agreement import agreement, summarize
 from zerosearch.tuning.judges import Case, LLMJudge, RuleJudge, Verdict, read_verdict
-from zerosearch.tuning.records import Episode, Search
+from zerosearch.tuning.records import RecordedEpisode, RecordedSearch
 from zerosearch.tuning.verdicts import Judging, case_key, cases_of, judged_searches
 from zerosearch.types import Document
 
@@ -37,7 +37,7 @@ def llm(url: str, **fields: Any) -> LLMJudge:
     chat = ChatClient(
         [url],
         "simulator-7b",
-        node="judge.chat",
+        node="judge.client",
         max_retries=0,
         backoff_s=0.01,
         max_outage_s=0.1,
@@ -167,12 +167,12 @@ def test_a_template_with_an_unknown_variable(tmp_path: Path) -> None:
 # -- many cases -----------------------------------------------------------------------------------
 
 EPISODES = [
-    Episode(
+    RecordedEpisode(
         id=f"e{n}",
         question=f"Who is {n}?",
         golden_answers=(f"A{n}",),
         searches=tuple(
-            Search(
+            RecordedSearch(
                 turn=turn,
                 query=f"{n} {turn}",
                 documents=tuple(Document(text=f"{n} {turn} {k}") for k in range(2)),

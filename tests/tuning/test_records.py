@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zerosearch.tuning.records import Episode, Search, read_episodes
+from zerosearch.tuning.records import RecordedEpisode, RecordedSearch, read_episodes
 from zerosearch.types import Document
 
 
@@ -32,12 +32,12 @@ def search(turn: int, question: str = "Who?", answer: str = "Ada", **fields: Any
 
 def test_episodes_come_back_as_they_were_written(tmp_path: Path) -> None:
     episodes = [
-        Episode(
+        RecordedEpisode(
             id=f"q:{number}/0",
             question="Who?",
             golden_answers=("Ada", "A."),
             searches=tuple(
-                Search(turn=turn, query="x", documents=(Document(text="t", title="T"),))
+                RecordedSearch(turn=turn, query="x", documents=(Document(text="t", title="T"),))
                 for turn in range(number)
             ),
             answer=None if number else "Ada",

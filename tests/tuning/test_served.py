@@ -56,7 +56,7 @@ def replies(engine: SimulatedSearch) -> list[tuple[str, int]]:
             }
             for each in REQUESTS
         ]
-        asked = [engine.chat.ask(body, timeout_s=600.0, tally=Tally()) for body in bodies]
+        asked = [engine.client.ask(body, timeout_s=600.0, tally=Tally()) for body in bodies]
         return [(reply.text, reply.tokens) for reply in await asyncio.gather(*asked)]
 
     return asyncio.run(ask())

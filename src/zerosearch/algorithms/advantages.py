@@ -178,7 +178,7 @@ def zero_variance_groups(
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class _Groups:
+class _GroupedRewards:
     """Rewards compared within groups.
 
     `relative_B` is reward - group mean, 0 in a group of one; `rewards_B` and `relative_B` are 0 on
@@ -194,7 +194,7 @@ class _Groups:
         return torch.zeros_like(self.count_G).index_add(0, self.index_B, values_B)
 
 
-def _compare(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None) -> _Groups:
+def _compare(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None) -> _GroupedRewards:
     """Check the input and centre rewards within their groups."""
     valid_B = torch.ones_like(group_B, dtype=torch.bool) if valid_B is None else valid_B.bool()
     for name, tensor in (("rewards_B", rewards_B), ("group_B", group_B), ("valid_B", valid_B)):
@@ -222,7 +222,9 @@ def _compare(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None) -> _Gro
     shifted_B = torch.where(valid_B, rewards_B - low_G[index_B], 0.0)
     mean_G = zeros_G.index_add(0, index_B, shifted_B) / count_G.clamp(min=1)
     relative_B = torch.where(valid_B, shifted_B - mean_G[index_B], 0.0)
-    return _Groups(rewards_B=rewards_B, relative_B=relative_B, index_B=index_B, count_G=count_G)
+    return _GroupedRewards(
+        rewards_B=rewards_B, relative_B=relative_B, index_B=index_B, count_G=count_G
+    )
 
 
 def zero(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor | None = None) -> Tensor:

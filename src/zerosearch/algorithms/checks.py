@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 
 from zerosearch.algorithms.advantages import grpo, reinforce, reinforce_pp_baseline, rloo
 from zerosearch.algorithms.kl import KLKind
 from zerosearch.algorithms.losses import gspo
+from zerosearch.algorithms.settings import AlgorithmSettings
 from zerosearch.algorithms.values import generalized_advantages
 from zerosearch.core.errors import InputError
-
-if TYPE_CHECKING:
-    from zerosearch.algorithms.algorithm import Algorithm
 
 _SET_BY_ALGORITHM = ("normalizer", "aggregation", "behaviour_logprobs", "importance_correction")
 
 
-def check_algorithm(algorithm: Algorithm) -> None:
+def check_algorithm(algorithm: AlgorithmSettings) -> None:
     """Raise before any model is loaded what would fail, or be ignored, in training.
 
     Raises:
@@ -42,7 +40,7 @@ def check_algorithm(algorithm: Algorithm) -> None:
     _try_functions(algorithm)
 
 
-def uses_critic(algorithm: Algorithm) -> bool:
+def uses_critic(algorithm: AlgorithmSettings) -> bool:
     """Whether advantages come from values rather than from a comparison of rewards."""
     return _function(algorithm.advantage) is generalized_advantages
 
@@ -51,7 +49,7 @@ def _function(node: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(node, "func", node)
 
 
-def _check_group(algorithm: Algorithm) -> None:
+def _check_group(algorithm: AlgorithmSettings) -> None:
     function = _function(algorithm.advantage)
     options = getattr(algorithm.advantage, "keywords", {})
     rounds = algorithm.resampling_rounds
@@ -72,7 +70,7 @@ def _check_group(algorithm: Algorithm) -> None:
         )
 
 
-def _check_critic(algorithm: Algorithm) -> None:
+def _check_critic(algorithm: AlgorithmSettings) -> None:
     if uses_critic(algorithm) and algorithm.critic is None:
         raise InputError(
             "critic=null, but advantage generalized_advantages needs values: set "
@@ -85,7 +83,7 @@ def _check_critic(algorithm: Algorithm) -> None:
         )
 
 
-def _check_kl(algorithm: Algorithm) -> None:
+def _check_kl(algorithm: AlgorithmSettings) -> None:
     kinds = get_args(KLKind)
     if algorithm.kl_kind not in kinds:
         raise InputError(f"kl_kind={algorithm.kl_kind!r} is unknown: use one of {', '.join(kinds)}")
@@ -98,7 +96,7 @@ def _check_kl(algorithm: Algorithm) -> None:
         )
 
 
-def _check_reference(algorithm: Algorithm) -> None:
+def _check_reference(algorithm: AlgorithmSettings) -> None:
     reset = algorithm.reference_reset_steps
     if reset is not None and reset < 1:
         raise InputError(f"reference_reset_steps={reset}: give 1 or more, or null for never")
@@ -110,7 +108,7 @@ def _check_reference(algorithm: Algorithm) -> None:
             )
 
 
-def _check_aggregation(algorithm: Algorithm) -> None:
+def _check_aggregation(algorithm: AlgorithmSettings) -> None:
     if algorithm.aggregation != "constant" and algorithm.constant_length is not None:
         raise InputError(
             f"constant_length={algorithm.constant_length} has no effect with aggregation="
@@ -119,7 +117,7 @@ def _check_aggregation(algorithm: Algorithm) -> None:
     algorithm.local_normalizer(torch.ones(1, 1))
 
 
-def _check_importance(algorithm: Algorithm) -> None:
+def _check_importance(algorithm: AlgorithmSettings) -> None:
     correction = algorithm.importance_correction
     if correction is None:
         return
@@ -135,7 +133,7 @@ def _check_importance(algorithm: Algorithm) -> None:
         )
 
 
-def _try_functions(algorithm: Algorithm) -> None:
+def _try_functions(algorithm: AlgorithmSettings) -> None:
     """Call both functions once: a wrong option fails here."""
     given = [name for name in _SET_BY_ALGORITHM if name in getattr(algorithm.loss, "keywords", {})]
     if given:

@@ -37,7 +37,7 @@ _CUT = ("turn_budget", "context", "max_turns")  # stop reasons that OpenAI calls
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class ServerLimits:
+class AnsweringLimits:
     """What one server takes upon itself.
 
     Args:
@@ -68,7 +68,7 @@ class ServerLimits:
 
 
 def make_app(
-    subject: Subject, limits: ServerLimits, *, name: str, formatter: str, key: str | None = None
+    subject: Subject, limits: AnsweringLimits, *, name: str, formatter: str, key: str | None = None
 ) -> FastAPI:
     """The application that serves a policy.
 
@@ -118,7 +118,7 @@ def make_app(
 class _Desk:
     """Lets so many episodes run at a time."""
 
-    def __init__(self, subject: Subject, limits: ServerLimits, formatter: str) -> None:
+    def __init__(self, subject: Subject, limits: AnsweringLimits, formatter: str) -> None:
         self._subject = subject
         self._limits = limits
         self._form = get_formatter(formatter)

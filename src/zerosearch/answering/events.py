@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from zerosearch.rollout.agent import Agent, Played
+from zerosearch.rollout.agent import Agent, PlayedEpisode
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchRequest, SearchResult
 
@@ -38,7 +38,7 @@ class Found:
 class Ended:
     """The episode is over; the last event."""
 
-    played: Played
+    played: PlayedEpisode
     seconds: float
 
 

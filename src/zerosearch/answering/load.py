@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from zerosearch.answering.events import Event, answer
 from zerosearch.core.nodes import check_nodes
-from zerosearch.evaluation.checkpoint import use_checkpoint
+from zerosearch.evaluation.trained_policy import use_checkpoint
 from zerosearch.rollout.agent import Agent
 from zerosearch.search.engine import Checkable, SearchEngine
 from zerosearch.serving.launch import launched

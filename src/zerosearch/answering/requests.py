@@ -17,7 +17,7 @@ class Refused(Exception):
         self.body = {"error": {"message": message, "type": code, "code": code}}
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One message of a chat."""
 
     role: str
@@ -27,7 +27,7 @@ class Message(BaseModel):
 class ChatRequest(BaseModel):
     """What is read of a request; other fields of the API are not used."""
 
-    messages: list[Message]
+    messages: list[ChatMessage]
     model: str | None = None
     stream: bool = False
     n: int | None = None

@@ -7,10 +7,10 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.callbacks.records import RecordCallback
+from zerosearch.callbacks.record_callback import RecordCallback
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Positive, Share
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 
 
 class AdaptiveCurriculum(RecordCallback):

@@ -1,6 +1,6 @@
 """Noise curriculum: searches of the simulator get worse as the policy gets better.
 
-The exponential schedule is the paper's (arXiv 2505.04588, the equation for p_i); the others are the
+The exponential shape is the paper's (arXiv 2505.04588, the equation for p_i); the others are the
 baselines it is compared with.
 """
 
@@ -18,7 +18,7 @@ from zerosearch.core.ranges import Positive, Share
 
 log = logging.getLogger(__name__)
 
-Schedule = Literal["exponential", "linear", "constant", "reversed"]
+CurriculumShape = Literal["exponential", "linear", "constant", "reversed"]
 
 
 def noise_probability(
@@ -61,33 +61,33 @@ class NoiseCurriculum(Callback):
 
     Args:
         start: noise probability of the first policy step, in [0, 1].
-        end: noise probability that the schedule moves towards, in [0, 1].
-        base: of the exponential and the reversed schedule.
-        schedule: "exponential" is the paper's; "linear" ignores `base`; "constant" stays at
+        end: noise probability that the curriculum moves towards, in [0, 1].
+        base: of the exponential and the reversed shape.
+        shape: "exponential" is the paper's; "linear" ignores `base`; "constant" stays at
             `start`; "reversed" runs the exponential one backwards in time (step i gets what step
             m - i would get), from `end` to `start`: hard to easy, the steep part first.
 
     Raises:
-        InputError: a setting is out of its range or the schedule is unknown.
+        InputError: a setting is out of its range or the shape is unknown.
     """
 
     def __init__(
-        self, start: Share, end: Share, base: Positive = 4.0, schedule: Schedule = "exponential"
+        self, start: Share, end: Share, base: Positive = 4.0, shape: CurriculumShape = "exponential"
     ) -> None:
         _check_settings(start, end, base)
-        if schedule not in get_args(Schedule):
-            raise InputError(f"schedule={schedule!r} is none of {', '.join(get_args(Schedule))}")
+        if shape not in get_args(CurriculumShape):
+            raise InputError(f"shape={shape!r} is none of {', '.join(get_args(CurriculumShape))}")
         self.start, self.end, self.base = float(start), float(end), float(base)
-        self.schedule = schedule
+        self.shape = shape
         self._total_steps: int | None = None
         self._saved: dict[str, Any] | None = None
 
     def value(self, step: int, total_steps: int) -> float:
         """Noise probability of the policy step that follows `step` completed ones."""
-        if self.schedule == "constant":
+        if self.shape == "constant":
             return self.start
-        base = 1.0 if self.schedule == "linear" else self.base
-        if self.schedule == "reversed":
+        base = 1.0 if self.shape == "linear" else self.base
+        if self.shape == "reversed":
             step = total_steps - step
         return noise_probability(step, total_steps, self.start, self.end, base)
 
@@ -115,7 +115,7 @@ class NoiseCurriculum(Callback):
             "start": self.start,
             "end": self.end,
             "base": self.base,
-            "schedule": self.schedule,
+            "shape": self.shape,
         }
 
     def _check_resumed(self) -> None:

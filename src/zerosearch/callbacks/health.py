@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 
 from zerosearch.callbacks.health_rules import HealthRule, RuleTracker
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.callbacks.records import RecordCallback
+from zerosearch.callbacks.record_callback import RecordCallback
 from zerosearch.training.failures import TrainingCollapse
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 
 log = logging.getLogger(__name__)
 

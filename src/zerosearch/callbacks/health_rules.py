@@ -11,7 +11,7 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count
 
 Base = Literal["value", "start", "best"]
-Action = Literal["warn", "stop"]
+HealthAction = Literal["warn", "stop"]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -28,7 +28,7 @@ class HealthRule:
     of: Base = "value"  # base: 1; the first average; the highest average so far
     average: Count = 5  # policy steps that are averaged
     steps: Count = 3  # policy steps in a row that have to be unhealthy
-    action: Action = "warn"
+    action: HealthAction = "warn"
     advice: str = ""  # what to try, for the message
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class HealthRule:
                 f"above={self.above} and below={self.below} of the health rule for {self.metric}: "
                 "give exactly one of them"
             )
-        for name, options in (("of", get_args(Base)), ("action", get_args(Action))):
+        for name, options in (("of", get_args(Base)), ("action", get_args(HealthAction))):
             if (value := getattr(self, name)) not in options:
                 raise InputError(
                     f"{name}={value!r} of the health rule for {self.metric}: give "

@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.callbacks.records import RecordCallback
+from zerosearch.callbacks.record_callback import RecordCallback
 from zerosearch.core.files import replacing
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 
 FILE_NAME = "metrics.csv"
 STEP = "step"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zerosearch.core.ranges import Dtype
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 
 
 class PolicyModule(Protocol):

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from zerosearch.reward.answer import extract_answer
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 from zerosearch.types import SearchResult, Turn
 
 

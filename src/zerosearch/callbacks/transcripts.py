@@ -9,12 +9,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.callbacks.records import RecordCallback
+from zerosearch.callbacks.record_callback import RecordCallback
 from zerosearch.callbacks.transcript_text import transcript_json, transcript_markdown
 from zerosearch.core.errors import InputError
 from zerosearch.core.files import replacing
 from zerosearch.core.ranges import Count, CountOrZero
-from zerosearch.training.record import StepRecord
+from zerosearch.training.step_record import StepRecord
 
 TRAIN = "train"
 

@@ -1,7 +1,7 @@
 """A chat model behind servers, asked by simulator, judge and collecting agent.
 
 `ChatModel` is what they need of it; a model in this process offers the same
-(`zerosearch.simulator.in_process`).
+(`zerosearch.simulator.local_chat`).
 """
 
 from __future__ import annotations

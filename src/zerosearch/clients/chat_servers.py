@@ -51,7 +51,7 @@ class ChatReply:
     model: str = ""  # who says it answered; empty where the server does not say
 
 
-class _Connections:
+class _ChatConnections:
     """What belongs to one event loop; neither sockets nor semaphores survive theirs."""
 
     def __init__(self, endpoints: Sequence[str], max_concurrency: int, key: str) -> None:
@@ -107,7 +107,7 @@ class ChatServers:
         self.node = node
         self.max_concurrency = max_concurrency
         self.api_key_env = api_key_env
-        self._connections = PerLoop(self._connect, _Connections.close)
+        self._connections = PerLoop(self._connect, _ChatConnections.close)
 
     async def connect(self) -> None:
         """Make sure that there is what connections need; no server is asked.
@@ -241,13 +241,13 @@ class ChatServers:
             return f"; bring {self.node}.max_tokens and the prompt within the server's limits"
         return ""
 
-    def _connect(self) -> _Connections:
+    def _connect(self) -> _ChatConnections:
         if not self.endpoints:
             raise InputError(
                 f"{self.node}.endpoints is empty: start a server with `vllm serve MODEL` and set "
                 f"{self.node}.endpoints=[http://HOST:8000/v1]"
             )
-        return _Connections(self.endpoints, self.max_concurrency, self._key() or _NO_KEY)
+        return _ChatConnections(self.endpoints, self.max_concurrency, self._key() or _NO_KEY)
 
     def _key(self) -> str:
         return key_from_env(self.api_key_env)

@@ -12,7 +12,7 @@ import yaml
 
 from zerosearch.command_line.user_configs import find
 from zerosearch.core.errors import InputError
-from zerosearch.core.runs import LATEST, PROJECT_ROOT, PROMPT_FILE, is_checkpoint
+from zerosearch.core.runs import LATEST, PROJECT_ROOT, PROMPT_FILE, check_version, is_checkpoint
 
 
 def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
@@ -26,7 +26,7 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
         command: whose runs can be resumed, by the name of its configuration.
 
     Raises:
-        InputError: nothing to resume there.
+        InputError: nothing to resume there, or of a version that this one cannot go on with.
     """
     given = [item.removeprefix("resume=") for item in arguments if item.startswith("resume=")]
     if not given or given[-1] in ("null", ""):
@@ -38,6 +38,7 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
         arguments = [*arguments, f"resume='{place}'"]
     folder = Path(place)
     if is_checkpoint(folder):
+        check_version(place, folder.resolve().parent.parent)
         return arguments
     saved_file = folder / ".hydra" / "overrides.yaml"
     if not saved_file.is_file():
@@ -50,6 +51,7 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     saved = yaml.safe_load(saved_file.read_text())
     if saved is None:
         raise InputError(f"resume={place}: {saved_file} is empty; give a .ckpt of that run")
+    check_version(place, folder)
     if (other := command_of_run(folder)) not in (None, command):
         raise InputError(f"resume={place} is a run of {other}, and this is {command}")
     folder = folder.resolve()

@@ -55,8 +55,8 @@ def choose_policy(cfg: DictConfig, overrides: Sequence[str]) -> None:
         if run is None:
             raise InputError(
                 f"checkpoint=null, and no run under {_shown(training)} was completed: train one "
-                "(make train), name a policy with checkpoint=, or an untrained model with model= "
-                "(model=quickstart is what make train begins with)"
+                "(zerosearch train), name a policy with checkpoint=, or an untrained model with "
+                "model= (model=quickstart is what zerosearch train begins with)"
             )
     elif (task := _task_of_latest(str(cfg.checkpoint), training)) is not None:
         run, why = _latest_policy(task)
@@ -181,7 +181,7 @@ def _latest_policy(task: Path) -> tuple[Path, str]:
     if run is None:
         raise InputError(
             f"checkpoint={_shown(task / LATEST)}: no run under {_shown(task)} has a policy yet; "
-            "train one (make train), or name another with checkpoint="
+            "train one (zerosearch train), or name another with checkpoint="
         )
     return run, "the newest run that has a policy; the latest has none"
 

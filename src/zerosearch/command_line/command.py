@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zerosearch.command_line import user_configs
 from zerosearch.command_line.arguments import expand_null_groups
 from zerosearch.command_line.error_text import explain
+from zerosearch.command_line.help_text import FLAGS, help_text
 from zerosearch.command_line.keys import Key
 from zerosearch.command_line.sweeps import JobFailed, is_sweep, report_failures, run_in_process
 from zerosearch.core.endings import FULL_ERROR, report_error
@@ -83,18 +85,24 @@ class Command(Generic[T]):
         """Run the function once, or in a sweep every job in a process of its own.
 
         Raises:
-            SystemExit: the command line is wrong, after one sentence, or a job failed.
+            SystemExit: the command line is wrong or its folder cannot be made, after one sentence,
+                or a job failed.
         """
         os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
         wait_without_spinning()
         user_configs.register()
         arguments = sys.argv[1:]
         full_error = os.environ.get(FULL_ERROR)
+        begun: list[DictConfig] = []
         try:
             arguments = sys.argv[1:] = self.words(arguments)
+            if not {*FLAGS}.isdisjoint(arguments):
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+                print(help_text(self.name, arguments))
+                return None
             run = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=self.name)
             with _full_error("1"):  # Hydra then raises what is said in other words below
-                return run(self._job(full_error))()
+                return run(self._job(full_error, begun))()
         except JobFailed as error:
             report_failures(error)
             raise SystemExit(1) from error
@@ -102,17 +110,33 @@ class Command(Generic[T]):
             if full_error == "1":
                 raise
             print(self.explain(error, arguments), file=sys.stderr)
+            if (folder := user_configs.own_folder()) is not None:  # may be of another project
+                print(user_configs.taken_from(folder), file=sys.stderr)
+            raise SystemExit(self.error_code) from error
+        except OSError as error:
+            if begun or full_error == "1":
+                raise
+            said = f"{error.filename} cannot be made ({error.strerror})"
+            print(f"{said}: give another folder with paths.log_dir=FOLDER", file=sys.stderr)
             raise SystemExit(self.error_code) from error
 
     def explain(self, error: Exception, arguments: Sequence[str]) -> str:
         """What is wrong with a command line, in one sentence."""
         return explain(error, self.name, arguments)
 
-    def _job(self, full_error: str | None) -> Callable[[DictConfig], T | float | None]:
-        """What Hydra runs; it and the processes it starts see the user's HYDRA_FULL_ERROR."""
+    def _job(
+        self, full_error: str | None, begun: list[DictConfig]
+    ) -> Callable[[DictConfig], T | float | None]:
+        """What Hydra runs; it and the processes it starts see the user's HYDRA_FULL_ERROR.
+
+        Args:
+            full_error: the user's value of it; None: not set.
+            begun: takes the configuration when it starts, with the run's folder made.
+        """
 
         @functools.wraps(self.task)  # Hydra names the job after it
         def job(cfg: DictConfig) -> T | float | None:
+            begun.append(cfg)
             with _full_error(full_error):
                 if is_sweep():
                     return run_in_process(self.name)

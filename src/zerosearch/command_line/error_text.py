@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zerosearch.command_line.arguments import override_key
 from zerosearch.command_line.user_configs import find
 from zerosearch.core.endings import of_configuration
+from zerosearch.core.renamed import explain_word
 from zerosearch.core.runs import CONFIGS
 
 # what Hydra says of keys that are not there, of `+key` for one that is, of several values
@@ -53,10 +54,13 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
         key, values = found[1], found[2]
         return (
             f"{key}={values}: one value is wanted; give a list as {key}=[{values}], and a run for "
-            "each with -m (make sweep)"
+            "each with -m (zerosearch train -m)"
         )
     if found := _NOT_THERE.search(said):
         name = found[1] or found[2]
+        for word in [name, *(each for each in arguments if override_key(each) == name)]:
+            if said := explain_word(word):
+                return said
         known = _known_keys(command, arguments, name)
         if name in known and "." not in name:
             return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
@@ -79,6 +83,8 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
 def _unknown_choice(error: MissingConfigException) -> str:
     file, options = str(error.missing_cfg_file), error.options or []
     group = file.rpartition("/")[0]
+    if said := explain_word(f"{group}={file.removeprefix(f'{group}/')}"):
+        return said
     if not options:  # no such group: a name may hold slashes, as a URL does
         known = (each.as_posix() for each in Path(file).parents if find(str(each)))
         group = next(known, ".")

@@ -28,6 +28,10 @@ _SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 _NUMBERS_SHOWN = 6
 
 
+def _exists(experiment: str) -> bool:
+    return find(f"experiment/{experiment}.yaml") is not None
+
+
 def command_of(experiment: str) -> str:
     """Which command has an experiment: train, unless its file, or one it extends, says another."""
     file = find(f"experiment/{experiment}.yaml")
@@ -36,7 +40,8 @@ def command_of(experiment: str) -> str:
     content = OmegaConf.load(file)
     if own := OmegaConf.select(content, f"made_for.experiment.{COMMAND}"):
         return own
-    extended = [each for each in content.get("defaults", []) if isinstance(each, str)]
+    defaults = OmegaConf.select(content, "defaults") or []
+    extended = [each for each in defaults if isinstance(each, str)]
     return next((own for each in extended if (own := command_of(each)) != "train"), "train")
 
 
@@ -52,7 +57,7 @@ def check_experiment(arguments: list[str], command: str) -> list[str]:
     Raises:
         InputError: says which command has it.
     """
-    for name in experiments(arguments):
+    for name in filter(_exists, experiments(arguments)):  # Hydra says what does not
         if (owner := command_of(name)) != command:
             raise InputError(
                 f"experiment={name} is no experiment of `zerosearch {command}`: "
@@ -187,7 +192,7 @@ def _check_engines(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
             "searches: set episode.max_turns=0, or choose another search="
         )
     if chosen.get("search") == "simulated" and cfg.get("simulator") is None:
-        return  # see `zerosearch.simulator.chosen`
+        return  # see `zerosearch.simulator.checks`
     if any(map(_is_embedded, _targets(cfg.data))):
         return
     remedies = {

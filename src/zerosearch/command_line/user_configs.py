@@ -83,9 +83,13 @@ def say_folder() -> None:
     """Say that options are taken from the user's folder, and which of them take ours' place."""
     for source in HydraConfig.get().runtime.config_sources:
         if source.provider == PROVIDER:
-            folder = Path(source.path)
-            own = sorted(path.relative_to(folder) for path in folder.glob("*/**/*.yaml"))
-            twice = [str(path.with_suffix("")) for path in own if (CONFIGS / path).is_file()]
-            shown = twice[:_SHOWN] + [f"{len(twice) - _SHOWN} more"] * (len(twice) > _SHOWN)
-            instead = f", in place of those shipped: {', '.join(shown)}" if shown else ""
-            log.info("options are taken from %s, too%s", folder, instead)
+            log.info(taken_from(Path(source.path)))
+
+
+def taken_from(folder: Path) -> str:
+    """What is to be said of the user's folder."""
+    own = sorted(path.relative_to(folder) for path in folder.glob("*/**/*.yaml"))
+    twice = [str(path.with_suffix("")) for path in own if (CONFIGS / path).is_file()]
+    shown = twice[:_SHOWN] + [f"{len(twice) - _SHOWN} more"] * (len(twice) > _SHOWN)
+    instead = f", in place of those shipped: {', '.join(shown)}" if shown else ""
+    return f"options are taken from {folder}, too{instead}"

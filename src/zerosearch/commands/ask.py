@@ -17,8 +17,9 @@ from zerosearch.command_line.chosen_policy import choose_policy
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import FLAG, NOT_NEGATIVE, PLACE, SEED
 from zerosearch.core.endings import ending_in_words
+from zerosearch.core.imports import quick_imports
 from zerosearch.data.availability import check_data
-from zerosearch.simulator.chosen import check_simulator
+from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -53,8 +54,9 @@ def ask(cfg: DictConfig) -> int:
 
     from rich.console import Console
 
-    from zerosearch.answering.load import loaded
-    from zerosearch.answering.terminal import Screen, as_json
+    with quick_imports():
+        from zerosearch.answering.load import loaded
+        from zerosearch.answering.terminal import Screen, as_json
 
     console = Console()
     screen = Screen(console)

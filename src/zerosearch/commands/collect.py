@@ -14,7 +14,7 @@ from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.data.availability import check_data
-from zerosearch.simulator.chosen import check_simulator
+from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -6,17 +6,17 @@ needs no name. Compared are all benchmarks that both have.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from rich.console import Console
 
+from zerosearch.command_line.flags import flag_parser
 from zerosearch.core.errors import ZeroSearchError
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="zerosearch compare")
+    parser = flag_parser("compare", __doc__)
     parser.add_argument("first", help="RUN or RUN:METHOD")
     parser.add_argument("second", help="the same of the other")
     parser.add_argument("--markdown", action="store_true", help="for a report")

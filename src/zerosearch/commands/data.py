@@ -18,7 +18,7 @@ from zerosearch.data.download import AGAIN, make, size_of, whole
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from zerosearch.data.public import PublicSet
+    from zerosearch.data.public_sets import PublicSet
 
 log = logging.getLogger(__name__)
 

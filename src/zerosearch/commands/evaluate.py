@@ -26,9 +26,10 @@ from zerosearch.command_line.keys import (
     WORDS,
 )
 from zerosearch.core.endings import sigterm_as_ctrl_c
+from zerosearch.core.imports import quick_imports
 from zerosearch.core.runs import Summary, link_latest, run_job
 from zerosearch.data.availability import check_data
-from zerosearch.simulator.chosen import check_simulator
+from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -59,10 +60,11 @@ def evaluate(cfg: DictConfig, summary: Summary) -> None:
         keep_override(folder, "checkpoint", cfg.checkpoint)  # what latest is may have changed
         summary.facts["checkpoint"] = cfg.checkpoint
 
-    from zerosearch.core.nodes import check_nodes
-    from zerosearch.evaluation.checkpoint import use_checkpoint
-    from zerosearch.evaluation.report import show, write_tables, write_times
-    from zerosearch.serving.launch import launched
+    with quick_imports():
+        from zerosearch.core.nodes import check_nodes
+        from zerosearch.evaluation.table_files import show, write_tables, write_times
+        from zerosearch.evaluation.trained_policy import use_checkpoint
+        from zerosearch.serving.launch import launched
 
     prompts = any(method.get("prompted") for method in cfg.methods.values())
     check_nodes(cfg, *COMPONENTS, *(["prompted"] if prompts else []))
@@ -91,7 +93,7 @@ def table_run(cfg: DictConfig, folder: Path) -> Any:
 
     engines = {
         name: dataclasses.replace(
-            made(node), settings=identity(OmegaConf.to_container(node.engine, resolve=True))
+            made(node), settings=identity(OmegaConf.to_container(node.search, resolve=True))
         )
         for name, node in cfg.engines.items()
     }
@@ -99,7 +101,7 @@ def table_run(cfg: DictConfig, folder: Path) -> Any:
         methods=made(cfg.methods),
         engines=engines,
         benchmarks=made(cfg.benchmark),
-        chat=lambda: made(cfg.prompted),
+        client=lambda: made(cfg.prompted),
         block=cfg.block,
         max_failed_share=cfg.max_failed_share,
         seed=cfg.seed,

@@ -18,7 +18,7 @@ from zerosearch.command_line.keys import COUNT, FLAG, SECONDS, SEED
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.runs import link_latest
 from zerosearch.data.availability import check_data
-from zerosearch.simulator.chosen import check_simulator
+from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -1,12 +1,15 @@
-"""Begin a project of one's own: `zerosearch init FOLDER`."""
+"""Begin a project of one's own: `zerosearch init FOLDER`.
+
+Written are an experiment, a search engine, a reward, and a test that trains with them.
+"""
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
 
+from zerosearch.command_line.flags import flag_parser
 from zerosearch.core.errors import InputError
 
 STARTER = Path(__file__).parents[1] / "starter"
@@ -37,7 +40,7 @@ def write_project(folder: Path) -> list[Path]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="zerosearch init", description=write_project.__doc__)
+    parser = flag_parser("init", __doc__)
     parser.add_argument("folder", type=Path, help="of the project")
     folder = parser.parse_args().folder
     try:

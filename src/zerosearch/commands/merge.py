@@ -6,20 +6,20 @@ before is told apart by its run.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from zerosearch.command_line.flags import flag_parser
 from zerosearch.core.errors import ZeroSearchError
-from zerosearch.evaluation.report import write_tables
+from zerosearch.evaluation.table_files import write_tables
 from zerosearch.evaluation.tables import as_rich, main_table, merged
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="zerosearch merge")
+    parser = flag_parser("merge", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--into", type=Path, help="folder that takes table.md, .csv and .tex")
     parser.add_argument("--paper", nargs="*", help="policies whose rows of the paper are shown")

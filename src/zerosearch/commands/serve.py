@@ -16,9 +16,10 @@ from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import FLAG, NOT_NEGATIVE, PLACE, PORT, SEED, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
+from zerosearch.core.imports import quick_imports
 from zerosearch.data.availability import check_data
 from zerosearch.serving.http import BACKLOG, bind, exit_on_signals, run_app, shown_address
-from zerosearch.simulator.chosen import check_simulator
+from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,8 +44,9 @@ def serve(cfg: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     choose_policy(cfg, overrides)
 
-    from zerosearch.answering.load import loaded
-    from zerosearch.core.nodes import check_nodes
+    with quick_imports():
+        from zerosearch.answering.load import loaded
+        from zerosearch.core.nodes import check_nodes
 
     exit_on_signals()
     make_app = _import_app()

@@ -1,7 +1,7 @@
 """Derive a simulator's prompt template from the data set it was tuned on.
 
-`zerosearch template ROWS.json --output google.j2`. A released simulator only
-behaves with the very prompt it was tuned on; the template gives it that prompt, byte for byte.
+`zerosearch template ROWS.json --output google.j2`. A released simulator only behaves with the very
+prompt it was tuned on; the template gives it that prompt, byte for byte.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zerosearch.command_line.flags import flag_parser
 from zerosearch.core.errors import InputError, ZeroSearchError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="zerosearch template")
+    parser = flag_parser("template", __doc__)
     parser.add_argument("rows", help=".json, .jsonl or .parquet file, or name on the hub")
     parser.add_argument("--output", required=True, help="template file to write")
     parser.add_argument("--prompt-key", help="field that holds the prompt")

@@ -9,9 +9,10 @@ from zerosearch.command_line.arguments import expand_resume, expand_simulator
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, OF_TRAINING
 from zerosearch.command_line.made_for import check_choices, check_experiment
+from zerosearch.core.imports import quick_imports
 from zerosearch.core.runs import Summary, run_job
 from zerosearch.data.availability import check_data
-from zerosearch.simulator.chosen import check_simulator
+from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,11 +23,12 @@ def train(cfg: DictConfig, summary: Summary) -> None:
     from zerosearch.simulator.cost import say_plan
 
     say_plan(cfg)
-    from zerosearch.assembly import assemble, prepare
-    from zerosearch.data.loaders import check_shared
-    from zerosearch.serving.launch import launched
-    from zerosearch.simulator.engine import answered_by
-    from zerosearch.training.preflight import check_run
+    with quick_imports():
+        from zerosearch.assembly import assemble, prepare
+        from zerosearch.data.loaders import check_shared
+        from zerosearch.serving.launch import launched
+        from zerosearch.simulator.engine import answered_by
+        from zerosearch.training.preflight import check_run
 
     checkpoint = prepare(cfg, summary)
     with launched(cfg, summary.path.parent):

@@ -9,6 +9,7 @@ from zerosearch.command_line.arguments import expand_resume
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, OF_TRAINING
 from zerosearch.command_line.made_for import check_choices, check_experiment
+from zerosearch.core.imports import quick_imports
 from zerosearch.core.runs import Summary, run_job
 from zerosearch.data.availability import check_data
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 def tune(cfg: DictConfig, summary: Summary) -> None:
     """Validate, tune, validate again; notes the final metrics and the status."""
-    from zerosearch.assembly import assemble_tuning, prepare
+    with quick_imports():
+        from zerosearch.assembly import assemble_tuning, prepare
 
     checkpoint = prepare(cfg, summary)
     run = assemble_tuning(cfg)

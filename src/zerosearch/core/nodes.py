@@ -28,6 +28,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, NotNegative, ShareAboveZero
+from zerosearch.core.renamed import new_key
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 PLAIN = (bool, int, float, str, NoneType, Path, Any, list, tuple, dict)
@@ -150,6 +151,9 @@ def _wrong_value(
     key = child._get_full_key(None)
     kind = parameters.get(name, parameters.get("**"))
     if kind is None:
+        if renamed := new_key(key):
+            yield key, f": is {renamed} now"
+            return
         close = difflib.get_close_matches(name, parameters, n=1)
         advice = f"did you mean {close[0]}?" if close else f"known are {', '.join(parameters)}"
         yield key, f" is unknown: {advice}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -40,6 +41,7 @@ SETTINGS_FILE = "zerosearch.json"  # in an export, written last
 JOURNAL = "journal"  # in the folder of an evaluation: what was answered
 SUMMARY = "summary.json"  # in a run folder, written when the run ends
 PROMPT_FILE = "prompt.j2"  # in the folder of a simulator that was tuned here
+_OF_0_1 = re.compile(r"^job: ", re.MULTILINE)  # in the configuration of a training
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM and submitit, before time is up
 
 run_names.register()  # before Hydra composes anything
@@ -75,6 +77,35 @@ def find_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
     if not is_checkpoint(path):
         raise InputError(f"resume={resume}: there is no checkpoint {path}; start without resume=")
     return path
+
+
+def check_version(place: str, run: Path) -> None:
+    """Refuse to go on with a run of 0.1, whose settings and checkpoints have other names.
+
+    Args:
+        place: as it was given.
+        run: its folder.
+
+    Raises:
+        InputError: says with which version it can go on.
+    """
+    saved = run / ".hydra" / "config.yaml"
+    if saved.is_file() and re.search(_OF_0_1, saved.read_text(encoding="utf-8")):
+        raise of_old_version(f"resume={place}", read_summary(run).get("git_commit"))
+
+
+def of_old_version(what: str, commit: str | None = None) -> InputError:
+    """That a run of 0.1 does not go on here, and where it does.
+
+    Args:
+        what: cannot go on.
+        commit: of the checkout that began it, where it is known.
+    """
+    began = f" (commit {commit})" if commit else ""
+    return InputError(
+        f"{what} is of ZeroSearch 0.1, and this is {__version__}: go on with 0.1{began}, or start "
+        "a new run; what it has exported serves here, too"
+    )
 
 
 def link_latest(run_folder: Path, task_folder: Path) -> None:

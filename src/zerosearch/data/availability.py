@@ -24,7 +24,7 @@ from zerosearch.data.whole_files import FILE_SUFFIXES
 GROUPS = ("data", "benchmark", "questions", "search", "engines", "evaluation")
 FILE_KEYS = ("path", "files", "train", "validation", "corpus")  # hold files where they hold text
 QUICKSTART_ROWS = "/simulation/geography/"  # in paths.log_dir
-PUBLIC = ("nq_hotpotqa", "benchmarks", "wiki18", "hotpotqa_small")  # of `make data`
+PUBLIC = ("nq_hotpotqa", "benchmarks", "wiki18", "hotpotqa_small")  # of `zerosearch data`
 
 
 def check_data(cfg: DictConfig) -> None:
@@ -66,14 +66,14 @@ def missing_file(key: str, path: str, folder: Path) -> str:
     name = Path(inside).parts[0]
     if name in PUBLIC:
         return (
-            f"{said}: fetch it with `make data name={name}`, set ZEROSEARCH_DATA (the folder of "
-            f"all data, now {folder}) to one that holds {inside}, or give a file of your own, "
-            f"{settable(key)}"
+            f"{said}: fetch it with `zerosearch data name={name}`, set ZEROSEARCH_DATA (the "
+            f"folder of all data, now {folder}) to one that holds {inside}, or give a file of your "
+            f"own, {settable(key)}"
         )
     if QUICKSTART_ROWS in Path(path).as_posix():
         return (
-            f"{said}: `make simulator-quickstart` makes it, or give a file of your own, "
-            f"{settable(key)}"
+            f"{said}: `make simulator-quickstart` makes it in a checkout, or give a file of "
+            f"your own, {settable(key)}"
         )
     return f"{said} (looked in {os.getcwd()}): check the path"
 
@@ -106,8 +106,8 @@ def _check(key: str, value: str, folder: Path) -> None:
         except HubRefusal as why:
             raise InputError(
                 f"{key}={value} is neither a file nor in the local cache of data sets, and {why}; "
-                f"without a network fetch it before (`make data`, docs/data.md), or set {key} to a "
-                "local file"
+                "without a network fetch it before (`zerosearch data`, docs/data.md), or set "
+                f"{key} to a local file"
             ) from why
 
 

@@ -16,7 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule
 
 from zerosearch.core.errors import InputError
-from zerosearch.core.ranges import Count, CountOrZero, Seed
+from zerosearch.core.ranges import Count, Seed
 from zerosearch.data.loaders import EvalLoader, TrainLoader
 from zerosearch.data.mixing import Draws, ShuffledQuestions, ShuffledStream, SourceMix
 from zerosearch.data.source_lists import (
@@ -50,10 +50,11 @@ class QADataModule(LightningDataModule):
         test_limit: the same for each test source.
         seed: seed of the training order; evaluation does not depend on it.
         shuffle_block: questions per shuffled block of a streaming source.
-        lag: steps that sampling is ahead of training, 0 or 1: with 1 each batch also holds the
-            questions of the next step (`QuestionBatch.following`).
-        spare_rounds: spare questions of each step, in units of `questions_per_step`
-            (`QuestionBatch.spares`); as many as the algorithm's `resampling_rounds`.
+
+    Further numbers are those of the module that trains on the batches, where it has them: `lag`,
+    the steps that sampling is ahead of training (with 1 each batch also holds the questions of the
+    next step, `QuestionBatch.following`), and `spare_rounds`, the spare questions of each step in
+    units of `questions_per_step` (`QuestionBatch.spares`).
 
     Raises:
         InputError: no training source, two sources of one label, a weight that is not positive, a
@@ -73,8 +74,6 @@ class QADataModule(LightningDataModule):
         test_limit: Count | None = None,
         seed: Seed = 0,
         shuffle_block: Count = 1024,
-        lag: CountOrZero = 0,
-        spare_rounds: CountOrZero = 0,
     ) -> None:
         super().__init__()
         chosen = train if files is None else file_sources(files)
@@ -87,8 +86,6 @@ class QADataModule(LightningDataModule):
                 raise InputError(f"{name}={limit} must be at least 1, or null for all questions")
         if shuffle_block < 1:
             raise InputError(f"shuffle_block={shuffle_block} must be at least 1 (1: no shuffling)")
-        if spare_rounds < 0:
-            raise InputError(f"spare_rounds={spare_rounds} must be at least 0 (0: no spares)")
         # the files take the place of sources that the held-out questions belong to
         self._held_out_is_foreign = files is not None and bool(train)
         self._questions_per_step = questions_per_step
@@ -96,8 +93,6 @@ class QADataModule(LightningDataModule):
         self._limits = {"validation": validation_limit, "test": test_limit}
         self._seed = seed
         self._shuffle_block = shuffle_block
-        self._lag = lag
-        self._spare_rounds = spare_rounds
         self._evaluation: dict[str, list[Question]] = {}
         self._loaded: dict[str, Any] | None = None
         self._train_loader: TrainLoader | None = None
@@ -146,8 +141,8 @@ class QADataModule(LightningDataModule):
                 rank=rank,
                 world_size=world_size,
                 steps_done=self._steps_done if self.trainer is not None else None,
-                look_ahead=self._lag > 0,
-                spare_rounds=self._spare_rounds,
+                look_ahead=self._of_module("lag") > 0,
+                spare_rounds=self._of_module("spare_rounds"),
             )
             if self._resume is not None:
                 self._check_same_data(self._resume["data"])
@@ -221,6 +216,10 @@ class QADataModule(LightningDataModule):
             world_size=world_size,
         )
 
+    def _of_module(self, name: str) -> int:
+        """A number that the module in training has; 0 where it has none."""
+        return 0 if self.trainer is None else getattr(self.trainer.lightning_module, name, 0)
+
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
@@ -239,7 +238,7 @@ class QADataModule(LightningDataModule):
         return {
             "seed": self._seed,
             "questions_per_step": self._questions_per_step,
-            "spare_rounds": self._spare_rounds,
+            "spare_rounds": self._of_module("spare_rounds"),
             "sources": sizes,
             "weights": dict(zip(sizes, weights, strict=True)),
             "shuffle_block": self._shuffle_block if None in sizes.values() else None,

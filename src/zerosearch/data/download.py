@@ -22,7 +22,7 @@ from zerosearch.core.files import GIB, flush_tree
 from zerosearch.core.hub import HubRefusal, file_metadata, refusal
 
 if TYPE_CHECKING:
-    from zerosearch.data.public import PublicSet
+    from zerosearch.data.public_sets import PublicSet
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def download(public: PublicSet, stage: Path) -> tuple[str, dict[str, Path]]:
     try:
         heads = {
             key: file_metadata(
-                public.repo, file.source, revision=public.revision, repo_type="dataset"
+                public.repo, file.path, revision=public.revision, repo_type="dataset"
             )
             for key, file in public.files.items()
         }
@@ -105,12 +105,12 @@ def download(public: PublicSet, stage: Path) -> tuple[str, dict[str, Path]]:
         )
     stage.mkdir(exist_ok=True)
     log.info("fetching %.3f GiB from %s", (needed - public.extra_bytes) / GIB, public.repo)
-    fetched = {key: _one(public, file.source, commit, stage) for key, file in public.files.items()}
+    fetched = {key: _one(public, file.path, commit, stage) for key, file in public.files.items()}
     for key, head in heads.items():
         if len(head.etag or "") == SHA256_DIGITS and _sha256(fetched[key]) != head.etag:
             fetched[key].unlink()
             raise InputError(
-                f"{public.files[key].source} of {public.repo} was damaged on its way (its SHA-256 "
+                f"{public.files[key].path} of {public.repo} was damaged on its way (its SHA-256 "
                 f"differs from the hub's): {AGAIN}"
             )
     return commit, fetched

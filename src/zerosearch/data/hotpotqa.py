@@ -21,7 +21,7 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.files import replacing
 from zerosearch.core.seeding import derive_random
 from zerosearch.data.corpus import Passage, count_passages, write_corpus
-from zerosearch.data.public import PublicFile, at_least, count_questions, public_files
+from zerosearch.data.public_sets import PublicFile, at_least, count_questions, public_files
 from zerosearch.data.rows import question_to_row
 from zerosearch.types import Question
 
@@ -57,7 +57,7 @@ class HotpotQASmall:
         self.files = public_files(self.files)
 
     def build(self, fetched: Mapping[str, Path], folder: Path) -> dict[str, int]:
-        """See `zerosearch.data.public.PublicSet.build`."""
+        """See `zerosearch.data.public_sets.PublicSet.build`."""
         wanted = {"train": self.train_questions, "test": self.test_questions}
         chosen = {split: self._chosen(fetched[split], split, wanted[split]) for split in SPLITS}
         counts = {}
@@ -80,7 +80,7 @@ class HotpotQASmall:
                 places = derive_random("hotpotqa_small", split).sample(range(rows), count)
                 return list(_taken(table, sorted(places)))
         except pyarrow.ArrowException as error:
-            raise InputError(f"{file.source} cannot be read ({error})") from error
+            raise InputError(f"{file.path} cannot be read ({error})") from error
 
 
 def _taken(table: pyarrow.parquet.ParquetFile, places: list[int]) -> Iterator[dict[str, Any]]:

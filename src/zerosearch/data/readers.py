@@ -191,7 +191,7 @@ def hub_file(path: str, name: str | None, split: str, *, streaming: bool) -> Row
         return InputError(
             f"data set {path!r} (config {name!r}, split {split!r}) is neither a local file nor "
             f"could it be loaded from the hub ({reason}); check name and split, or without a "
-            "network name a local file in its place (`make data` fetches the public sets)"
+            "network name a local file in its place (`zerosearch data` fetches the public sets)"
         )
 
     return RowFile(name=f"{path} [{split}]", open=open_hub, parse=_parse_record)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zerosearch.reward.metrics import cover_match, exact_match, token_f1
-from zerosearch.rollout.agent import Played
+from zerosearch.rollout.agent import PlayedEpisode
 from zerosearch.types import Question
+
+AnswerRows = Sequence[Mapping[str, Any]]  # of `answer_row`
 
 TIMES = "times"  # the one field of a journal's row that differs between equal runs
 
 
-def answer_row(question: Question, played: Played, seconds: float) -> dict[str, Any]:
+def answer_row(question: Question, played: PlayedEpisode, seconds: float) -> dict[str, Any]:
     """A row of the journal.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any
 from zerosearch.core.errors import InputError
 from zerosearch.core.journal import Journal
 from zerosearch.evaluation.answers import TIMES, answer_row
-from zerosearch.rollout.agent import Agent, Played
+from zerosearch.rollout.agent import Agent, PlayedEpisode
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, Trajectory
 
@@ -86,12 +86,12 @@ async def ask_all(
     return [journal.rows[question.uid] for question in questions]
 
 
-def _lost(question: Question, error: Exception) -> Played:
+def _lost(question: Question, error: Exception) -> PlayedEpisode:
     """An episode that an error ended: it counts as failed, as those without a model do."""
     trajectory = Trajectory(question=question, group=0, sibling=0, prompt_ids=[])
     trajectory.stop_reason = "model_failed"
     trajectory.error = f"{type(error).__name__}: {error}"
-    return Played(trajectory=trajectory, answer=None)
+    return PlayedEpisode(trajectory=trajectory, answer=None)
 
 
 def _check_failures(rows: Sequence[dict[str, Any]], max_failed_share: float) -> None:

@@ -44,7 +44,7 @@ class OneReply(ChatAgent):
     """One prompt, one reply; with `retrieves`, the question is looked up first.
 
     Args:
-        chat: the model.
+        client: the model.
         episode: prompt and budgets; of a search too.
         retrieves: whether documents found for the question precede the prompt.
         answer_alone: whether the prompt asks for nothing but the answer.
@@ -56,7 +56,7 @@ class OneReply(ChatAgent):
 
     def __init__(
         self,
-        chat: ChatModel,
+        client: ChatModel,
         episode: EpisodeSettings,
         *,
         retrieves: bool = False,
@@ -64,7 +64,7 @@ class OneReply(ChatAgent):
         temperature: float = 0.0,
         turn_timeout_s: float = 120.0,
     ) -> None:
-        super().__init__(chat, episode, temperature=temperature, turn_timeout_s=turn_timeout_s)
+        super().__init__(client, episode, temperature=temperature, turn_timeout_s=turn_timeout_s)
         self.retrieves = retrieves
         self.answer_alone = answer_alone
 

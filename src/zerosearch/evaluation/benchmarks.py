@@ -8,7 +8,7 @@ from typing import Protocol, get_args
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count
-from zerosearch.data.published import common_row
+from zerosearch.data.published_rows import common_row
 from zerosearch.data.rows import row_to_question
 from zerosearch.data.sources import fixed_selection
 from zerosearch.evaluation.official import Scorer

@@ -17,10 +17,10 @@ from zerosearch.core.progress import progress_bar
 from zerosearch.core.ranges import Count
 from zerosearch.core.runs import JOURNAL
 from zerosearch.data.sources import fixed_selection
-from zerosearch.evaluation.answers import without_times
+from zerosearch.evaluation.answers import AnswerRows, without_times
 from zerosearch.evaluation.asking import ask_all
 from zerosearch.evaluation.benchmarks import Benchmark, check_apart
-from zerosearch.evaluation.results import cell_metrics, cell_times
+from zerosearch.evaluation.cells import cell_metrics, cell_times
 from zerosearch.evaluation.tables import Results
 from zerosearch.rollout.agent import Agent
 from zerosearch.search.engine import Checkable, SearchEngine
@@ -28,21 +28,19 @@ from zerosearch.search.none import NoSearch
 from zerosearch.simulator.probe import warn_where_unknown
 from zerosearch.types import Question
 
-Rows = list[dict[str, Any]]
-
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Engine:
+class TableEngine:
     """A search engine of the table.
 
     Args:
         label: shown beside a method's.
-        engine: it.
+        search: it.
         settings: JSON values that tell it from others.
     """
 
     label: str
-    engine: SearchEngine
+    search: SearchEngine
     settings: Any = None
 
 
@@ -72,7 +70,7 @@ class Method:
             raise InputError(f"method {self.label!r}: give either agent or prompted")
 
 
-_NONE = Engine(label="", engine=NoSearch())
+_NONE = TableEngine(label="", search=NoSearch())
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,7 +81,7 @@ class TableRun:
         methods: rows, by name.
         engines: by name.
         benchmarks: columns, by name.
-        chat: makes the model of the prompted methods, when the first of them is played.
+        client: makes the model of the prompted methods, when the first of them is played.
         block: questions under way at a time.
         max_failed_share: of a block, see `ask_all`.
         seed: of all draws.
@@ -92,9 +90,9 @@ class TableRun:
     """
 
     methods: Mapping[str, Method]
-    engines: Mapping[str, Engine]
+    engines: Mapping[str, TableEngine]
     benchmarks: Mapping[str, Benchmark]
-    chat: Callable[[], ChatModel]
+    client: Callable[[], ChatModel]
     block: int
     max_failed_share: float
     seed: int
@@ -127,7 +125,7 @@ class TableRun:
         check_apart(questions)
         asked = [self._engines_of(method) for method in self.methods.values()]
         for name in dict.fromkeys(name for names in asked for name in names if name is not None):
-            engine = self.engines[name].engine
+            engine = self.engines[name].search
             if isinstance(engine, Checkable):
                 await engine.check()
         shared: list[ChatModel] = []
@@ -136,8 +134,8 @@ class TableRun:
         for name, method in self.methods.items():
             agent = method.agent
             if method.prompted is not None:
-                shared = shared or [self.chat()]
-                agent = method.prompted(chat=shared[0])
+                shared = shared or [self.client()]
+                agent = method.prompted(client=shared[0])
             assert agent is not None
             await agent.check()
             for engine in self._engines_of(method):
@@ -156,13 +154,13 @@ class TableRun:
         return Results(benchmarks=benchmarks, rows=rows, cells=cells)
 
     async def _probe(
-        self, used: Engine, benchmark: str, questions: list[Question], *, begun: bool
+        self, used: TableEngine, benchmark: str, questions: list[Question], *, begun: bool
     ) -> None:
         """Say where a simulator knows nothing of a benchmark's questions; once for each pair."""
         if begun or (used.label, benchmark) in self._probed:
             return
         self._probed.add((used.label, benchmark))
-        await warn_where_unknown(used.engine, used.label, questions, whose=benchmark)
+        await warn_where_unknown(used.search, used.label, questions, whose=benchmark)
 
     def _engines_of(self, method: Method) -> list[str | None]:
         if method.engines is None:
@@ -177,7 +175,7 @@ class TableRun:
         engine: str | None,
         questions: list[Question],
         limit: int | None,
-    ) -> Rows:
+    ) -> AnswerRows:
         chosen = [questions[index] for index in fixed_selection(len(questions), limit)]
         used = _NONE if engine is None else self.engines[engine]
         settings = {"agent": agent.settings(), "engine": used.settings, "seed": self.seed}
@@ -189,7 +187,7 @@ class TableRun:
         ):
             answered = await ask_all(
                 agent,
-                used.engine,
+                used.search,
                 chosen,
                 journal,
                 block=self.block,

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch.core.errors import InputError
+from zerosearch.core.ranges import CountOrZero, NotNegative, ShareAboveZero, check_least
 from zerosearch.policy.source import PolicySource
 
 CompletionStop = Literal[
@@ -21,32 +22,50 @@ CompletionStop = Literal[
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Sampling:
-    """How one completion is sampled; the defaults sample from the policy's own distribution."""
+    """How tokens are drawn; by default from the policy's own distribution (invariant 8)."""
+
+    temperature: NotNegative = 1.0  # 0 is greedy
+    top_p: ShareAboveZero = 1.0  # 1 is off
+    top_k: CountOrZero = 0  # 0 is off
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(
+                f"sampling.temperature={self.temperature}: give a finite number, 0 or more "
+                "(0 is greedy)"
+            )
+        if not 0 < self.top_p <= 1:
+            raise InputError(
+                f"sampling.top_p={self.top_p}: give a share above 0 and at most 1 (1 is off)"
+            )
+        check_least("sampling", "top_k", self.top_k, 0)
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class CompletionRequest:
+    """What is wanted of one completion."""
 
     max_new_tokens: int
     seed: int  # 64 bits; the same seed gives the same draws whoever shares the batch
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0  # 1 is off
-    top_k: int = 0  # 0 is off
+    sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()  # texts that end the completion and stay in it
     # Told the whole text so far whenever it grew, by generators that can, never half a character.
     on_text: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise InputError(f"Sampling.max_new_tokens={self.max_new_tokens}: must be at least 1")
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"Sampling.seed={self.seed}: must lie in [0, 2**64)")
-        if not 0 <= self.temperature < float("inf"):
             raise InputError(
-                f"Sampling.temperature={self.temperature}: must be finite and >= 0 (0 is greedy)"
+                f"CompletionRequest.max_new_tokens={self.max_new_tokens}: must be at least 1"
             )
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"Sampling.top_p={self.top_p}: must lie in (0, 1] (1 is off)")
-        if self.top_k < 0:
-            raise InputError(f"Sampling.top_k={self.top_k}: must be >= 0 (0 is off)")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"CompletionRequest.seed={self.seed}: must lie in [0, 2**64)")
         if isinstance(self.stop, str) or not all(self.stop):
-            raise InputError(f"Sampling.stop={self.stop!r}: must be a tuple of non-empty strings")
+            raise InputError(
+                f"CompletionRequest.stop={self.stop!r}: must be a tuple of non-empty strings"
+            )
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -70,12 +89,12 @@ class Generator(Protocol):
         """Say which policy samples; called before the first request."""
         ...
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
+    async def generate(self, prompt_ids: list[int], request: CompletionRequest) -> Completion:
         """Sample one completion of the prompt.
 
         Args:
             prompt_ids: token ids [P], P >= 1; never cut.
-            sampling: length, randomness and stops.
+            request: length, randomness and stops.
 
         Raises:
             InputError: the prompt is empty or leaves no room in the model's context.

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zerosearch.planning.speeds import Engine
+from zerosearch.planning.speeds import ReplicatedModel
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Episode:
+class EpisodeTokens:
     """The tokens of one."""
 
     prompt: float
@@ -36,10 +36,10 @@ class Episode:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Search:
+class SearchSpeed:
     """What answers queries: a language model, or something that takes a fixed time."""
 
-    engine: Engine | None
+    engine: ReplicatedModel | None
     read: float = 0.0  # tokens of a prompt
     written: float = 0.0  # tokens of a reply
     latency_s: float = 0.0  # without a model
@@ -88,7 +88,9 @@ def going_on(mean: float, most: int) -> list[float]:
     return [high**turn for turn in range(most + 1)]
 
 
-def rollout(episodes: float, episode: Episode, sampler: Engine, search: Search) -> Rollout:
+def rollout(
+    episodes: float, episode: EpisodeTokens, sampler: ReplicatedModel, search: SearchSpeed
+) -> Rollout:
     """Seconds of a batch."""
     shares = going_on(min(episode.searches, episode.max_searches), episode.max_searches)
     sampling = searching = 0.0

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from zerosearch.core.errors import InputError
-from zerosearch.planning.run import Plan, Sampler
-from zerosearch.planning.table import GIB, PHASES, Row, always, total
-from zerosearch.planning.training import SPREAD, count, training_rows
+from zerosearch.planning.memory_table import GIB, PHASES, MemoryRow, always, total
+from zerosearch.planning.run import PlannedRun, Sampler
+from zerosearch.planning.training_memory import SPREAD, count, training_rows
 from zerosearch.policy.activation_memory import kv_bytes_per_token
 from zerosearch.policy.adaptation import decoder_layers
 from zerosearch.policy.gathering import BUCKET_BYTES
@@ -46,7 +46,7 @@ _AHEAD = (
 )
 
 
-def memory_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
+def memory_rows(plan: PlannedRun, gpu_bytes: int) -> list[MemoryRow]:
     """Everything on one GPU in each of `PHASES`.
 
     Args:
@@ -64,7 +64,7 @@ def memory_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
     return [
         *rows,
         *_simulator_rows(plan, gpu_bytes),
-        Row(
+        MemoryRow(
             name="fragmentation (a tenth)",
             sync=sync,
             sampling=sampling,
@@ -106,7 +106,7 @@ def states_per_parameter(optimizer: Callable[..., torch.optim.Optimizer]) -> flo
     return sum(each.numel() for each in states if isinstance(each, Tensor) and each.dim()) / 64**2
 
 
-def _state_rows(plan: Plan) -> list[Row]:
+def _state_rows(plan: PlannedRun) -> list[MemoryRow]:
     kept, gradients = _trained_sizes(plan, plan.model, plan.optimizer_states)
     if plan.with_reference:
         dtype = plan.compute_dtype if plan.sharded else None  # as the policy
@@ -120,12 +120,13 @@ def _state_rows(plan: Plan) -> list[Row]:
     if plan.gpus > 1 and not plan.sharded:  # DDP sums copies
         gradients["gradient buckets"] = sum(gradients.values())
     return rows + [
-        Row(name=name, training=here * size, remedy=SPREAD) for name, size in gradients.items()
+        MemoryRow(name=name, training=here * size, remedy=SPREAD)
+        for name, size in gradients.items()
     ]
 
 
 def _trained_sizes(
-    plan: Plan, model: nn.Module, optimizer_states: float
+    plan: PlannedRun, model: nn.Module, optimizer_states: float
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes by name of what training a model keeps all the time, and of its gradients."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -140,18 +141,18 @@ def _trained_sizes(
 # -- sampling -------------------------------------------------------------------------------------
 
 
-def _sampler_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
+def _sampler_rows(plan: PlannedRun, gpu_bytes: int) -> list[MemoryRow]:
     sampler = plan.sampler
     base = [p for name, p in plan.model.named_parameters() if ".lora_" not in name]
     weights = sum(tensor.numel() for tensor in base) * sampler.dtype.itemsize
     kv = kv_bytes_per_token(plan.shape, sampler.dtype)
-    rows = [Row(name="weights being sent", sync=_sent_bytes(plan))]
+    rows = [MemoryRow(name="weights being sent", sync=_sent_bytes(plan))]
     if sampler.holds_copy:
         remedy = "set generator=transformers"
         rows.append(always("the sampler's copy", weights, remedy, whole=True))  # never given back
     if sampler.kv_tokens:
         rows.append(
-            Row(
+            MemoryRow(
                 name="KV cache",
                 sampling=sampler.kv_tokens * kv,
                 training=sampler.kv_tokens * kv * sampler.ahead,
@@ -165,7 +166,7 @@ def _sampler_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
     return rows
 
 
-def _engine_rows(plan: Plan, share: int, weights: int, episode: int) -> list[Row]:
+def _engine_rows(plan: PlannedRun, share: int, weights: int, episode: int) -> list[MemoryRow]:
     """VLLM's share of the GPU; `episode` is the least KV cache."""
     sampler = plan.sampler
     captured = graphs_of(sampler.engine_rows) if sampler.engine_graphs else 0
@@ -176,12 +177,13 @@ def _engine_rows(plan: Plan, share: int, weights: int, episode: int) -> list[Row
             f"generator.gpu_memory_utilization={sampler.engine_share} is {share / GIB:.1f} GiB "
             f"per GPU, too little for vLLM's weights ({weights / GIB:.1f}), its CUDA graphs "
             f"({graphs / GIB:.1f}), its work space ({work / GIB:.1f}) and the KV cache of one "
-            "episode: raise it, or let it decode fewer rows ('generator.engine={max_num_seqs: 64}')"
+            "episode: raise it, or let it decode fewer rows "
+            "('generator.engine_args={max_num_seqs: 64}')"
         )
     sizes = {"weights": weights, "work space": work, "KV cache": kv_cache}
     awake = sampler.ahead or not sampler.engine_sleeps
     rows = [
-        Row(
+        MemoryRow(
             name=f"vLLM: {name}",
             sync=size,
             sampling=size,
@@ -195,7 +197,7 @@ def _engine_rows(plan: Plan, share: int, weights: int, episode: int) -> list[Row
     return [*rows, always("vLLM: CUDA graphs", graphs, _remedy(sampler), whole=True)]
 
 
-def _work_bytes(plan: Plan) -> int:
+def _work_bytes(plan: PlannedRun) -> int:
     """What vLLM's largest batches need: logits of all rows, or a layer's MLP (`profile_run`)."""
     sampler, shape, size = plan.sampler, plan.shape, plan.sampler.dtype.itemsize
     logits = sampler.engine_rows * shape.vocabulary * (size + LOGIT_BYTES)
@@ -219,7 +221,7 @@ def _remedy(sampler: Sampler) -> str:
     return _AHEAD if sampler.ahead and sampler.engine_sleeps else _ENGINE
 
 
-def _simulator_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
+def _simulator_rows(plan: PlannedRun, gpu_bytes: int) -> list[MemoryRow]:
     if plan.simulator is None:
         return []
     share, own = int(plan.simulator.share * gpu_bytes), plan.simulator.weights
@@ -235,7 +237,7 @@ def _simulator_rows(plan: Plan, gpu_bytes: int) -> list[Row]:
     ]
 
 
-def _sent_bytes(plan: Plan) -> int:
+def _sent_bytes(plan: PlannedRun) -> int:
     """What exists of the weights while they go to a sampler: see `policy.weight_stream`.
 
     A bucket with this rank's part of it, or one tensor where nothing is sharded; a layer with

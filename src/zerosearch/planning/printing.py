@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from zerosearch.planning.run import Plan
-from zerosearch.planning.table import GIB, PHASES, Row, total
-from zerosearch.planning.time import Times, times_of, variants
+from zerosearch.planning.memory_table import GIB, PHASES, MemoryRow, total
+from zerosearch.planning.run import PlannedRun
+from zerosearch.planning.time import StepTimes, times_of, variants
 
 
-def print_memory(plan: Plan, rows: list[Row], gpu_bytes: int) -> None:
+def print_memory(plan: PlannedRun, rows: list[MemoryRow], gpu_bytes: int) -> None:
     """GiB of each row and phase."""
     parameters = list(plan.model.parameters())
     every = sum(p.numel() for p in parameters)
@@ -27,7 +27,7 @@ def print_memory(plan: Plan, rows: list[Row], gpu_bytes: int) -> None:
     Console(width=120).print(table)
 
 
-def print_times(times: Times, card: str, top_k: int) -> None:
+def print_times(times: StepTimes, card: str, top_k: int) -> None:
     """Seconds of each stage, then the run as configured and otherwise."""
     work, episode = times.work, times.work.episode
     print(
@@ -68,7 +68,7 @@ def print_times(times: Times, card: str, top_k: int) -> None:
     Console(width=120).print(table)
 
 
-def _stages(times: Times) -> dict[str, float]:
+def _stages(times: StepTimes) -> dict[str, float]:
     return {
         "rollout: sampling": times.rollout.sampling,
         "rollout: searches": times.rollout.searching,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
 
-    from zerosearch.planning.run import Critic, Neighbour, Plan, Sampler
+    from zerosearch.planning.run import Critic, Neighbour, PlannedRun, Sampler
     from zerosearch.policy.source import PolicySource
 
 SHARDED = "FullyShardedStrategy"
@@ -30,7 +30,7 @@ def check_memory(cfg: DictConfig) -> None:
     import torch
 
     from zerosearch.planning.memory import memory_rows
-    from zerosearch.planning.table import check_fits
+    from zerosearch.planning.memory_table import check_fits
 
     if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return
@@ -38,14 +38,14 @@ def check_memory(cfg: DictConfig) -> None:
     check_fits(memory_rows(plan_of(cfg), gpu_bytes), gpu_bytes)
 
 
-def plan_of(cfg: DictConfig) -> Plan:
+def plan_of(cfg: DictConfig) -> PlannedRun:
     """Read from the composed configuration what memory depends on; nothing is loaded.
 
     Raises:
         InputError: the number of GPUs is not known here.
     """
     from zerosearch.planning.memory import states_per_parameter
-    from zerosearch.planning.run import Plan
+    from zerosearch.planning.run import PlannedRun
     from zerosearch.policy.activation_memory import Shape
     from zerosearch.policy.attention import packs_on_gpus
 
@@ -58,7 +58,7 @@ def plan_of(cfg: DictConfig) -> Plan:
     longest, training, validation = _sequences(cfg)
     computed = _computed(cfg.trainer.precision, model.dtype)
     computed = _dtype(settings["param_dtype"]) if settings else computed
-    return Plan(
+    return PlannedRun(
         model=model,
         shape=Shape(model.config),
         sampler=dataclasses.replace(
@@ -124,7 +124,7 @@ def _sampler(
     """What samples, without its KV cache."""
     from omegaconf import OmegaConf
 
-    from zerosearch.generation.vllm.adapter import GPU_BATCH
+    from zerosearch.generation.vllm.llm_engine import GPU_BATCH
     from zerosearch.planning.run import Sampler
 
     generator, name = cfg.generator, class_name(cfg.generator)
@@ -132,7 +132,7 @@ def _sampler(
     dtype = computed if dtype == "auto" else _dtype(dtype)
     ahead = bool(OmegaConf.select(cfg, "rollout.lag"))
     if name == "VLLMGenerator":
-        batch = GPU_BATCH | dict(generator.engine)
+        batch = GPU_BATCH | dict(generator.engine_args)
         return Sampler(
             dtype=dtype,
             engine_share=generator.gpu_memory_utilization,
@@ -140,7 +140,7 @@ def _sampler(
             engine_sleeps=generator.sleep_while_training,
             engine_rows=batch["max_num_seqs"],
             engine_tokens=batch["max_num_batched_tokens"],
-            engine_graphs=not generator.engine.get("enforce_eager"),
+            engine_graphs=not generator.engine_args.get("enforce_eager"),
             ahead=ahead,
         )
     if name != "TransformersGenerator":
@@ -162,8 +162,8 @@ def _kv_tokens(cfg: DictConfig, longest: int, sequences: int) -> int:
 
 def _neighbour(cfg: DictConfig, devices: Collection[int]) -> Neighbour | None:
     """The simulator that the run serves on a GPU it trains on, if any."""
+    from zerosearch.planning.memory_table import GIB
     from zerosearch.planning.run import Neighbour
-    from zerosearch.planning.table import GIB
 
     simulator = cfg.get("simulator")
     if simulator is None or not simulator.get("launch", False):

@@ -45,7 +45,7 @@ class Neighbour:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Plan:
+class PlannedRun:
     """A run, as it is configured."""
 
     model: nn.Module  # with its adapters, on the meta device

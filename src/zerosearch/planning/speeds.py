@@ -80,7 +80,7 @@ class Size:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Engine:
+class ReplicatedModel:
     """What samples: replicas of a model, each on some GPUs."""
 
     size: Size

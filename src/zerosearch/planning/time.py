@@ -10,8 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from zerosearch.planning.episodes import Episode, Rollout, Search, rollout
-from zerosearch.planning.speeds import Card, Engine, Size, Speeds
+from zerosearch.planning.episodes import EpisodeTokens, Rollout, SearchSpeed, rollout
+from zerosearch.planning.speeds import Card, ReplicatedModel, Size, Speeds
 from zerosearch.policy.flops import training_flops
 
 _SPLIT = "rollout.lag=1, sampled on as many GPUs again"
@@ -21,7 +21,7 @@ _SPLIT = "rollout.lag=1, sampled on as many GPUs again"
 class Evaluations:
     """Episodes of held-out questions, per engine that answers them."""
 
-    searches: tuple[Search, ...]  # one for each evaluation
+    searches: tuple[SearchSpeed, ...]  # one for each evaluation
     validations: int
     of_validation: int
     tests: int
@@ -39,12 +39,12 @@ class Work:
     nodes: int
     policy_steps: int
     episodes: int  # of a step
-    episode: Episode
+    episode: EpisodeTokens
     size: Size  # of the policy
-    sampler: Engine
+    sampler: ReplicatedModel
     sampler_apart: bool  # on GPUs of its own
     ahead: bool  # samples the next batch while this one is trained
-    search: Search
+    search: SearchSpeed
     shares_simulator: bool  # the GPU that trains serves it, too: nothing overlaps
     trained: float  # share of the policy's weights
     forwards: int  # passes without gradient: reference, old log-probs, values
@@ -57,7 +57,7 @@ class Work:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Times:
+class StepTimes:
     """Seconds of a policy step; validation, tests and checkpoints spread over all steps."""
 
     work: Work
@@ -115,13 +115,13 @@ class Times:
         return asked / self.rollout.searching if self.rollout.searching else 0.0
 
 
-def times_of(work: Work) -> Times:
+def times_of(work: Work) -> StepTimes:
     """The plan of a run's time."""
     tokens = work.episodes * work.episode.tokens
     flop_s = work.gpus * work.card.flop_s * work.speeds.mfu
     forward = tokens * work.size.forward_flops(work.episode.tokens)
     played = rollout(work.episodes, work.episode, work.sampler, work.search)
-    return Times(
+    return StepTimes(
         work=work,
         rollout=played,
         reference=work.forwards * forward / flop_s,
@@ -175,7 +175,7 @@ def variants(work: Work) -> dict[str, Work]:
     return found
 
 
-def _asking(work: Work, engine: Engine, **changes: Any) -> Work:
+def _asking(work: Work, engine: ReplicatedModel, **changes: Any) -> Work:
     """The same with another simulator, in validations as well."""
     search = dataclasses.replace(work.search, engine=dataclasses.replace(engine, **changes))
     held_out = tuple(search if each == work.search else each for each in work.evaluations.searches)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import OmegaConf
 
-from zerosearch.planning.episodes import Episode, Search
+from zerosearch.planning.episodes import EpisodeTokens, SearchSpeed
 from zerosearch.planning.memory import shard_bytes
+from zerosearch.planning.memory_table import GIB
 from zerosearch.planning.reading import class_name
-from zerosearch.planning.speeds import BYTES, Card, Engine, Size, Speeds
-from zerosearch.planning.table import GIB
+from zerosearch.planning.speeds import BYTES, Card, ReplicatedModel, Size, Speeds
 from zerosearch.planning.time import Evaluations, Work
 from zerosearch.policy.sharding import base_model
 from zerosearch.simulator.cost import (
@@ -26,7 +26,7 @@ from zerosearch.types import Question
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from zerosearch.planning.run import Plan
+    from zerosearch.planning.run import PlannedRun
 
 SERVER_ROWS = 1024  # that a server of vLLM decodes at a time on a large card (engine/arg_utils.py)
 _QUESTION = Question(
@@ -36,7 +36,7 @@ _QUESTION = Question(
 )
 
 
-def work_of(cfg: DictConfig, plan: Plan, kv_cache: int = 0) -> Work:
+def work_of(cfg: DictConfig, plan: PlannedRun, kv_cache: int = 0) -> Work:
     """The work of a run that trains a policy.
 
     Args:
@@ -71,7 +71,7 @@ def work_of(cfg: DictConfig, plan: Plan, kv_cache: int = 0) -> Work:
         episodes=cfg.questions_per_step * cfg.algorithm.group_size,
         episode=episode,
         size=size,
-        sampler=Engine(
+        sampler=ReplicatedModel(
             size=size,
             card=card,
             speeds=speeds,
@@ -97,12 +97,12 @@ def work_of(cfg: DictConfig, plan: Plan, kv_cache: int = 0) -> Work:
     )
 
 
-def _episode(cfg: DictConfig, speeds: Speeds) -> Episode:
+def _episode(cfg: DictConfig, speeds: Speeds) -> EpisodeTokens:
     episode = cfg.episode
     prompt = hydra.utils.instantiate(episode).render_prompt(_QUESTION)
     asked = OmegaConf.select(cfg, "search.engine.words_per_document")
     words = episode.top_k * (asked or speeds.retrieved_words)
-    return Episode(
+    return EpisodeTokens(
         prompt=len(prompt) / CHARS_PER_TOKEN,
         turn=speeds.turn_share * episode.max_turn_tokens,
         documents=min(words * TOKENS_PER_WORD, episode.max_observation_tokens),
@@ -112,22 +112,22 @@ def _episode(cfg: DictConfig, speeds: Speeds) -> Episode:
     )
 
 
-def _search(cfg: DictConfig, search: DictConfig, card: Card, speeds: Speeds) -> Search:
+def _search(cfg: DictConfig, search: DictConfig, card: Card, speeds: Speeds) -> SearchSpeed:
     """Who answers the queries of one `search` node."""
     engine = search.engine if "engine" in search else search
     planned = make_plan(cfg)
-    if planned is None or "chat" not in engine:
-        return Search(engine=None, latency_s=engine.get("latency_s", speeds.retrieval_s))
+    if planned is None or "client" not in engine:
+        return SearchSpeed(engine=None, latency_s=engine.get("latency_s", speeds.retrieval_s))
     simulator = cfg.get("simulator")
     weights = (simulator or {}).get("weights_gib")
     if not weights:  # of unknown size, such as an API
-        return Search(engine=None, latency_s=speeds.retrieval_s)
+        return SearchSpeed(engine=None, latency_s=speeds.retrieval_s)
     each = simulator.server.tensor_parallel
     gpus = cfg.simulator_gpus or len(simulator.server.gpus or simulator.endpoints or [0]) * (
         1 if simulator.server.gpus else each
     )
-    return Search(
-        engine=Engine(
+    return SearchSpeed(
+        engine=ReplicatedModel(
             size=Size(parameters=weights * GIB / BYTES),
             card=card,
             speeds=speeds,
@@ -140,13 +140,13 @@ def _search(cfg: DictConfig, search: DictConfig, card: Card, speeds: Speeds) -> 
     )
 
 
-def _sent_bytes(cfg: DictConfig, plan: Plan, numbers: int, *, apart: bool) -> float:
+def _sent_bytes(cfg: DictConfig, plan: PlannedRun, numbers: int, *, apart: bool) -> float:
     """Of what the sampler gets at a sync; 0 where it uses the policy itself."""
     sampler = plan.sampler
     if not (apart or sampler.engine_share or sampler.holds_copy):
         return 0.0
     adapters = sum(p.numel() for n, p in plan.model.named_parameters() if ".lora_" in n)
-    only = cfg.generator.get("lora") == "adapter"
+    only = cfg.generator.get("lora_sync") == "adapter"
     return (adapters if only else numbers - adapters) * sampler.dtype.itemsize
 
 

@@ -13,7 +13,7 @@ OnText = Callable[[str], None]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Played:
+class PlayedEpisode:
     """One episode, the answer read from it, and what the agent cost; searches carry their own."""
 
     trajectory: Trajectory
@@ -32,7 +32,7 @@ class Agent(Protocol):
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         """One episode; where a search or the model fails, its trajectory carries an `error`.
 
         Args:

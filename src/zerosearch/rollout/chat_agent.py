@@ -11,7 +11,7 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import NotNegative, Positive
 from zerosearch.generation.generator import CompletionStop
 from zerosearch.reward.answer import extract_answer
-from zerosearch.rollout.agent import OnText, Played
+from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.rollout.environment import Observation, Position, SearchEnvironment, Step
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import ANSWER, SEARCH, STOP_TAGS
@@ -39,7 +39,7 @@ class ChatAgent:
     way overrides `stop`, `close`, `to_tags` and `show`.
 
     Args:
-        chat: the model.
+        client: the model.
         episode: the shape of an episode.
         temperature: of the turns.
         turn_timeout_s: bound of one turn, all attempts together.
@@ -49,7 +49,7 @@ class ChatAgent:
 
     def __init__(
         self,
-        chat: ChatModel,
+        client: ChatModel,
         episode: EpisodeSettings,
         *,
         temperature: NotNegative = 1.0,
@@ -60,7 +60,7 @@ class ChatAgent:
                 f"agent.temperature={temperature}, agent.turn_timeout_s={turn_timeout_s}: give a "
                 "temperature of 0 or more, and seconds above 0"
             )
-        self.chat = chat
+        self.client = client
         self.episode = episode
         self.temperature = temperature
         self.turn_timeout_s = turn_timeout_s
@@ -73,7 +73,7 @@ class ChatAgent:
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         """See `Agent`."""
         trajectory = Trajectory(question=question, group=0, sibling=attempt, prompt_ids=[])
         position = Position(seed=seed, step=attempt, sibling=0)
@@ -87,8 +87,8 @@ class ChatAgent:
             answer = None
             trajectory.stop_reason = "model_failed"
             trajectory.error = f"agent {error.endpoint}: {error.reason}"
-        cost_usd = talk.tokens * self.chat.usd_per_million_tokens / 1e6
-        return Played(trajectory=trajectory, answer=answer, cost_usd=cost_usd)
+        cost_usd = talk.tokens * self.client.usd_per_million_tokens / 1e6
+        return PlayedEpisode(trajectory=trajectory, answer=answer, cost_usd=cost_usd)
 
     async def converse(
         self, talk: Talk, trajectory: Trajectory, on_text: OnText | None
@@ -136,8 +136,8 @@ class ChatAgent:
         environment, tally = talk.environment, Tally()
         seed = environment.position.seed_of(environment.question, environment.turns_taken, purpose)
         try:
-            async with self.chat.slot():
-                return await self.chat.ask(
+            async with self.client.slot():
+                return await self.client.ask(
                     {
                         "messages": messages,
                         "temperature": self.temperature,
@@ -153,13 +153,13 @@ class ChatAgent:
 
     async def check(self) -> None:
         """Ask for the model; InputError where no server has it."""
-        await self.chat.check()
+        await self.client.check()
 
     def settings(self) -> dict[str, Any]:
         """See `Agent`."""
         return {
             "agent": type(self).__name__,
-            "model": self.chat.model,
+            "model": self.client.model,
             "episode": self.episode.as_dict(),
             "temperature": self.temperature,
         }

@@ -10,12 +10,12 @@ import asyncio
 from functools import cached_property
 from typing import Any
 
-from zerosearch.generation.generator import Generator
+from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.generation.loading import load_to_sample
 from zerosearch.policy.source import PolicySource
 from zerosearch.reward.answer import extract_answer
-from zerosearch.rollout.agent import OnText, Played
-from zerosearch.rollout.rollouter import Decoding, Rollouter
+from zerosearch.rollout.agent import OnText, PlayedEpisode
+from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question
@@ -28,7 +28,7 @@ class LocalAgent:
         policy: the model.
         generator: samples from it.
         episode: the shape of an episode.
-        decoding: how tokens are drawn.
+        sampling: how tokens are drawn.
         device: "auto" takes a GPU where there is one.
     """
 
@@ -37,13 +37,13 @@ class LocalAgent:
         policy: PolicySource,
         generator: Generator,
         episode: EpisodeSettings,
-        decoding: Decoding | None = None,
+        sampling: Sampling | None = None,
         device: str = "auto",
     ) -> None:
         self.policy = policy
         self.generator = generator
         self.episode = episode
-        self.decoding = decoding or Decoding()
+        self.sampling = sampling or Sampling()
         self._device = device
         self._rollouter: Rollouter | None = None
         self._loading = asyncio.Lock()
@@ -56,7 +56,7 @@ class LocalAgent:
         seed: int,
         attempt: int,
         on_text: OnText | None = None,
-    ) -> Played:
+    ) -> PlayedEpisode:
         """See `Agent`."""
         rollouter = await self._loaded()
         [trajectory] = await rollouter.rollout(
@@ -66,10 +66,10 @@ class LocalAgent:
             noise_probability=0.0,
             seed=seed,
             step=attempt,
-            decoding=self.decoding,
+            sampling=self.sampling,
             on_text=on_text,
         )
-        return Played(trajectory=trajectory, answer=extract_answer(trajectory.final_text))
+        return PlayedEpisode(trajectory=trajectory, answer=extract_answer(trajectory.final_text))
 
     async def check(self) -> None:
         """Load the model; InputError where it cannot be had."""
@@ -77,11 +77,11 @@ class LocalAgent:
 
     def settings(self) -> dict[str, Any]:
         """See `Agent`."""
-        decoding = self.decoding
+        sampling = self.sampling
         return {
             "model": self._fingerprint,
             "episode": self.episode.as_dict(),
-            "decoding": [decoding.temperature, decoding.top_p, decoding.top_k],
+            "sampling": [sampling.temperature, sampling.top_p, sampling.top_k],
         }
 
     @cached_property

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch.core.errors import InputError
-from zerosearch.core.ranges import CountOrZero, NotNegative, ShareAboveZero
-from zerosearch.generation.generator import Generator, Sampling
+from zerosearch.generation.generator import CompletionRequest, Generator, Sampling
 from zerosearch.policy.tokenizer import render_prompt
 from zerosearch.rollout.environment import (
     Observation,
@@ -32,24 +30,6 @@ from zerosearch.types import Question, SearchResult, Trajectory
 
 # An observation with documents shows at least about so much of the first one, or is not made.
 _DOCUMENT_TOKENS = 16
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Decoding:
-    """How tokens are drawn; the defaults sample from the policy itself (invariant 8)."""
-
-    temperature: NotNegative = 1.0
-    top_p: ShareAboveZero = 1.0
-    top_k: CountOrZero = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise InputError(
-                f"decoding {self}: give temperature >= 0 (0 is greedy), top_p in (0, 1], top_k >= 0"
-            )
-
-
-GREEDY = Decoding(temperature=0.0)
 
 
 class Rollouter:
@@ -112,7 +92,7 @@ class Rollouter:
         noise_probability: float,
         seed: int,
         step: int,
-        decoding: Decoding,
+        sampling: Sampling,
         first_group: int = 0,
         on_text: Callable[[str], None] | None = None,
     ) -> list[Trajectory]:
@@ -125,7 +105,7 @@ class Rollouter:
             noise_probability: of each search.
             seed: of all draws, together with `step`.
             step: see there.
-            decoding: how tokens are drawn.
+            sampling: how tokens are drawn.
             first_group: number of the first question's group.
             on_text: of a single episode, is told what is sampled as it comes, piece by piece.
 
@@ -160,7 +140,7 @@ class Rollouter:
             async with asyncio.TaskGroup() as tasks:
                 for index, trajectory in enumerate(trajectories):
                     tasks.create_task(
-                        self._play(index, trajectory, environments[index], decoding, gate, on_text)
+                        self._play(index, trajectory, environments[index], sampling, gate, on_text)
                     )
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
@@ -171,12 +151,12 @@ class Rollouter:
         index: int,
         trajectory: Trajectory,
         environment: SearchEnvironment,
-        decoding: Decoding,
+        sampling: Sampling,
         gate: Lockstep | None,
         on_text: Callable[[str], None] | None,
     ) -> None:
         """Take turns until the episode ends; fills the trajectory in place."""
-        while await self._take_turn(trajectory, environment, decoding, on_text):
+        while await self._take_turn(trajectory, environment, sampling, on_text):
             if gate is not None:
                 await gate.arrive(index)
         if gate is not None:
@@ -186,7 +166,7 @@ class Rollouter:
         self,
         trajectory: Trajectory,
         environment: SearchEnvironment,
-        decoding: Decoding,
+        sampling: Sampling,
         on_text: Callable[[str], None] | None,
     ) -> bool:
         """Sample one turn and insert the reply; returns whether another turn follows."""
@@ -195,11 +175,9 @@ class Rollouter:
         context = trajectory.prompt_ids + trajectory.response_ids
         completion = await self.generator.generate(
             context,
-            Sampling(
+            CompletionRequest(
                 max_new_tokens=settings.max_turn_tokens,
-                temperature=decoding.temperature,
-                top_p=decoding.top_p,
-                top_k=decoding.top_k,
+                sampling=sampling,
                 stop=STOP_TAGS,
                 seed=environment.position.seed_of(
                     trajectory.question, environment.turns_taken, "sample"

@@ -26,7 +26,7 @@ from zerosearch.types import Document, SearchRequest, SearchResult
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class _Connections:
+class _RetrieverConnections:
     client: httpx.AsyncClient
     key: str  # "" where none is sent
     slots: asyncio.Semaphore
@@ -130,7 +130,7 @@ class RetrieverSearch:
         else:
             return
         raise InputError(
-            f"{reason}; start a server with `make retriever`, or set search.engine.url and "
+            f"{reason}; start a server with `zerosearch retrieve`, or set search.engine.url and "
             "search.engine.dialect to those of yours"
         )
 
@@ -145,7 +145,7 @@ class RetrieverSearch:
         }
 
     async def _ask(
-        self, held: _Connections, query: str, top_k: int, timeout_s: float
+        self, held: _RetrieverConnections, query: str, top_k: int, timeout_s: float
     ) -> list[Document]:
         """One attempt.
 
@@ -164,7 +164,7 @@ class RetrieverSearch:
             reason = f"the reply is no answer in dialect {self.dialect_name}: {error}"
         raise ServerFailure(self.url, reason, transient=True)
 
-    async def _silence(self, held: _Connections, since: float) -> ServerFailure | None:
+    async def _silence(self, held: _RetrieverConnections, since: float) -> ServerFailure | None:
         """The failure of a server that has said nothing to anyone; see `patiently`."""
         if self._answered_at >= since:
             return None
@@ -176,13 +176,13 @@ class RetrieverSearch:
             return ServerFailure(self.url, said, transient=True)
         return None
 
-    def _connect(self) -> _Connections:
+    def _connect(self) -> _RetrieverConnections:
         key = self._key()
         client = open_client(self.url)
         if key:
             client.headers["Authorization"] = f"Bearer {key}"
         slots = asyncio.Semaphore(self._max_concurrency)
-        return _Connections(client=client, key=key, slots=slots)
+        return _RetrieverConnections(client=client, key=key, slots=slots)
 
     def _key(self) -> str:
         if not self._api_key_env:

@@ -31,7 +31,7 @@ _SENT: Counter[str] = Counter()
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class _Connections:
+class _WebConnections:
     client: httpx.AsyncClient
     limiter: AsyncLimiter
 
@@ -220,7 +220,7 @@ class WebSearch:
             )
         return key
 
-    def _connect(self) -> _Connections:
+    def _connect(self) -> _WebConnections:
         try:
             from aiolimiter import AsyncLimiter
         except ImportError as error:
@@ -229,4 +229,4 @@ class WebSearch:
             ) from error
         # One request per period instead of many per second: no bursts.
         limiter = AsyncLimiter(1, 1 / self.queries_per_second)
-        return _Connections(client=open_client(self.base_url), limiter=limiter)
+        return _WebConnections(client=open_client(self.base_url), limiter=limiter)

@@ -16,7 +16,7 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.nodes import check_nodes
 from zerosearch.serving.process import POLL_S, ServerProcess, answers
 from zerosearch.serving.settings import ServerSettings
-from zerosearch.simulator.chosen import only_replays
+from zerosearch.simulator.checks import only_replays
 
 # Hands the endpoints to the processes that Lightning starts for further GPUs: they run the same
 # script again.

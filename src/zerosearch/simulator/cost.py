@@ -32,7 +32,7 @@ _LIKE_A_SEARCH = SearchRequest(
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Plan:
+class SimulatorPlan:
     """Of a whole run, over all ranks."""
 
     episodes: int  # of training, and of evaluations that ask the simulator
@@ -93,7 +93,7 @@ def say_plan(cfg: DictConfig) -> None:
         log.info("planned for the simulator: %s", plan.sentence())
 
 
-def make_plan(cfg: DictConfig) -> Plan | None:
+def make_plan(cfg: DictConfig) -> SimulatorPlan | None:
     """The plan, of a composed configuration; None where no language model is asked.
 
     Raises:
@@ -107,8 +107,8 @@ def make_plan(cfg: DictConfig) -> Plan | None:
     read = len(prompt.render(_LIKE_A_SEARCH, noisy=False)) / CHARS_PER_TOKEN
     training = cfg.policy_steps * cfg.questions_per_step * cfg.algorithm.group_size
     asking = sum(_asks(each.search) for each in cfg.evaluation.values())
-    price = OmegaConf.select(engine, "chat.usd_per_million_tokens")
-    return Plan(
+    price = OmegaConf.select(engine, "client.usd_per_million_tokens")
+    return SimulatorPlan(
         episodes=training + asking * held_out_episodes(cfg).of_run,
         max_searches=cfg.episode.max_turns,
         read_tokens=round(read),
@@ -120,7 +120,7 @@ def make_plan(cfg: DictConfig) -> Plan | None:
 
 def _asks(search: DictConfig) -> bool:
     """Whether an engine asks a language model, and not only its cache."""
-    return OmegaConf.select(search, "engine.chat") is not None and search.get("cache") != "replay"
+    return OmegaConf.select(search, "engine.client") is not None and search.get("cache") != "replay"
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -33,7 +33,7 @@ class SimulatedSearch:
     """A `SearchEngine` that asks a simulation LLM for useful or noisy documents.
 
     Args:
-        chat: the simulator, behind servers (`ChatClient`) or in this process (`LocalChat`).
+        client: the simulator, behind servers (`ChatClient`) or in this process (`LocalChat`).
         prompt_template: shipped template, path of the user's own, or folder of a simulator tuned
             here, see `SimulatorPrompt`.
         temperature: of the simulator; the default is the authors' scripts'.
@@ -49,7 +49,7 @@ class SimulatedSearch:
 
     def __init__(
         self,
-        chat: ChatModel,
+        client: ChatModel,
         *,
         prompt_template: str = "prompted",
         temperature: NotNegative = 0.8,
@@ -64,7 +64,7 @@ class SimulatedSearch:
             ("max_reply_retries", max_reply_retries, 0),
         ):
             check_least("simulator", name, value, least)
-        self.chat = chat
+        self.client = client
         self.prompt = SimulatorPrompt(prompt_template, words_per_document)
         self.temperature = temperature
         self.max_tokens = max_tokens
@@ -87,7 +87,7 @@ class SimulatedSearch:
         body = self._body(request, noisy=noisy)
         tally, problems = Tally(), list[Problem]()
         try:
-            async with self.chat.slot():
+            async with self.client.slot():
                 reply = await self._best_reply(request, body, tally, problems)
         except SearchError as error:
             error.tokens, error.cost_usd = tally.tokens, self._price(tally)
@@ -104,7 +104,7 @@ class SimulatedSearch:
         )
 
     def _price(self, tally: Tally) -> float:
-        return tally.tokens * self.chat.usd_per_million_tokens / 1e6
+        return tally.tokens * self.client.usd_per_million_tokens / 1e6
 
     def cache_key(self, request: SearchRequest) -> dict[str, Any]:
         """Everything that determines the documents, as JSON values, and nothing else."""
@@ -112,7 +112,7 @@ class SimulatedSearch:
         body = self._body(request, noisy=noisy)
         return {
             "kind": "simulated",
-            "model": self.chat.model,
+            "model": self.client.model,
             "prompt": body["messages"],
             "temperature": body["temperature"],
             "max_tokens": body["max_tokens"],
@@ -128,7 +128,7 @@ class SimulatedSearch:
         Raises:
             InputError: it cannot; says why and what to do.
         """
-        await self.chat.check()
+        await self.client.check()
 
     def _body(self, request: SearchRequest, *, noisy: bool) -> dict[str, Any]:
         """Arguments of the API, but for the seed, which is the attempt's."""
@@ -160,21 +160,21 @@ class SimulatedSearch:
             # in the width they accept, 31 bits pass everywhere.
             seed = derive_seed(request.seed, "simulated", number) >> 32
             try:
-                answer = await self.chat.ask(
+                answer = await self.client.ask(
                     {**body, "seed": seed}, timeout_s=request.timeout_s, tally=tally
                 )
             except SearchError:
                 if not best.documents:
                     raise
                 break
-            self.answered_by.add(answer.model or self.chat.model)
+            self.answered_by.add(answer.model or self.client.model)
             reply = parse_reply(answer.text, request.top_k, answer.finish_reason)
             problems += reply.problems
             if len(reply.documents) > len(best.documents):
                 best = reply
             if not reply.is_short:
                 return reply
-            begins = self.chat.redact(answer.text)[:100]
+            begins = self.client.redact(answer.text)[:100]
         if not best.documents:
             what = ", ".join(dict.fromkeys(problems))
             raise SearchError(

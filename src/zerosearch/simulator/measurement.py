@@ -16,7 +16,7 @@ from zerosearch.core.seeding import derive_seed
 from zerosearch.data.geography.wording import word_query
 from zerosearch.data.sources import fixed_selection
 from zerosearch.search.engine import Checkable, SearchEngine
-from zerosearch.simulator.observation import Observation, fidelity_of, observe
+from zerosearch.simulator.fidelity import SearchMeasurement, fidelity_of, measure_search
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult
 
 QUALITIES = {"useful": 0.0, "noisy": 1.0}  # noise probability of the request
@@ -44,11 +44,11 @@ class Asked:
     failure: SearchError | None = None
 
     @property
-    def observation(self) -> Observation | None:
+    def measured(self) -> SearchMeasurement | None:
         """What is measured, as of the quality that was asked for; None where the search failed."""
         if self.result is None:
             return None
-        seen = observe(self.result, self.question.golden_answers)
+        seen = measure_search(self.result, self.question.golden_answers)
         if seen.noisy is None:
             return seen
         return dataclasses.replace(seen, noisy=self.quality == "noisy")
@@ -124,8 +124,8 @@ def summarize(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
         own = [each for each in asked if each.quality == quality]
         if not own:
             continue
-        found = [each.observation for each in own]
-        answered = [observation for observation in found if observation is not None]
+        found = [each.measured for each in own]
+        answered = [each for each in found if each is not None]
         summary[quality] = {
             "searches": len(own),
             "failed": 1 - len(answered) / len(own),

@@ -114,7 +114,7 @@ def write_report(folder: Path, summary: dict[str, Any], asked: Sequence[Asked]) 
 
 
 def _row(asked: Asked) -> dict[str, Any]:
-    result, seen = asked.result, asked.observation
+    result, seen = asked.result, asked.measured
     return {
         "question": asked.question.text,
         "golden_answers": json.dumps(asked.question.golden_answers, ensure_ascii=False),

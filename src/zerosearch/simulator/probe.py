@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from zerosearch.search.engine import SearchEngine
+from zerosearch.simulator.fidelity import findable
 from zerosearch.simulator.measurement import (
     QUALITIES,
     Asked,
@@ -19,7 +20,6 @@ from zerosearch.simulator.measurement import (
     summarize,
     warnings_of,
 )
-from zerosearch.simulator.observation import findable
 from zerosearch.types import Question
 
 PROBED = 32  # held-out questions that an engine is asked about beforehand
@@ -54,7 +54,7 @@ class Probed:
         for quality, part in summary.items():
             if (share := part.get(f"answer_in_{quality}")) is not None:
                 found[f"answer_in_{quality}"] = share
-        seen = [each.observation for each in self.asked]
+        seen = [each.measured for each in self.asked]
         checked = [each.with_answer > 0 for each in seen if each is not None and each.checked]
         if checked and not self.chooses_quality:
             found["answer_in_documents"] = sum(checked) / len(checked)
@@ -99,7 +99,7 @@ class Probed:
             if each.failure is not None:
                 return f"One failed: {each.failure}"
         useful = [each for each in self.asked if each.quality == "useful"]
-        missed = [each for each in useful if each.observation and not each.observation.with_answer]
+        missed = [each for each in useful if each.measured and not each.measured.with_answer]
         shown = (missed or useful)[0]
         assert shown.result is not None
         texts = [document.text for document in shown.result.documents]

@@ -16,7 +16,7 @@ from zerosearch.algorithms.values import mean_and_variance, moments, token_rewar
 from zerosearch.core.distributed import gather_objects
 from zerosearch.types import PolicyBatch, Trajectory
 
-Key = tuple[int, int]  # of a trajectory
+TrajectoryKey = tuple[int, int]  # group, sibling
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -25,7 +25,9 @@ class Credit:
 
     advantages: Tensor  # [B, T] of this rank's batch
     returns: Tensor | None  # [B, T], where there is a critic
-    of_trajectories: dict[Key, float]  # mean over its tokens, of every rank's trajectories
+    of_trajectories: dict[
+        TrajectoryKey, float
+    ]  # mean over its tokens, of every rank's trajectories
     metrics: dict[str, float]  # global
 
 
@@ -76,7 +78,7 @@ def assign_credit(
 
 def _from_values(
     algorithm: Algorithm,
-    keys: Sequence[Key],
+    keys: Sequence[TrajectoryKey],
     rewards_B: Tensor,
     penalties: Tensor,
     batch: PolicyBatch,

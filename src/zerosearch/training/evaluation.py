@@ -11,10 +11,11 @@ from torch import nn
 
 from zerosearch.core.distributed import gather_objects
 from zerosearch.core.ranges import Share
+from zerosearch.generation.generator import GREEDY, Sampling
 from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.metrics import AnswerMetrics
 from zerosearch.reward.rubric import RewardScore, Rubric
-from zerosearch.rollout.rollouter import GREEDY, Decoding, Rollouter
+from zerosearch.rollout.rollouter import Rollouter
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.failures import SearchOutage, find_outage
 from zerosearch.training.metrics import rollout_metrics
@@ -31,7 +32,7 @@ class Evaluation:
 
     search: SearchEngine
     noise_probability: Share = 0.0
-    decoding: Decoding = field(default=GREEDY)
+    sampling: Sampling = field(default=GREEDY)
     breakdown: str | None = None  # key of Question.metadata to show apart, e.g. "hops"
 
 
@@ -65,7 +66,7 @@ class EvaluationRun:
                     noise_probability=evaluation.noise_probability,
                     seed=self.seed,
                     step=_EVALUATION_STEP,
-                    decoding=evaluation.decoding,
+                    sampling=evaluation.sampling,
                 )
             await rollouter.generator.release()
 

@@ -11,8 +11,8 @@ import torch
 
 from zerosearch.core.distributed import gather_objects
 from zerosearch.reward.rubric import RewardScore, answer_f1
-from zerosearch.simulator.observation import fidelity_of, observe
-from zerosearch.training.sampled import SampledBatch
+from zerosearch.simulator.fidelity import fidelity_of, measure_search
+from zerosearch.training.rollout_plan import SampledBatch
 from zerosearch.types import StopReason, Trajectory
 
 _TRUNCATED = ("turn_budget", "context")
@@ -94,12 +94,12 @@ def repetition(trajectory: Trajectory, n: int = 4) -> float:
 def _search_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """How well the engine played its part, in the trajectories that count."""
     own = [
-        observe(result, trajectory.question.golden_answers)
+        measure_search(result, trajectory.question.golden_answers)
         for trajectory in trajectories
         if trajectory.valid
         for result in trajectory.searches
     ]
-    every = [observation for part in gather_objects(own) for observation in part]
+    every = [each for part in gather_objects(own) for each in part]
     found = fidelity_of(every)
     found.pop("cost_usd", None)  # a sum, which `Costs` reports for the whole run
     return {f"search/{name}": value for name, value in found.items()}

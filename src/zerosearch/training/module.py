@@ -20,20 +20,20 @@ from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.data.loaders import QuestionBatch
-from zerosearch.generation.generator import Generator
+from zerosearch.generation.generator import Generator, Sampling
 from zerosearch.policy.critic import load_critic
 from zerosearch.policy.loading import make_reference
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.policy.sharding import compute_dtype_name
 from zerosearch.policy.source import PolicySource
 from zerosearch.reward.rubric import RewardScore, Rubric
-from zerosearch.rollout.rollouter import Decoding
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.training.balance import balance
 from zerosearch.training.credit import Credit
-from zerosearch.training.evaluating_module import EvaluatingModule
+from zerosearch.training.episode_sampler import EpisodeSampler
 from zerosearch.training.evaluation import Evaluation
+from zerosearch.training.evaluation_hooks import EvaluatingModule
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
 from zerosearch.training.learner import make_learner
 from zerosearch.training.metrics import peak_memory_gib, reset_peak_memory, step_metrics
@@ -45,8 +45,7 @@ from zerosearch.training.optimization import (
     settings_of,
 )
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
-from zerosearch.training.sampled import RolloutPlan, make_next_plan, make_plan
-from zerosearch.training.sampler import EpisodeSampler
+from zerosearch.training.rollout_plan import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.types import Trajectory
 
@@ -66,7 +65,7 @@ class SearchPolicyModule(EvaluatingModule):
             The first one is the headline.
         policy_steps: steps of the whole run; a step is one batch of questions.
         rubric: scores trajectories; the paper's token F1 by default.
-        decoding: of training rollouts.
+        sampling: of training rollouts.
         tokens_per_micro_batch: padded tokens of one forward and backward pass.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
@@ -92,7 +91,7 @@ class SearchPolicyModule(EvaluatingModule):
         evaluations: Mapping[str, Evaluation],
         policy_steps: Count,
         rubric: Rubric | None = None,
-        decoding: Decoding | None = None,
+        sampling: Sampling | None = None,
         tokens_per_micro_batch: Count = 16_384,
         logprob_chunk_tokens: Count = 4_096,
         gradient_clip: Positive = 1.0,
@@ -117,15 +116,15 @@ class SearchPolicyModule(EvaluatingModule):
             gradient_clip=gradient_clip,
             max_skipped_updates=max_skipped_updates,
         )
-        decoding = decoding or Decoding()
+        sampling = sampling or Sampling()
         check_lag(lag, generator)
-        check_suits(algorithm, policy, policy_steps, decoding)
+        check_suits(algorithm, policy, policy_steps, sampling)
         self.algorithm = algorithm
         self.search = search
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
-        self.decoding = decoding
-        self.lag = lag
+        self.sampling = sampling
+        self.lag, self.spare_rounds = lag, algorithm.resampling_rounds  # the data module reads both
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
         self.resumed = False  # whether training goes on from a checkpoint
         sampler = EpisodeSampler(
@@ -134,7 +133,7 @@ class SearchPolicyModule(EvaluatingModule):
             generator=generator,
             search=search,
             rubric=self.rubric,
-            decoding=decoding,
+            sampling=sampling,
             group_size=algorithm.group_size,
             resampling_rounds=algorithm.resampling_rounds,
             seed=seed,
@@ -234,7 +233,7 @@ class SearchPolicyModule(EvaluatingModule):
             schedules=self.lr_schedulers(),
             micro_batches=self.micro_batches(),
             chunk_tokens=self.logprob_chunk_tokens,
-            temperature=self.decoding.temperature,
+            temperature=self.sampling.temperature,
             gradient_clip=self.gradient_clip,
             skipped=self.skipped,
             pad_id=self.tokenizer.pad_token_id,  # type: ignore[arg-type]

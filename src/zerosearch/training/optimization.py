@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.core.errors import InputError
+from zerosearch.generation.generator import Sampling
 from zerosearch.policy.source import PolicySource
-from zerosearch.rollout.rollouter import Decoding
 
 OptimizerFactory = Callable[..., Optimizer]  # from parameters
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]  # and the number of updates
@@ -73,7 +73,7 @@ def restore_settings(
 
 
 def check_suits(
-    algorithm: Algorithm, policy: PolicySource, policy_steps: int, decoding: Decoding
+    algorithm: Algorithm, policy: PolicySource, policy_steps: int, sampling: Sampling
 ) -> None:
     """Raise where policy, length or sampling of a run do not suit its algorithm.
 
@@ -82,8 +82,8 @@ def check_suits(
     """
     if policy_steps < 1:
         raise InputError(f"policy_steps={policy_steps}: give 1 or more")
-    if decoding.temperature == 0:
-        raise InputError("decoding.temperature=0: greedy siblings are all alike; use 1.0")
+    if sampling.temperature == 0:
+        raise InputError("sampling.temperature=0: greedy siblings are all alike; use 1.0")
     if algorithm.reference_reset_steps is not None and policy.lora is not None:
         raise InputError(
             f"algorithm.reference_reset_steps={algorithm.reference_reset_steps}: with model.lora "

@@ -30,12 +30,12 @@ from zerosearch.data.loaders import rank_slice
 from zerosearch.generation.generator import Generator
 from zerosearch.training.background import Background
 from zerosearch.training.failures import SearchOutage
-from zerosearch.training.resampling import Played
-from zerosearch.training.sampled import RolloutPlan, SampledBatch, from_plain, to_plain
+from zerosearch.training.resampling import PlayedGroups
+from zerosearch.training.rollout_plan import RolloutPlan, SampledBatch, from_plain, to_plain
 from zerosearch.types import Trajectory
 
 Sync = Callable[[], Coroutine[Any, Any, int]]
-Sample = Callable[[RolloutPlan], Coroutine[Any, Any, Played]]
+Sample = Callable[[RolloutPlan], Coroutine[Any, Any, PlayedGroups]]
 FindOutage = Callable[[Sequence[Trajectory]], SearchOutage | None]
 
 

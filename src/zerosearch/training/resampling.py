@@ -16,7 +16,7 @@ from operator import attrgetter
 
 from zerosearch.core.errors import InputError
 from zerosearch.reward.rubric import Rubric
-from zerosearch.training.sampled import RolloutPlan
+from zerosearch.training.rollout_plan import RolloutPlan
 from zerosearch.types import Question, Trajectory
 
 Group = list[Trajectory]  # siblings
@@ -24,7 +24,7 @@ Play = Callable[[Sequence[Question], int], Awaitable[list[Trajectory]]]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Played:
+class PlayedGroups:
     """What this rank sampled for a step, siblings next to each other."""
 
     kept: list[Trajectory]  # as many groups as the step has questions
@@ -34,7 +34,7 @@ class Played:
 
 async def play_groups(
     play: Play, plan: RolloutPlan, rubric: Rubric, *, rounds: int, rank: int, world_size: int
-) -> Played:
+) -> PlayedGroups:
     """Play the questions of a plan, and spare ones in place of flat groups.
 
     Args:
@@ -54,14 +54,14 @@ async def play_groups(
     wanted = len(plan.questions)
     if len(plan.spares) < rounds * wanted:
         raise InputError(
-            f"algorithm.resampling_rounds={rounds}, but the data module draws {len(plan.spares)} "
-            f"spare questions for {wanted}: set data.spare_rounds to "
-            "${algorithm.resampling_rounds}"
+            f"algorithm.resampling_rounds={rounds} asks up to {rounds * wanted} other questions, "
+            f"and the data module hands out {len(plan.spares)} as QuestionBatch.spares: let it "
+            "draw as many, as QADataModule does, or set algorithm.resampling_rounds=0"
         )
     first_group = rank * wanted
     trajectories = await play(plan.questions, first_group)
     if rounds == 0:
-        return Played(kept=trajectories)
+        return PlayedGroups(kept=trajectories)
     kept, flat = _sort(trajectories, rubric)
     spares, done = iter(plan.spares), 0
     while done < rounds and len(kept) < wanted:
@@ -71,7 +71,9 @@ async def play_groups(
         more_kept, more_flat = _sort(trajectories, rubric)
         kept, flat = kept + more_kept, flat + more_flat
     filling = wanted - len(kept)
-    return Played(kept=_joined(kept + flat[:filling]), dropped=_joined(flat[filling:]), rounds=done)
+    return PlayedGroups(
+        kept=_joined(kept + flat[:filling]), dropped=_joined(flat[filling:]), rounds=done
+    )
 
 
 def is_flat(group: Sequence[Trajectory], rubric: Rubric) -> bool:

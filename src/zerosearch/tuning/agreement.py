@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zerosearch.core.text import mentions
-from zerosearch.simulator.observation import findable
+from zerosearch.simulator.fidelity import findable
 from zerosearch.tuning.judges import Case
 from zerosearch.tuning.row_maker import JudgedSearch
 

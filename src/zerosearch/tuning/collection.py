@@ -19,10 +19,10 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.journal import Journal
 from zerosearch.core.progress import progress_bar
 from zerosearch.core.ranges import Count, Seed, Share
-from zerosearch.rollout.agent import Agent, Played
+from zerosearch.rollout.agent import Agent, PlayedEpisode
 from zerosearch.search.engine import SearchEngine
 from zerosearch.tuning.budget import Budget, BudgetUsedUp, Metered
-from zerosearch.tuning.records import Episode, Search
+from zerosearch.tuning.records import RecordedEpisode, RecordedSearch
 from zerosearch.types import Question, SearchRequest, SearchResult
 
 MIN_EPISODES = 20  # before a share of failures means anything
@@ -164,9 +164,11 @@ class Collector:
             outcome.empty += sum(not search.documents for search in episode.searches)
             advance(1)
 
-    def _episode(self, played: Played, attempt: int, searches: Sequence[Search]) -> Episode:
+    def _episode(
+        self, played: PlayedEpisode, attempt: int, searches: Sequence[RecordedSearch]
+    ) -> RecordedEpisode:
         question = played.trajectory.question
-        return Episode(
+        return RecordedEpisode(
             id=episode_id(question, attempt),
             question=question.text,
             golden_answers=question.golden_answers,
@@ -206,13 +208,15 @@ class _Recorder:
     def __init__(self, engine: SearchEngine, documents: int) -> None:
         self._engine = engine
         self._documents = documents
-        self.searches: list[Search] = []
+        self.searches: list[RecordedSearch] = []
 
     async def search(self, request: SearchRequest) -> SearchResult:
         wide = dataclasses.replace(request, top_k=max(self._documents, request.top_k))
         result = await self._engine.search(wide)
         turn = len(self.searches)
-        self.searches.append(Search(turn=turn, query=request.query, documents=result.documents))
+        self.searches.append(
+            RecordedSearch(turn=turn, query=request.query, documents=result.documents)
+        )
         shown = result.documents[: request.top_k]
         return dataclasses.replace(result, documents=shown, requested=request.top_k)
 

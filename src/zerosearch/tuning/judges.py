@@ -18,7 +18,7 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive, check_least
 from zerosearch.core.seeding import derive_seed
 from zerosearch.core.text import mentions, normalize_answer
-from zerosearch.simulator.observation import findable
+from zerosearch.simulator.fidelity import findable
 from zerosearch.types import Document
 
 PROMPTS = Path(str(resources.files("zerosearch.tuning") / "prompts"))
@@ -105,7 +105,7 @@ class LLMJudge:
     """Asks a chat model, which must end its reply with `Verdict: sufficient` or `insufficient`.
 
     Args:
-        chat: the model.
+        client: the model.
         prompt_template: name of a shipped template or path of a jinja2 file; it may use `question`,
             `golden_answers`, `query`, `document` and `fence`, a line that the document does not
             hold.
@@ -120,7 +120,7 @@ class LLMJudge:
 
     def __init__(
         self,
-        chat: ChatModel,
+        client: ChatModel,
         *,
         prompt_template: str = "judge",
         temperature: NotNegative = 0.0,
@@ -135,7 +135,7 @@ class LLMJudge:
             ("timeout_s", timeout_s, 1),
         ):
             check_least("judge", name, value, least)
-        self.chat = chat
+        self.client = client
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.max_reply_retries = max_reply_retries
@@ -158,22 +158,22 @@ class LLMJudge:
                 "max_tokens": self.max_tokens,
                 "seed": derive_seed("judge", prompt, attempt) >> 32,
             }
-            async with self.chat.slot():
-                text = (await self.chat.ask(body, timeout_s=self.timeout_s, tally=tally)).text
+            async with self.client.slot():
+                text = (await self.client.ask(body, timeout_s=self.timeout_s, tally=tally)).text
             useful = read_verdict(text)
             if useful is not None:
                 break
-        cost_usd = tally.tokens * self.chat.usd_per_million_tokens / 1e6
+        cost_usd = tally.tokens * self.client.usd_per_million_tokens / 1e6
         return Verdict(useful=useful, reply=text, cost_usd=cost_usd)
 
     async def check(self) -> None:
         """See `Judge`."""
-        await self.chat.check()
+        await self.client.check()
 
     def settings(self) -> dict[str, Any]:
         """See `Judge`."""
         return {
-            "judge": self.chat.model,
+            "judge": self.client.model,
             "prompt": self._text,
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,

@@ -21,13 +21,13 @@ from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive, Se
 from zerosearch.core.runs import PROMPT_FILE
 from zerosearch.generation.generator import Generator
 from zerosearch.policy.source import PolicySource
+from zerosearch.training.base_module import TrainedModule
 from zerosearch.training.metrics import Means, peak_memory_gib, reset_peak_memory
 from zerosearch.training.sharded_strategy import sharding_of
-from zerosearch.training.trained_module import TrainedModule
 from zerosearch.training.trainee import Trainee
 from zerosearch.tuning.chat_template import servable
-from zerosearch.tuning.data import ExampleBatch
-from zerosearch.tuning.examples import EncodedExample, collate, encode
+from zerosearch.tuning.datamodule import ExampleBatch
+from zerosearch.tuning.encoded_examples import EncodedExample, collate, encode
 from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.tuning.update import ReplyUpdater
 from zerosearch.tuning.writing import Written, fidelity_metrics, write_replies

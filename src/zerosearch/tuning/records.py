@@ -27,7 +27,7 @@ ALIASES = {
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Search:
+class RecordedSearch:
     """One search of an episode: the query and what the engine returned."""
 
     turn: int  # of the episode, from 0
@@ -36,13 +36,13 @@ class Search:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Episode:
+class RecordedEpisode:
     """One attempt at a question, with all its searches."""
 
     id: str  # of this attempt, unique in a data set
     question: str
     golden_answers: tuple[str, ...]
-    searches: tuple[Search, ...]
+    searches: tuple[RecordedSearch, ...]
     answer: str | None  # None: none was given
     correct: bool
 
@@ -51,7 +51,7 @@ class Episode:
         return asdict(self)
 
 
-def read_episodes(path: str) -> list[Episode]:
+def read_episodes(path: str) -> list[RecordedEpisode]:
     """Read recorded searches in either form.
 
     Args:
@@ -77,11 +77,11 @@ def read_episodes(path: str) -> list[Episode]:
     return [_joined(part, number) for number, part in enumerate(_by_episode(rows))]
 
 
-def _episode(row: Mapping[str, Any], place: str) -> Episode:
+def _episode(row: Mapping[str, Any], place: str) -> RecordedEpisode:
     searches = row.get("searches")
     if not isinstance(searches, Sequence) or not isinstance(row.get("id"), str):
         raise InputError(f"{place}: an episode has the fields 'id' (text) and 'searches' (list)")
-    return Episode(
+    return RecordedEpisode(
         id=row["id"],
         question=_text(row, "question", place),
         golden_answers=_answers(row, place),
@@ -106,9 +106,9 @@ def _by_episode(
     yield part
 
 
-def _joined(part: Sequence[tuple[str, Mapping[str, Any]]], number: int) -> Episode:
+def _joined(part: Sequence[tuple[str, Mapping[str, Any]]], number: int) -> RecordedEpisode:
     place, first = part[0]
-    return Episode(
+    return RecordedEpisode(
         id=f"log:{number}",
         question=_text(first, "question", place),
         golden_answers=_answers(first, place),
@@ -118,11 +118,11 @@ def _joined(part: Sequence[tuple[str, Mapping[str, Any]]], number: int) -> Episo
     )
 
 
-def _search(row: Mapping[str, Any], place: str) -> Search:
+def _search(row: Mapping[str, Any], place: str) -> RecordedSearch:
     documents = _field(row, "documents")
     if not isinstance(documents, Sequence) or isinstance(documents, str):
         raise InputError(f"{place}: 'documents' is {documents!r:.60}; it must be a list")
-    return Search(
+    return RecordedSearch(
         turn=_turn(row, place),
         query=_text(row, "query", place),
         documents=tuple(_document(each, place) for each in documents),

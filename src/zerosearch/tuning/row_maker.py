@@ -19,7 +19,7 @@ from zerosearch.core.files import replacing
 from zerosearch.core.ranges import Count, Share
 from zerosearch.core.seeding import derive_random
 from zerosearch.core.text import mentions
-from zerosearch.simulator.observation import findable
+from zerosearch.simulator.fidelity import findable
 from zerosearch.tuning.judges import Case
 from zerosearch.types import Document
 

@@ -14,7 +14,7 @@ from zerosearch.core.journal import Journal
 from zerosearch.core.progress import progress_bar
 from zerosearch.core.ranges import Count, NotNegative, Share
 from zerosearch.tuning.judges import Case, Judge
-from zerosearch.tuning.records import Episode
+from zerosearch.tuning.records import RecordedEpisode
 from zerosearch.tuning.row_maker import JudgedSearch
 from zerosearch.types import SearchError
 
@@ -64,7 +64,7 @@ class Judging:
         waiting = iter([(key, case) for key, case in by_key.items() if key not in journal])
         if done := len(by_key.keys() & journal.rows.keys()):
             log.info("%d of %d documents are judged already", done, len(by_key))
-        count = _Count(journal)
+        count = _VerdictCount(journal)
         with progress_bar("documents", len(by_key), done=done) as advance:
 
             async def work() -> None:
@@ -99,17 +99,17 @@ class Judging:
             )
         return ""
 
-    def _check_replies(self, count: _Count) -> None:
+    def _check_replies(self, count: _VerdictCount) -> None:
         if count.rows >= MIN_VERDICTS and count.malformed > self.max_malformed_share * count.rows:
             raise InputError(
                 f"{count.malformed} of {count.rows} replies of the judge hold no verdict, "
                 f"more than judging.max_malformed_share={self.max_malformed_share:g} allows; the "
-                f"last ends {count.last_malformed[-80:]!r}. Choose another judge.chat.model or "
+                f"last ends {count.last_malformed[-80:]!r}. Choose another judge.client.model or "
                 "judge.prompt_template, and a new folder or remove verdicts.jsonl"
             )
 
 
-class _Count:
+class _VerdictCount:
     """Of all verdicts of a journal; kept beside it, so that a row costs the same at any length."""
 
     def __init__(self, journal: Journal) -> None:
@@ -136,7 +136,7 @@ def _for_users(error: Exception) -> Exception:
     )
 
 
-def cases_of(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, int, Case]]:
+def cases_of(episodes: Sequence[RecordedEpisode]) -> Iterator[tuple[RecordedEpisode, int, Case]]:
     """Every document that holds text, with its episode and the position of its search."""
     for episode in episodes:
         queries = [search.query for search in episode.searches]
@@ -155,7 +155,7 @@ def cases_of(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, int, Case]]
 
 
 def judged_searches(
-    found: Sequence[tuple[Episode, int, Case]], journal: Journal
+    found: Sequence[tuple[RecordedEpisode, int, Case]], journal: Journal
 ) -> list[JudgedSearch]:
     """The searches of `cases_of` with their verdicts, in an order that depends on nothing else."""
     by_search: dict[str, list[Case]] = {}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from zerosearch.core.distributed import gather_objects
 from zerosearch.core.seeding import derive_seed
-from zerosearch.generation.generator import Generator, Sampling
-from zerosearch.simulator.observation import fidelity_of, observe
+from zerosearch.generation.generator import CompletionRequest, Generator, Sampling
+from zerosearch.simulator.fidelity import fidelity_of, measure_search
 from zerosearch.simulator.replies import parse_reply
 from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.types import SearchResult
@@ -55,8 +55,10 @@ async def write_replies(
 
     async def write(example: TuningExample, prompt_ids: list[int]) -> Written:
         drawn = derive_seed(seed, "tuning", example.messages[-1]["content"])
-        sampling = Sampling(max_new_tokens=max_tokens, seed=drawn, temperature=temperature)
-        completion = await generator.generate(prompt_ids, sampling)
+        request = CompletionRequest(
+            max_new_tokens=max_tokens, seed=drawn, sampling=Sampling(temperature=temperature)
+        )
+        completion = await generator.generate(prompt_ids, request)
         ending = "length" if completion.stop_reason == "length" else "stop"
         reply = parse_reply(completion.text, example.documents, ending)
         result = SearchResult(
@@ -72,7 +74,7 @@ async def write_replies(
 
 def fidelity_metrics(written: Sequence[Written]) -> dict[str, float]:
     """`SHOWN` metrics of `fidelity_of` over all ranks, as far as there are any; a collective."""
-    own = [observe(each.result, each.example.golden_answers) for each in written]
+    own = [measure_search(each.result, each.example.golden_answers) for each in written]
     every = [each for part in gather_objects(own) for each in part]
     found = fidelity_of(every)
     return {name: found[name] for name in SHOWN if name in found}

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from tests.helpers.models import make_model, make_tokenizer
-from zerosearch.generation.generator import Completion, Generator, Sampling
+from zerosearch.generation.generator import Completion, CompletionRequest, Generator
 from zerosearch.generation.transformers.generator import TransformersGenerator
 
 PROMPT = list(range(40, 52))
@@ -22,7 +22,7 @@ def complete(generator: Generator, policy: nn.Module | None) -> Completion:
     async def run() -> Completion:
         if policy is not None:
             await generator.sync_weights(policy)
-        return await generator.generate(PROMPT, Sampling(max_new_tokens=20, seed=3))
+        return await generator.generate(PROMPT, CompletionRequest(max_new_tokens=20, seed=3))
 
     return asyncio.run(run())
 

@@ -20,7 +20,7 @@ from tests.helpers.policies import (
     spy_batches,
     three_turns,
 )
-from zerosearch.generation.generator import Sampling
+from zerosearch.generation.generator import CompletionRequest, Sampling
 from zerosearch.generation.transformers.generator import TransformersGenerator
 
 MODELS = {
@@ -58,15 +58,18 @@ def test_greedy_turns_equal_generate_and_a_full_forward(name, reuse_kv):
 def test_a_request_is_sampled_the_same_alone_and_in_a_batch(fields):
     model = make_model(1, scale=2.0)
     prompts = random_prompts(7)
-    samplings = [Sampling(max_new_tokens=12 + i, seed=i, **fields) for i in range(7)]
+    sampling = Sampling(**fields)
+    requests = [
+        CompletionRequest(max_new_tokens=12 + i, seed=i, sampling=sampling) for i in range(7)
+    ]
 
-    async def alone(prompt, sampling):
-        return await make_generator(model).generate(prompt, sampling)
+    async def alone(prompt, request):
+        return await make_generator(model).generate(prompt, request)
 
     together = make_generator(model, max_batch=5, prefill_tokens=20)
-    batch = run(*map(together.generate, prompts, samplings))
-    for prompt, sampling, got in zip(prompts, samplings, batch, strict=True):
-        (wanted,) = run(alone(prompt, sampling))
+    batch = run(*map(together.generate, prompts, requests))
+    for prompt, request, got in zip(prompts, requests, batch, strict=True):
+        (wanted,) = run(alone(prompt, request))
         assert (got.token_ids, got.stop_reason) == (wanted.token_ids, wanted.stop_reason)
         assert got.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
     assert len({tuple(c.token_ids[:5]) for c in batch}) == 7
@@ -77,7 +80,10 @@ def test_sampled_tokens_follow_the_models_distribution():
     generator = make_generator(model)
     prompt, draws = [1, 2, 3], 2000
     completions = run(
-        *(generator.generate(prompt, Sampling(max_new_tokens=1, seed=s)) for s in range(draws))
+        *(
+            generator.generate(prompt, CompletionRequest(max_new_tokens=1, seed=s))
+            for s in range(draws)
+        )
     )
     model.eval()
     probs = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
@@ -97,8 +103,8 @@ def test_siblings_share_one_reading_of_their_prompt(monkeypatch):
     shapes = spy_batches(model, monkeypatch)
     generator = make_generator(model)
     prompt = list(range(30))
-    samplings = [Sampling(max_new_tokens=6, seed=seed) for seed in range(4)]
-    completions = run(*(generator.generate(prompt, sampling) for sampling in samplings))
+    requests = [CompletionRequest(max_new_tokens=6, seed=seed) for seed in range(4)]
+    completions = run(*(generator.generate(prompt, request) for request in requests))
     assert shapes[0] == (1, 29) and generator.prefilled_tokens == 29
     assert all(shape == (4, 1) for shape in shapes[1:])
     for completion in completions:
@@ -109,9 +115,9 @@ def test_siblings_share_one_reading_of_their_prompt(monkeypatch):
 def test_stop_in_the_middle_keeps_every_sampled_token():
     model = spelling_model(*chain("x</search>"), (">", "!"))
     generator = make_generator(model)
-    sampling = Sampling(max_new_tokens=50, seed=0, stop=("</answer>", "</search>"))
+    request = CompletionRequest(max_new_tokens=50, seed=0, stop=("</answer>", "</search>"))
     prompt = make_tokenizer().encode("</search>x")  # a stop in the prompt is none
-    (completion,) = run(generator.generate(prompt, sampling))
+    (completion,) = run(generator.generate(prompt, request))
     assert (completion.text, completion.stop_reason) == ("</search>", "stop")
     assert completion.token_ids == make_tokenizer().encode("</search>")
     assert len(completion.logprobs) == 9

@@ -22,7 +22,7 @@ from tests.helpers.policies import (
     spy_batches,
     three_turns,
 )
-from zerosearch.generation.generator import Sampling
+from zerosearch.generation.generator import CompletionRequest
 from zerosearch.generation.transformers.attention import GROUPED_SDPA, generating
 from zerosearch.generation.transformers.kv import RowCache
 
@@ -242,8 +242,8 @@ def test_the_same_arrivals_give_the_same_bits():
 
     def rollout():
         generator = make_generator(model, max_batch=4)
-        samplings = [Sampling(max_new_tokens=5 + i, seed=i) for i in range(6)]
-        turns = run(*map(three_turns, [generator] * 6, prompts, samplings))
+        requests = [CompletionRequest(max_new_tokens=5 + i, seed=i) for i in range(6)]
+        turns = run(*map(three_turns, [generator] * 6, prompts, requests))
         return [(c.token_ids, c.logprobs) for three in turns for _, c in three]
 
     assert rollout() == rollout()

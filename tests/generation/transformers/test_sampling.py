@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from zerosearch.generation.generator import Sampling
+from zerosearch.generation.generator import CompletionRequest, Sampling
 from zerosearch.generation.transformers.sampling import (
     draw_uniforms,
     filter_logits,
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def settings(count: int = 1, **fields: Any) -> list[Sampling]:
-    return [Sampling(max_new_tokens=8, seed=0, **fields)] * count
+    return [Sampling(**fields)] * count
 
 
 def sample(logits, uniforms, samplings):
@@ -113,8 +113,8 @@ def test_nucleus_keeps_the_likeliest_token_whatever_p_is():
 
 
 def test_uniforms_come_from_the_seed_alone():
-    first = draw_uniforms(Sampling(max_new_tokens=5, seed=2**63))
+    first = draw_uniforms(CompletionRequest(max_new_tokens=5, seed=2**63))
     torch.rand(3)
-    assert draw_uniforms(Sampling(max_new_tokens=5, seed=2**63)) == first
-    assert draw_uniforms(Sampling(max_new_tokens=5, seed=1)) != first
+    assert draw_uniforms(CompletionRequest(max_new_tokens=5, seed=2**63)) == first
+    assert draw_uniforms(CompletionRequest(max_new_tokens=5, seed=1)) != first
     assert len(first) == 5 and all(0 <= u < 1 for u in first)

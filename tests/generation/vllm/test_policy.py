@@ -15,7 +15,7 @@ from tests.helpers.tuning import make_data, make_module, write_rows
 from zerosearch.generation.vllm.policy import VLLMPolicy
 from zerosearch.policy.sharding import compute_dtype
 from zerosearch.policy.source import PolicySource
-from zerosearch.serving import generator as vllm_serving
+from zerosearch.serving import generator_server as vllm_serving
 
 
 def training(folder: Path) -> LightningModule:

@@ -18,8 +18,8 @@ from tests.helpers.models import make_tokenizer
 from tests.helpers.openai_server import free_port
 from tests.helpers.policies import forward_logprobs, generate_greedily, greedy, run
 from tests.helpers.vllm import CONTEXT, PROMPTS, make_policy, serving
-from zerosearch.generation.vllm.engine import VLLMGenerator
-from zerosearch.generation.vllm.server import VLLMServerGenerator
+from zerosearch.generation.vllm.generator import VLLMGenerator
+from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 RANKS = 2

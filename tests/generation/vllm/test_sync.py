@@ -119,5 +119,5 @@ def test_a_defect_keeps_its_traceback(
 
 def test_servers_without_our_routes(servers: list[ScriptedVLLM], policy: VLLMPolicy) -> None:
     servers[0].failing["/collective_rpc"] = CallFailure(A, "HTTP 404", kind="rejected")
-    with pytest.raises(RuntimeError, match=rf"{A}: HTTP 404; start it with `make generator"):
+    with pytest.raises(RuntimeError, match=rf"{A}: HTTP 404; start it with `zerosearch generate"):
         sync(servers, policy)

@@ -11,9 +11,9 @@ import pytest
 from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.policies import forward_logprobs, greedy, make_generator, run
 from tests.helpers.vllm import CONTEXT, PROMPTS, change, make_policy, serving
-from zerosearch.generation.generator import Completion, Sampling
-from zerosearch.generation.vllm.engine import VLLMGenerator
-from zerosearch.generation.vllm.server import VLLMServerGenerator
+from zerosearch.generation.generator import Completion, CompletionRequest, Sampling
+from zerosearch.generation.vllm.generator import VLLMGenerator
+from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 
 pytestmark = pytest.mark.vllm
 LOGPROB_TOLERANCE = 1e-3
@@ -45,9 +45,9 @@ def generator(request: pytest.FixtureRequest, model: Any) -> Iterator[Any]:
         made.close()
 
 
-def sample(generator: Any, sampling: Sampling) -> list[Completion]:
+def sample(generator: Any, request: CompletionRequest) -> list[Completion]:
     """All prompts at once."""
-    return run(*(generator.generate(prompt, sampling) for prompt in PROMPTS))
+    return run(*(generator.generate(prompt, request) for prompt in PROMPTS))
 
 
 def test_after_every_sync_the_greedy_tokens_are_those_of_transformers(
@@ -73,14 +73,18 @@ def test_after_every_sync_the_greedy_tokens_are_those_of_transformers(
 
 def test_logprobs_are_of_the_distribution_sampled_from(generator: Any, model: Any) -> None:
     reference = make_generator(model)
-    filters = {"temperature": 0.7, "top_k": 3}
+    filtered = Sampling(temperature=0.7, top_k=3)
     for prompt, completion in zip(
-        PROMPTS, sample(generator, Sampling(max_new_tokens=1, seed=5, **filters)), strict=True
+        PROMPTS,
+        sample(generator, CompletionRequest(max_new_tokens=1, seed=5, sampling=filtered)),
+        strict=True,
     ):
         [token] = completion.token_ids
         for seed in range(200):  # the same token, drawn by the other generator
             [other] = run(
-                reference.generate(prompt, Sampling(max_new_tokens=1, seed=seed, **filters))
+                reference.generate(
+                    prompt, CompletionRequest(max_new_tokens=1, seed=seed, sampling=filtered)
+                )
             )
             if other.token_ids == [token]:
                 assert completion.logprobs == pytest.approx(other.logprobs, abs=LOGPROB_TOLERANCE)
@@ -90,8 +94,10 @@ def test_logprobs_are_of_the_distribution_sampled_from(generator: Any, model: An
 
 
 def test_a_seed_gives_the_same_draws_alone_and_in_company(generator: Any) -> None:
-    samplings = [Sampling(max_new_tokens=12, seed=2**64 - 1 - n) for n in range(len(PROMPTS))]
-    pairs = list(zip(PROMPTS, samplings, strict=True))
+    requests = [
+        CompletionRequest(max_new_tokens=12, seed=2**64 - 1 - n) for n in range(len(PROMPTS))
+    ]
+    pairs = list(zip(PROMPTS, requests, strict=True))
     together = run(*(generator.generate(*pair) for pair in pairs))
     alone = [run(generator.generate(*pair))[0] for pair in pairs]
     assert [c.token_ids for c in alone] == [c.token_ids for c in together]
@@ -106,10 +112,8 @@ def test_endings_are_those_of_transformers(generator: Any, model: Any) -> None:
     texts = [tokenizer.decode(completion.token_ids[:4][-2:]) for completion in free]
     reasons = set()
     for prompt, text in zip(PROMPTS, texts, strict=True):
-        sampling = greedy(24, stop=(text, "never seen"))
-        [[mine], [right]] = [
-            run(each.generate(prompt, sampling)) for each in (generator, reference)
-        ]
+        request = greedy(24, stop=(text, "never seen"))
+        [[mine], [right]] = [run(each.generate(prompt, request)) for each in (generator, reference)]
         assert (mine.token_ids, mine.text) == (right.token_ids, right.text)
         assert mine.stop_reason == right.stop_reason
         reasons.add(mine.stop_reason)
@@ -136,7 +140,7 @@ def test_second_turns_find_their_first_turn_in_the_cache(generator: Any, model: 
     """Of the tokens that a second turn repeats, most are not computed again; none after a sync."""
 
     async def play(prompt: list[int]) -> tuple[list[int], int]:
-        first = await generator.generate(prompt, Sampling(max_new_tokens=40, seed=3))
+        first = await generator.generate(prompt, CompletionRequest(max_new_tokens=40, seed=3))
         known = prompt + first.token_ids
         return known + list(range(60)), len(known)
 
@@ -159,7 +163,7 @@ def test_a_cancelled_request_leaves_the_others_alone(generator: Any) -> None:
     async def cancel_one() -> list[Any]:
         tasks = [asyncio.create_task(generator.generate(p, greedy(20))) for p in PROMPTS]
         long = asyncio.create_task(
-            generator.generate(PROMPTS[0], Sampling(max_new_tokens=300, seed=1))
+            generator.generate(PROMPTS[0], CompletionRequest(max_new_tokens=300, seed=1))
         )
         for _ in range(3):
             await asyncio.sleep(0)  # it is on its way, and cannot be done yet
@@ -180,8 +184,9 @@ def test_what_makes_no_request_is_refused(generator: Any, model: Any) -> None:
     assert len(completion.token_ids) == 1, "what is left of the context"
     with pytest.raises(ValueError, match="prompt_ids is empty"):
         run(generator.generate([], greedy(4)))
-    with pytest.raises(ValueError, match=r"decoding.temperature=0.001: vLLM samples at no less"):
-        run(generator.generate([1], Sampling(max_new_tokens=1, seed=0, temperature=0.001)))
+    with pytest.raises(ValueError, match=r"sampling.temperature=0.001: vLLM samples at no less"):
+        lukewarm = Sampling(temperature=0.001)
+        run(generator.generate([1], CompletionRequest(max_new_tokens=1, seed=0, sampling=lukewarm)))
     with pytest.raises(ValueError, match="not the bound model"):
         run(generator.sync_weights(make_model(1)))
 

@@ -19,7 +19,7 @@ from zerosearch.generation.transformers.sampling import RowSampling, sample_toke
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Row:
+class DecodingRow:
     """One completion in the making."""
 
     ids: list[int]  # prompt and sampled tokens so far [P + R]
@@ -34,7 +34,7 @@ class Row:
         return self.ids[self.prompt_length :]
 
 
-AnyRow = TypeVar("AnyRow", bound=Row)
+AnyRow = TypeVar("AnyRow", bound=DecodingRow)
 
 
 @dataclass(slots=True)

@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero
-from zerosearch.generation.generator import Completion, CompletionStop, Sampling
+from zerosearch.generation.generator import Completion, CompletionRequest, CompletionStop
 from zerosearch.generation.stops import StopMatcher
 from zerosearch.generation.transformers.attention import generating, sampling_step
 from zerosearch.generation.transformers.bound_policy import BoundPolicy
-from zerosearch.generation.transformers.decoder import BatchDecoder, Row
+from zerosearch.generation.transformers.decoder import BatchDecoder, DecodingRow
 from zerosearch.generation.transformers.sampling import draw_uniforms
 
 # A coroutine whose search came back passes through a few callbacks before it submits again.
@@ -37,12 +37,13 @@ _ADMIT_WITHIN_STEPS = 8
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class _Request(Row):
+class _PendingRow(DecodingRow):
     """A row and its caller."""
 
     future: asyncio.Future[Completion]
     limit: int  # sampled tokens at most
     matcher: StopMatcher
+    on_text: Callable[[str], None] | None
     weight_version: int
 
 
@@ -88,8 +89,8 @@ class TransformersGenerator:
         self._copy_dtype: torch.dtype | None = getattr(torch, copy_dtype) if copy_dtype else None
         self._kv_budget_tokens = kv_budget_tokens if self._keep_kv else 0
         self._policy: BoundPolicy | None = None
-        self._decoder: BatchDecoder[_Request] | None = None
-        self._waiting: deque[_Request] = deque()
+        self._decoder: BatchDecoder[_PendingRow] | None = None
+        self._waiting: deque[_PendingRow] = deque()
         self._arrivals = 0
         self._held_steps = 0
         self._pump: asyncio.Task[None] | None = None
@@ -110,14 +111,14 @@ class TransformersGenerator:
             self._policy.model, self._kv_budget_tokens, self._prefill_tokens
         )
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling) -> Completion:
+    async def generate(self, prompt_ids: list[int], request: CompletionRequest) -> Completion:
         """Sample one completion together with whatever else is waiting; see `Generator`."""
-        request = self._request(prompt_ids, sampling)
-        self._waiting.append(request)
+        row = self._row(prompt_ids, request)
+        self._waiting.append(row)
         self._arrivals += 1
         if self._pump is None:
             self._pump = asyncio.create_task(self._run(), name="generator")
-        return await request.future
+        return await row.future
 
     async def sync_weights(self, policy: nn.Module) -> None:
         """Count a new version of the policy's weights and drop all KV of the old one.
@@ -149,16 +150,16 @@ class TransformersGenerator:
         """Tokens of prompts read by the model so far: the fewer, the more was reused."""
         return self._binding()[1].prefilled_tokens
 
-    def _binding(self) -> tuple[BoundPolicy, BatchDecoder[_Request]]:
+    def _binding(self) -> tuple[BoundPolicy, BatchDecoder[_PendingRow]]:
         if self._policy is None or self._decoder is None:
             raise InputError("generator: no model yet; call bind(model, tokenizer) first")
         return self._policy, self._decoder
 
-    def _request(self, prompt_ids: list[int], sampling: Sampling) -> _Request:
+    def _row(self, prompt_ids: list[int], request: CompletionRequest) -> _PendingRow:
         policy, _ = self._binding()
         if not prompt_ids:
             raise InputError("prompt_ids is empty: start the prompt with BOS or a template")
-        limit = sampling.max_new_tokens
+        limit = request.max_new_tokens
         if policy.context is not None:
             limit = min(limit, policy.context - len(prompt_ids))
         if limit < 1:
@@ -167,14 +168,15 @@ class TransformersGenerator:
                 f"(max_position_embeddings) is {policy.context}: shorten the prompt or lower the "
                 "rollout's context budget"
             )
-        return _Request(
+        return _PendingRow(
             ids=list(prompt_ids),
             prompt_length=len(prompt_ids),
-            sampling=sampling,
-            uniforms=draw_uniforms(sampling),
+            sampling=request.sampling,
+            uniforms=draw_uniforms(request),
             future=asyncio.get_running_loop().create_future(),
             limit=limit,
-            matcher=policy.matcher(sampling.stop),
+            matcher=policy.matcher(request.stop),
+            on_text=request.on_text,
             weight_version=self.weight_version,
         )
 
@@ -188,12 +190,12 @@ class TransformersGenerator:
                     with sampling_step(policy.device):
                         self._step(policy, decoder)
         except Exception as error:
-            for request in [*self._waiting, *decoder.rows]:
-                if not request.future.done():
-                    request.future.set_exception(error)
+            for row in [*self._waiting, *decoder.rows]:
+                if not row.future.done():
+                    row.future.set_exception(error)
         finally:
-            for request in [*self._waiting, *decoder.evict()]:
-                request.future.cancel()
+            for row in [*self._waiting, *decoder.evict()]:
+                row.future.cancel()
             self._waiting.clear()
             self._held_steps = 0
             self._pump = None
@@ -205,7 +207,7 @@ class TransformersGenerator:
             quiet = quiet + 1 if self._arrivals == seen else 0
             seen = self._arrivals
 
-    def _step(self, policy: BoundPolicy, decoder: BatchDecoder[_Request]) -> None:
+    def _step(self, policy: BoundPolicy, decoder: BatchDecoder[_PendingRow]) -> None:
         """Cancelled rows out, waiting requests in, one token for every row, finished rows out."""
         gone = [slot for slot, row in enumerate(decoder.rows) if row.future.done()]
         decoder.remove(gone, keep_kv=False)
@@ -216,54 +218,54 @@ class TransformersGenerator:
             return
         decoder.step()
         slots: list[int] = []
-        completions: list[tuple[_Request, Completion]] = []
+        completions: list[tuple[_PendingRow, Completion]] = []
         for slot, row in enumerate(decoder.rows):
             reason = _stop_reason(row, policy.tokens.eos_ids)
             if reason is not None:
                 slots.append(slot)
                 completions.append((row, _completion(row, reason, policy)))
-            elif row.sampling.on_text is not None:
-                _tell(row, row.sampling.on_text, policy)
+            elif row.on_text is not None:
+                _tell(row, row.on_text, policy)
         decoder.remove(slots, keep_kv=self._keep_kv)
         for row, completion in completions:
             row.future.set_result(completion)
 
-    def _next_requests(self, running: int) -> list[_Request]:
+    def _next_requests(self, running: int) -> list[_PendingRow]:
         """Waiting requests that join now, in the order of arrival."""
         enough = len(self._waiting) >= running * _ADMIT_SHARE
         if not self._waiting or not (enough or self._held_steps >= _ADMIT_WITHIN_STEPS):
             self._held_steps += bool(self._waiting)
             return []
         self._held_steps = 0
-        admitted: list[_Request] = []
+        admitted: list[_PendingRow] = []
         while self._waiting and running + len(admitted) < self._max_batch:
-            request = self._waiting.popleft()
-            if not request.future.done():
-                admitted.append(request)
+            row = self._waiting.popleft()
+            if not row.future.done():
+                admitted.append(row)
         return admitted
 
 
-def _stop_reason(request: _Request, eos_ids: frozenset[int]) -> CompletionStop | None:
-    if request.ids[-1] in eos_ids:
+def _stop_reason(row: _PendingRow, eos_ids: frozenset[int]) -> CompletionStop | None:
+    if row.ids[-1] in eos_ids:
         return "eos"
-    if request.matcher.completes(request.ids, request.prompt_length):
+    if row.matcher.completes(row.ids, row.prompt_length):
         return "stop"
-    if len(request.logprobs) >= request.limit:
+    if len(row.logprobs) >= row.limit:
         return "length"
     return None
 
 
-def _tell(request: _Request, on_text: Callable[[str], None], policy: BoundPolicy) -> None:
-    text = policy.tokens.text(request.sampled)
+def _tell(row: _PendingRow, on_text: Callable[[str], None], policy: BoundPolicy) -> None:
+    text = policy.tokens.text(row.sampled)
     if not text.endswith("\ufffd"):  # a character of several tokens, half-written
         on_text(text)
 
 
-def _completion(request: _Request, reason: CompletionStop, policy: BoundPolicy) -> Completion:
+def _completion(row: _PendingRow, reason: CompletionStop, policy: BoundPolicy) -> Completion:
     return Completion(
-        token_ids=request.sampled,
-        logprobs=request.logprobs,
-        text=policy.tokens.text(request.sampled),
+        token_ids=row.sampled,
+        logprobs=row.logprobs,
+        text=policy.tokens.text(row.sampled),
         stop_reason=reason,
-        weight_version=request.weight_version,
+        weight_version=row.weight_version,
     )

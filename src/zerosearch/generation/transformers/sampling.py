@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from zerosearch.generation.generator import Sampling
+from zerosearch.generation.generator import CompletionRequest, Sampling
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -27,12 +27,12 @@ class RowSampling:
     top_k_B: torch.Tensor | None
 
 
-def draw_uniforms(sampling: Sampling) -> list[float]:
+def draw_uniforms(request: CompletionRequest) -> list[float]:
     """The uniform numbers in [0, 1) of one completion, [max_new_tokens]; none when greedy."""
-    if sampling.temperature == 0:
-        return [0.0] * sampling.max_new_tokens
-    source = torch.Generator().manual_seed(sampling.seed)
-    return torch.rand(sampling.max_new_tokens, generator=source, dtype=torch.float64).tolist()
+    if request.sampling.temperature == 0:
+        return [0.0] * request.max_new_tokens
+    source = torch.Generator().manual_seed(request.seed)
+    return torch.rand(request.max_new_tokens, generator=source, dtype=torch.float64).tolist()
 
 
 def stack_sampling(samplings: Sequence[Sampling], device: torch.device) -> RowSampling:

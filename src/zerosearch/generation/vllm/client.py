@@ -18,11 +18,11 @@ from zerosearch.clients.http_failures import call, checked_url, json_body
 from zerosearch.clients.http_pool import open_client
 from zerosearch.clients.per_loop import PerLoop
 from zerosearch.core.errors import InputError
-from zerosearch.generation.vllm.adapter import Sampled
+from zerosearch.generation.vllm.llm_engine import Sampled
 from zerosearch.generation.vllm.weight_link import WeightLink, hosted_store, own_address
 
 QUICK_TIMEOUT_S = 30.0  # of calls that cost the server nothing, asked while it is busy
-START = "start it with `make generator model=...`, which sets the flags it needs"
+START = "start it with `zerosearch generate model=...`, which sets the flags it needs"
 
 
 class VLLMServer:

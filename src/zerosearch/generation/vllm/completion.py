@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zerosearch.core.errors import InputError
-from zerosearch.generation.generator import Completion, Sampling
+from zerosearch.generation.generator import Completion, CompletionRequest
 from zerosearch.generation.policy_tokens import PolicyTokens
-from zerosearch.generation.vllm.adapter import Sampled
+from zerosearch.generation.vllm.llm_engine import Sampled
 
 
-def room_for(prompt_ids: Sequence[int], sampling: Sampling, context: int | None, field: str) -> int:
+def room_for(
+    prompt_ids: Sequence[int], request: CompletionRequest, context: int | None, field: str
+) -> int:
     """Tokens that may be sampled after a prompt.
 
     Args:
         prompt_ids: token ids [P].
-        sampling: with the caller's own bound.
+        request: with the caller's own bound.
         context: tokens of prompt and completion together, or None.
         field: the setting that bounds it, for the message.
 
@@ -25,13 +27,13 @@ def room_for(prompt_ids: Sequence[int], sampling: Sampling, context: int | None,
     if not prompt_ids:
         raise InputError("prompt_ids is empty: start the prompt with BOS or a template")
     if context is None:
-        return sampling.max_new_tokens
+        return request.max_new_tokens
     if len(prompt_ids) >= context:
         raise InputError(
             f"prompt_ids has {len(prompt_ids)} tokens, the engine's context ({field}) is "
             f"{context}: raise it, or lower the rollout's context budget"
         )
-    return min(sampling.max_new_tokens, context - len(prompt_ids))
+    return min(request.max_new_tokens, context - len(prompt_ids))
 
 
 def completion_of(sampled: Sampled, tokens: PolicyTokens) -> Completion:

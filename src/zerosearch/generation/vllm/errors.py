@@ -7,7 +7,7 @@ import re
 import torch
 
 from zerosearch.core.errors import InputError
-from zerosearch.generation.vllm.adapter import EngineSettings
+from zerosearch.generation.vllm.llm_engine import EngineSettings
 
 _MAX_SHOWN_CHARS = 400
 _MEMORY = re.compile(r"memory|KV cache", re.IGNORECASE)
@@ -33,7 +33,7 @@ def build_error(error: Exception, settings: EngineSettings, model_type: str) -> 
             "generator=transformers"
         )
     return ValueError(
-        f"generator=vllm: vLLM refuses the engine ({said}); correct generator.engine="
+        f"generator=vllm: vLLM refuses the engine ({said}); correct generator.engine_args="
         f"{dict(settings.extra)} or the field that it names"
     )
 

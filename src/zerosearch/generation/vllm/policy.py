@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.core.errors import InputError
 from zerosearch.generation.policy_tokens import PolicyTokens
-from zerosearch.generation.vllm.adapter import LORA_RANKS
+from zerosearch.generation.vllm.llm_engine import LORA_RANKS
 from zerosearch.policy.sharding import base_model, compute_device, compute_dtype
 from zerosearch.policy.weight_stream import adapter_weights, stream_weights
 
@@ -97,20 +97,20 @@ def adapter_rank(config: LoraConfig | None) -> int:
     """
     if not isinstance(config, LoraConfig):
         raise InputError(
-            "generator.lora=adapter, but the policy has no LoRA adapter: set model.lora, or "
-            "generator.lora=merged"
+            "generator.lora_sync=adapter, but the policy has no LoRA adapter: set model.lora, or "
+            "generator.lora_sync=merged"
         )
     if config.use_dora or config.modules_to_save:
         what = "use_dora" if config.use_dora else "modules_to_save"
         raise InputError(
-            f"generator.lora=adapter: vLLM cannot read adapters with model.lora.{what}; set "
-            "generator.lora=merged"
+            f"generator.lora_sync=adapter: vLLM cannot read adapters with model.lora.{what}; set "
+            "generator.lora_sync=merged"
         )
     rank = max([config.r, *(config.rank_pattern or {}).values()])
     for possible in LORA_RANKS:
         if possible >= rank:
             return possible
     raise InputError(
-        f"generator.lora=adapter: vLLM takes ranks up to {LORA_RANKS[-1]}, model.lora has {rank}; "
-        "set generator.lora=merged"
+        f"generator.lora_sync=adapter: vLLM takes ranks up to {LORA_RANKS[-1]}, model.lora has "
+        f"{rank}; set generator.lora_sync=merged"
     )

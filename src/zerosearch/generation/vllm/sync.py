@@ -18,8 +18,8 @@ from zerosearch.core.devices import device_thread
 from zerosearch.core.distributed import gather_objects, object_group, rank
 from zerosearch.core.errors import InputError, RunError, ZeroSearchError
 from zerosearch.generation.vllm.client import START, VLLMServer
-from zerosearch.generation.vllm.fit import Needs, inspect
 from zerosearch.generation.vllm.policy import VLLMPolicy
+from zerosearch.generation.vllm.server_check import Needs, inspect
 
 T = TypeVar("T")
 INCOMPLETE = "incomplete"  # version of a server whose last sync failed

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerosearch.generation.vllm import adapter as vllm_adapter
+from zerosearch.generation.vllm import llm_engine
 from zerosearch.generation.vllm.weight_link import WeightLink, joined_store, own_address
 
 _REACH_TIMEOUT_S = 20.0  # less than the policy waits for the answer
@@ -26,15 +26,15 @@ class PolicyWeights:
 
     def load_policy(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Replace all weights; in the policy's own process."""
-        vllm_adapter.load_weights(self, weights)
+        llm_engine.load_weights(self, weights)
 
     def load_policy_adapter(self, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
         """Replace the LoRA adapter; in the policy's own process."""
-        vllm_adapter.load_adapter(self, weights, config)
+        llm_engine.load_adapter(self, weights, config)
 
     def describe_policy(self, fields: list[str]) -> dict[str, Any]:
         """What the policy's process has to know of this worker, and fields of its model."""
-        return vllm_adapter.describe(self, fields) | {"link": self.policy_link_name}
+        return llm_engine.describe(self, fields) | {"link": self.policy_link_name}
 
     def reach_policy(self, address: str, port: int) -> None:
         """Raise where the policy's process cannot be reached from here."""
@@ -55,9 +55,9 @@ class PolicyWeights:
         """
         self.policy_link = WeightLink(
             joined_store(address, port, timeout_s),
-            rank=1 + vllm_adapter.describe(self, [])["rank"],
+            rank=1 + llm_engine.describe(self, [])["rank"],
             size=size,
-            device=vllm_adapter.device_of(self) if device_type == "cuda" else torch.device("cpu"),
+            device=llm_engine.device_of(self) if device_type == "cuda" else torch.device("cpu"),
             address=own_address(address, port),
             timeout_s=timeout_s,
         )
@@ -68,7 +68,7 @@ class PolicyWeights:
         assert self.policy_link is not None, "join_policy comes first"
         weights = self.policy_link.receive()
         try:
-            vllm_adapter.load_weights(self, weights)
+            llm_engine.load_weights(self, weights)
         finally:
             for _ in weights:  # after an error too: the sender does not know of it yet
                 pass

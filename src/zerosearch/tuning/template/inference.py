@@ -17,10 +17,10 @@ from zerosearch.core.errors import InputError
 from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.tuning.row_reader import TuningRow
 from zerosearch.tuning.template.alignment import SYSTEM_END, Skeleton
+from zerosearch.tuning.template.filling import Filling, make_filling, parts_of, write_template
 from zerosearch.tuning.template.forms import Form, Slot, make_form, slots_of
 from zerosearch.tuning.template.quality import split_by_quality
 from zerosearch.tuning.template.slot_names import NAMES, conflicts, name_slots
-from zerosearch.tuning.template.text import Filling, make_filling, parts_of, write_template
 from zerosearch.types import SearchRequest
 
 QUALITIES = ("useful", "noisy")
