@@ -28,6 +28,7 @@ StopReason = Literal[
     "context",  # the next turn would not have fitted the context
     "search_failed",  # infrastructure: the trajectory is invalid
     "model_failed",  # the same, of a model behind a server; never in training
+    "reward_failed",  # the same, of a reward function that took too long
 ]
 
 

@@ -36,6 +36,22 @@ def test_reads_titles_and_texts_in_file_order(tmp_path):
     ]
 
 
+def test_reads_titles_beside_texts(tmp_path):
+    rows = [
+        {"id": 3, "title": "Lyon", "text": "A city."},
+        {"id": "4", "text": "No title."},
+        {"id": "5", "title": "", "text": '"Quoted"\nline', "contents": None},
+        {"id": "6", "title": None, "text": '"In the text"\nline'},
+    ]
+    path = write_lines(tmp_path / "c.jsonl", *map(json.dumps, rows))
+    assert read_corpus(path) == [
+        Passage(id="3", title="Lyon", text="A city."),
+        Passage(id="4", title="", text="No title."),
+        Passage(id="5", title="", text='"Quoted"\nline'),
+        Passage(id="6", title="In the text", text="line"),
+    ]
+
+
 def test_reads_gzip_and_a_byte_order_mark(tmp_path):
     path = tmp_path / "c.jsonl.gz"
     path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + row().encode()))
@@ -64,8 +80,13 @@ def test_contents_split(contents, title, text):
 @pytest.mark.parametrize(
     ("line", "field", "problem"),
     [
-        ("{not json", "row", "not UTF-8 JSON"),
-        (b'{"id": "1", "contents": "\xff"}', "row", "not UTF-8 JSON"),
+        ("{not json", "column 2", "not valid JSON"),
+        (b'{"id": "1", "contents": "\xff"}', "0xff", "not UTF-8"),
+        ('{"id": ' + "[" * 100_000, "lists", "more than 64 deep"),
+        ('{"id": ' + "7" * 5_000 + "}", "a number", "more than 4300 digits"),
+        ('{"id": "1", "title": 3, "text": "x"}', "'title'", "3"),
+        ('{"id": "1", "title": "T"}', "'contents'", "'text'"),
+        ('{"id": "1", "title": "T", "text": " "}', "'text'", "no text"),
         ('["1", "text"]', "row", "list"),
         ('{"contents": "text"}', "'id'", "missing"),
         ('{"id": "1"}', "'contents'", "missing"),

@@ -419,7 +419,8 @@ def test_hydra_builds_it_from_yaml_and_overrides(tmp_path: Path) -> None:
     [
         ({"files": "a.parquet"}, r"data\.files='a\.parquet' must be a list"),
         ({"files": []}, r"data\.files=\[\] must be a list"),
-        ({"files": ["a.jsonl", "a.jsonl"]}, "two sources with label 'a.jsonl'"),
+        ({"files": ["a.jsonl", "a.jsonl"]}, r"data\.files names 'a\.jsonl' twice: name it once"),
+        ({"files": ["a.jsonl", "b/../a.jsonl"]}, r"names 'b/\.\./a\.jsonl' twice"),
         ({"train": [Facts("a", 1), Facts("a", 1)]}, "data.train has two sources with label 'a'"),
         ({"train": [Facts("a", 1, weight=0.0)]}, "weight of 'a' is 0.0; it must be positive"),
         ({"train": [Facts("a", 1, weight=float("nan"))]}, "weight of 'a' is nan"),
@@ -432,6 +433,37 @@ def test_hydra_builds_it_from_yaml_and_overrides(tmp_path: Path) -> None:
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data(**settings)
+
+
+def test_files_of_one_name_have_questions_of_their_own(tmp_path: Path) -> None:
+    """Noise is drawn by a question's identity, and journals and transcripts know it by that."""
+    train, held_out, test, more = (
+        write_lines(tmp_path / folder / "qa.jsonl", 3) for folder in ("a", "b", "c", "d")
+    )
+    module = data(
+        files=[train, more],
+        validation=[QASource(path=held_out)],
+        test=[QASource(path=test), QASource(path=held_out, label="again")],
+    )
+    module.setup("fit")
+    module.setup("test")
+    loaded = [
+        module.training_questions(0),
+        module.held_out_questions(),
+        [question for batch in module.test_dataloader() for question in batch],
+    ]
+    uids = [question.uid for questions in loaded for question in questions]
+    assert len(uids) == len(set(uids)) == 15
+    assert uids[6:10] == ["qa.jsonl:0", "qa.jsonl:1", "qa.jsonl:2", f"{test}:0"]
+
+
+def test_splits_of_one_hub_data_set_are_told_apart() -> None:
+    sets = {split: QASource(path="org/set", split=split) for split in ("train", "dev", "test")}
+    module = data(train=[sets["train"]], validation=[sets["dev"]], test=[sets["test"]])
+    every = [*module._train, *module._validation, *module._test]
+    assert [source.label for source in every] == ["org/set", "org/set/dev", "org/set/test"]
+    same = data(train=[sets["train"]], validation=[sets["train"]])
+    assert same._validation[0].label == "org/set", "the same questions"
 
 
 def test_bad_sources_are_found_at_setup(tmp_path: Path) -> None:

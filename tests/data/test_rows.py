@@ -8,6 +8,10 @@ import pytest
 from zerosearch.data.rows import Columns, question_to_row, row_to_question
 from zerosearch.types import Question
 
+DEEP: list[Any] = []
+for _ in range(20_000):
+    DEEP = [DEEP]
+
 
 def read(row: dict[str, Any], **kwargs: Any) -> Question:
     return row_to_question(row, location="qa.parquet, row 7", source="mine", **kwargs)
@@ -30,6 +34,13 @@ def read(row: dict[str, Any], **kwargs: Any) -> Question:
         ({"golden_answers": None, "reward_model": None, "answer": "Rome"}, ("Rome",)),
         ({"golden_answers": ["Rome"], "answer": "Milan"}, ("Rome",)),
         ({"answer": [" Rome ", "", "The"]}, ("Rome", "The")),  # "The" normalises to nothing
+        ({"reward_spec": {"style": "rule", "ground_truth": {"target": ["Rome"]}}}, ("Rome",)),
+        ({"reward_spec": {"ground_truth": ["Rome", "Roma"]}}, ("Rome", "Roma")),  # SkyRL
+        ({"golden_answers": "['Rome', 'Roma']"}, ("Rome", "Roma")),  # CSV: Python's text of a list
+        ({"golden_answers": '["Rome", "Roma"]'}, ("Rome", "Roma")),
+        ({"golden_answers": """["It's", 'a "b", c\\n']"""}, ("It's", 'a "b", c')),
+        ({"reward_model": {"ground_truth": {"target": '["Rome"]'}}}, ("Rome",)),
+        ({"answer": "[Rome]<|answer_split|>Roma"}, ("[Rome]", "Roma")),
     ],
 )
 def test_golden_answers_in_every_form(row: dict[str, Any], answers: tuple[str, ...]) -> None:
@@ -48,11 +59,43 @@ def test_golden_answers_in_every_form(row: dict[str, Any], answers: tuple[str, .
             {"role": "assistant", "content": "Paris"},
             {"role": "user", "content": " Capital of Italy? "},
         ],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "Capital of"}, {"text": " Italy?"}],
+            }
+        ],
+        [{"role": "user", "content": np.array([{"type": "text", "text": "Capital of Italy?"}])}],
     ],
 )
 def test_question_from_the_users_text_of_the_prompt(prompt: Any) -> None:
     assert read({"prompt": prompt, "answer": "Rome"}).text == "Capital of Italy?"
     assert read({"question": "Own?", "prompt": prompt, "answer": "Rome"}).text == "Own?"
+
+
+INSTRUCTION = (  # the form of verl's and SkyRL's preprocessing of Search-R1's data
+    "Answer the given question. Reason in <think> and </think>, call <search> query </search>, and "
+    "answer in <answer> and </answer>, such as <answer> Beijing </answer>. Question: "
+)
+
+
+@pytest.mark.parametrize("reward", ["reward_model", "reward_spec"])
+def test_the_question_inside_a_preprocessed_prompt(reward: str) -> None:
+    prompt = [
+        {"role": "system", "content": "You are a helpful and harmless assistant."},
+        {"role": "user", "content": f"{INSTRUCTION}Capital of Italy?"},
+    ]
+    row = {
+        "data_source": "searchR1_nq",
+        "prompt": prompt,
+        reward: {"style": "rule", "ground_truth": {"target": np.array(["Rome"], dtype=object)}},
+        "extra_info": {"index": 3, "question": "Capital of Italy?", "split": "train"},
+    }
+    question = read(row)
+    assert (question.text, question.golden_answers) == ("Capital of Italy?", ("Rome",))
+    for without in ({}, {"question": None}, {"question": ""}):  # nothing but the instruction
+        with pytest.raises(ValueError, match=r"row 7: field 'prompt' .*tag <think> .*extra_info"):
+            read({**row, "extra_info": without})
 
 
 def test_identity_source_and_metadata() -> None:
@@ -102,6 +145,34 @@ def test_columns_can_be_renamed() -> None:
             ["'reward_model.ground_truth.target' is []"],
         ),
         ({"question": "Q?", "answer": "A", "extra_info": 3}, ["'extra_info' is 3 (int)"]),
+        ({"extra_info": {"question": 3}, "answer": "A"}, ["'question' is 3 (int)"]),
+        ({"question": f"{INSTRUCTION}Q?", "answer": "A"}, ["'question'", "<think>", "alone"]),
+        (
+            {"prompt": "[{'role': 'user', 'content': 'Q?'}]", "answer": "A"},
+            ["'prompt'", "its text"],
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "A"},
+            ["'prompt'"],
+        ),
+        (
+            {"question": "Q?", "answer": "['Rome' 'Roma']"},
+            ["'answer'", "looks like a list"],
+        ),  # numpy
+        ({"question": "Q?", "answer": "[Rome, Roma]"}, ["'answer'", "looks like a list"]),
+        ({"question": "Q?", "answer": "[1, 2]"}, ["'answer'", "looks like a list"]),
+        ({"question": "Q?", "answer": "[]"}, ["'answer'", "at least one"]),
+        ({"question": "Q?", "answer": r"['\x']"}, ["'answer'", "neither JSON's nor Python's"]),
+        ({"question": "Q\ud83d?", "answer": "A"}, ["'question'", "half a character", "at 1"]),
+        ({"question": "Q?", "answer": ["A", "\udc00"]}, ["'golden answers'", "half a character"]),
+        ({"question": "Q?", "answer": "A", "data_source": "\ud800"}, ["'data_source'", "half a"]),
+        (
+            {"question": "Q?", "answer": "A", "extra_info": {"x": ["\ud800"]}},
+            ["'extra_info'", "half"],
+        ),
+        ({"question": "Q?", "answer": "A", "extra_info": {"x": DEEP}}, ["'extra_info'", "64 deep"]),
+        ({"question": DEEP, "answer": "A"}, ["'question' is [[["]),
+        ({"question": "Q?", "answer": DEEP}, ["'answer' is [[["]),
         ({"question": "Q?", "answer": "A", "data_source": 3}, ["'data_source' is 3 (int)"]),
     ],
 )

@@ -79,6 +79,25 @@ def test_stream_continues_at_a_saved_position(tmp_path: Path, name: str, cut: in
     assert head + tail == whole
 
 
+def test_streams_continue_anywhere_in_row_groups_and_batches(tmp_path: Path) -> None:
+    path = tmp_path / "qa.parquet"
+    pq.write_table(pa.Table.from_pylist(rows(2500)), path, row_group_size=1200)
+    whole = [q.uid for q in stream(str(path)).read(None)]
+    first = stream(str(path))
+    for at, _ in enumerate(first.read(None), start=1):
+        if at in (1, 999, 1000, 1001, 1200, 1201, 2400, 2500):
+            state = json.loads(json.dumps(first.state_dict()))
+            again = stream(str(path)).read(state)
+            assert [q.uid for q in again] == whole[at:], at
+
+
+def test_a_position_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "qa.jsonl", rows(3))
+    state = {"file": 0, "row": 1, "position": 1, "table": {"examples_iterable": {}, "epoch": 0}}
+    with pytest.raises(ValueError, match=r"qa\.jsonl: the checkpoint .* start a new run"):
+        list(stream(path).read(state))
+
+
 def test_json_keeps_dates_and_mixed_forms_as_written(tmp_path: Path) -> None:
     items = [
         {"question": "2020-01-01 10:00:00", "answer": "1851-07-20"},

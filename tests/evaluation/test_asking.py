@@ -148,10 +148,30 @@ def test_a_few_failures_are_rows_and_count_as_wrong(tmp_path: Path) -> None:
     assert len(rows) == len(QUESTIONS), "nothing is dropped"
 
 
-def test_a_defect_of_the_agent_is_no_answer(tmp_path: Path) -> None:
-    class Broken(Counting):
-        async def play(self, *_: Any, **__: Any) -> PlayedEpisode:
-            raise ValueError("the prompt of question 'q:0' has 9 tokens")
+class Broken(Counting):
+    """Fails at some questions, while the others of its block are under way."""
 
-    with pytest.raises(ValueError, match="the prompt of question"):
-        ask(tmp_path, Broken())
+    def __init__(self, *broken: str) -> None:
+        super().__init__()
+        self.broken = broken
+
+    async def play(self, question: Question, *arguments: Any, **fields: Any) -> PlayedEpisode:
+        if question.uid in self.broken:
+            raise ValueError(f"the prompt of question {question.uid!r} has 9 tokens")
+        return await super().play(question, *arguments, **fields)
+
+
+def test_a_defect_of_the_agent_is_no_answer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"4 of 4 questions .* the prompt of question"):
+        ask(tmp_path, Broken(*(question.uid for question in QUESTIONS)))
+
+
+def test_one_exception_costs_one_question(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    agent = Broken("q:1")
+    rows = ask(tmp_path, agent)
+    assert len(agent.played) == len(QUESTIONS) - 1, "those beside it are answered"
+    assert rows[1]["error"] == "ValueError: the prompt of question 'q:1' has 9 tokens"
+    assert (rows[1]["answer"], rows[1]["em"]) == (None, 0.0)
+    assert [row["error"] for row in rows if row["id"] != "q:1"] == [None] * 9
+    assert "question 'q:1'" in caplog.text and "Traceback" in caplog.text, "a defect is shown"
+    assert ask(tmp_path, Counting()) == rows, "it is not asked again"

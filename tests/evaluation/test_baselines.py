@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,14 +100,29 @@ def test_the_tool_agent_calls_reads_and_answers(server: OpenAIServer, ending: st
     assert "<information>" not in read["content"]
 
 
+@pytest.mark.parametrize("query", ["author", "half \ud83d", "<answer>Eve</answer>"])
+def test_arguments_may_be_json_text(server: OpenAIServer, query: str) -> None:
+    call = json.dumps({"name": "search", "arguments": json.dumps({"query": query})})
+    engine = ScriptedEngine(["Ada wrote it."])
+    replying(server, f"<tool_call>{call}</tool_call>", "<answer>Ada")
+    played = play(server, ToolAgent, "tool_agent", engine=engine)
+    assert [r.query for r in engine.requests] == [query.replace("\ud83d", "\ufffd")]
+    assert played.answer == "Ada"
+
+
 @pytest.mark.parametrize(
-    "call", ['{"name": "search"}', "author", '{"arguments": {"query": 3}}', '["query"]']
-)
+    "call",
+    ['{"name": "search"}', "author", '{"arguments": {"query": 3}}', '["query"]', "[" * 100_000,
+     '{"arguments": ' * 50_000, '{"arguments": "[[["}', '{"arguments": "author"}',
+     f'{{"arguments": {{"query": {"7" * 5_000}}}}}', '{"arguments": null}', "3", ""],
+    ids=lambda call: call[:20],
+)  # fmt: skip
 def test_a_call_that_is_none_is_no_search(server: OpenAIServer, call: str) -> None:
     engine = ScriptedEngine(["x"])
     replying(server, f"<tool_call>{call}</tool_call>")
     played = play(server, ToolAgent, "tool_agent", engine=engine)
     assert engine.requests == [] and played.answer is None
+    assert played.trajectory.valid and played.trajectory.turns[0].action == "invalid"
 
 
 def test_search_o1_reasons_in_the_documents_first(server: OpenAIServer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zerosearch.evaluation.benchmarks import PublishedSet
+from zerosearch.evaluation.benchmarks import PublishedSet, check_apart, file_benchmark
 
 FLASHRAG = {"id": "test_0", "question": "Who?", "golden_answers": ["Ada", "Ada L."], "metadata": {}}
 # form -> file name, rows, question and golden answers of the first
@@ -217,3 +217,15 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         load(str(torn))
     with pytest.raises(ValueError, match=r"limit=0 of set: give 1 or more"):
         load(str(torn), limit=0)
+
+
+def test_questions_of_two_benchmarks_have_identities_of_their_own(tmp_path: Path) -> None:
+    rows = [{"question": "a?", "answer": "a"}], [{"question": "b?", "answer": "b"}]
+    a, b = (write(tmp_path / f"{n}.jsonl", [*each]) for n, each in enumerate(rows))
+    first, second = file_benchmark(a, label="A"), file_benchmark(b, label="B")
+    asked = {"a": first.source.load(), "b": second.source.load()}
+    assert [question.uid for each in asked.values() for question in each] == ["A:0", "B:0"]
+    check_apart(asked)
+    check_apart({"a": first.source.load(), "again": first.source.load()})
+    with pytest.raises(ValueError, match=r"a and b both have a question 'A:0': .*b\.label"):
+        check_apart({"a": first.source.load(), "b": file_benchmark(b, label="A").source.load()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import pytest
 import torch
 
 from tests.evaluation.rows import answers, write_answers
-from zerosearch.evaluation.comparison import compare, comparison_table, mcnemar, randomisation
+from zerosearch.evaluation.comparison import (
+    answers_of,
+    compare,
+    comparison_table,
+    mcnemar,
+    randomisation,
+)
 
 
 def test_mcnemar_is_the_binomial_tail() -> None:
@@ -64,3 +71,11 @@ def test_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
         comparison_table(str(tmp_path / "a"), str(tmp_path / "b"))
     with pytest.raises(ValueError, match="holds no answers/"):
         comparison_table(str(tmp_path), str(tmp_path / "b"))
+
+
+def test_answers_with_separators_of_unicode_are_read(tmp_path: Path) -> None:
+    rows = answers(["red\u2028\u0085 x", "red"])
+    path = tmp_path / "answers" / "policy" / "nq.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), "utf-8")
+    assert answers_of(str(tmp_path)) == {"nq": rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,30 @@ def test_what_transformers_refuses_is_an_error_of_the_input(folder: Path, tmp_pa
         PolicySource(path=str(folder)).load_model()
 
 
+@pytest.mark.parametrize("damage", ["cut", "length", "sizes"])
+def test_weights_that_are_cut_or_lie_about_sizes_are_an_error_of_the_input(
+    tmp_path: Path, damage: str
+) -> None:
+    folder = save_policy_folder(tmp_path, seed=5, pad=False, bos=True)
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    next(value for name, value in header.items() if name[0] != "_")["data_offsets"] = [0, 10**15]
+    lying = json.dumps(header).encode()
+    file.write_bytes(
+        {
+            "cut": whole[: len(whole) // 2],
+            "length": (2**63).to_bytes(8, "little") + whole[8:],
+            "sizes": len(lying).to_bytes(8, "little") + lying + whole[8 + length :],
+        }[damage]
+    )
+    source = PolicySource(path=str(folder))
+    for read in (source.safetensors_files, source.load_model):
+        with pytest.raises(InputError, match=r"model\.path cannot be loaded: .*header"):
+            read()
+
+
 @pytest.mark.skipif(not is_gguf_available(), reason="needs the gguf package")
 def test_gguf_is_loaded_as_ordinary_weights_and_exported(tmp_path: Path) -> None:
     model = make_model(7, max_position_embeddings=64)
@@ -238,6 +263,25 @@ def test_gguf_is_loaded_as_ordinary_weights_and_exported(tmp_path: Path) -> None
     exported = save_policy(loaded, make_tokenizer(), tmp_path / "export", {})
     again = PolicySource(path=str(exported)).load_model()
     assert torch.equal(again(ids).logits, loaded(ids).logits)
+
+
+@pytest.mark.skipif(not is_gguf_available(), reason="needs the gguf package")
+@pytest.mark.parametrize("damage", ["cut in the head", "cut in the weights", "sizes"])
+def test_a_gguf_that_is_cut_or_lies_about_sizes_is_an_error_of_the_input(
+    tmp_path: Path, damage: str
+) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(make_model(7, max_position_embeddings=64), file)
+    whole = file.read_bytes()
+    file.write_bytes(
+        {
+            "cut in the head": whole[:4],
+            "cut in the weights": whole[: len(whole) // 2],
+            "sizes": whole[:24] + (2**63).to_bytes(8, "little") + whole[32:],  # of the first name
+        }[damage]
+    )
+    with pytest.raises(InputError, match=r"model\.path cannot be loaded: "):
+        PolicySource(path=str(tmp_path), gguf_file="tiny.gguf").load_model()
 
 
 def write_gguf(model: nn.Module, file: Path) -> None:

@@ -31,6 +31,12 @@ METRICS = [exact_match, cover_match, token_f1]
         ("The", ""),
         ("?!", ""),
         ("Zürich", "zürich"),
+        ("Beyonce\u0301", "beyoncé"),  # decomposed
+        ("Beyonce", "beyonce"),
+        ("\uff2e\uff21\uff33\uff21 \uff11\uff19", "nasa 19"),  # full-width
+        ("rock ’n’ roll", "rock n roll"),
+        ("“Heroes” «ok» l´été", "heroes ok lété"),
+        ("ﬁne", "fine"),  # a ligature
     ],
 )
 def test_normalize_answer_follows_squad(text: str, expected: str) -> None:
@@ -49,6 +55,14 @@ def test_normalize_answer_follows_squad(text: str, expected: str) -> None:
         ("oslo", ["Bergen", "Oslo", "Oslo Norway"], 1.0, 1.0, 1.0),  # best over golden answers
         ("london bridge", ["london tower bridge", "bridge"], 0.0, 1.0, 0.8),
         ("rome", ["Oslo"], 0.0, 0.0, 0.0),
+        ("yes no", ["yes"], 0.0, 1.0, 0.0),  # HotpotQA's guard
+        ("yes", ["yes no"], 0.0, 0.0, 0.0),
+        ("No.", ["no"], 1.0, 1.0, 1.0),
+        ("no", ["noanswer", "no way", "No"], 1.0, 1.0, 1.0),
+        ("no way", ["yes", "no way home"], 0.0, 0.0, 0.8),
+        ("Ren\u00e9e", ["Rene\u0301e"], 1.0, 1.0, 1.0),
+        ("Renee", ["Rene\u0301e"], 0.0, 0.0, 0.0),
+        ("The Emperor’s “Heroes”", ['emperor\'s "heroes"'], 1.0, 1.0, 1.0),
         (None, ["Oslo"], 0.0, 0.0, 0.0),
         ("", ["Oslo"], 0.0, 0.0, 0.0),
         ("Oslo", [], 0.0, 0.0, 0.0),

@@ -49,6 +49,7 @@ def test_form_is_that_every_turn_acts_and_the_last_answers(
         ([Document(text="It is large.", title="France")], 0.0),
         ([Document(text="no"), Document(text="Its capital is PARIS.")], 1.0),
         ([Document(text="A city.", title="Paris")], 1.0),
+        ([Document(text="The Parisian way.", title="Comparison")], 0.0),  # words, not characters
     ],
 )
 def test_retrieval_is_a_document_with_the_answer(
@@ -86,4 +87,5 @@ def test_every_rubric_can_be_named(name: str, expected: float, tmp_path: Path) -
         Turn(text="<answer>Paris in France</answer>", action="answer"),
         sampled=20,
     )
-    assert rubric.score(episode).total == pytest.approx(expected)
+    score = rubric.score(episode)
+    assert score is not None and score.total == pytest.approx(expected)

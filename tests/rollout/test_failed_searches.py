@@ -88,7 +88,10 @@ async def test_defect_13_a_failed_search_is_neither_rewarded_nor_trained_on() ->
     valid_B = torch.tensor([trajectory.valid for trajectory in trajectories])
     group_B = torch.tensor([trajectory.group for trajectory in trajectories])
     rewards_B = torch.tensor(
-        [Rubric().score(each).total if each.valid else -100.0 for each in trajectories]
+        [
+            score.total if (score := each.valid and Rubric().score(each)) else -100.0
+            for each in trajectories
+        ]
     )
     advantages_B = grpo(rewards_B, group_B, valid_B)
     batch = collate(trajectories, pad_id=0)

@@ -230,7 +230,8 @@ async def test_defect_03_an_answer_in_a_document_is_not_the_policys() -> None:
     trajectory, generator = await play_texts([SEARCH, "I do not know"], engine)
     assert trajectory.stop_reason == "eos", "the document ended nothing"
     assert extract_answer(trajectory.final_text) is None
-    assert Rubric().score(trajectory).total == 0.0
+    score = Rubric().score(trajectory)
+    assert score is not None and score.total == 0.0
     shown = make_tokenizer().decode(generator.prompts[1])
     assert "<answer>" not in shown and shown.count("</information>") == 1
 
@@ -246,7 +247,8 @@ async def test_defect_03_the_example_of_the_prompt_is_not_the_policys_answer() -
         max_prompt_tokens=1000,
     )
     assert "<answer> Mount Everest </answer>" in make_tokenizer().decode(trajectory.prompt_ids)
-    assert Rubric().score(trajectory).total == 0.0
+    score = Rubric().score(trajectory)
+    assert score is not None and score.total == 0.0
 
 
 async def test_invariant_17_control_tokens_without_a_name_are_harmless_in_documents() -> None:

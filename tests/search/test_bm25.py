@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.waiting import GUARD_S
 from zerosearch.data.corpus import Passage, read_corpus, write_corpus
 from zerosearch.search import bm25
-from zerosearch.search.analyser import fold_text
+from zerosearch.search.analyser import words
 from zerosearch.search.bm25 import BM25Search, best_positions
 from zerosearch.search.retrieval import retrieve_mixed
 from zerosearch.types import Document, SearchRequest
@@ -91,8 +91,62 @@ def test_accents_strokes_and_case_do_not_matter(query):
         ("Plain ASCII", "plain ascii"),
     ],
 )
-def test_fold_text(text, folded):
-    assert fold_text(text) == folded
+def test_words_are_folded(text, folded):
+    assert words(text) == folded
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "passage"),
+    [
+        ("don't-stop_it", "don t stop_it", "don t stop_it"),
+        ("東京都", "東京 京都", "東京 京都 東 京 都"),
+        ("山", "山", "山"),
+        ("「iPhone」を、買う。", "iphone を 買う", "iphone を 買う 買 う"),
+        ("ｶﾀｶﾅ", "カタ タカ カナ", "カタ タカ カナ カ タ カ ナ"),  # half-width
+        ("ไทย", "ไท ทย", "ไท ทย ไ ท ย"),
+        ("हिन्दी भाषा", "हिनदी भाषा", "हिनदी भाषा"),  # vowel signs do not end a word
+    ],
+)
+def test_words_of_scripts_with_and_without_spaces(text, query, passage):
+    assert words(text).split() == query.split()
+    assert words(text, indexed=True).split() == passage.split()
+
+
+UNSPACED_PASSAGES = [
+    "北京是中华人民共和国的首都。",
+    "上海是中国人口最多的城市。",
+    "長江是亞洲最長的河流。",
+    "東京は日本の首都です。",
+    "富士山は日本で一番高い山です。",
+    "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
+    "เชียงใหม่เป็นจังหวัดทางภาคเหนือของประเทศไทย",
+    "ຫຼວງພະບາງເປັນເມືອງໃນພາກເໜືອຂອງລາວ",
+    "ភ្នំពេញជារាជធានីនៃកម្ពុជា",
+    "Seoul is the capital of Korea.",
+]
+
+
+@pytest.mark.parametrize(
+    ("query", "best"),
+    [
+        ("中国的首都是哪里？", 0),
+        ("哪个城市人口最多", 1),
+        ("最長的河", 2),
+        ("日本の首都はどこですか", 3),
+        ("日本で一番高い山は？", 4),
+        ("峰", None),
+        ("富", 4),  # one character
+        ("เมืองหลวงของไทย", 5),
+        ("ภาคเหนือ", 6),
+        ("ຫຼວງພະບາງ", 7),
+        ("រាជធានី", 8),
+        ("capital", 9),
+    ],
+)
+def test_passages_in_scripts_without_spaces_are_found(query, best):
+    passages = [Passage(id=str(n), title="", text=text) for n, text in enumerate(UNSPACED_PASSAGES)]
+    found = BM25Search(passages).retrieve(query, 3)
+    assert [passage.id for passage in found[:1]] == ([] if best is None else [str(best)])
 
 
 def test_letters_and_digits_alone_are_terms():

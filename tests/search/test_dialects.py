@@ -5,6 +5,10 @@ from zerosearch.types import Document
 
 LYON = {"id": "0", "contents": '"Lyon"\nA city on the Rhône.'}
 LIMA = {"id": "1", "contents": "The capital of Peru."}
+TITLED = [
+    {"id": "0", "title": "Lyon", "text": "A city on the Rhône."},
+    {"id": "1", "title": "", "text": "The capital of Peru."},
+]
 FOUND = [
     Document(title="Lyon", text="A city on the Rhône."),
     Document(title="", text="The capital of Peru."),
@@ -37,6 +41,9 @@ def scored(*rows):
         ("skyrl", scored(LYON["contents"], LIMA["contents"])),
         ("search_r1_web", {"result": [[{"document": {"contents": LYON["contents"]}}, LIMA]]}),
         ("zerosearch_wiki", [{"text": LYON["contents"]}, {"text": LIMA["contents"]}]),
+        ("search_r1", scored(*TITLED)),
+        ("skyrl", {"result": [TITLED]}),
+        ("zerosearch_wiki", TITLED),
     ],
 )
 def test_documents_come_in_the_order_of_the_server_with_their_titles(name, reply):
@@ -62,6 +69,9 @@ def test_no_documents_are_an_answer(name):
         ("search_r1", {"result": {"0": []}}, "one list of documents, but an object with '0'"),
         ("skyrl", scored({"text": "x"}), "'contents' is missing in an object with 'text'"),
         ("skyrl", scored(None), "'contents' is missing in null"),
+        ("skyrl", scored({"title": "x"}), "'text' is missing in an object with 'title'"),
+        ("skyrl", scored({"title": "x", "text": 3}), "'text' is no text, but a value of type int"),
+        ("skyrl", scored({"title": [], "text": "x"}), "'title' is no text, but a list of 0"),
         ("search_r1_web", {"result": [[7]]}, "'contents' is missing in a value of type int"),
         ("search_r1_web", scored({"contents": None}), "'contents' is no text, but null"),
         ("zerosearch_wiki", {"result": [[]]}, "no list of documents, but an object with 'result'"),

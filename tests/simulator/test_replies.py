@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from tests.helpers.waiting import guarded
@@ -52,6 +54,37 @@ def test_only_the_first_k_are_kept():
 )
 def test_a_reply_without_documents(reply):
     assert texts(reply) == []
+
+
+ROWS = [{"id": 1, "title": " A\nCity ", "text": "Lyon."}, {"id": "2", "text": "Lima."}]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        json.dumps(ROWS),
+        f"```json\n{json.dumps(ROWS, indent=2)}\n```",
+        "\n".join(map(json.dumps, ROWS)),
+        f"<think>[1]</think>{json.dumps(ROWS)}",
+    ],
+)
+def test_documents_as_json(reply):
+    assert [(found.title, found.text) for found in parse_reply(reply, 2).documents] == [
+        ("A City", "Lyon."),
+        ("", "Lima."),
+    ]
+    assert judged(reply, 2) == (2, (), False)
+    assert judged(reply, 3) == (2, ("too_few",), True)
+    assert judged(reply, 1) == (1, ("too_many",), False)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["[1]", "{}", "[" * 100_000, "[" + "7" * 5_000 + "]", '[{"text": 3}]', "[[]]", '{"text": "cut',
+     '[{"text": "?"}]', '[{"title": 3, "text": "x"}]'],
+)  # fmt: skip
+def test_other_json_is_no_document(reply):
+    assert judged(reply, 2) == (0, ("no_documents",), True)
 
 
 def test_empty_documents_do_not_count_towards_k():

@@ -111,6 +111,7 @@ def test_invariant_10_every_stop_reason_is_reported(reason: StopReason, truncate
     assert set(stops) == {f"stop/{each}" for each in get_args(StopReason)} - {
         "stop/search_failed",
         "stop/model_failed",
+        "stop/reward_failed",
     }
     assert {name for name, value in stops.items() if value} == {f"stop/{reason}"}
     assert found["rollout/truncated"] == truncated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import signal
 import subprocess
@@ -139,6 +140,13 @@ def test_a_second_run_plays_nothing_again(tmp_path: Path) -> None:
     assert collect(tmp_path, engine, questions=QUESTIONS[:10]).kept == 0
     assert not engine.requests and (tmp_path / "episodes.jsonl").read_text() == before
     assert collect(tmp_path, engine, questions=QUESTIONS[:12]).kept == 2
+
+
+def test_episodes_of_another_file_of_the_same_name_are_not_taken_over(tmp_path: Path) -> None:
+    collect(tmp_path, ScriptedEngine(["x"]), questions=QUESTIONS[:3])
+    other = [dataclasses.replace(question, text="Who?") for question in QUESTIONS[:3]]
+    with pytest.raises(ValueError, match=r"holds another question 'q:0/0': .*folder=ANOTHER"):
+        collect(tmp_path, ScriptedEngine(["x"]), questions=other)
 
 
 def test_searches_without_documents_are_kept_and_counted(tmp_path: Path) -> None:

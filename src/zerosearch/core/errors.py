@@ -7,6 +7,7 @@ they are also the builtin errors that they specialise.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,11 @@ class NonFiniteError(ZeroSearchError, FloatingPointError):
     """A number that is infinite or none."""
 
 
+# What libraries raise over packages that are not there, values, and files that are cut or lie about
+# their sizes.
+OF_INPUT = (ImportError, OSError, EOFError, ValueError, OverflowError, struct.error)
+
+
 @contextmanager
 def as_input_errors(what: str) -> Iterator[None]:
     """Within, or in the function decorated, what a library refuses is wrong with the user's input.
@@ -46,6 +52,6 @@ def as_input_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         of_file = type(error).__name__ == "SafetensorError"  # not imported: this module is light
-        if not of_file and not isinstance(error, ImportError | OSError | ValueError):
+        if not of_file and not isinstance(error, OF_INPUT):
             raise
         raise InputError(f"{what}: {' '.join(str(error).split())}") from error

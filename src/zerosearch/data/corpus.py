@@ -1,7 +1,8 @@
 r"""Passage corpora in the Search-R1 format: one JSON object per line.
 
-A row is `{"id": "0", "contents": "\"Title\"\ntext"}`, in a `.jsonl` or `.jsonl.gz` file. A corpus
-with one bad row is refused whole: an index silently short of a passage would change every score
+A row is `{"id": "0", "contents": "\"Title\"\ntext"}` or, as other collections have it,
+`{"id": "0", "title": "Title", "text": "text"}`, in a `.jsonl` or `.jsonl.gz` file. A corpus with
+one bad row is refused whole: an index silently short of a passage would change every score
 measured on it.
 """
 
@@ -11,14 +12,17 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from zerosearch.core.errors import InputError
+from zerosearch.data.json_lines import JsonLines
+from zerosearch.data.json_text import parse_json, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
+_FORM = r'; a passage is {"id": "0", "contents": "\"Title\"\ntext"}'
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -136,27 +140,53 @@ def join_contents(title: str, text: str) -> str:
     return text
 
 
-def _parse_row(line: bytes) -> Passage:
+def title_and_text(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Title and text of a document in either form: `contents`, or `text` and perhaps `title`.
+
+    Raises:
+        InputError: neither is there, or a value is no string.
+    """
+    fields = ("contents",) if row.get("contents") is not None else ("text", "title")
+    body, title = row.get(fields[0]), row.get("title") if len(fields) > 1 else None
+    if body is None:
+        said = "is None" if "contents" in row else "is missing"
+        raise InputError(
+            f"field 'contents' {said}, and so is 'text', among {shown(sorted(row))}{_FORM}"
+        )
+    if not isinstance(body, str):
+        raise InputError(f"field '{fields[0]}' is {shown(body)}; it must be a string")
+    if title is None:
+        return split_contents(body)
+    if not isinstance(title, str):
+        raise InputError(f"field 'title' is {shown(title)}; it must be a string")
+    return " ".join(title.split()), body.strip()
+
+
+def _parse_row(line: bytes, file: str, number: int) -> Passage:
     try:
-        row: Any = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"row is not UTF-8 JSON ({error}); write one object per line") from error
+        row: Any = parse_json(line.decode("utf-8-sig").rstrip(), file, number)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}, line {number}: not UTF-8 ({error}); save it as UTF-8") from error
+    try:
+        return _passage(row)
+    except InputError as error:
+        raise InputError(f"{file}, line {number}: {error}") from error
+
+
+def _passage(row: Any) -> Passage:
     if not isinstance(row, dict):
         raise InputError(f"row is a {type(row).__name__}; write an object with 'id' and 'contents'")
-    for name in ("id", "contents"):
-        if name not in row:
-            raise InputError(
-                f"field '{name}' is missing; the row has {sorted(row)}, and a passage is "
-                r'{"id": "0", "contents": "\"Title\"\ntext"}'
-            )
-    identity, contents = row["id"], row["contents"]
+    if "id" not in row:
+        raise InputError(f"field 'id' is missing; the row has {shown(sorted(row))}{_FORM}")
+    identity = row["id"]
     if isinstance(identity, bool) or not isinstance(identity, str | int):
-        raise InputError(f"field 'id' is {identity!r}; it must be a string or a whole number")
-    if not isinstance(contents, str):
-        raise InputError(f"field 'contents' is {contents!r}; it must be a string")
-    title, text = split_contents(contents)
+        raise InputError(f"field 'id' is {shown(identity)}; it must be a string or a whole number")
+    title, text = title_and_text(row)
     if not text:
-        raise InputError(f"field 'contents' is {contents!r}: no text; add it or delete the row")
+        field = "text" if row.get("contents") is None else "contents"
+        raise InputError(
+            f"field '{field}' is {shown(row[field])}: no text; add it or delete the row"
+        )
     return Passage(id=str(identity), title=title, text=text)
 
 
@@ -171,20 +201,11 @@ def _write_rows(path: Path, passages: Iterable[Passage], file: IO[bytes]) -> Non
 
 
 def _numbered_passages(path: Path) -> Iterator[tuple[int, Passage]]:
-    for number, line in _numbered_lines(path):
-        try:
-            yield number, _parse_row(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: {error}") from error
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
-        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
+        for number, line in enumerate(JsonLines(path), start=1):
+            if line.strip():
+                yield number, _parse_row(line, str(path), number)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path}, after line {number}: the file cannot be read ({error}); get a whole copy"

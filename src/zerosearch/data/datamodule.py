@@ -24,6 +24,7 @@ from zerosearch.data.source_lists import (
     check_unique,
     checked_sources,
     file_sources,
+    told_apart,
     weights_of,
 )
 from zerosearch.data.sources import QuestionSource, fixed_selection
@@ -78,8 +79,8 @@ class QADataModule(LightningDataModule):
         chosen = train if files is None else file_sources(files)
         # sorted, so that the order of overrides on a command line does not change the mix
         self._train = sorted(checked_sources(chosen, "train"), key=lambda source: source.label)
-        self._validation = checked_sources(validation, "validation")
-        self._test = checked_sources(test, "test")
+        self._validation = told_apart(checked_sources(validation, "validation"), self._train)
+        self._test = told_apart(checked_sources(test, "test"), self._train + self._validation)
         for name, limit in (("validation_limit", validation_limit), ("test_limit", test_limit)):
             if limit is not None and limit < 1:
                 raise InputError(f"{name}={limit} must be at least 1, or null for all questions")

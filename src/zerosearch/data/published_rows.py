@@ -6,18 +6,19 @@ authors and the Hugging Face hub have them, and FlashRAG's one form for all (arX
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from zerosearch.core.errors import InputError
+from zerosearch.data.json_text import shown
+from zerosearch.data.rows import REWARD_SPEC, listed
 
 ID_FIELDS = ("id", "_id", "question_id", "QuestionId")
 
 KNOWN = (
-    "question and golden_answers (FlashRAG), reward_model (Search-R1), answer (NQ-open, HotpotQA, "
-    "2WikiMultiHopQA), answer with answer_aliases (MuSiQue), answer with value and aliases "
-    "(TriviaQA), possible_answers (PopQA), or Question and Answer (Bamboogle, TriviaQA)"
+    "question and golden_answers (FlashRAG), reward_model (Search-R1), reward_spec (SkyRL), answer "
+    "(NQ-open, HotpotQA, 2WikiMultiHopQA), answer with answer_aliases (MuSiQue), answer with value "
+    "and aliases (TriviaQA), possible_answers (PopQA), or Question and Answer (Bamboogle, TriviaQA)"
 )
 
 
@@ -34,42 +35,42 @@ def common_row(row: Mapping[str, Any], location: str) -> dict[str, Any] | None:
     Raises:
         InputError: the row is of no known form.
     """
-    common = {"id": next((str(row[name]) for name in ID_FIELDS if row.get(name) is not None), None)}
-    if row.get("golden_answers") is not None or row.get("reward_model") is not None:
+    ids = (row.get(name) for name in ID_FIELDS)
+    common = {"id": next((str(each) for each in ids if isinstance(each, str | int)), None)}
+    if any(row.get(name) is not None for name in ("golden_answers", "reward_model", REWARD_SPEC)):
         return {**row, **common}
     if row.get("answerable") is False:
         return None
     question = row.get("question", row.get("Question"))
     if "possible_answers" in row:
-        answers: Any = _listed(row["possible_answers"], location)
+        answers: Any = _list(row["possible_answers"], "possible_answers", location)
     elif "answer_aliases" in row:
-        answers = [row.get("answer"), *(row["answer_aliases"] or [])]
+        answers = [row.get("answer"), *_list(row["answer_aliases"], "answer_aliases", location)]
     else:
         answers = row.get("answer", row.get("Answer"))
         if isinstance(answers, Mapping):
-            answers = _aliases(answers)
+            answers = _aliases(answers, location)
     if question is None or answers is None:
         raise InputError(
-            f"{location}: the fields {sorted(row)} are of no known form; give rows with {KNOWN}"
+            f"{location}: the fields {shown(sorted(row))} are of no known form; give rows with "
+            f"{KNOWN}"
         )
     return {**common, "question": question, "golden_answers": answers}
 
 
-def _listed(value: Any, location: str) -> Any:
-    """PopQA writes its list as a JSON string."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
+def _list(value: Any, field: str, location: str) -> list[Any]:
+    """A list, or one written as text: PopQA's is a JSON string."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        return listed(value, field, location)
+    if not isinstance(value, list | None):
         raise InputError(
-            f"{location}: field 'possible_answers' is {value!r:.80}; it must be a JSON list of "
-            f"strings ({error.msg})"
-        ) from error
+            f"{location}: field '{field}' is {shown(value)}; it must be a JSON list of strings"
+        )
+    return value or []
 
 
-def _aliases(answer: Mapping[str, Any]) -> list[Any] | None:
+def _aliases(answer: Mapping[str, Any], location: str) -> list[Any] | None:
     """TriviaQA's answer and its other names, on the hub in small letters."""
     lower = {name.lower(): value for name, value in answer.items()}
-    named = [lower.get("value"), *(lower.get("aliases") or [])]
-    return list(dict.fromkeys(name for name in named if name)) or None
+    named = [lower.get("value"), *_list(lower.get("aliases"), "answer.aliases", location)]
+    return [name for at, name in enumerate(named) if name and name not in named[:at]] or None

@@ -1,9 +1,9 @@
 """Files and hub data sets -> raw rows with their location, through the `datasets` library.
 
-Local files are always read in the library's streaming mode, which writes no cache: a read-only
-home or a full disk then cannot stop a run whose data lies right there. JSON is read as lines of
-text and parsed here, because the library's own JSON reader guesses one type per column: it turns
-dates into timestamps and lists into strings, and golden answers must stay what was written.
+Local parquet is always read in the library's streaming mode, which writes no cache: a read-only
+home or a full disk then cannot stop a run whose data lies right there. JSON is read and parsed
+here, because the library's own JSON reader guesses one type per column: it turns dates into
+timestamps and lists into strings, and golden answers must stay what was written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import csv
 import functools
 import glob
-import json
+import itertools
 import os
 import re
 import tempfile
@@ -24,32 +24,36 @@ from typing import Any, Protocol
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 from datasets import config
 from datasets.exceptions import DatasetsError
 from datasets.io.parquet import ParquetDatasetReader
-from datasets.io.text import TextDatasetReader
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.hub import HubRefusal, offline, reach_dataset
+from zerosearch.data.json_lines import MAX_ROW_BYTES, JsonLines
+from zerosearch.data.json_text import parse_json, shown
 from zerosearch.data.whole_files import FILE_SUFFIXES, ROWS_KEY, json_array, table
 
 ROWS_PER_TABLE = 1000
 READ_ERRORS = (
     OSError,
     EOFError,
-    UnicodeDecodeError,
+    MemoryError,
+    ArithmeticError,  # a date that Python does not have
+    ValueError,  # also columns that do not fit
     zlib.error,
     csv.Error,
     pyarrow.ArrowException,
     DatasetsError,
 )
-Parse = Callable[[str, int, Mapping[str, Any]], tuple[str, Mapping[str, Any] | None]]
+Parse = Callable[[str, int, Any], tuple[str, Mapping[str, Any] | None]]
 
 
 class RowTable(Protocol):
-    """An opened file: its rows in order, with a position that can be saved while reading."""
+    """An opened file: its raw rows in order, with a position that can be saved while reading."""
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -77,54 +81,52 @@ class RowFile:
         Raises:
             InputError: the file cannot be read to its end, or a line is not a JSON object.
         """
-        for index, raw in enumerate(self._guarded(table), start):
+        for index, raw in self._guarded(table, start):
             location, row = self.parse(self.name, index, raw)
             if row is not None:
                 yield index, location, row
 
     def read_all(self) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
         """All rows, ten times as fast as `read` for wide rows, without a position to save."""
-        table = self._opened()
-        if isinstance(table, (datasets.Dataset, datasets.IterableDataset)):
-            tables = table.with_format("arrow").iter(batch_size=ROWS_PER_TABLE)
-            rows = (row for batch in self._guarded(tables) for row in batch.to_pylist())
-        else:
-            rows = iter(table)
-        for index, raw in enumerate(rows):
-            location, row = self.parse(self.name, index, raw)
-            if row is not None:
-                yield index, location, row
+        rows: Any = self._opened()
+        if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
+            tables: Any = rows.with_format("arrow").iter(batch_size=ROWS_PER_TABLE)
+            rows = (row for batch in tables for row in batch.to_pylist())
+        yield from self.read(rows, 0)
 
     def opened(self, state: dict[str, Any] | None) -> RowTable:
         """Open the file at its start (`state` None) or at a saved position."""
         table = self._opened()
         if state is not None:
-            table.load_state_dict(
-                copy.deepcopy(state)
-            )  # the library keeps and changes what it gets
+            table.load_state_dict(copy.deepcopy(state))  # the library changes what it gets
         return table
 
     def _opened(self) -> RowTable:
         try:
             return self.open()
+        except InputError:
+            raise
         except READ_ERRORS as error:
             raise self._unreadable(error) from error
 
-    def _guarded(self, items: Any) -> Iterator[Any]:
+    def _guarded(self, items: Any, start: int) -> Iterator[tuple[int, Any]]:
         iterator = iter(items)
-        while True:
+        for index in itertools.count(start):
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            except (*READ_ERRORS, ValueError) as error:  # ValueError: columns that do not fit
-                raise self._unreadable(error) from error
-            yield item
+            except InputError:
+                raise
+            except READ_ERRORS as error:
+                raise self._unreadable(error, f" after {index} rows") from error
+            yield index, item
 
-    def _unreadable(self, error: Exception) -> InputError:
+    def _unreadable(self, error: Exception, place: str = "") -> InputError:
+        said = " ".join(str(error).split())[:300]
         return InputError(
-            f"{self.name}: cannot be read ({type(error).__name__}: {error}); the file is corrupt, "
-            f"cut short or of another format than its name says: copy or export it again"
+            f"{self.name}: cannot be read{place} ({type(error).__name__}: {said}); the file is "
+            f"corrupt, cut short or of another format than its name says: copy or export it again"
         )
 
 
@@ -195,47 +197,56 @@ def hub_file(path: str, name: str | None, split: str, *, streaming: bool) -> Row
     return RowFile(name=f"{path} [{split}]", open=open_hub, parse=_parse_record)
 
 
-def _parse_record(name: str, index: int, raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def _parse_record(name: str, index: int, raw: Any) -> tuple[str, Mapping[str, Any]]:
     location = f"{name}, row {index} (counting from 0)"
     if not isinstance(raw, Mapping):
-        raise InputError(f"{location}: is {raw!r:.80}; it must be an object with named fields")
+        raise InputError(f"{location}: is {shown(raw)}; it must be an object with named fields")
     return location, raw
 
 
-def _parse_line(
-    name: str, index: int, raw: Mapping[str, Any]
-) -> tuple[str, Mapping[str, Any] | None]:
+def _parse_line(name: str, index: int, raw: bytes) -> tuple[str, Mapping[str, Any] | None]:
     location = f"{name}, line {index + 1}"
-    text = raw["text"].lstrip("\ufeff")
-    if not text.strip():
-        return location, None
     try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{location}: not valid JSON ({error.msg}, column {error.colno}): {text!r:.80}; write "
-            f"one object per line"
-        ) from error
+        text = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{location}: not UTF-8 ({error}); save the file as UTF-8") from error
+    if not text:
+        return location, None
+    row = parse_json(text, name, index + 1)
     if not isinstance(row, Mapping):
         raise InputError(f"{location}: is {text!r:.80}; it must be an object with named fields")
     return location, row
 
 
 def _parquet(path: str) -> RowFile:
-    return RowFile(
-        name=path, open=lambda: _open_local(ParquetDatasetReader, path), parse=_parse_record
-    )
+    return RowFile(name=path, open=lambda: _open_parquet(path), parse=_parse_record)
 
 
 def _json_lines(path: str) -> RowFile:
-    return RowFile(name=path, open=lambda: _open_local(TextDatasetReader, path), parse=_parse_line)
+    return RowFile(name=path, open=lambda: JsonLines(path), parse=_parse_line)
 
 
-def _open_local(reader: type[ParquetDatasetReader] | type[TextDatasetReader], path: str) -> Any:
+def _open_parquet(path: str) -> Any:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
+    first = 0
+    for group in groups:
+        if group.total_byte_size > MAX_ROW_BYTES * max(1, group.num_rows):
+            raise InputError(
+                f"{path}, rows {first} to {first + group.num_rows - 1} (counting from 0): they "
+                f"have {group.total_byte_size >> 20} MiB, more than {MAX_ROW_BYTES >> 20} MiB a "
+                "row; keep the columns of questions and answers"
+            )
+        first += group.num_rows
     # load_dataset would do the same, but first contact the hub to count the download: seconds of
     # waiting for a name server on a machine without a network
     escaped = glob.escape(os.path.abspath(path))  # the library reads brackets in names as patterns
-    return reader([escaped], streaming=True, cache_dir=_scratch_cache()).read()  # type: ignore[arg-type]
+    return ParquetDatasetReader(
+        [escaped],  # type: ignore[arg-type]
+        streaming=True,
+        cache_dir=_scratch_cache(),  # type: ignore[arg-type]
+        batch_size=ROWS_PER_TABLE,  # else whole row groups, of any size
+    ).read()
 
 
 def _json(path: str) -> RowFile:

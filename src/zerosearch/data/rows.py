@@ -2,13 +2,19 @@
 
 Accepts every form that Search-R1, ZeroSearch and their relatives are published in: the answers may
 sit in `golden_answers`, in `reward_model.ground_truth` (a mapping with `target`, a list, an array,
-or one string joined by `<|answer_split|>`) or in `answer`; the question may sit in `question` or
-only in the user text of `prompt`. Anything else is an error that names place, field and remedy:
-a row that is silently dropped or guessed at would change what is trained.
+or one string joined by `<|answer_split|>`), in the same of `reward_spec` (SkyRL) or in `answer`; a
+list may be written as text, as in CSV files. The question may sit in `question`, in
+`extra_info.question` (beside a `prompt` with the whole instruction: verl's and SkyRL's
+preprocessing of Search-R1's data) or only in the user text of `prompt`. Anything else is an error
+that names place, field and remedy: a row that is silently dropped or guessed at would change what
+is trained.
 """
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +22,16 @@ from typing import Any
 import numpy as np
 
 from zerosearch.core.errors import InputError
+from zerosearch.data.json_text import check_plain, shown
 from zerosearch.types import Question
 
 ANSWER_SEPARATOR = "<|answer_split|>"
+REWARD_SPEC = "reward_spec"  # SkyRL's name of `reward_model`
+
+# Tags of an episode's grammar, ours and those of tool calls: they stand in an instruction.
+_TAG = re.compile(r"</?(?:think|search|information|answer|tool_call|tool_response)>", re.IGNORECASE)
+_TEXT = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+_TEXT_OF_LIST = re.compile(rf"\[\s*(?:{_TEXT}\s*(?:,\s*{_TEXT}\s*)*,?\s*)?\]", re.DOTALL)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -68,13 +81,21 @@ def row_to_question(
     extra_info = row.get(columns.extra_info)
     if extra_info is not None and not isinstance(extra_info, Mapping):
         raise _wrong_type(location, columns.extra_info, extra_info, "a mapping such as {index: 3}")
-    return Question(
+    question = Question(
         uid=uid if uid is not None else location,
         text=_question_text(row, columns, location),
         golden_answers=_golden_answers(row, columns, location),
         source=data_source or source or "unknown",
         metadata={key: value for key, value in (extra_info or {}).items() if value is not None},
     )
+    for name, value in (
+        ("question", question.text),
+        ("golden answers", question.golden_answers),
+        (columns.data_source, question.source),
+        (columns.extra_info, question.metadata),
+    ):
+        check_plain(value, f"{location}: '{name}'")
+    return question
 
 
 def question_to_row(question: Question, split: str, index: int) -> dict[str, Any]:
@@ -102,10 +123,9 @@ def question_to_row(question: Question, split: str, index: int) -> dict[str, Any
 
 
 def _wrong_type(location: str, field: str, value: object, wanted: str) -> InputError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return InputError(
-        f"{location}: field '{field}' is {shown} ({type(value).__name__}); it must be {wanted}"
+        f"{location}: field '{field}' is {shown(value)} ({type(value).__name__}); it must be "
+        f"{wanted}"
     )
 
 
@@ -120,53 +140,76 @@ def _question_text(row: Mapping[str, Any], columns: Columns, location: str) -> s
     field = columns.question
     text = _text(row, field, location)
     if text is None:
+        field = f"{columns.extra_info}.question"
+        text = _text(row.get(columns.extra_info) or {}, "question", location) or None
+    if text is None:
         field = columns.prompt
         text = _user_text(row.get(field), field, location)
     if text is None:
         raise InputError(
             f"{location}: no question: fields '{columns.question}' and '{columns.prompt}' are both "
-            f"missing among {sorted(row)}; rename the column, or name it with the source's own "
-            "columns.question= (docs/data.md)"
+            f"missing among {shown(sorted(row))}; rename the column, or name it with the source's "
+            "own columns.question= (docs/data.md)"
         )
     if not text.strip():
         raise InputError(
-            f"{location}: field '{field}' is {text!r}, an empty question; "
+            f"{location}: field '{field}' is {text!r:.80}, an empty question; "
             f"write the question or remove the row"
+        )
+    if tag := _TAG.search(text):
+        raise InputError(
+            f"{location}: field '{field}' is {text!r:.80}: with the tag {tag[0]} it is an "
+            f"instruction, which is not to be asked; write the question alone into "
+            f"'{columns.question}' or '{columns.extra_info}.question'"
         )
     return text.strip()
 
 
 def _user_text(prompt: object, field: str, location: str) -> str | None:
     """Text of the last user message, which is the question where few-shot examples precede it."""
+    wanted = "a list of {role, content} messages, one of them with role 'user'"
     if prompt is None or isinstance(prompt, str):
+        if prompt is not None and re.match(r"\s*\[\s*\{", prompt):
+            raise _wrong_type(location, field, prompt, f"{wanted}, and not its text")
         return prompt
     messages = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
-    wanted = "a list of {role, content} messages, one of them with role 'user'"
     if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
         raise _wrong_type(location, field, prompt, wanted)
     texts = [message.get("content") for message in messages if message.get("role") == "user"]
-    if not texts or not isinstance(texts[-1], str):
+    text = _joined_parts(texts[-1]) if texts else None
+    if text is None:
         raise _wrong_type(location, field, prompt, wanted)
-    return texts[-1]
+    return text
+
+
+def _joined_parts(content: object) -> str | None:
+    """The text of a message, which chat APIs also write as parts `{type: text, text: ..}`."""
+    parts = content.tolist() if isinstance(content, np.ndarray) else content
+    if not isinstance(parts, list | tuple):
+        return parts if isinstance(parts, str) else None
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    strings = [text for text in texts if isinstance(text, str)]
+    return "".join(strings) if len(strings) == len(texts) else None
 
 
 def _golden_answers(row: Mapping[str, Any], columns: Columns, location: str) -> tuple[str, ...]:
     field, value = columns.golden_answers, row.get(columns.golden_answers)
-    if value is None:
-        field, value = _ground_truth(row.get(columns.reward_model), columns.reward_model, location)
+    for name in (columns.reward_model, REWARD_SPEC):
+        if value is None:
+            field, value = _ground_truth(row.get(name), name, location)
     if value is None:
         field, value = columns.answer, row.get(columns.answer)
     if value is None:
         raise InputError(
             f"{location}: no golden answers: fields '{columns.golden_answers}', "
             f"'{columns.reward_model}.ground_truth' and '{columns.answer}' are all missing among "
-            f"{sorted(row)}; rename the column, or name it with the source's own "
+            f"{shown(sorted(row))}; rename the column, or name it with the source's own "
             "columns.golden_answers= or columns.answer= (docs/data.md)"
         )
     answers = tuple(text.strip() for text in _strings(value, field, location) if text.strip())
     if not answers:
         raise InputError(
-            f"{location}: field '{field}' is {value!r}: no golden answer that is not empty; "
+            f"{location}: field '{field}' is {shown(value)}: no golden answer that is not empty; "
             f"give at least one or remove the row"
         )
     return answers
@@ -188,10 +231,42 @@ def _ground_truth(reward_model: object, field: str, location: str) -> tuple[str,
 def _strings(value: object, field: str, location: str) -> list[str]:
     values = value.tolist() if isinstance(value, np.ndarray) else value
     # a zero-dimensional array has become its scalar, to be read like a bare string
-    listed = list(values) if isinstance(values, (list, tuple)) else [values]
-    texts = [item for item in listed if isinstance(item, str)]
-    if len(texts) < len(listed):
+    if isinstance(values, str):
+        values = listed(values, field, location)
+    items = list(values) if isinstance(values, (list, tuple)) else [values]
+    texts = [item for item in items if isinstance(item, str)]
+    if len(texts) < len(items):
         raise _wrong_type(
             location, field, value, "a string or a list of strings (quote numbers and dates)"
         )
     return [part for text in texts for part in text.split(ANSWER_SEPARATOR)]
+
+
+def listed(text: str, field: str, location: str) -> list[str]:
+    """One answer, or those of a list that was written as text: Python's or JSON's, as in CSV.
+
+    Raises:
+        InputError: it stands in brackets and is no list of quoted texts.
+    """
+    if not re.fullmatch(r"\s*\[.*\]\s*", text, re.DOTALL):
+        return [text]
+    if not _TEXT_OF_LIST.fullmatch(text.strip()):
+        raise InputError(
+            f"{location}: field '{field}' is {text!r:.80}, which looks like a list and is none of "
+            'quoted texts with commas between them; write ["one", "two"], also for one answer '
+            "that has brackets itself"
+        )
+    try:
+        return [_unquoted(quoted) for quoted in re.findall(_TEXT, text, re.DOTALL)]
+    except (ValueError, SyntaxError) as error:
+        raise InputError(
+            f"{location}: field '{field}' is {text!r:.80}, with a text that is neither JSON's nor "
+            f"Python's ({error}); repair it"
+        ) from error
+
+
+def _unquoted(quoted: str) -> str:
+    try:
+        return json.loads(quoted)
+    except ValueError:
+        return ast.literal_eval(quoted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from zerosearch.core.errors import InputError
@@ -46,14 +47,52 @@ def checked_sources(sources: Sources, name: str) -> list[QuestionSource]:
     return listed
 
 
+def told_apart(
+    sources: Sequence[QuestionSource], others: Sequence[QuestionSource]
+) -> list[QuestionSource]:
+    """Sources of which none has the label of another one with other questions.
+
+    Questions are identified by label and position, and noise is drawn by that: the questions of
+    `a/qa.jsonl` and `b/qa.jsonl`, or of two splits of a hub data set, need labels that differ.
+
+    Args:
+        sources: of one list, with labels that differ.
+        others: of the lists before.
+    """
+    taken = {each.label: _place(each) for each in others if isinstance(each, QASource)}
+    return [
+        replace(source, label=source.path if os.path.exists(source.path) else _hub_name(source))
+        if isinstance(source, QASource)
+        and taken.get(source.label, _place(source)) != _place(source)
+        else source
+        for source in sources
+    ]
+
+
+def _hub_name(source: QASource) -> str:
+    return "/".join(part for part in _place(source) if part)
+
+
+def _place(source: QASource) -> tuple[str, str | None, str]:
+    return source.path, source.name, source.split
+
+
 def file_sources(files: Sequence[str]) -> list[QuestionSource]:
     """One source per file, weighted by size, labelled by file name (or path where names collide).
 
     Raises:
-        InputError: not a list, or an empty one.
+        InputError: not a list, an empty one, or one with a file twice.
     """
     if isinstance(files, str) or not files:
         raise InputError(f"data.files={files!r} must be a list of files: data.files=[my.parquet]")
+    places = [os.path.realpath(os.path.expanduser(path)) for path in files]
+    if twice := [
+        path for path, place in zip(files, places, strict=True) if places.count(place) > 1
+    ]:
+        raise InputError(
+            f"data.files names {twice[-1]!r} twice: name it once (weights in data.train have some "
+            "questions asked more often)"
+        )
     names = [os.path.basename(path) for path in files]
     return [
         QASource(path=path, weight=None, label=name if names.count(name) == 1 else path)

@@ -8,6 +8,7 @@ nothing disturbed and writes the same tokens.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 from zerosearch.core.errors import InputError
 from zerosearch.core.journal import Journal
 from zerosearch.evaluation.answers import TIMES, answer_row
-from zerosearch.rollout.agent import Agent
+from zerosearch.rollout.agent import Agent, PlayedEpisode
 from zerosearch.search.engine import SearchEngine
-from zerosearch.types import Question
+from zerosearch.types import Question, Trajectory
+
+log = logging.getLogger(__name__)
 
 
 async def ask_all(
@@ -39,8 +42,8 @@ async def ask_all(
         questions: what is asked.
         journal: of answers by `id`.
         block: questions under way at a time.
-        max_failed_share: share of a block that may fail for want of an engine or a model; a block
-            with more is not kept, and the run ends.
+        max_failed_share: share of a block that may fail, for want of an engine or a model or by an
+            error of the agent; a block with more is not kept, and the run ends.
         seed: of all draws.
         on_answers: told how many answers a block brought.
 
@@ -60,7 +63,11 @@ async def ask_all(
 
     async def ask(question: Question) -> dict[str, Any]:
         started = time.perf_counter()
-        played = await agent.play(question, engine, seed=seed, attempt=0)
+        try:
+            played = await agent.play(question, engine, seed=seed, attempt=0)
+        except Exception as error:  # whatever it is, the questions beside it are answered
+            log.exception("question %r (%s) was not answered", question.uid, question.text)
+            played = _lost(question, error)
         return answer_row(question, played, time.perf_counter() - started)
 
     for start in range(0, len(questions), block):
@@ -68,7 +75,7 @@ async def ask_all(
         kept = sum(question.uid in journal for question in asked)
         if kept < len(asked):
             started = time.perf_counter()
-            rows = await _together([ask(question) for question in asked])
+            rows = await asyncio.gather(*map(ask, asked))
             share = (time.perf_counter() - started) / len(asked)
             _check_failures(rows, max_failed_share)
             for row in rows:
@@ -79,13 +86,12 @@ async def ask_all(
     return [journal.rows[question.uid] for question in questions]
 
 
-async def _together(asked: list[Any]) -> list[dict[str, Any]]:
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(each) for each in asked]
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group
-    return [task.result() for task in running]
+def _lost(question: Question, error: Exception) -> PlayedEpisode:
+    """An episode that an error ended: it counts as failed, as those without a model do."""
+    trajectory = Trajectory(question=question, group=0, sibling=0, prompt_ids=[])
+    trajectory.stop_reason = "model_failed"
+    trajectory.error = f"{type(error).__name__}: {error}"
+    return PlayedEpisode(trajectory=trajectory, answer=None)
 
 
 def _check_failures(rows: Sequence[dict[str, Any]], max_failed_share: float) -> None:

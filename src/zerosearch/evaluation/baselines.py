@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from zerosearch.clients.chat import ChatModel
+from zerosearch.core.text import whole_characters
 from zerosearch.reward.answer import CLOSE_TAG, OPEN_TAG, extract_answer
 from zerosearch.rollout.agent import OnText
 from zerosearch.rollout.chat_agent import CHARS_PER_TOKEN, ChatAgent, Talk, close_tag, fit
@@ -134,11 +135,8 @@ class ToolAgent(ChatAgent):
         before, opening, call = text.rpartition(TOOL_CALL[0])
         if not opening or not call.endswith(TOOL_CALL[1]):
             return text
-        try:
-            query = json.loads(call.removesuffix(TOOL_CALL[1]))["arguments"]["query"]
-        except (ValueError, LookupError, TypeError):
-            return text
-        return f"{before}{SEARCH[0]}{query}{SEARCH[1]}" if isinstance(query, str) else text
+        query = _query_of(call.removesuffix(TOOL_CALL[1]))
+        return text if query is None else f"{before}{SEARCH[0]}{query}{SEARCH[1]}"
 
     async def show(self, talk: Talk, step: Step) -> str:
         """See `ChatAgent`."""
@@ -177,6 +175,18 @@ class SearchO1(ChatAgent):
         reply = await self.ask(talk, [{"role": "user", "content": prompt}], purpose="digest")
         step.turn.sampled_tokens += reply.sampled
         return f"{O1_RESULT[0]}{reply.text.strip()}{O1_RESULT[1]}"
+
+
+def _query_of(call: str) -> str | None:
+    """The query of a tool call; its arguments may be JSON text, as in OpenAI's replies."""
+    try:
+        arguments = json.loads(call)["arguments"]
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments)
+        query = arguments["query"]
+    except (ValueError, RecursionError, LookupError, TypeError):  # whatever the model wrote
+        return None
+    return whole_characters(query) if isinstance(query, str) else None
 
 
 def _closed(text: str, call: tuple[str, str]) -> str:

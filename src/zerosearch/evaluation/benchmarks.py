@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count
 from zerosearch.data.published_rows import common_row
 from zerosearch.data.rows import row_to_question
 from zerosearch.data.sources import fixed_selection
+from zerosearch.evaluation.official import Scorer
 from zerosearch.types import Question
 
 
@@ -27,10 +28,21 @@ class Benchmark:
     Args:
         label: heading of its column.
         source: its questions.
+        scorer: its official one, whose figures stand beside ours; None: it has none.
+
+    Raises:
+        InputError: there is no such scorer.
     """
 
     label: str
     source: QuestionSet
+    scorer: Scorer | None = None
+
+    def __post_init__(self) -> None:
+        if self.scorer is not None and self.scorer not in get_args(Scorer):
+            raise InputError(
+                f"scorer={self.scorer!r} of {self.label}: give one of {get_args(Scorer)}, or null"
+            )
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -103,12 +115,33 @@ class PublishedSet:
         places[identity] = location
 
 
+def check_apart(questions: Mapping[str, Sequence[Question]]) -> None:
+    """Refuse benchmarks whose questions have the same identities, by which noise is drawn.
+
+    Args:
+        questions: by the benchmark's name; of one set under two names they may be the same.
+
+    Raises:
+        InputError: names the two, and the remedy.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for name, asked in questions.items():
+        for question in asked:
+            other, text = seen.setdefault(question.uid, (name, question.text))
+            if text != question.text:
+                raise InputError(
+                    f"the benchmarks {other} and {name} both have a question {question.uid!r}: "
+                    f"give one another label (benchmark.{name}.source.label, or of a file "
+                    f"benchmark.{name}.label)"
+                )
+
+
 def file_benchmark(path: str, *, label: str = "file", limit: int | None = 500) -> Benchmark:
     """Any file of questions as a benchmark.
 
     Args:
         path: file, or pattern of files, in any form that `PublishedSet` reads.
-        label: heading of its column.
+        label: heading of its column, and what its questions' identities begin with.
         limit: as of `PublishedSet`.
     """
-    return Benchmark(label=label, source=PublishedSet(path=path, label="file", limit=limit))
+    return Benchmark(label=label, source=PublishedSet(path=path, label=label, limit=limit))

@@ -5,24 +5,31 @@ from __future__ import annotations
 import numpy as np
 
 from zerosearch.evaluation.answers import TIMES, AnswerRows
+from zerosearch.evaluation.official import Scorer, official_scores
 from zerosearch.reward.metrics import AnswerMetrics
 
 
-def cell_metrics(rows: AnswerRows) -> dict[str, float]:
+def cell_metrics(rows: AnswerRows, scorer: Scorer | None = None) -> dict[str, float]:
     """What a method reached on a benchmark; equal runs give equal numbers.
 
     Args:
         rows: of `answer_row`, at least one.
+        scorer: the benchmark's official one, where it has one.
 
     Returns:
         `em`, `cover_em`, `f1` with `_low` and `_high` (95% bootstrap); shares `answered` and
         `failed` (of questions), `failed_searches` and `empty_searches` (of searches); per question
-        `searches`, `sampled_tokens` and `cost_usd`; `count`.
+        `searches`, `sampled_tokens` and `cost_usd`; `count`; with a scorer `official_em` and
+        `official_f1`.
     """
     metric = AnswerMetrics()
     for row in rows:
         metric.update(row["answer"], row["golden_answers"], failed=row["error"] is not None)
     scores = {name: float(value) for name, value in metric.compute().items()}
+    if scorer is not None:
+        found = [official_scores(scorer, row["answer"], row["golden_answers"]) for row in rows]
+        scores["official_em"] = sum(em for em, _ in found) / len(rows)
+        scores["official_f1"] = sum(f1 for _, f1 in found) / len(rows)
     searches = sum(row["searches"] for row in rows)
     failed = sum(row["failed_searches"] for row in rows)
     return scores | {

@@ -127,7 +127,7 @@ def answers_of(place: str) -> dict[str, list[dict[str, Any]]]:
     if method not in methods:
         raise InputError(f"{place}: give {run}:METHOD with one of {', '.join(methods)}")
     return {
-        path.stem: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        path.stem: [json.loads(line) for line in path.read_bytes().splitlines()]
         for path in sorted((root / method).glob("*.jsonl"))
     }
 

@@ -19,7 +19,7 @@ from zerosearch.core.runs import JOURNAL
 from zerosearch.data.sources import fixed_selection
 from zerosearch.evaluation.answers import AnswerRows, without_times
 from zerosearch.evaluation.asking import ask_all
-from zerosearch.evaluation.benchmarks import Benchmark
+from zerosearch.evaluation.benchmarks import Benchmark, check_apart
 from zerosearch.evaluation.cells import cell_metrics, cell_times
 from zerosearch.evaluation.tables import Results
 from zerosearch.rollout.agent import Agent
@@ -122,6 +122,7 @@ class TableRun:
                 answered before is kept.
         """
         questions = {name: list(each.source.load()) for name, each in self.benchmarks.items()}
+        check_apart(questions)
         asked = [self._engines_of(method) for method in self.methods.values()]
         for name in dict.fromkeys(name for names in asked for name in names if name is not None):
             engine = self.engines[name].search
@@ -146,7 +147,8 @@ class TableRun:
                     if not cells:
                         self.on_begin()
                     answered = await self._cell(row, benchmark, agent, engine, loaded, method.limit)
-                    cells[row, benchmark] = cell_metrics(answered)
+                    scorer = self.benchmarks[benchmark].scorer
+                    cells[row, benchmark] = cell_metrics(answered, scorer)
                     self.times[row, benchmark] = cell_times(answered)
         benchmarks = {name: each.label for name, each in self.benchmarks.items()}
         return Results(benchmarks=benchmarks, rows=rows, cells=cells)

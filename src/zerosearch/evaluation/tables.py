@@ -25,6 +25,8 @@ DETAILS = {
     "EM": ("em", 100, ".1f"),
     "cover EM": ("cover_em", 100, ".1f"),
     "F1": ("f1", 100, ".1f"),
+    "official EM": ("official_em", 100, ".1f"),
+    "official F1": ("official_f1", 100, ".1f"),
     "searches": ("searches", 1, ".2f"),
     "tokens": ("sampled_tokens", 1, ".0f"),
     "answered %": ("answered", 100, ".1f"),
@@ -78,11 +80,13 @@ def main_table(results: Results, *, policies: Sequence[str] | None = None) -> Ce
 
 def detail_table(results: Results) -> Cells:
     """All numbers of every cell, scores with their 95% intervals."""
-    cells = [["method", "benchmark", "questions", *DETAILS]]
+    known = {name for metrics in results.cells.values() for name in metrics}
+    shown = {heading: each for heading, each in DETAILS.items() if each[0] in known}
+    cells = [["method", "benchmark", "questions", *shown]]
     for (row, benchmark), metrics in _in_order(results):
         values = []
-        for name, factor, form in DETAILS.values():
-            text = format(factor * metrics[name], form)
+        for name, factor, form in shown.values():
+            text = format(factor * metrics[name], form) if name in metrics else ""
             if name in _INTERVALS:
                 low, high = (format(factor * metrics[f"{name}_{end}"], form) for end in _ENDS)
                 text += f" [{low}, {high}]"
@@ -93,16 +97,23 @@ def detail_table(results: Results) -> Cells:
 
 
 def as_csv(results: Results) -> str:
-    """A line per cell with every metric, unrounded."""
+    """A line per cell with every metric, unrounded; nothing where a benchmark lacks one."""
+    lines = [
+        {
+            "method": row,
+            "benchmark": benchmark,
+            "label": results.rows[row],
+            "heading": results.benchmarks[benchmark],
+            **metrics,
+        }
+        for (row, benchmark), metrics in _in_order(results)
+    ]
+    names = list(dict.fromkeys(name for line in lines for name in line))
     file = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
-    for (row, benchmark), metrics in _in_order(results):
-        labels = {"label": results.rows[row], "heading": results.benchmarks[benchmark]}
-        line = {"method": row, "benchmark": benchmark, **labels, **metrics}
-        if writer is None:
-            writer = csv.DictWriter(file, fieldnames=list(line), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(line)
+    writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
+    if names:
+        writer.writeheader()
+    writer.writerows(lines)
     return file.getvalue()
 
 
@@ -119,7 +130,7 @@ def from_csv(text: str) -> Results:
         try:
             row, benchmark = line.pop("method"), line.pop("benchmark")
             rows[row], benchmarks[benchmark] = line.pop("label"), line.pop("heading")
-            cells[row, benchmark] = {name: float(value) for name, value in line.items()}
+            cells[row, benchmark] = {name: float(value) for name, value in line.items() if value}
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"it is no table of an evaluation ({error})") from error
     return Results(benchmarks=benchmarks, rows=rows, cells=cells)

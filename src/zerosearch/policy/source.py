@@ -147,6 +147,7 @@ class PolicySource:
             return AutoConfig.for_model(**self.architecture)
         return AutoConfig.from_pretrained(**self._arguments("config"))
 
+    @as_input_errors("model.path cannot be loaded")
     def safetensors_files(self) -> dict[str, Path] | None:
         """The file of every tensor by name; None where the weights are no safetensors files."""
         if self.random_init or self.gguf_file is not None:

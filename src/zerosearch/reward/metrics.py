@@ -1,8 +1,9 @@
 """Answer metrics: exact match, cover match and token F1, alone and over a whole evaluation.
 
-Normalisation is the one of SQuAD (arXiv 1606.05250), so numbers compare with the literature. Two
-departures from the reference code: exact match is equality (not a substring test), and an answer
-whose normal form is empty ("The", "?!") matches nothing instead of everything.
+Normalisation is the one of SQuAD (arXiv 1606.05250), so numbers compare with the literature, after
+what looks the same has been written the same (`plain_text`). Two departures from the reference
+code: exact match is equality (not a substring test), and an answer whose normal form is empty
+("The", "?!") matches nothing instead of everything. HotpotQA's guard of F1 is ours, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from torchmetrics.utilities import dim_zero_cat
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.text import normalize_answer
+
+# Answers that are right or wrong as a whole: "yes" is no part of "yes and no". Source: `f1_score`
+# of hotpot_evaluate_v1.py in github.com/hotpotqa/hotpot.
+WHOLE_ANSWERS = frozenset({"yes", "no", "noanswer"})
 
 # Bounds the index matrix of one bootstrap chunk to about 8 MB, whatever the number of questions.
 _BOOTSTRAP_CELLS = 1_000_000
@@ -54,7 +59,8 @@ def cover_match(prediction: str | None, golden_answers: Sequence[str]) -> float:
 def token_f1(prediction: str | None, golden_answers: Sequence[str]) -> float:
     """Best F1 over golden answers between bags of normalised tokens, in [0, 1].
 
-    F1 = 2 * overlap / (|prediction| + |golden|), arXiv 2505.04588, reward design.
+    F1 = 2 * overlap / (|prediction| + |golden|), arXiv 2505.04588, reward design; 0 where either
+    side is yes, no or noanswer and the other is not the same (HotpotQA's scorer).
 
     Args:
         prediction: the answer, None where the policy gave none.
@@ -67,6 +73,8 @@ def token_f1(prediction: str | None, golden_answers: Sequence[str]) -> float:
 
 
 def _bag_f1(guess: str, golden: str) -> float:
+    if guess != golden and not WHOLE_ANSWERS.isdisjoint((guess, golden)):
+        return 0.0
     guess_tokens, golden_tokens = guess.split(), golden.split()
     overlap = (Counter(guess_tokens) & Counter(golden_tokens)).total()
     return 2.0 * overlap / (len(guess_tokens) + len(golden_tokens))

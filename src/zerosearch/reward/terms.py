@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count
-from zerosearch.reward.metrics import cover_match
+from zerosearch.core.text import mentions
 from zerosearch.types import Trajectory
 
 
@@ -21,19 +21,18 @@ def well_formed(trajectory: Trajectory) -> float:
 
 
 def retrieved_answer(trajectory: Trajectory) -> float:
-    """1.0 where some document that was found contains a golden answer, else 0.0.
+    """1.0 where some document that was found has a golden answer in whole words, else 0.0.
 
     Source: the retrieval reward of Search-R1's study, arXiv 2505.15117. With a simulator that is
     told the answers it measures the queries less than with a corpus.
     """
     golden = trajectory.question.golden_answers
-    return max(
-        (
-            cover_match(f"{document.title} {document.text}", golden)
+    return float(
+        any(
+            mentions(f"{document.title} {document.text}", golden)
             for result in trajectory.searches
             for document in result.documents
-        ),
-        default=0.0,
+        )
     )
 
 

@@ -27,8 +27,8 @@ from zerosearch.data.corpus import Passage
 from zerosearch.search.analyser import (
     ANALYSER_VERSION,
     TOKEN_PATTERN,
-    fold_text,
     resolve_stopwords,
+    words,
 )
 from zerosearch.search.retrieval import Hit, load_passages, write_folder
 from zerosearch.types import SearchRequest, SearchResult
@@ -194,7 +194,7 @@ class BM25Search:
             raise InputError(f"top_k: {top_k} documents were asked for; ask for 1 or more")
         indexed = self._prepared()
         terms = bm25s.tokenize(
-            fold_text(query),
+            words(query),
             lower=False,
             token_pattern=TOKEN_PATTERN,
             stopwords=list(self.stopwords),
@@ -212,7 +212,7 @@ class BM25Search:
 
     def _build(self, passages: list[Passage]) -> bm25s.BM25:
         tokens = bm25s.tokenize(
-            [fold_text(f"{passage.title}\n{passage.text}") for passage in passages],
+            [words(f"{passage.title}\n{passage.text}", indexed=True) for passage in passages],
             lower=False,
             token_pattern=TOKEN_PATTERN,
             stopwords=list(self.stopwords),

@@ -1,7 +1,8 @@
 """The forms in which published retrieval servers take a query and give documents back.
 
 Four are in use, all of them one POST of JSON: Search-R1's (verl and slime share it), SkyRL's, that
-of Search-R1's web search servers, and that of ZeroSearch's Wikipedia server.
+of Search-R1's web search servers, and that of ZeroSearch's Wikipedia server. A document is a
+text, or in either form of a corpus: `{"id", "contents"}` or `{"id", "title", "text"}`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def documents_of_list(reply: Any) -> list[Document]:
     """`[{"text": ".."}, ..]`."""
     if not isinstance(reply, list):
         raise InputError(f"it is no list of documents, but {_shape(reply)}")
-    return [_document_of_text(_field(item, "text"), "text") for item in reply]
+    return [_document_of_fields(item, _field(item, "text")) for item in reply]
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -80,7 +81,18 @@ def _document(item: Any) -> Document:
         item = item["document"]
     if isinstance(item, str):
         return _document_of_text(item, "document")
+    if isinstance(item, dict) and "title" in item and "contents" not in item:
+        return _document_of_fields(item, _field(item, "text"))
     return _document_of_text(_field(item, "contents"), "contents")
+
+
+def _document_of_fields(item: dict[str, Any], text: Any) -> Document:
+    title = item.get("title")
+    if title is None or not isinstance(text, str):
+        return _document_of_text(text, "text")
+    if not isinstance(title, str):
+        raise InputError(f"'title' is no text, but {_shape(title)}")
+    return Document(title=" ".join(title.split()), text=text.strip())
 
 
 def _document_of_text(contents: Any, field: str) -> Document:

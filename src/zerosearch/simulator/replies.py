@@ -1,11 +1,14 @@
 """Reads the documents out of what a simulation LLM wrote, and says what is wrong with it.
 
 A reply should be lines `Doc 1: ...` to `Doc k: ...` and nothing else. Models decorate, comment,
-refuse and stop short; each of these has a name, so that it can be counted.
+refuse and stop short; each of these has a name, so that it can be counted. Read, too, is
+the JSON that some models were tuned on: `[{"id": 1, "title": "..", "text": ".."}, ..]`, or such an
+object a line.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +41,7 @@ _REFUSAL = re.compile(
 )
 # Far more than is ever shown: a server that keeps to no limit must not cost seconds later on.
 MAX_DOCUMENT_CHARS = 20_000
+_JSON_CHARS = 1_000_000
 _REFUSAL_CHARS = 300  # an excuse comes first
 _SENTENCE = re.compile(r".*[.!?…。！？][\"'”’)\]]*(?=\s|$)", re.DOTALL)
 _PARAGRAPH_BREAK = re.compile(r"\n[ \t]*\n")
@@ -78,6 +82,10 @@ def parse_reply(reply: str, top_k: int, finish_reason: str | None = "stop") -> R
     before, *parts = _MARKER.split(text)  # text before, then number, text, number, text, ...
     numbers = [int(number) for number in parts[::2]]
     texts = [_DECORATION_LINE.sub("", part).strip() for part in parts[1::2]]
+    if not texts and (written := _json_documents(text)):
+        short = len(written) < top_k
+        problem = () if len(written) == top_k else (_amount(len(written), top_k),)
+        return Reply(documents=tuple(written[:top_k]), problems=problem, is_short=short)
     if not texts:
         return Reply(problems=(_why_none(text), *(("truncated",) if is_cut else ())))
     if _DECORATION_LINE.sub("", before).strip():
@@ -102,6 +110,23 @@ def parse_reply(reply: str, top_k: int, finish_reason: str | None = "stop") -> R
         problems=tuple(dict.fromkeys(problems)),
         is_short=len(found) < top_k or "truncated" in problems,
     )
+
+
+def _json_documents(text: str) -> list[Document]:
+    """Documents of a JSON array of objects with text and perhaps title, or of such lines."""
+    bare = _DECORATION_LINE.sub("", text).strip()
+    if not bare.startswith(("[", "{")) or len(bare) > _JSON_CHARS:
+        return []
+    try:
+        rows = json.loads(bare if bare[0] == "[" else "[" + bare.replace("\n", ",") + "]")
+        found = [(row.get("title") or "", row["text"]) for row in rows]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return []
+    return [
+        Document(title=" ".join(title.split()), text=body.strip()[:MAX_DOCUMENT_CHARS])
+        for title, body in found
+        if isinstance(title, str) and isinstance(body, str) and any(map(str.isalnum, body))
+    ]
 
 
 def _amount(found: int, top_k: int) -> Problem:

@@ -16,7 +16,7 @@ from zerosearch.training.rollout_plan import SampledBatch
 from zerosearch.types import StopReason, Trajectory
 
 _TRUNCATED = ("turn_budget", "context")
-_FAILURES = ("search_failed", "model_failed")
+_FAILURES = ("search_failed", "model_failed", "reward_failed")
 _SHOWN = {
     "reward/total": "reward {:.3f}",
     "f1": "F1 {:.3f}",
@@ -58,12 +58,14 @@ def rollout_metrics(
 
     Args:
         trajectories: of this rank.
-        scores: aligned with them; None where a search failed.
+        scores: aligned with them; None where a search or the reward failed.
     """
     means = Means()
     for trajectory, score in zip(trajectories, scores, strict=True):
         means.add("rollout/valid", trajectory.valid)
-        means.add("search/failed", not trajectory.valid)
+        without_reward = trajectory.stop_reason == "reward_failed"
+        means.add("reward/failed", without_reward)
+        means.add("search/failed", not trajectory.valid and not without_reward)
         if score is None:
             continue
         means.add("reward/total", score.total)
@@ -76,9 +78,12 @@ def rollout_metrics(
         means.add("rollout/repetition", repetition(trajectory))
         means.add("rollout/truncated", trajectory.stop_reason in _TRUNCATED)
         for reason in get_args(StopReason):
-            if reason not in _FAILURES:  # counted as search/failed
+            if reason not in _FAILURES:  # counted as search/failed or reward/failed
                 means.add(f"stop/{reason}", trajectory.stop_reason == reason)
-    return means.reduced() | _search_metrics(trajectories)
+    found = means.reduced()
+    if not found.get("reward/failed"):
+        found.pop("reward/failed", None)  # no column for what hardly a run has
+    return found | _search_metrics(trajectories)
 
 
 def repetition(trajectory: Trajectory, n: int = 4) -> float:

@@ -82,7 +82,8 @@ def is_flat(group: Sequence[Trajectory], rubric: Rubric) -> bool:
     A single valid one is not flat: it lost its siblings to failed searches, and replacing its group
     would only cost more searches.
     """
-    rewards = [rubric.score(trajectory).total for trajectory in group if trajectory.valid]
+    scores = [rubric.score(trajectory) for trajectory in group if trajectory.valid]
+    rewards = [score.total for score in scores if score is not None]
     return len(rewards) != 1 and len(set(rewards)) <= 1
 
 

@@ -85,8 +85,16 @@ class Collector:
             budget: of all runs into the folder.
 
         Raises:
-            InputError: too many episodes failed; names who, and the remedy.
+            InputError: too many episodes failed, or the journal is of other questions; names who
+                or what, and the remedy.
         """
+        for attempt, question in itertools.product(range(self.attempts), questions):
+            row = journal.rows.get(episode_id(question, attempt))
+            if row is not None and row["question"] != question.text:
+                raise InputError(
+                    f"{journal.path} holds another question {row['id']!r}: the file of questions "
+                    "has changed since, or is another of its name; give folder=ANOTHER"
+                )
         open_pairs = [
             (question, attempt)
             for attempt, question in itertools.product(range(self.attempts), questions)
