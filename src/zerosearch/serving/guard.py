@@ -2,8 +2,9 @@
 
 The parent holds the other end of this process's standard input. When that end closes, because the
 parent closed it or died in whatever way (kill -9 included), the command and all its descendants are
-ended. A second process does that where this one is killed itself. The command runs in a session of its own, so that Ctrl-C in a terminal reaches the parent
-alone, which may have a training step to finish with the command's help.
+ended. A second process does that where this one is killed itself. The command runs in a session of
+its own, so that Ctrl-C in a terminal reaches the parent alone, which may have a training step to
+finish with the command's help.
 """
 
 from __future__ import annotations

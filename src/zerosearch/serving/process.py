@@ -28,8 +28,8 @@ def answers(endpoint: str) -> bool:
     """Whether a vLLM server is up and has its model loaded."""
     url = f"{endpoint.removesuffix('/v1')}/health"
     try:
-        # Straight to the server: a proxy of the environment has no business here.
-        with httpx.stream("GET", url, timeout=2.0, trust_env=False) as reply:  # its body is not read
+        # Straight to the server: a proxy of the environment has no business here. No body is read.
+        with httpx.stream("GET", url, timeout=2.0, trust_env=False) as reply:
             return reply.is_success
     except httpx.HTTPError:
         return False
