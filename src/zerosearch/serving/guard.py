@@ -71,7 +71,8 @@ def _second_guard(command: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.write(held, b".")
+        with suppress(BrokenPipeError):  # the watcher was killed
+            os.write(held, b".")
         os.close(held)
         os.waitpid(watcher, 0)
 
