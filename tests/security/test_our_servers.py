@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Gated:
     def prepare(self) -> None:
         return None
 
-    def retrieve_batch(self, queries: list[str], top_k: int) -> list[list[Hit]]:
+    def retrieve_batch(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
         self.asked += queries
         self.gate.wait(GUARD_S)
         return [[Hit(passage=Passage(id="0", title="", text="x" * 100), score=1.0)]] * len(queries)
@@ -264,7 +264,7 @@ def test_who_takes_no_bytes_of_a_reply_is_left(tmp_path: Path) -> None:
     queries = {"queries": ["x"] * 1000, "topk": 100}
 
     class Long(Gated):
-        def retrieve_batch(self, queries: list[str], top_k: int) -> list[list[Hit]]:
+        def retrieve_batch(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
             hit = Hit(passage=Passage(id="0", title="", text="x" * 20_000), score=1.0)
             return [[hit]] * len(queries)
 
