@@ -131,7 +131,6 @@ def test_groups_are_those_of_the_design() -> None:
         "search",
         "simulator",
         "simulator_check",
-        "task",
         "trainer",
     }
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.data.test_fetch import SMALL, make_hub
 
+from tests.commands.test_data import SMALL, make_hub
 from tests.helpers.hub import run_with_hub, serving
 from tests.helpers.runs import read_metrics
 from tests.helpers.words import save_word_policy

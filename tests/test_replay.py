@@ -16,7 +16,7 @@ from tests.helpers.configs import compose_config
 from tests.helpers.openai_server import OpenAIServer, Reply, completion
 from tests.helpers.runs import computed, read_metrics, small_run
 from tests.helpers.words import COLOURS
-from zerosearch.commands.train import train_policy
+from zerosearch.commands.train import train
 from zerosearch.core.runs import Summary
 
 SPENT = ("cost/", "search/cached", "search/attempts", "search/tokens")
@@ -79,7 +79,7 @@ def network_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(folder: Path, *overrides: str) -> Path:
     folder.mkdir()
     summary = Summary(folder)
-    train_policy(compose_config(folder, *overrides), summary)
+    train(compose_config(folder, *overrides), summary)
     summary.write()
     return folder
 

@@ -97,7 +97,7 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "hydra/sweeper=optuna", "hydra/sweeper=optuna: there is no hydra/sweeper/optuna"),
         ("train", "made_for=none", "made_for=none: give null to take choices as they are"),
         (
-            "train",
+            "tune",
             "experiment=simulator_sft_tiny",
             "train.jsonl does not exist: `make simulator-quickstart` makes it",
         ),

@@ -246,7 +246,7 @@ def test_the_corpus_is_unpacked_whatever_its_name_says(form: str, hub: Hub, tmp_
         hub.files[WIKI]["wiki-18.jsonl.gz"] = packed.getvalue()
     run(tmp_path, "name=wiki18", "sets.wiki18.files.corpus.rows=30", "sets.wiki18.unpacked_gib=0.1")
     cfg = compose_config(
-        tmp_path, "corpus=wiki18", f"paths.data_dir={tmp_path / 'data'}", name="retriever"
+        tmp_path, "corpus=wiki18", f"paths.data_dir={tmp_path / 'data'}", name="retrieve"
     )
     passages = read_corpus(cfg.search.engine.corpus)
     assert [passage.title for passage in passages] == [f"Title {n}" for n in range(30)]

@@ -28,7 +28,7 @@ from tests.helpers.openai_server import free_port
 from tests.helpers.runs import STEPS, computed, read_metrics, small_run
 from tests.helpers.waiting import guarded
 from zerosearch.assembly import assemble
-from zerosearch.commands.train import train_policy
+from zerosearch.commands.train import train
 from zerosearch.core.endings import report_error
 from zerosearch.core.runs import Summary, exit_code
 from zerosearch.data.geography.facts import load_facts
@@ -329,7 +329,7 @@ def refuse(folder: Path, caplog: pytest.LogCaptureFixture, *overrides: str) -> s
     run_folder = folder / "run"
     run_folder.mkdir()
     with guarded(), pytest.raises(Exception) as error:
-        train_policy(compose_config(run_folder, *overrides), Summary(run_folder))
+        train(compose_config(run_folder, *overrides), Summary(run_folder))
     assert not isinstance(error.value, HydraException) or error.value.__cause__ is not None
     caplog.clear()
     with caplog.at_level(logging.ERROR, logger="zerosearch"):
@@ -546,7 +546,7 @@ def test_sigterm_during_the_first_evaluation_ends_the_run(
     summary = Summary(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EvaluationRun, "answer", answered)
-        train_policy(compose_config(tmp_path, *settings, f"data.validation_batch={batch}"), summary)
+        train(compose_config(tmp_path, *settings, f"data.validation_batch={batch}"), summary)
     assert terminated.calls == 1
     assert summary.facts["status"] == "interrupted by SIGTERM"
     assert exit_code(summary.facts["status"]) == 143
@@ -557,9 +557,7 @@ def test_seed_zero_is_a_seed(settings: list[str], tmp_path: Path) -> None:
     def first_step(seed: int) -> list[str]:
         folder = tmp_path / f"seed-{seed}-{time.monotonic_ns()}"
         short = ["policy_steps=1", "test=false", "trainer.val_check_interval=1", f"seed={seed}"]
-        train_policy(
-            compose_config(folder, *settings, *short, "data.validation_limit=1"), Summary(folder)
-        )
+        train(compose_config(folder, *settings, *short, "data.validation_limit=1"), Summary(folder))
         assert torch.initial_seed() == seed
         lines = (folder / "transcripts" / "train" / "step_000000.jsonl").read_text().splitlines()
         texts = [turn["text"] for line in lines for turn in json.loads(line)["turns"]]

@@ -232,7 +232,7 @@ def test_no_gpu_is_named_without_its_number() -> None:
         if isinstance(node, ast.Constant) and node.value == "cuda":
             compared = isinstance(parent, ast.Compare | ast.Tuple)  # a type, or a choice
             numbered = isinstance(parent, ast.Call) and len(parent.args) == 2
-            if not compared and not numbered and file != "devices.py":
+            if not compared and not numbered and file != "core/devices.py":
                 found.append(where)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             mesh = any(isinstance(a, ast.Attribute) and a.attr == "device_type" for a in node.args)
@@ -243,11 +243,11 @@ def test_no_gpu_is_named_without_its_number() -> None:
 
 # Threads that were made otherwise than by `device_thread`, and why they may be.
 OTHER_THREADS = {
-    "devices.py": "device_thread",
+    "core/devices.py": "device_thread",
     "training/background.py": "takes its device itself",
     "search/batching.py": "what computes there takes its device itself: the encoder",
     "simulator/chosen.py": "asks servers",
-    "hub.py": "asks the hub",
+    "core/hub.py": "asks the hub",
 }
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.words import COLOURS, save_word_policy
-from zerosearch.commands.train import train_policy
+from zerosearch.commands.train import train
 from zerosearch.core.runs import Summary, read_summary
 
 STEPS = 6
@@ -72,7 +72,7 @@ def run_here(folder: Path, *overrides: str) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     summary = Summary(folder)
     try:
-        train_policy(compose_config(folder, *overrides), summary)
+        train(compose_config(folder, *overrides), summary)
     finally:
         summary.write()
     return read_summary(folder)
