@@ -72,5 +72,6 @@ def _whole_request(connection: socket.socket) -> bytes:
 
 def reply(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
     """A whole HTTP reply."""
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
+    length = f"Content-Length: {len(body)}"
+    lines = [f"HTTP/1.1 {status}", length, "Connection: close", *headers, "", ""]
     return "\r\n".join(lines).encode("latin-1") + body

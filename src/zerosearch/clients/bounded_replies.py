@@ -10,6 +10,7 @@ import asyncio
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, nullcontext
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 from zerosearch.core.errors import InputError
@@ -70,6 +71,11 @@ def reply_reader(max_reply_bytes: int) -> Hook:
         response.stream = type(response)(200, content=body).stream
 
     return read
+
+
+def no_cookies() -> CookieJar:
+    """A jar that takes none: a server could fill it, and every request that follows."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 async def _body(stream: Any, packed: str, most: int, long_ones: asyncio.Semaphore) -> bytes:

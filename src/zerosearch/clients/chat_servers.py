@@ -24,6 +24,7 @@ from zerosearch.clients.bounded_replies import (
     HEADERS,
     MAX_REPLY_BYTES,
     UnusableReply,
+    no_cookies,
     reply_reader,
 )
 from zerosearch.clients.connection_failures import explain
@@ -74,7 +75,8 @@ class _Connections:
             mounts=dict.fromkeys(_NOT_THROUGH_PROXY),
             follow_redirects=False,
             headers=HEADERS,
-            event_hooks={"response": [reply_reader(max_reply_bytes)]},
+            cookies=no_cookies(),
+            event_hooks={"response": [self._forget_cookies, reply_reader(max_reply_bytes)]},
         )
         unsent: dict[str, Any] = {f"X-Stainless-{name}": openai.Omit() for name in _UNSENT}
         self.client = openai.AsyncOpenAI(
@@ -89,6 +91,13 @@ class _Connections:
 
     async def close(self) -> None:
         await self.client.close()
+
+    async def _forget_cookies(self, _: Any) -> None:
+        """Empty the jars of aiohttp, which its transport in openai cannot be made without."""
+        for transport in (self._http._transport, *self._http._mounts.values()):
+            session = getattr(transport, "client", None)
+            if isinstance(session, aiohttp.ClientSession):
+                session.cookie_jar.clear()
 
 
 class ChatServers:

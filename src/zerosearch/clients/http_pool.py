@@ -8,13 +8,12 @@ request borrows a pool of one connection, which leaves nothing to walk.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from zerosearch.clients.bounded_replies import HEADERS, MAX_REPLY_BYTES, reply_reader
+from zerosearch.clients.bounded_replies import HEADERS, MAX_REPLY_BYTES, no_cookies, reply_reader
 
 CONNECT_TIMEOUT_S = 5.0  # a dead host is known by then; a busy one accepts and lets wait
 # Below the 5 s after which common servers close an idle connection: reused later, it would be dead.
@@ -33,7 +32,7 @@ def open_client(url: str, max_reply_bytes: int = MAX_REPLY_BYTES) -> httpx.Async
     """
     return httpx.AsyncClient(
         headers=HEADERS,
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept
+        cookies=no_cookies(),
         event_hooks={"response": [reply_reader(max_reply_bytes)]},
         transport=SpreadTransport(proxy_for(url)),
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
