@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers.waiting import guarded
 from zerosearch.simulator.replies import parse_reply
+from zerosearch.tuning.judges import fence_of
 
 LONG = 4_000_000  # characters
 
@@ -42,3 +43,11 @@ def test_documents_beyond_those_asked_for_count_as_too_many() -> None:
     text = "".join(f"Doc {number}: a\n" for number in range(1, 5000))
     assert parse_reply(text, 3).problems == ("too_many",)
     assert len(parse_reply(text, 3).documents) == 3
+
+
+def test_a_document_of_fences_is_fenced_at_once() -> None:
+    assert [fence_of(text) for text in ("a", "====", "=====", "== ====== =")] == [
+        *("=====", "=====", "======", "======="),
+    ]
+    with guarded():
+        assert len(fence_of("=" * LONG)) == LONG + 1
