@@ -9,11 +9,10 @@ settings of a request are not used.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +23,14 @@ from starlette.responses import Response
 
 from zerosearch.answering.events import Ended, Event, Found, Wrote
 from zerosearch.answering.load import Subject
-from zerosearch.answering.requests import Refused, parse_chat, question_of, read_body
+from zerosearch.answering.requests import Refused, error_of, parse_chat, question_of
 from zerosearch.clients.http_failures import one_line
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, Positive, check_least
 from zerosearch.search.formatters import get_formatter
 from zerosearch.search.sanitize import neutralize_document
+from zerosearch.serving.gate import Gate
+from zerosearch.serving.http import HttpLimits
 from zerosearch.types import SearchResult
 
 RETRY_AFTER_S = 1
@@ -37,14 +38,13 @@ _CUT = ("turn_budget", "context", "max_turns")  # stop reasons that OpenAI calls
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class AnsweringLimits:
-    """What one server takes upon itself.
+class AnsweringLimits(HttpLimits):
+    """What one server takes upon itself, beside what all have (`HttpLimits`).
 
     Args:
         max_concurrency: most episodes under way.
         max_waiting: most requests that wait for a place; one more is refused (503).
         timeout_s: of one episode, without the wait.
-        max_body_bytes: of a request.
         max_question_chars: of its last user message.
 
     Raises:
@@ -54,11 +54,11 @@ class AnsweringLimits:
     max_concurrency: Count = 64
     max_waiting: CountOrZero = 1024
     timeout_s: Positive = 300.0
-    max_body_bytes: Count = 1_000_000
     max_question_chars: Count = 4_000
 
     def __post_init__(self) -> None:
-        for name in ("max_concurrency", "max_body_bytes", "max_question_chars"):
+        HttpLimits.__post_init__(self)
+        for name in ("max_concurrency", "max_question_chars"):
             check_least("limits", name, getattr(self, name), 1)
         if self.max_waiting < 0 or not self.timeout_s > 0:
             raise InputError(
@@ -68,7 +68,13 @@ class AnsweringLimits:
 
 
 def make_app(
-    subject: Subject, limits: AnsweringLimits, *, name: str, formatter: str, key: str | None = None
+    subject: Subject,
+    limits: AnsweringLimits,
+    *,
+    name: str,
+    formatter: str,
+    key: str | None = None,
+    hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """The application that serves a policy.
 
@@ -78,9 +84,11 @@ def make_app(
         name: of the model, as clients know it.
         formatter: how documents are shown.
         key: that clients must send; None: anybody may ask.
+        hosts: see `Gate`.
     """
     # Without the pages of documentation: they load scripts from another host.
     app = FastAPI(title="ZeroSearch", docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, limits=limits, key=key, hosts=hosts, error=error_of)
     desk = _Desk(subject, limits, formatter)
 
     @app.exception_handler(Refused)
@@ -93,15 +101,13 @@ def make_app(
         return JSONResponse({"status": "ok", "running": desk.running, "waiting": desk.waiting})
 
     @app.get("/v1/models")
-    async def models(request: Request) -> JSONResponse:
-        _check_key(request, key)
+    async def models() -> JSONResponse:
         model = {"id": name, "object": "model", "created": 0, "owned_by": "zerosearch"}
         return JSONResponse({"object": "list", "data": [model]})
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
-        _check_key(request, key)
-        chat = parse_chat(await read_body(request, limits.max_body_bytes))
+        chat = parse_chat(await request.body())
         if chat.model not in (None, name):
             raise Refused(404, f"model {chat.model!r} is not served; ask {name!r}", "not_found")
         question = question_of(chat, limits.max_question_chars)
@@ -239,9 +245,3 @@ def _finish(ended: Ended) -> str:
 
 def _data(values: dict[str, Any]) -> str:
     return f"data: {json.dumps(values, ensure_ascii=False)}\n\n"
-
-
-def _check_key(request: Request, key: str | None) -> None:
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
-        raise Refused(401, "the key of the Authorization header is wrong", "unauthorized")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 
@@ -14,7 +14,16 @@ class Refused(Exception):
     def __init__(self, status: int, message: str, code: str) -> None:
         super().__init__(message)
         self.status = status
-        self.body = {"error": {"message": message, "type": code, "code": code}}
+        self.body = _error(message, code)
+
+
+def error_of(status: int, message: str) -> dict[str, Any]:
+    """The body of a refusal that concerns HTTP alone."""
+    return _error(message, HTTPStatus(status).phrase.lower().replace(" ", "_"))
+
+
+def _error(message: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": code, "code": code}}
 
 
 class ChatMessage(BaseModel):
@@ -31,20 +40,6 @@ class ChatRequest(BaseModel):
     model: str | None = None
     stream: bool = False
     n: int | None = None
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request.
-
-    Raises:
-        Refused: it is longer than `limit` bytes.
-    """
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise Refused(413, f"the body is longer than {limit} bytes", "too_large")
-    return body
 
 
 def parse_chat(body: bytes) -> ChatRequest:

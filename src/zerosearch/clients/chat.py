@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from zerosearch.clients.attempts import Attempts, ServerFailure, patiently
+from zerosearch.clients.bounded_replies import MAX_REPLY_BYTES
 from zerosearch.clients.chat_servers import ChatReply, ChatServers
 from zerosearch.clients.endpoints import AllDown, EndpointPool
 from zerosearch.core.errors import InputError
@@ -91,6 +92,7 @@ class ChatClient:
         max_outage_s: how long chats wait while all endpoints are down.
         usd_per_million_tokens: price, read and written tokens alike.
         api_key_env: environment variable that holds the servers' key; vLLM needs none.
+        max_reply_bytes: most bytes of a reply, unpacked; a longer one counts as failed.
 
     Raises:
         InputError: an argument is out of range.
@@ -110,6 +112,7 @@ class ChatClient:
         max_outage_s: NotNegative = 120.0,
         usd_per_million_tokens: NotNegative = 0.0,
         api_key_env: str = "OPENAI_API_KEY",
+        max_reply_bytes: Count = MAX_REPLY_BYTES,
     ) -> None:
         if not model:
             raise InputError(f"{node}.model is empty: give the name that the server serves")
@@ -121,6 +124,7 @@ class ChatClient:
                 raise InputError(f"{node}.{name}={value}: give seconds above 0")
         for name, value, least in (
             ("max_concurrency", max_concurrency, 1),
+            ("max_reply_bytes", max_reply_bytes, 1),
             ("max_retries", max_retries, 0),
             ("backoff_s", backoff_s, 0),
             ("max_outage_s", max_outage_s, 0),
@@ -131,7 +135,11 @@ class ChatClient:
         self.model = model
         self.usd_per_million_tokens = usd_per_million_tokens
         self.servers = ChatServers(
-            endpoints, node=node, max_concurrency=max_concurrency, api_key_env=api_key_env
+            endpoints,
+            node=node,
+            max_concurrency=max_concurrency,
+            api_key_env=api_key_env,
+            max_reply_bytes=max_reply_bytes,
         )
         self.pool = EndpointPool(
             self.servers.endpoints,
@@ -198,7 +206,7 @@ class ChatClient:
                 f"`vllm serve {self.model}` and set {self.node}.endpoints=[http://HOST:8000/v1]"
             )
         lacking = [
-            f"{url} (it serves {', '.join(names) or 'no model'})"
+            f"{url} (it serves {self.redact(', '.join(names)) or 'no model'})"
             for url, names in replies.items()
             if not isinstance(names, ServerFailure) and self.model not in names
         ]

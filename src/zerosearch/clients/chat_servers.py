@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +20,14 @@ import httpx
 import openai
 
 from zerosearch.clients.attempts import PROBE_TIMEOUT_S
+from zerosearch.clients.bounded_replies import (
+    HEADERS,
+    MAX_REPLY_BYTES,
+    UnusableReply,
+    no_cookies,
+    reply_reader,
+)
+from zerosearch.clients.connection_failures import explain
 from zerosearch.clients.endpoints import CallFailure, FailureKind
 from zerosearch.clients.http_failures import checked_url, key_from_env, one_line, retry_after_s
 from zerosearch.clients.http_pool import CONNECT_TIMEOUT_S, KEEPALIVE_S
@@ -29,6 +35,8 @@ from zerosearch.clients.per_loop import PerLoop
 from zerosearch.core.errors import InputError
 from zerosearch.core.text import whole_characters
 
+_MAX_NAME_CHARS = 200  # of a model, as a server says it
+_MAX_TOKENS = 10**9  # that a server may count for one reply
 _NO_KEY = "EMPTY"  # what the client sends to servers that ask for none, such as vLLM
 # The client describes the machine it runs on in every request: nobody's business, and not free.
 _UNSENT = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
@@ -54,7 +62,9 @@ class ChatReply:
 class _ChatConnections:
     """What belongs to one event loop; neither sockets nor semaphores survive theirs."""
 
-    def __init__(self, endpoints: Sequence[str], max_concurrency: int, key: str) -> None:
+    def __init__(
+        self, endpoints: Sequence[str], max_concurrency: int, key: str, max_reply_bytes: int
+    ) -> None:
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
             max_connections=max_concurrency + len(endpoints),  # probes need no place of a search
             keepalive_expiry=KEEPALIVE_S,
@@ -63,6 +73,10 @@ class _ChatConnections:
             limits=limits,
             timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT_S),
             mounts=dict.fromkeys(_NOT_THROUGH_PROXY),
+            follow_redirects=False,
+            headers=HEADERS,
+            cookies=no_cookies(),
+            event_hooks={"response": [self._forget_cookies, reply_reader(max_reply_bytes)]},
         )
         unsent: dict[str, Any] = {f"X-Stainless-{name}": openai.Omit() for name in _UNSENT}
         self.client = openai.AsyncOpenAI(
@@ -78,6 +92,13 @@ class _ChatConnections:
     async def close(self) -> None:
         await self.client.close()
 
+    async def _forget_cookies(self, _: Any) -> None:
+        """Empty the jars of aiohttp, which its transport in openai cannot be made without."""
+        for transport in (self._http._transport, *self._http._mounts.values()):
+            session = getattr(transport, "client", None)
+            if isinstance(session, aiohttp.ClientSession):
+                session.cookie_jar.clear()
+
 
 class ChatServers:
     """Servers that answer chat completions.
@@ -87,6 +108,7 @@ class ChatServers:
         node: of the configuration, for messages.
         max_concurrency: most slots held at a time, over all endpoints.
         api_key_env: environment variable with the key; it may be unset.
+        max_reply_bytes: most bytes of a reply, unpacked.
 
     Raises:
         InputError: an endpoint is no plain http(s) URL.
@@ -99,6 +121,7 @@ class ChatServers:
         node: str = "simulator",
         max_concurrency: int,
         api_key_env: str,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
         field = f"{node}.endpoints"
         if isinstance(endpoints, str):
@@ -107,6 +130,7 @@ class ChatServers:
         self.node = node
         self.max_concurrency = max_concurrency
         self.api_key_env = api_key_env
+        self.max_reply_bytes = max_reply_bytes
         self._connections = PerLoop(self._connect, _ChatConnections.close)
 
     async def connect(self) -> None:
@@ -144,25 +168,11 @@ class ChatServers:
             lambda client: client.post(url, cast_to=httpx.Response, body=body),
         )
         try:
-            values = json.loads(reply)
-            choice = values["choices"][0]
-            text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
-            usage, model = values.get("usage"), values.get("model")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return _chat_reply(json.loads(reply))
+        except Exception:  # whatever it raises is the reply's fault
             shown = self.redact(reply.decode(errors="replace"))[:100]
-            failure = CallFailure(
-                endpoint, f"the reply is not a chat completion, it begins {shown!r}", kind="faulty"
-            )
-        else:
-            return ChatReply(
-                # null: a model that only "reasoned"
-                text=whole_characters(text) if isinstance(text, str) else "",
-                finish_reason=finish_reason,
-                tokens=_count(usage, "total_tokens"),
-                sampled=_count(usage, "completion_tokens"),
-                model=model if isinstance(model, str) else "",
-            )
-        raise failure
+            reason = f"the reply is not a chat completion, it begins {shown!r}"
+        raise CallFailure(endpoint, reason, kind="faulty")
 
     async def model_names(self, endpoint: str, *, timeout_s: float) -> list[str]:
         """Names of the models that an endpoint serves.
@@ -176,10 +186,10 @@ class ChatServers:
             lambda client: client.get(f"{endpoint}/models", cast_to=httpx.Response),
         )
         try:
-            return [str(model["id"]) for model in json.loads(reply)["data"]]
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            return [str(model["id"])[:_MAX_NAME_CHARS] for model in json.loads(reply)["data"]]
+        except Exception:
             reason = "its reply to /models is not a list of models"
-            raise CallFailure(endpoint, reason, kind="rejected") from error
+        raise CallFailure(endpoint, reason, kind="rejected")
 
     async def probe(self, endpoint: str) -> None:
         """Ask a server for a sign of life.
@@ -204,12 +214,19 @@ class ChatServers:
             async with asyncio.timeout(timeout_s):
                 return (await ask(client)).content
         except TimeoutError:
-            failure = CallFailure(endpoint, f"no reply within {timeout_s:.3g} s", kind="stalled")
+            within = "in time" if timeout_s is None else f"within {timeout_s:.3g} s"
+            failure = CallFailure(endpoint, f"no reply {within}", kind="stalled")
+        except UnusableReply as error:
+            kind = "faulty" if error.transient else "rejected"
+            failure = CallFailure(endpoint, self.redact(str(error)), kind=kind)
         except openai.APIStatusError as error:
             failure = self._status_failure(endpoint, error)
         except (openai.APIError, aiohttp.ClientError) as error:
-            kind, reason = _explain(error)
+            kind, reason = explain(error)
             failure = CallFailure(endpoint, self.redact(reason), kind=kind)
+        except Exception as error:  # whatever a reply makes the libraries raise is its fault
+            reason = f"what it sends cannot be read ({type(error).__name__}: {error})"
+            failure = CallFailure(endpoint, self.redact(reason), kind="faulty")
         # Raised outside the handlers: a chained error would show the server's words unredacted.
         raise failure
 
@@ -247,7 +264,9 @@ class ChatServers:
                 f"{self.node}.endpoints is empty: start a server with `vllm serve MODEL` and set "
                 f"{self.node}.endpoints=[http://HOST:8000/v1]"
             )
-        return _ChatConnections(self.endpoints, self.max_concurrency, self._key() or _NO_KEY)
+        return _ChatConnections(
+            self.endpoints, self.max_concurrency, self._key() or _NO_KEY, self.max_reply_bytes
+        )
 
     def _key(self) -> str:
         return key_from_env(self.api_key_env)
@@ -258,39 +277,21 @@ def _base_url(field: str, endpoint: str) -> str:
     return url if url.count("/") > 2 else f"{url}/v1"
 
 
+def _chat_reply(values: Any) -> ChatReply:
+    """What the JSON of a chat completion says; raises anything where it is none."""
+    choice = values["choices"][0]
+    text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
+    usage, model = values.get("usage"), values.get("model")
+    return ChatReply(
+        # null: a model that only "reasoned"
+        text=whole_characters(text) if isinstance(text, str) else "",
+        finish_reason=finish_reason if isinstance(finish_reason, str) else None,
+        tokens=_count(usage, "total_tokens"),
+        sampled=_count(usage, "completion_tokens"),
+        model=whole_characters(model)[:_MAX_NAME_CHARS] if isinstance(model, str) else "",
+    )
+
+
 def _count(usage: Any, name: str) -> int:
     count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and count > 0 else 0
-
-
-def _explain(error: BaseException) -> tuple[FailureKind, str]:
-    """What ended a call that brought no HTTP status, from the cause under the libraries' layers."""
-    causes = list(_chain(error))
-    for cause in reversed(causes):
-        if isinstance(cause, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
-            return "unreachable", "the connection broke before the reply was complete"
-        if isinstance(cause, aiohttp.ClientResponseError):
-            return "unreachable", "what it sends is not HTTP; correct the port"
-        if isinstance(cause, aiohttp.ClientError):
-            continue  # wraps what follows here
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return "certificate", (
-                f"its certificate is not trusted ({cause.verify_message}); set SSL_CERT_FILE to "
-                "the file of the authority that signed it, or correct the URL"
-            )
-        if isinstance(cause, ConnectionRefusedError):
-            return "unreachable", "connection failed: refused; is the server running?"
-        if isinstance(cause, socket.gaierror):
-            return "unreachable", f"connection failed: the host is not known ({cause.strerror})"
-        if isinstance(cause, TimeoutError):
-            return "unreachable", f"no connection within {CONNECT_TIMEOUT_S:g} s"
-        if isinstance(cause, ConnectionError):
-            return "unreachable", "the connection broke before the reply was complete"
-    return "unreachable", f"connection failed ({causes[-1]})"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
+    return count if isinstance(count, int) and 0 < count < _MAX_TOKENS else 0

@@ -11,19 +11,22 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 
 from zerosearch.clients.attempts import ServerFailure
+from zerosearch.clients.bounded_replies import UnusableReply
 from zerosearch.clients.http_pool import CONNECT_TIMEOUT_S
 from zerosearch.core.errors import InputError
 
+T = TypeVar("T")
 _MAX_SHOWN_CHARS = 300
+_MAX_HEADER_CHARS = 64  # of a number or a date
 
 # A line per request would be hundreds per policy step.
 for _name in ("httpx", "httpcore"):
@@ -58,7 +61,9 @@ async def call(
             response = await client.send(request)
     except TimeoutError:
         reason, transient = f"no reply within {timeout_s:.3g} s", True
-    except httpx.HTTPError as error:
+    except UnusableReply as error:
+        reason, transient = str(error), error.transient
+    except Exception as error:  # whatever a reply makes the library raise is the reply's fault
         reason, transient = _explain(error)
     else:
         if response.is_success:
@@ -76,9 +81,37 @@ def json_body(response: httpx.Response, *, endpoint: str, secrets: Sequence[str]
     """
     try:
         return response.json()
-    except (ValueError, RecursionError):
+    except Exception:  # nested too deeply, a number too long, ..
         begins = one_line(response.text, secrets)[:80]
     reason = f"the reply is not JSON, it begins {begins!r}" if begins else "the reply is empty"
+    raise ServerFailure(endpoint, reason, transient=True)
+
+
+def understood(
+    reply: Any,
+    read: Callable[[Any], T],
+    *,
+    what: str,
+    endpoint: str,
+    secrets: Sequence[str] = (),
+) -> T:
+    """What a reply says.
+
+    Args:
+        reply: as it came, of any form.
+        read: finds it there; whatever it raises is the reply's fault.
+        what: the reply should be.
+        endpoint: who is named in a failure.
+        secrets: never shown.
+
+    Raises:
+        ServerFailure: `read` has raised; another attempt may bring a better reply.
+    """
+    try:
+        return read(reply)
+    except Exception as error:
+        said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    reason = one_line(f"the reply is no {what}: {said}", secrets)
     raise ServerFailure(endpoint, reason, transient=True)
 
 
@@ -89,14 +122,16 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
         0 where the header is missing, unreadable or in the past.
     """
     value = next((v for name, v in headers.items() if name.lower() == "retry-after"), "").strip()
+    if len(value) > _MAX_HEADER_CHARS:
+        return 0.0
     if re.fullmatch(r"\d{1,9}(\.\d+)?", value):
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):  # the latter at a year of many digits
         return 0.0
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 def one_line(text: str, secrets: Sequence[str] = ()) -> str:
@@ -144,7 +179,7 @@ def key_from_env(variable: str) -> str:
     return key
 
 
-def _explain(error: httpx.HTTPError) -> tuple[str, bool]:
+def _explain(error: Exception) -> tuple[str, bool]:
     """What happened, and whether another attempt may help."""
     if isinstance(error, httpx.ConnectTimeout):
         return f"no connection within {CONNECT_TIMEOUT_S:g} s; is the server running?", True
@@ -157,9 +192,7 @@ def _explain(error: httpx.HTTPError) -> tuple[str, bool]:
         return f"connection failed ({error}); is the server running?", True
     if isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
         return f"the connection broke ({str(error) or type(error).__name__})", True
-    if isinstance(error, httpx.DecodingError):
-        return f"the reply is damaged ({error})", True
-    return f"{type(error).__name__}: {error}", False
+    return f"{type(error).__name__}: {error}", not isinstance(error, httpx.HTTPError)
 
 
 def _is_certificate_error(error: BaseException | None) -> bool:
@@ -176,9 +209,6 @@ def _status_failure(
     status = response.status_code
     said = one_line(response.text, secrets)
     reason = f"HTTP {status}" + (f" ({said})" if said else "")
-    if response.has_redirect_location:
-        target = one_line(response.headers["location"].partition("?")[0], secrets)
-        reason = f"HTTP {status}: it moved to {target}; set the URL to that"
     return ServerFailure(
         endpoint,
         reason,

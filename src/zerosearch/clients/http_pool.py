@@ -13,19 +13,27 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from zerosearch.clients.bounded_replies import HEADERS, MAX_REPLY_BYTES, no_cookies, reply_reader
+
 CONNECT_TIMEOUT_S = 5.0  # a dead host is known by then; a busy one accepts and lets wait
 # Below the 5 s after which common servers close an idle connection: reused later, it would be dead.
 KEEPALIVE_S = 4.0
 
 
-def open_client(url: str) -> httpx.AsyncClient:
+def open_client(url: str, max_reply_bytes: int = MAX_REPLY_BYTES) -> httpx.AsyncClient:
     """A client for one server, without bounds on connections or time: its caller sets them.
+
+    It belongs to the running loop, and raises `UnusableReply` for replies that are not read.
 
     Args:
         url: of the server. A proxy that the environment names for it is used (`HTTPS_PROXY`,
             `NO_PROXY` and the like), never for a server on this machine.
+        max_reply_bytes: most bytes of a reply's body, unpacked.
     """
     return httpx.AsyncClient(
+        headers=HEADERS,
+        cookies=no_cookies(),
+        event_hooks={"response": [reply_reader(max_reply_bytes)]},
         transport=SpreadTransport(proxy_for(url)),
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
     )

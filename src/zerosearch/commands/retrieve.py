@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 import hydra
 
 from zerosearch.command_line.command import command
-from zerosearch.command_line.keys import PORT, TEXT
+from zerosearch.command_line.keys import FLAG, PLACE, PORT, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
 from zerosearch.data.availability import check_data
-from zerosearch.serving.http import BACKLOG, bind, exit_on_signals, run_app, shown_address
+from zerosearch.serving.http import (
+    BACKLOG,
+    bind,
+    exit_on_signals,
+    known_hosts,
+    needed_key,
+    run_app,
+    shown_address,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,12 +39,13 @@ def serve(cfg: DictConfig) -> None:
     check_nodes(cfg, *COMPONENTS)
     limits = hydra.utils.instantiate(cfg.limits)
     with bind(cfg.host, cfg.port) as bound:  # before the corpus is read, which may take minutes
+        key = needed_key(bound, cfg.api_key_env, allow_anyone=cfg.allow_anyone)
         engine = prepared_engine(cfg.search.engine)
         bound.listen(BACKLOG)  # whoever reads the next lines may connect
         log.info("serving %s over %d passages", engine.name, engine.passage_count)
         url = f"http://{shown_address(bound)}"
         log.info("ask it with: search=retriever search.engine.url=%s", url)
-        run_app(make_app(engine, limits), bound)
+        run_app(make_app(engine, limits, key=key, hosts=known_hosts(bound)), bound, limits)
 
 
 def prepared_engine(node: DictConfig) -> Any:
@@ -68,7 +77,10 @@ def _import_server() -> Any:
     return make_app
 
 
-@command(keys={"host": TEXT, "port": PORT}, checks=[check_data])
+KEYS = {"host": TEXT, "port": PORT, "api_key_env": PLACE, "allow_anyone": FLAG}
+
+
+@command(keys=KEYS, checks=[check_data])
 def main(cfg: DictConfig) -> None:
     """Serve one engine."""
     with ending_in_words():

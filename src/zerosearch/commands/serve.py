@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -18,7 +18,15 @@ from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
 from zerosearch.core.imports import quick_imports
 from zerosearch.data.availability import check_data
-from zerosearch.serving.http import BACKLOG, bind, exit_on_signals, run_app, shown_address
+from zerosearch.serving.http import (
+    BACKLOG,
+    bind,
+    exit_on_signals,
+    known_hosts,
+    needed_key,
+    run_app,
+    shown_address,
+)
 from zerosearch.simulator.checks import check_simulator
 
 if TYPE_CHECKING:
@@ -33,8 +41,8 @@ KEYS = {
     "host": TEXT,
     "port": PORT,
     "api_key_env": PLACE,
+    "allow_anyone": FLAG,
 }
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 log = logging.getLogger(__name__)
 
@@ -52,35 +60,22 @@ def serve(cfg: DictConfig) -> None:
     make_app = _import_app()
     check_nodes(cfg, "limits")
     limits = hydra.utils.instantiate(cfg.limits)
-    key = _key(cfg)
-    with (
-        bind(cfg.host, cfg.port) as bound,  # before a model is loaded, which may take minutes
-        loaded(cfg, overrides) as subject,
-    ):
+    with ExitStack() as stack:
+        bound = stack.enter_context(bind(cfg.host, cfg.port))
+        key = needed_key(bound, cfg.api_key_env, allow_anyone=cfg.allow_anyone)
+        subject = stack.enter_context(loaded(cfg, overrides))  # which may take minutes
         asyncio.run(subject.check())
-        app = make_app(subject, limits, name=cfg.name, formatter=cfg.episode.formatter, key=key)
+        app = make_app(
+            subject,
+            limits,
+            name=cfg.name,
+            formatter=cfg.episode.formatter,
+            key=key,
+            hosts=known_hosts(bound),
+        )
         bound.listen(BACKLOG)  # whoever reads the next line may connect
         log.info("serving %s: base_url=http://%s/v1", cfg.name, shown_address(bound))
-        run_app(app, bound)
-
-
-def _key(cfg: DictConfig) -> str | None:
-    """The key that clients must send, from the environment.
-
-    Raises:
-        InputError: the variable is not set.
-    """
-    if cfg.api_key_env is None:
-        if cfg.host not in LOOPBACK:
-            log.warning("host=%s: everybody on the network may ask; set api_key_env=NAME", cfg.host)
-        return None
-    key = os.environ.get(cfg.api_key_env)
-    if not key:
-        raise InputError(
-            f"api_key_env={cfg.api_key_env}: this environment variable is not set; put the key "
-            "that clients are to send into it"
-        )
-    return key
+        run_app(app, bound, limits)
 
 
 def _import_app() -> Any:

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from zerosearch.clients.attempts import PROBE_TIMEOUT_S, Attempts, ServerFailure, patiently
-from zerosearch.clients.http_failures import call, checked_url, json_body, key_from_env
+from zerosearch.clients.bounded_replies import MAX_REPLY_BYTES, UnusableReply
+from zerosearch.clients.http_failures import call, checked_url, json_body, key_from_env, understood
 from zerosearch.clients.http_pool import open_client
 from zerosearch.clients.per_loop import PerLoop
 from zerosearch.core.errors import InputError
@@ -45,6 +46,7 @@ class RetrieverSearch:
             busy, and answers others or at least a GET, is waited for.
         backoff_s: wait before the first retry; doubled for each further one, with jitter.
         api_key_env: environment variable with a key, sent as bearer token; None sends none.
+        max_reply_bytes: most bytes of a reply, unpacked; a longer one counts as failed.
 
     Raises:
         InputError: an argument is out of range.
@@ -60,12 +62,15 @@ class RetrieverSearch:
         attempt_timeout_s: Positive = 30.0,
         backoff_s: NotNegative = 0.5,
         api_key_env: str | None = None,
+        max_reply_bytes: Count = MAX_REPLY_BYTES,
     ) -> None:
         self.url = checked_url("url", url)
         if not urlsplit(self.url).path:
             self.url += "/retrieve"
         if max_concurrency < 1:
             raise InputError(f"max_concurrency={max_concurrency}: give 1 or more")
+        if max_reply_bytes < 1:
+            raise InputError(f"max_reply_bytes={max_reply_bytes}: give 1 or more")
         if not attempt_timeout_s > 0:
             raise InputError(f"attempt_timeout_s={attempt_timeout_s}: give seconds above 0")
         self.dialect_name = dialect
@@ -74,6 +79,7 @@ class RetrieverSearch:
         self.attempt_timeout_s = attempt_timeout_s
         self._max_concurrency = max_concurrency
         self._api_key_env = api_key_env
+        self._max_reply_bytes = max_reply_bytes
         self._answered_at = -math.inf
         self._connections = PerLoop(self._connect, lambda held: held.client.aclose())
 
@@ -157,12 +163,13 @@ class RetrieverSearch:
         response = await call(
             held.client, request, endpoint=self.url, timeout_s=timeout_s, secrets=secrets
         )
-        reply = json_body(response, endpoint=self.url, secrets=secrets)
-        try:
-            return self.dialect.parse(reply)
-        except ValueError as error:
-            reason = f"the reply is no answer in dialect {self.dialect_name}: {error}"
-        raise ServerFailure(self.url, reason, transient=True)
+        return understood(
+            json_body(response, endpoint=self.url, secrets=secrets),
+            self.dialect.parse,
+            what=f"answer in dialect {self.dialect_name}",
+            endpoint=self.url,
+            secrets=secrets,
+        )
 
     async def _silence(self, held: _RetrieverConnections, since: float) -> ServerFailure | None:
         """The failure of a server that has said nothing to anyone; see `patiently`."""
@@ -172,13 +179,15 @@ class RetrieverSearch:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await held.client.get(self.url)  # any answer shows that it is alive
-        except (TimeoutError, httpx.HTTPError):
+        except UnusableReply:
+            return None
+        except Exception:
             return ServerFailure(self.url, said, transient=True)
         return None
 
     def _connect(self) -> _RetrieverConnections:
         key = self._key()
-        client = open_client(self.url)
+        client = open_client(self.url, self._max_reply_bytes)
         if key:
             client.headers["Authorization"] = f"Bearer {key}"
         slots = asyncio.Semaphore(self._max_concurrency)

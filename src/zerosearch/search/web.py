@@ -15,7 +15,8 @@ from urllib.parse import quote
 import httpx
 
 from zerosearch.clients.attempts import Attempts, ServerFailure
-from zerosearch.clients.http_failures import call, checked_url, json_body, key_from_env, one_line
+from zerosearch.clients.bounded_replies import MAX_REPLY_BYTES
+from zerosearch.clients.http_failures import call, checked_url, json_body, key_from_env, understood
 from zerosearch.clients.http_pool import open_client
 from zerosearch.clients.per_loop import PerLoop
 from zerosearch.core.errors import InputError
@@ -62,6 +63,7 @@ class WebSearch:
         attempt_timeout_s: bound of one attempt; `SearchRequest.timeout_s` bounds the whole search.
         backoff_s: wait before the first retry; doubled for each further one, with jitter.
         base_url: of a server that speaks like the service, in its place.
+        max_reply_bytes: most bytes of a reply, unpacked; a longer one counts as failed.
 
     Raises:
         InputError: an argument is out of range.
@@ -80,6 +82,7 @@ class WebSearch:
         attempt_timeout_s: Positive = 20.0,
         backoff_s: NotNegative = 0.5,
         base_url: str | None = None,
+        max_reply_bytes: Count = MAX_REPLY_BYTES,
     ) -> None:
         if not usd_per_query >= 0:
             raise InputError(f"usd_per_query={usd_per_query}: give dollars, 0 or more")
@@ -87,6 +90,7 @@ class WebSearch:
             ("max_queries", max_queries),
             ("queries_per_second", queries_per_second),
             ("attempt_timeout_s", attempt_timeout_s),
+            ("max_reply_bytes", max_reply_bytes),
         ):
             if not value > 0:
                 raise InputError(f"{name}={value}: give a number above 0")
@@ -100,6 +104,7 @@ class WebSearch:
         self.country = country
         self.attempts = Attempts(max_retries=max_retries, backoff_s=backoff_s)
         self.attempt_timeout_s = attempt_timeout_s
+        self._max_reply_bytes = max_reply_bytes
         self._connections = PerLoop(self._connect, lambda held: held.client.aclose())
 
     async def search(self, request: SearchRequest) -> SearchResult:
@@ -181,13 +186,15 @@ class WebSearch:
                 secrets=secrets,
             )
             spent.paid += 1
-            reply = json_body(response, endpoint=self.base_url, secrets=secrets)
-            return self.provider.parse(reply)
+            return understood(
+                json_body(response, endpoint=self.base_url, secrets=secrets),
+                self.provider.parse,
+                what=f"answer of {self.provider_name}",
+                endpoint=self.base_url,
+                secrets=secrets,
+            )
         except ServerFailure as failure:
             explained = self._explain(failure)
-        except ValueError as error:
-            reason = f"the reply is no answer of {self.provider_name}: {error}"
-            explained = ServerFailure(self.base_url, one_line(reason, secrets), transient=True)
         raise explained
 
     def _explain(self, failure: ServerFailure) -> ServerFailure:
@@ -229,4 +236,6 @@ class WebSearch:
             ) from error
         # One request per period instead of many per second: no bursts.
         limiter = AsyncLimiter(1, 1 / self.queries_per_second)
-        return _WebConnections(client=open_client(self.base_url), limiter=limiter)
+        return _WebConnections(
+            client=open_client(self.base_url, self._max_reply_bytes), limiter=limiter
+        )

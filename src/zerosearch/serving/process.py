@@ -28,8 +28,9 @@ def answers(endpoint: str) -> bool:
     """Whether a vLLM server is up and has its model loaded."""
     url = f"{endpoint.removesuffix('/v1')}/health"
     try:
-        # Straight to the server: a proxy of the environment has no business here.
-        return httpx.get(url, timeout=2.0, trust_env=False).is_success
+        # Straight to the server: a proxy of the environment has no business here. No body is read.
+        with httpx.stream("GET", url, timeout=2.0, trust_env=False) as reply:
+            return reply.is_success
     except httpx.HTTPError:
         return False
 

@@ -8,7 +8,7 @@ would answer everybody too late.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +23,15 @@ from zerosearch.core.ranges import Count, NotNegative, check_least
 from zerosearch.data.corpus import join_contents
 from zerosearch.search.batching import Batcher, QueueFull
 from zerosearch.search.retrieval import Hit, Retriever, retrieve_mixed
+from zerosearch.serving.gate import Gate
+from zerosearch.serving.http import HttpLimits
 
 RETRY_AFTER_S = 1
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class RetrievalLimits:
-    """What one server takes upon itself.
+class RetrievalLimits(HttpLimits):
+    """What one server takes upon itself, beside what all have (`HttpLimits`).
 
     Args:
         max_batch: most queries answered together.
@@ -40,6 +42,7 @@ class RetrievalLimits:
         max_query_chars: longest query.
         max_topk: most documents per query.
         default_topk: documents per query where a request does not say.
+        max_body_bytes: of a request.
 
     Raises:
         InputError: a number is out of range.
@@ -52,8 +55,10 @@ class RetrievalLimits:
     max_query_chars: Count = 10_000
     max_topk: Count = 100
     default_topk: Count = 3
+    max_body_bytes: Count = 8 * 2**20
 
     def __post_init__(self) -> None:
+        HttpLimits.__post_init__(self)
         for name in (
             "max_batch", "max_queued", "max_queries", "max_query_chars", "max_topk", "default_topk"
         ):  # fmt: skip
@@ -75,12 +80,20 @@ class RetrieveRequest(BaseModel):
     return_scores: bool = False
 
 
-def make_app(engine: Retriever, limits: RetrievalLimits) -> FastAPI:
+def make_app(
+    engine: Retriever,
+    limits: RetrievalLimits,
+    *,
+    key: str | None = None,
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
     """The application that serves a prepared engine.
 
     Args:
         engine: called from one thread at a time.
         limits: see there.
+        key: that clients must send; None: anybody may ask.
+        hosts: see `Gate`.
     """
     started = time.monotonic()
     held: dict[str, Batcher[tuple[str, int], list[Hit]]] = {}
@@ -98,6 +111,7 @@ def make_app(engine: Retriever, limits: RetrievalLimits) -> FastAPI:
 
     # Without the pages of documentation: they load scripts from another host.
     app = FastAPI(title="ZeroSearch retriever", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, limits=limits, key=key, hosts=hosts, error=_error_of)
 
     @app.exception_handler(RequestValidationError)
     async def in_a_sentence(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -131,6 +145,10 @@ def make_app(engine: Retriever, limits: RetrievalLimits) -> FastAPI:
         )
 
     return app
+
+
+def _error_of(_: int, message: str) -> dict[str, str]:
+    return {"detail": message}
 
 
 def _checked_topk(request: RetrieveRequest, limits: RetrievalLimits) -> int:

@@ -21,6 +21,7 @@ from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.simulator.replies import Problem, Reply, parse_reply
 from zerosearch.types import SearchError, SearchRequest, SearchResult
 
+MAX_MODELS = 100  # whose names are kept
 TOKENS_PER_WORD = 4  # the authors' scripts allow 600 tokens for 5 documents of 30 words
 
 
@@ -167,7 +168,8 @@ class SimulatedSearch:
                 if not best.documents:
                     raise
                 break
-            self.answered_by.add(answer.model or self.client.model)
+            if len(self.answered_by) < MAX_MODELS:  # a server may call itself anything
+                self.answered_by.add(answer.model or self.client.model)
             reply = parse_reply(answer.text, request.top_k, answer.finish_reason)
             problems += reply.problems
             if len(reply.documents) > len(best.documents):

@@ -27,9 +27,11 @@ Problem = Literal[
     "truncated",  # the token limit cut the last document, which is left out or shortened
 ]
 
+# Runs of spaces are taken whole (*+): given back one by one, 50,000 of them would take minutes.
 # "Doc 3:", also as instruct models decorate it: "**Doc 3:**", "### Document 3:", "- [Doc 3]:".
 _MARKER = re.compile(
-    r"^[ \t>#*_-]*\[?Doc(?:ument)?[ \t]*#?(\d{1,9})\]?[ \t]*(?:\*\*|__)?[ \t]*[:：](?:\*\*|__)?",
+    r"^[ \t>#*_-]*+\[?Doc(?:ument)?[ \t]*+#?(\d{1,9})\]?[ \t]*+(?:\*\*|__)?[ \t]*+[:：]"
+    r"(?:\*\*|__)?",
     re.IGNORECASE | re.MULTILINE,
 )
 # Code fences and horizontal rules that models put around or between documents.
@@ -42,6 +44,7 @@ _REFUSAL = re.compile(
 # Far more than is ever shown: a server that keeps to no limit must not cost seconds later on.
 MAX_DOCUMENT_CHARS = 20_000
 _JSON_CHARS = 1_000_000
+_MOST_BEYOND = 100  # documents that are looked at beyond those asked for
 _REFUSAL_CHARS = 300  # an excuse comes first
 _SENTENCE = re.compile(r".*[.!?…。！？][\"'”’)\]]*(?=\s|$)", re.DOTALL)
 _PARAGRAPH_BREAK = re.compile(r"\n[ \t]*\n")
@@ -79,7 +82,9 @@ def parse_reply(reply: str, top_k: int, finish_reason: str | None = "stop") -> R
     problems: list[Problem] = []
     is_cut = finish_reason == "length"
     text = reply.rpartition("</think>")[2].partition("<think>")[0]
-    before, *parts = _MARKER.split(text)  # text before, then number, text, number, text, ...
+    most = top_k + _MOST_BEYOND
+    before, *parts = _MARKER.split(text, most)  # text before, then number, text, number, text, ...
+    parts = parts[: 2 * (most - 1)]  # the last text holds all that follows
     numbers = [int(number) for number in parts[::2]]
     texts = [_DECORATION_LINE.sub("", part).strip() for part in parts[1::2]]
     if not texts and (written := _json_documents(text)):

@@ -181,22 +181,25 @@ class LLMJudge:
 
     def _prompt(self, case: Case) -> str:
         document = f"{case.document.title}\n{case.document.text}".strip()
-        fence = "====="
-        while fence in document:
-            fence += "="
         try:
             return self._template.render(
                 question=case.question,
                 golden_answers=list(case.golden_answers),
                 query=case.query,
                 document=document,
-                fence=fence,
+                fence=fence_of(document),
             )
         except jinja2.UndefinedError as error:
             raise InputError(
                 f"judge.prompt_template: {error.message}; it may use question, golden_answers, "
                 "query, document and fence"
             ) from error
+
+
+def fence_of(document: str) -> str:
+    """A line of at least five = that the document does not hold."""
+    longest = max(map(len, re.findall("=+", document)), default=0)
+    return "=" * max(5, longest + 1)
 
 
 def read_verdict(reply: str) -> bool | None:

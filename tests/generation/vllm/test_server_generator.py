@@ -157,7 +157,7 @@ def test_a_reply_without_what_training_needs(choice: dict) -> None:
     with pytest.raises(
         ValueError, match=r"finish reason (stop|abort); start it with `zerosearch gen"
     ):
-        sampled_of(REPLY | {"choices": [choice]}, 1)
+        sampled_of(REPLY | {"choices": [choice]}, 1, url=A, vocabulary=9, most_tokens=1)
 
 
 def test_workers_that_cannot_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,21 @@ import httpx
 import torch
 
 from zerosearch.clients.attempts import ServerFailure
+from zerosearch.clients.bounded_replies import MAX_REPLY_BYTES
 from zerosearch.clients.endpoints import CallFailure
-from zerosearch.clients.http_failures import call, checked_url, json_body
+from zerosearch.clients.http_failures import call, checked_url, json_body, understood
 from zerosearch.clients.http_pool import open_client
 from zerosearch.clients.per_loop import PerLoop
 from zerosearch.core.errors import InputError
+from zerosearch.generation.vllm.forms import (
+    CompletionForm,
+    Models,
+    ReplyForm,
+    ResultsForm,
+    Tokens,
+    WeightInfo,
+    Workers,
+)
 from zerosearch.generation.vllm.llm_engine import Sampled
 from zerosearch.generation.vllm.weight_link import WeightLink, hosted_store, own_address
 
@@ -31,17 +41,22 @@ class VLLMServer:
     Args:
         endpoint: base URL; `/v1` is optional.
         sync_timeout_s: longest wait for the other ends of the link.
+        max_reply_bytes: most bytes of a reply, unpacked.
 
     Raises:
         InputError: the endpoint is no plain http(s) URL.
     """
 
-    def __init__(self, endpoint: str, *, sync_timeout_s: float) -> None:
+    def __init__(
+        self, endpoint: str, *, sync_timeout_s: float, max_reply_bytes: int = MAX_REPLY_BYTES
+    ) -> None:
         self.url = checked_url("generator.endpoints", endpoint).removesuffix("/v1")
         self.sync_timeout_s = sync_timeout_s
         self.link: WeightLink | None = None
         self._link_name = ""
-        self._clients = PerLoop(lambda: open_client(self.url), httpx.AsyncClient.aclose)
+        self._clients = PerLoop(
+            lambda: open_client(self.url, max_reply_bytes), httpx.AsyncClient.aclose
+        )
 
     # -- requests ----------------------------------------------------------------------------
 
@@ -51,43 +66,52 @@ class VLLMServer:
         """One completion, as `sampled_of` reads it.
 
         Raises:
-            CallFailure: no reply, or an error.
+            CallFailure: no reply, an error, or a reply of another form; so of all calls.
         """
         body = {"model": model, "prompt": [list(prompt_ids)], "return_token_ids": True}
-        return await self.post("/v1/completions", body | parameters, timeout_s=timeout_s)
+        reply = await self.post("/v1/completions", body | parameters, timeout_s=timeout_s)
+        return self._checked(CompletionForm, reply)
 
     async def models(self) -> list[dict[str, Any]]:
         """What it serves: `id` and `max_model_len` of each."""
-        return (await self._call("GET", "/v1/models", None, QUICK_TIMEOUT_S))["data"]
+        reply = await self._call("GET", "/v1/models", None, QUICK_TIMEOUT_S)
+        return self._checked(Models, reply)["data"]
 
     async def tokenize(self, model: str, text: str) -> list[int]:
         """Token ids of a text without special tokens around it."""
         body = {"model": model, "prompt": text, "add_special_tokens": False}
-        return (await self.post("/tokenize", body))["tokens"]
+        return self._checked(Tokens, await self.post("/tokenize", body))["tokens"]
 
     async def weight_version(self) -> str:
         """What the last sync has set; a server that was started anew says "default"."""
         reply = await self._call("GET", "/weight_info", None, QUICK_TIMEOUT_S)
-        return reply["weight_version"]
+        return self._checked(WeightInfo, reply)["weight_version"]
 
     async def workers(self, fields: Sequence[str]) -> list[dict[str, Any]]:
         """Each worker's `describe_policy`."""
-        return await self.rpc("describe_policy", [list(fields)], QUICK_TIMEOUT_S)
+        results = await self.rpc("describe_policy", [list(fields)], QUICK_TIMEOUT_S)
+        return self._checked(Workers, {"results": results})["results"]
 
     async def rpc(self, method: str, arguments: list[Any], timeout_s: float) -> list[Any]:
         """Call a method of `PolicyWeights` in every worker; returns their results."""
         body = {"method": method, "args": arguments}
-        return (await self.post("/collective_rpc", body, timeout_s=timeout_s))["results"]
+        reply = await self.post("/collective_rpc", body, timeout_s=timeout_s)
+        return self._checked(ResultsForm, reply)["results"]
 
     async def post(
         self, path: str, body: dict[str, Any] | None = None, timeout_s: float = QUICK_TIMEOUT_S
     ) -> Any:
-        """One call; its JSON reply.
-
-        Raises:
-            CallFailure: no reply, or an error.
-        """
+        """One call; its JSON reply."""
         return await self._call("POST", path, body, timeout_s)
+
+    def _checked(self, form: type[ReplyForm], reply: Any) -> Any:
+        """The reply as it came, where it has the form."""
+        what = f"{form.__name__} of vLLM"
+        try:
+            understood(reply, form.model_validate, what=what, endpoint=self.url)
+        except ServerFailure as failure:
+            raise CallFailure(self.url, failure.reason, kind="faulty") from None
+        return reply
 
     async def _call(
         self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
@@ -163,26 +187,43 @@ class VLLMServer:
             raise CallFailure(self.url, reason, kind=failure.kind) from None
 
 
-def sampled_of(reply: dict[str, Any], weight_version: int) -> Sampled:
+def sampled_of(
+    reply: dict[str, Any], weight_version: int, *, url: str, vocabulary: int, most_tokens: int
+) -> Sampled:
     """A completion of the API.
+
+    Args:
+        reply: of `VLLMServer.complete`.
+        weight_version: that it was sampled with.
+        url: of the server.
+        vocabulary: token ids that the policy knows.
+        most_tokens: that were asked for.
 
     Raises:
         InputError: the server lacks a flag, or has aborted the request.
+        CallFailure: it sent what no policy samples.
     """
     choice = reply["choices"][0]
     ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-    if not ids or not logprobs or choice["finish_reason"] not in ("stop", "length"):
+    if not ids or not logprobs or choice.get("finish_reason") not in ("stop", "length"):
         raise InputError(
             f"its reply has {len(ids or [])} token ids, {len(logprobs or [])} log-probs and the "
             f"finish reason {choice.get('finish_reason')}; {START}"
         )
-    usage = reply["usage"]
+    if not len(ids) == len(logprobs) <= most_tokens or max(ids) >= vocabulary:
+        reason = (
+            f"its reply has {len(ids)} token ids up to {max(ids)} and {len(logprobs)} log-probs, "
+            f"where at most {most_tokens} ids below {vocabulary} were asked for"
+        )
+        raise CallFailure(url, reason, kind="faulty")
+    details = reply["usage"].get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return Sampled(
         request_id=reply["id"],
         token_ids=ids,
         logprobs=logprobs,
         stopped=choice["finish_reason"] == "stop",
         weight_version=weight_version,
-        prompt_tokens=usage["prompt_tokens"],
-        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        prompt_tokens=reply["usage"]["prompt_tokens"],
+        cached_tokens=cached if isinstance(cached, int) else 0,
     )

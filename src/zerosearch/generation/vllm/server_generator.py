@@ -7,19 +7,21 @@ has left there, is given no requests, and gets the weights at the next sync.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.clients.bounded_replies import MAX_REPLY_BYTES
 from zerosearch.clients.endpoints import AllDown, CallFailure, EndpointPool
 from zerosearch.core.errors import InputError, RunError
-from zerosearch.core.ranges import CountOrZero, Positive
+from zerosearch.core.ranges import Count, CountOrZero, Positive
 from zerosearch.generation.generator import Completion, CompletionRequest
 from zerosearch.generation.vllm.client import START, VLLMServer, sampled_of
 from zerosearch.generation.vllm.completion import completion_of, room_for
-from zerosearch.generation.vllm.llm_engine import sampling_parameters
+from zerosearch.generation.vllm.llm_engine import Sampled, sampling_parameters
 from zerosearch.generation.vllm.policy import VLLMPolicy
 from zerosearch.generation.vllm.server_check import Needs, inspect
 from zerosearch.generation.vllm.sync import ServerSync, Synced
@@ -41,6 +43,7 @@ class VLLMServerGenerator:
         max_retries: further attempts of a request, on another server where there is one.
         timeout_s: longest wait for one completion.
         sync_timeout_s: longest wait for a server while weights are sent.
+        max_reply_bytes: most bytes of a reply, unpacked; a longer one counts as failed.
 
     Raises:
         InputError: no endpoint is given, or one is no plain http(s) URL.
@@ -56,6 +59,7 @@ class VLLMServerGenerator:
         max_retries: CountOrZero = 2,
         timeout_s: Positive = 1800.0,
         sync_timeout_s: Positive = 600.0,
+        max_reply_bytes: Count = MAX_REPLY_BYTES,
     ) -> None:
         if isinstance(endpoints, str) or not endpoints:
             raise InputError(
@@ -69,7 +73,12 @@ class VLLMServerGenerator:
         for name, value in (("timeout_s", timeout_s), ("sync_timeout_s", sync_timeout_s)):
             if not value > 0:
                 raise InputError(f"generator.{name}={value}: give seconds above 0")
-        servers = [VLLMServer(each, sync_timeout_s=sync_timeout_s) for each in endpoints]
+        if max_reply_bytes < 1:
+            raise InputError(f"generator.max_reply_bytes={max_reply_bytes}: give 1 or more")
+        servers = [
+            VLLMServer(each, sync_timeout_s=sync_timeout_s, max_reply_bytes=max_reply_bytes)
+            for each in endpoints
+        ]
         self.weight_version = 0
         self.prompt_tokens = 0  # of all finished requests
         self.cached_tokens = 0  # of those: found in a prefix cache, so not computed
@@ -129,10 +138,12 @@ class VLLMServerGenerator:
             )
         limit = room_for(prompt_ids, request, synced.context, "--max-model-len of the server")
         parameters = sampling_parameters(request, limit, policy.tokens.eos_ids)
-        version = self.weight_version
+        vocabulary = policy.base.config.get_text_config().vocab_size
+        read = partial(
+            sampled_of, weight_version=self.weight_version, vocabulary=vocabulary, most_tokens=limit
+        )
         try:
-            reply = await self._on_some_server(synced.model, prompt_ids, parameters)
-            sampled = sampled_of(reply, version)
+            sampled = await self._on_some_server(synced.model, prompt_ids, parameters, read)
         except (CallFailure, SearchError, ValueError) as error:
             raise RunError(f"generator=vllm_server: {error}") from None
         self.prompt_tokens += sampled.prompt_tokens
@@ -180,15 +191,22 @@ class VLLMServerGenerator:
         return self._policy
 
     async def _on_some_server(
-        self, model: str, prompt_ids: Sequence[int], parameters: dict[str, Any]
-    ) -> dict[str, Any]:
+        self,
+        model: str,
+        prompt_ids: Sequence[int],
+        parameters: dict[str, Any],
+        read: Callable[..., Sampled],
+    ) -> Sampled:
         tried: list[str] = []
         while True:
             try:
                 async with self._pool.lease(tried) as url:
                     tried.append(url)
                     server = self._servers[url]
-                    return await server.complete(model, prompt_ids, parameters, self._timeout_s)
+                    wait_s = self._timeout_s
+                    return read(
+                        await server.complete(model, prompt_ids, parameters, wait_s), url=url
+                    )
             except AllDown:
                 await self._pool.recovered()
             except CallFailure as failure:
