@@ -71,7 +71,9 @@ def test_a_new_run_in_the_same_folder_starts_a_new_table(tmp_path):
 @pytest.mark.parametrize(("is_global_zero", "writes"), [(True, True), (False, False)])
 def test_only_rank_zero_writes(tmp_path, is_global_zero, writes):
     trainer: Any = SimpleNamespace(
-        is_global_zero=is_global_zero, state=SimpleNamespace(fn=TrainerFn.FITTING)
+        is_global_zero=is_global_zero,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        ckpt_path=None,
     )
     callback, module = MetricsCsv(tmp_path), PolicyStub()
     callback.on_train_start(trainer, module)

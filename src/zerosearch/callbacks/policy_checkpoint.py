@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint import CheckpointException
 
+from zerosearch.callbacks.event_files import cut_back, event_file_sizes
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.core.errors import FileError, InputError
 from zerosearch.core.files import flush_folder, flush_tree, free_space, replacing
@@ -33,10 +34,15 @@ HEALTHY = "healthy.ckpt"
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning will validate after the training batch whose end hooks are running."""
+    """Whether Lightning will validate after the training batch whose end hooks are running.
+
+    Where there is nothing to validate on it says that a validation is due, and calls no hook of it.
+    """
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    return not loop.epoch_loop.val_loop.skip and loop.epoch_loop._should_check_val_fx(
+        loop._data_fetcher
+    )
 
 
 class PolicyCheckpoint(Checkpoint):
@@ -52,6 +58,9 @@ class PolicyCheckpoint(Checkpoint):
     `HealthMonitor` has found that step healthy, `healthy.ckpt` is a link to the newest checkpoint
     that it did find healthy. When the run collapses, nothing more is saved and `last.ckpt` becomes
     that one.
+
+    A checkpoint says how long TensorBoard's files were: what a killed process has logged after it
+    is taken back when the run goes on, and each step stands there once.
 
     Being a `Checkpoint`, it runs after all other callbacks, so that what they wrote for a step is
     there whenever the checkpoint of the step is.
@@ -80,6 +89,18 @@ class PolicyCheckpoint(Checkpoint):
         self._saved_step: int | None = None
         self._healthy: Path | None = None  # the newest checkpoint that was found healthy
         self._candidates: list[int] = []  # steps of later ones, which may yet be found so
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.is_global_zero:
+            checkpoint["event_files"] = event_file_sizes(trainer.loggers)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.is_global_zero and "event_files" in checkpoint:  # not in those of before
+            cut_back(trainer.loggers, checkpoint["event_files"])
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._saved_step = pl_module.policy_step  # what a resumed run starts from is on disk

@@ -201,7 +201,7 @@ def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
         if HydraConfig.get().output_subdir is not None:  # it has a run folder
             summary = Summary(Path(cfg.paths.output_dir), error=said)
             if not summary.path.exists():
-                summary.write()
+                summary.end()
         raise SystemExit(error_code) from error
 
 

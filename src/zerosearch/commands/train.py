@@ -36,6 +36,8 @@ def train(cfg: DictConfig, summary: Summary) -> None:
         check_shared(cfg.questions_per_step, run.trainer.num_devices * run.trainer.num_nodes)
         check_run(run.module)
         run.data.setup("fit")  # a bad row shows before anything is evaluated
+        if checkpoint is None:
+            run.start_over()
         if cfg.test and checkpoint is None:
             run.evaluate("start")
             run.check_searches()
@@ -43,7 +45,8 @@ def train(cfg: DictConfig, summary: Summary) -> None:
             run.fit(checkpoint)
         if cfg.test and run.status == "completed":
             run.evaluate("test")
-    summary.facts |= run.final_metrics() | {"simulator_models": answered_by(run.module.search)}
+    models = {*run.module.models_before, *answered_by(run.module.search)}
+    summary.facts |= run.final_metrics() | {"simulator_models": sorted(models)}
     run.check_searches()
     summary.facts["status"] = run.status
 

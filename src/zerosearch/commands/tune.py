@@ -25,6 +25,8 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     checkpoint = prepare(cfg, summary)
     run = assemble_tuning(cfg)
     run.read_examples()
+    if checkpoint is None:
+        run.start_over()
     if cfg.test and checkpoint is None:
         run.evaluate("start")
     if run.status == "completed":

@@ -98,7 +98,7 @@ class EvaluatingModule(TrainedModule):
                     phase=f"{self.phase}/{name}",
                     trajectories=trajectories,
                     scores=scores,
-                    noise_probability=self.noise_probability,
+                    noise_probability=self.evaluations[name].noise_probability,
                 )
             )
         headline = next(iter(self.evaluations))

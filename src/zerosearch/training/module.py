@@ -29,6 +29,7 @@ from zerosearch.policy.source import PolicySource
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
+from zerosearch.simulator.engine import answered_by
 from zerosearch.training.balance import balance
 from zerosearch.training.credit import Credit
 from zerosearch.training.episode_sampler import EpisodeSampler
@@ -126,6 +127,7 @@ class SearchPolicyModule(EvaluatingModule):
         self.sampling = sampling
         self.lag, self.spare_rounds = lag, algorithm.resampling_rounds  # the data module reads both
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
+        self.models_before: list[str] = []  # that wrote documents before this was resumed
         self.resumed = False  # whether training goes on from a checkpoint
         sampler = EpisodeSampler(
             policy=self.loaded_model,
@@ -264,6 +266,8 @@ class SearchPolicyModule(EvaluatingModule):
             "kl_coefficient": self.kl_coefficient,
             "reference": self.reference.left_out if self.reference else None,
             "costs": self.costs.totals,
+            "evaluation_metrics": self.evaluation_metrics,
+            "answered_by": answered_by(self.search),
             "rollouts": self.rollouts.state_dict() if self.lag else None,
         }
 
@@ -276,6 +280,8 @@ class SearchPolicyModule(EvaluatingModule):
             self.reference.check_origin(saved.get("reference"), self.policy_source.name)
         self.episode.check_same(saved["episode"])
         self.costs.totals = dict(saved["costs"])
+        self.evaluation_metrics = saved.get("evaluation_metrics", {})
+        self.models_before = saved.get("answered_by", [])
         if self.algorithm.kl_control is not None:
             self.kl_coefficient = saved["kl_coefficient"]
         # without a lag every batch comes from the present weights, also the first one

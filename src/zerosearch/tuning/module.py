@@ -223,7 +223,11 @@ class SimulatorTuningModule(TrainedModule):
     # -- checkpoints and export --------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["zerosearch"] = {**self.progress(), "template": self.template}
+        checkpoint["zerosearch"] = {
+            **self.progress(),
+            "template": self.template,
+            "validation_metrics": self.validation_metrics,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("zerosearch", {})
@@ -235,6 +239,7 @@ class SimulatorTuningModule(TrainedModule):
                 "run; set data.files back, or start a new run"
             )
         self.restore_progress(checkpoint, saved)
+        self.validation_metrics = saved.get("validation_metrics", {})
 
     def export_parts(self) -> dict[str, Any]:
         """The tokenizer, and the prompt template, which goes into the folder of a simulator."""
