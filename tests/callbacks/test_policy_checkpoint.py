@@ -76,7 +76,7 @@ def fit(
         logger=[TensorBoardLogger(folder / "tensorboard", "", "")] if logger else False,
     )
     if not validates:
-        module.val_dataloader = list
+        module.val_dataloader = lambda: []
     path = (resume if isinstance(resume, Path) else folder) / "checkpoints" / "last.ckpt"
     try:
         trainer.fit(module, ckpt_path=path if resume and path.exists() else None)

@@ -39,6 +39,8 @@ class MetricsCsv(RecordCallback):
         dirpath: folder of the file.
     """
 
+    of_unfinished = True
+
     def __init__(self, dirpath: str | Path) -> None:
         self.path = Path(dirpath) / FILE_NAME
         self._columns: list[str] = []

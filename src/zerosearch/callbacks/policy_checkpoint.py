@@ -88,13 +88,14 @@ class PolicyCheckpoint(Checkpoint):
         self.keep = keep
         self._saved_step: int | None = None
         self._healthy: Path | None = None  # the newest checkpoint that was found healthy
+        self._event_files: dict[str, int] = {}  # sizes after the last whole step
         self._candidates: list[int] = []  # steps of later ones, which may yet be found so
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero:
-            checkpoint["event_files"] = event_file_sizes(trainer.loggers)
+            checkpoint["event_files"] = self._event_files
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
@@ -103,6 +104,7 @@ class PolicyCheckpoint(Checkpoint):
             cut_back(trainer.loggers, checkpoint["event_files"])
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._note_event_files(trainer)
         self._saved_step = pl_module.policy_step  # what a resumed run starts from is on disk
         present, healthy = self._path(pl_module.policy_step), self.dirpath / HEALTHY
         found = present if pl_module.healthy else healthy
@@ -110,12 +112,14 @@ class PolicyCheckpoint(Checkpoint):
         self._candidates = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self._note_event_files(trainer)
         self._judge(trainer, pl_module.policy_step - 1 - pl_module.lag, pl_module.healthy)
         if not validation_follows(trainer):
             self._save_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._note_event_files(trainer)
             self._save_if_due(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -124,6 +128,11 @@ class PolicyCheckpoint(Checkpoint):
             self._save(trainer, pl_module)
         if isinstance(exception, TrainingCollapse) and trainer.is_global_zero:
             self._go_back()
+
+    def _note_event_files(self, trainer: Trainer) -> None:
+        """Before a step begins that may die, having logged something."""
+        if trainer.is_global_zero:
+            self._event_files = event_file_sizes(trainer.loggers)
 
     def _save_if_due(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         step = pl_module.policy_step

@@ -13,8 +13,8 @@ from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.base_module import TrainedModule
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
 from zerosearch.training.failures import RESUME, SearchOutage
-from zerosearch.training.metrics import Costs
-from zerosearch.types import Question
+from zerosearch.training.metrics import Costs, rollout_metrics
+from zerosearch.types import Question, Trajectory
 
 
 class EvaluatingModule(TrainedModule):
@@ -73,6 +73,23 @@ class EvaluatingModule(TrainedModule):
                 lockstep=self.lockstep,
             )
         return self._rollouter
+
+    def record_unfinished(self, trajectories: list[Trajectory] | None) -> None:
+        """Keep what a step played that ends the run; a collective.
+
+        Args:
+            trajectories: of this rank; None: the run ended before any was played.
+        """
+        if trajectories is None:
+            return
+        scores = [self.rubric.score(t) if t.valid else None for t in trajectories]
+        self.latest = self.record(
+            rollout_metrics(trajectories, scores),
+            phase="train",
+            trajectories=trajectories,
+            scores=scores,
+            noise_probability=self.noise_probability,
+        )
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation_run = EvaluationRun(

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.algorithms.algorithm import Algorithm
-from zerosearch.core.errors import InputError
+from zerosearch.core.errors import InputError, NonFiniteError
 from zerosearch.core.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.data.loaders import QuestionBatch
 from zerosearch.generation.generator import Generator, Sampling
@@ -180,6 +180,13 @@ class SearchPolicyModule(EvaluatingModule):
 
     def training_step(self, batch: QuestionBatch, batch_index: int) -> None:
         """One policy step on this rank's questions."""
+        try:
+            self._step(batch)
+        except (SearchOutage, NonFiniteError):  # raised on all ranks alike
+            self.record_unfinished(self.rollouts.played)
+            raise
+
+    def _step(self, batch: QuestionBatch) -> None:
         started = time.perf_counter()
         reset_peak_memory(self.device)
         plan = make_plan(batch, self.policy_step, self.noise_probability)
