@@ -9,6 +9,7 @@ from zerosearch.command_line.arguments import expand_resume, expand_simulator
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, OF_TRAINING
 from zerosearch.command_line.made_for import check_choices, check_experiment
+from zerosearch.command_line.sweeps import check_optimized, optimized_value
 from zerosearch.core.imports import quick_imports
 from zerosearch.core.runs import Summary, run_job
 from zerosearch.data.availability import check_data
@@ -53,9 +54,9 @@ def train(cfg: DictConfig, summary: Summary) -> None:
 
 @command(
     keys=OF_TRAINING | {"policy_steps": COUNT, "questions_per_step": COUNT},
-    checks=[check_choices, check_simulator, check_data],
+    checks=[check_optimized, check_choices, check_simulator, check_data],
     expand=[partial(check_experiment, command="train"), expand_resume, expand_simulator],
 )
 def main(cfg: DictConfig) -> float | None:
-    """Run one job of Hydra; returns what a hyper-parameter search would maximise."""
-    return run_job(cfg, train).get("test/f1")
+    """Run one job of Hydra; returns what a sweep goes by."""
+    return optimized_value(cfg, run_job(cfg, train))

@@ -1,8 +1,7 @@
 """The policy's training as a LightningModule.
 
-`training_step` is one policy step: roll out, score, compare within groups, update. It differs from
-the reference code in what it keeps exact: tokens are trained as they were sampled, losses are
-normalised by global counts, and a trajectory hit by a failed search is left out.
+`training_step` is one policy step: roll out, score, compare within groups, update. It keeps exact:
+tokens are trained as sampled, losses normalised by global counts, failed searches left out.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ class SearchPolicyModule(EvaluatingModule):
         self.lag, self.spare_rounds = lag, algorithm.resampling_rounds  # the data module reads both
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
         self.models_before: list[str] = []  # that wrote documents before this was resumed
-        self.resumed = False  # whether training goes on from a checkpoint
+        self.resumed = False  # from a checkpoint
         sampler = EpisodeSampler(
             policy=self.loaded_model,
             rollouter=lambda: self.rollouter(),  # which tests and subclasses may replace
@@ -168,7 +167,7 @@ class SearchPolicyModule(EvaluatingModule):
         return made
 
     def on_train_start(self) -> None:
-        """After a checkpoint has been loaded, if there is one."""
+        """After a checkpoint was loaded, if there is one."""
         self.choose_attention(self.critic, self.reference and self.reference.model)
         restore_settings(
             self.trainer.optimizers,
@@ -189,8 +188,7 @@ class SearchPolicyModule(EvaluatingModule):
     def _step(self, batch: QuestionBatch) -> None:
         started = time.perf_counter()
         reset_peak_memory(self.device)
-        plan = make_plan(batch, self.policy_step, self.noise_probability)
-        sampled = self.rollouts.take(plan)
+        sampled = self.rollouts.take(make_plan(batch, self.policy_step, self.noise_probability))
         have_sampled = time.perf_counter()
         with self.rollouts.ahead(self._next_plan(batch), self.device):
             scores = [self.rubric.score(t) if t.valid else None for t in sampled.trajectories]
@@ -256,8 +254,6 @@ class SearchPolicyModule(EvaluatingModule):
             metrics["loss/kl_coefficient"] = self.kl_coefficient
             self.kl_coefficient = control.next(self.kl_coefficient, metrics["loss/kl"])
         return credit, metrics
-
-    # -- evaluation: see EvaluatingModule ------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self.rollouts.drain()
