@@ -39,7 +39,7 @@ def test_a_job_without_the_metric_fails_a_search_and_no_other_sweep(
     assert optimized_value(settings(), facts) == 0.5
     assert optimized_value(settings(metric="loss/policy"), facts) is None
     monkeypatch.setattr(sweeps, "_searches", lambda: True)
-    with pytest.raises(JobFailed, match="loss/policy: summary.json has none"):
+    with pytest.raises(JobFailed, match=r"loss/policy: summary\.json has none"):
         optimized_value(settings(metric="loss/policy"), facts)
     cfg = settings()
     cfg.test = False
