@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.callbacks.budget_stop import used_up_budget
+from zerosearch.callbacks.event_files import cut_back
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.core.errors import InputError
 from zerosearch.core.nodes import check_nodes, leaves
@@ -60,6 +61,11 @@ class Run(Generic[M, D]):
     def status(self) -> str:
         """Either "completed" or "interrupted by <signal>"."""
         return f"interrupted by {self.stop_signal}" if self.stop_signal else "completed"
+
+    def start_over(self) -> None:
+        """Take back what an attempt without a checkpoint has logged in the same folder."""
+        if self.trainer.is_global_zero:
+            cut_back(self.trainer.loggers, {})
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint where one is given."""

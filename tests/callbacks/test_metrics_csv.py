@@ -68,10 +68,35 @@ def test_a_new_run_in_the_same_folder_starts_a_new_table(tmp_path):
     assert len(read(tmp_path)) == 2
 
 
+def test_rows_are_appended_and_nothing_of_them_is_in_a_checkpoint(tmp_path):
+    inodes = []
+    module = PolicyStub(
+        4, on_step=lambda _: inodes.append((tmp_path / "metrics.csv").stat().st_ino)
+    )
+    callback = MetricsCsv(tmp_path)
+    make_trainer(4, callbacks=[callback], val_every=None).fit(module)
+    assert len(set(inodes[1:])) == 1, "the file is the same; at first its columns were new"
+    assert callback.state_dict() == {}
+
+
+def test_the_step_in_which_a_run_dies_has_its_row(tmp_path):
+    def die(step: int) -> None:
+        if step == 2:
+            module.latest = make_record(2, "train", [], metrics={"loss/policy": 7.0})
+            raise RuntimeError("an outage")
+
+    module = PolicyStub(4, on_step=die)
+    with pytest.raises(RuntimeError, match="an outage"):
+        make_trainer(4, callbacks=[MetricsCsv(tmp_path)], val_every=None).fit(module)
+    assert [(row["step"], row["loss/policy"]) for row in read(tmp_path)][2:] == [("2", "7.0")]
+
+
 @pytest.mark.parametrize(("is_global_zero", "writes"), [(True, True), (False, False)])
 def test_only_rank_zero_writes(tmp_path, is_global_zero, writes):
     trainer: Any = SimpleNamespace(
-        is_global_zero=is_global_zero, state=SimpleNamespace(fn=TrainerFn.FITTING)
+        is_global_zero=is_global_zero,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        ckpt_path=None,
     )
     callback, module = MetricsCsv(tmp_path), PolicyStub()
     callback.on_train_start(trainer, module)

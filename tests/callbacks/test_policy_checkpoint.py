@@ -6,6 +6,7 @@ import csv
 import errno
 import os
 import shutil
+from pathlib import Path
 from traceback import StackSummary
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.distributed.checkpoint import CheckpointException
 
 from tests.helpers.policy_stub import UPDATES_PER_STEP, PolicyStub, make_trainer
@@ -34,8 +37,18 @@ class DieAfterLastStep(Callback):
         raise Killed
 
 
-def fit(folder, *, die_in_step=None, die_in_validation=None, resume=False, every=2, val_every=3):
-    """One process of a run in `folder`; returns its module."""
+def fit(
+    folder,
+    *,
+    die_in_step=None,
+    die_in_validation=None,
+    resume=False,
+    every=2,
+    val_every=3,
+    validates=True,
+    logger=False,
+):
+    """One process of a run in `folder`, which may go on with another one; returns its module."""
 
     def die(where):
         def check(step: int) -> None:
@@ -44,16 +57,27 @@ def fit(folder, *, die_in_step=None, die_in_validation=None, resume=False, every
 
         return check
 
-    module = PolicyStub(STEPS, die(die_in_step), die(die_in_validation))
+    def step(number: int) -> None:
+        for each in module.loggers:
+            each.log_metrics({"loss": 1.0}, number)
+        die(die_in_step)(number)
+
+    module = PolicyStub(STEPS, step, die(die_in_validation))
     callbacks = [
         PolicyCheckpoint(folder / "checkpoints", every, keep=2),  # Lightning moves it to the end
         MetricsCsv(folder),
         PolicyExport(folder / "policy"),
     ]
     trainer = make_trainer(
-        STEPS, callbacks=callbacks, val_every=val_every, plugins=[AtomicCheckpointIO()]
+        STEPS,
+        callbacks=callbacks,
+        val_every=val_every,
+        plugins=[AtomicCheckpointIO()],
+        logger=[TensorBoardLogger(folder / "tensorboard", "", "")] if logger else False,
     )
-    path = folder / "checkpoints" / "last.ckpt"
+    if not validates:
+        module.val_dataloader = lambda: []
+    path = (resume if isinstance(resume, Path) else folder) / "checkpoints" / "last.ckpt"
     try:
         trainer.fit(module, ckpt_path=path if resume and path.exists() else None)
     except Killed:
@@ -72,6 +96,16 @@ def whole(tmp_path_factory):
     """Folder and module of a run without an interruption."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, fit(folder)
+
+
+def logged_steps(folder) -> list[int]:
+    """Steps of the loss in event files, in the order in which they stand there."""
+    events = [
+        event
+        for path in sorted(folder.glob("events.out.tfevents.*"))
+        for event in EventFileLoader(str(path)).Load()
+    ]
+    return [e.step for e in events if [v.tag for v in e.summary.value] == ["loss"]]
 
 
 def names(folder) -> list[str]:
@@ -131,6 +165,22 @@ def test_defect_15_death_after_the_last_step_still_exports(tmp_path, val_every):
     assert len(metrics_without_times(tmp_path)) == STEPS
 
 
+@pytest.mark.parametrize("val_every", [1, 2, 3])
+def test_without_validation_questions_every_checkpoint_is_saved(tmp_path, val_every):
+    fit(tmp_path, die_in_step=5, validates=False, val_every=val_every)
+    assert names(tmp_path) == ["last.ckpt", "step_000002.ckpt", "step_000004.ckpt"]
+    resumed = fit(tmp_path, resume=True, validates=False, val_every=val_every)
+    assert [step for step, _, _ in resumed.trained] == [4, 5]
+    assert "step_000006.ckpt" in names(tmp_path)
+
+
+@pytest.mark.parametrize("die", [{"die_in_step": 5}, {"die_in_validation": 6}, {"die_in_step": 3}])
+def test_tensorboard_holds_each_step_once_and_in_order_after_a_kill(tmp_path, die):
+    fit(tmp_path, **die, logger=True)
+    fit(tmp_path, resume=True, logger=True)
+    assert logged_steps(tmp_path / "tensorboard") == [*range(STEPS)]
+
+
 def test_a_finished_run_resumed_trains_nothing(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     again = fit(tmp_path / "run", resume=True)
@@ -140,8 +190,7 @@ def test_a_finished_run_resumed_trains_nothing(whole, tmp_path):
 
 def test_a_run_resumed_elsewhere_has_the_whole_table(whole, tmp_path):
     fit(tmp_path / "old", die_in_step=4)
-    shutil.copytree(tmp_path / "old" / "checkpoints", tmp_path / "new" / "checkpoints")
-    fit(tmp_path / "new", resume=True)
+    fit(tmp_path / "new", resume=tmp_path / "old")
     assert metrics_without_times(tmp_path / "new") == metrics_without_times(whole[0])
 
 

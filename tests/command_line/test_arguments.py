@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.helpers.runs import saved_run
 from zerosearch.command_line.arguments import (
@@ -91,8 +92,8 @@ def test_latest_is_the_commands_newest_run_that_has_begun(command: str, tmp_path
     link_latest(run, tmp_path / command)
     assert expand_resume(["resume=latest", place], command) == [
         "seed=3",
-        place,
         f"resume='{run}'",
+        place,
         "hydra.mode=RUN",
         f"hydra.run.dir='{run}'",
     ]
@@ -170,3 +171,15 @@ def test_overrides_that_were_lost_are_not_taken_for_none(tmp_path: Path) -> None
     (run / ".hydra" / "overrides.yaml").write_text("")
     with pytest.raises(ValueError, match=r"overrides\.yaml is empty; give a \.ckpt"):
         expand_resume([f"resume={run}"])
+
+
+@pytest.mark.parametrize("name", ["it's", "a,b", "[x]{y}", "lr=1", "back\\slash'", "two  words"])
+def test_a_run_folder_of_any_name_is_resumed(name: str, tmp_path: Path) -> None:
+    """Also by further ranks, which read the words that are made here."""
+    run = saved_run(tmp_path / name, "seed=3")
+    words = expand_resume([f"resume={run}"])
+    assert expand_resume(words)[: len(words)] == words
+    parsed = OverridesParser.create().parse_overrides(words)
+    values = {each.key_or_group: each.value() for each in parsed}
+    assert values["resume"] == values["hydra.run.dir"] == str(run)
+    assert values["seed"] == 3

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,22 @@ def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path: Path, new: Path) 
         find_checkpoint(str(tmp_path), new)
     with pytest.raises(ValueError, match=r"no checkpoint .*gone\.ckpt"):
         find_checkpoint(str(tmp_path / "gone.ckpt"), new)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning_in_its_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert find_checkpoint(f"{tmp_path}/.", tmp_path) is None
+    assert "has no checkpoint yet: this run starts from the beginning" in caplog.text
+
+
+def test_latest_that_is_a_real_folder_is_left_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "latest").mkdir()
+    link_latest(tmp_path / "run", tmp_path)
+    assert (tmp_path / "latest").is_dir() and "is a folder" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -161,7 +179,8 @@ def test_a_summary_says_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.Mo
     summary = Summary(tmp_path, seed=0, tags=["a"])
     summary.write()
     first = json.loads((tmp_path / "summary.json").read_text())
-    assert first["status"] == "failed", "until the run says otherwise"
+    assert (first["status"], first["process"]) == ("running", os.getpid())
+    assert first["host"] == socket.gethostname()
     assert (first["seed"], first["tags"]) == (0, ["a"])
     assert first["seconds"] >= 0
     assert first["command"].endswith(" -m zerosearch train 'tags=[a b]'")

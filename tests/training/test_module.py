@@ -33,7 +33,9 @@ from zerosearch import __version__
 from zerosearch.algorithms.advantages import zero
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.kl import kl_estimate
+from zerosearch.callbacks.metrics_csv import MetricsCsv, read_rows
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
+from zerosearch.callbacks.transcripts import TranscriptWriter
 from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.export import load_settings
@@ -551,7 +553,8 @@ def train_saving(
         **fields,
     )
     records, saving = Records(), PolicyCheckpoint(folder, every_n_steps=2, keep=None)
-    trainer = make_trainer(steps, callbacks=[records, saving], val_every=2)
+    writers = [MetricsCsv(folder), TranscriptWriter(folder / "transcripts")]
+    trainer = make_trainer(steps, callbacks=[records, *writers, saving], val_every=2)
     data = make_data(make_questions(6), make_questions(1), questions_per_step=3)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     return module, records.steps
@@ -588,6 +591,10 @@ def test_invariant_04_a_lost_engine_ends_the_run_with_all_whole_steps_saved(tmp_
     with pytest.raises(SearchOutage, match=r"http://search\.test/retrieve: connection refused"):
         train_saving(tmp_path, 4, model=searching(), search=engine)
     assert (tmp_path / "step_000003.ckpt").is_file(), "though only every second step is saved"
+    died = read_rows(tmp_path / "metrics.csv")[-1]
+    assert died["step"] == "3" and float(died["search/failed"]) > 0.1 and died["loss/policy"] == ""
+    written = (tmp_path / "transcripts" / "train" / "step_000003.jsonl").read_text()
+    assert "connection refused" in written
     resumed, made = train_saving(tmp_path, 4, tmp_path / "last.ckpt", model=searching())
     assert [record.step for record in made] == [3]
     assert_unchanged(resumed, weights(whole))

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint import CheckpointException
 
+from zerosearch.callbacks.event_files import cut_back, event_file_sizes
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.core.errors import FileError, InputError
 from zerosearch.core.files import flush_folder, flush_tree, free_space, replacing
@@ -33,10 +34,15 @@ HEALTHY = "healthy.ckpt"
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning will validate after the training batch whose end hooks are running."""
+    """Whether Lightning will validate after the training batch whose end hooks are running.
+
+    Where there is nothing to validate on it says that a validation is due, and calls no hook of it.
+    """
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    return not loop.epoch_loop.val_loop.skip and loop.epoch_loop._should_check_val_fx(
+        loop._data_fetcher
+    )
 
 
 class PolicyCheckpoint(Checkpoint):
@@ -52,6 +58,9 @@ class PolicyCheckpoint(Checkpoint):
     `HealthMonitor` has found that step healthy, `healthy.ckpt` is a link to the newest checkpoint
     that it did find healthy. When the run collapses, nothing more is saved and `last.ckpt` becomes
     that one.
+
+    A checkpoint says how long TensorBoard's files were: what a killed process has logged after it
+    is taken back when the run goes on, and each step stands there once.
 
     Being a `Checkpoint`, it runs after all other callbacks, so that what they wrote for a step is
     there whenever the checkpoint of the step is.
@@ -79,9 +88,23 @@ class PolicyCheckpoint(Checkpoint):
         self.keep = keep
         self._saved_step: int | None = None
         self._healthy: Path | None = None  # the newest checkpoint that was found healthy
+        self._event_files: dict[str, int] = {}  # sizes after the last whole step
         self._candidates: list[int] = []  # steps of later ones, which may yet be found so
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.is_global_zero:
+            checkpoint["event_files"] = self._event_files
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.is_global_zero and "event_files" in checkpoint:  # not in those of before
+            cut_back(trainer.loggers, checkpoint["event_files"])
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._note_event_files(trainer)
         self._saved_step = pl_module.policy_step  # what a resumed run starts from is on disk
         present, healthy = self._path(pl_module.policy_step), self.dirpath / HEALTHY
         found = present if pl_module.healthy else healthy
@@ -89,12 +112,14 @@ class PolicyCheckpoint(Checkpoint):
         self._candidates = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self._note_event_files(trainer)
         self._judge(trainer, pl_module.policy_step - 1 - pl_module.lag, pl_module.healthy)
         if not validation_follows(trainer):
             self._save_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._note_event_files(trainer)
             self._save_if_due(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -103,6 +128,11 @@ class PolicyCheckpoint(Checkpoint):
             self._save(trainer, pl_module)
         if isinstance(exception, TrainingCollapse) and trainer.is_global_zero:
             self._go_back()
+
+    def _note_event_files(self, trainer: Trainer) -> None:
+        """Before a step begins that may die, having logged something."""
+        if trainer.is_global_zero:
+            self._event_files = event_file_sizes(trainer.loggers)
 
     def _save_if_due(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         step = pl_module.policy_step

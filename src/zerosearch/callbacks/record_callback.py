@@ -12,7 +12,14 @@ from zerosearch.training.step_record import StepRecord
 
 
 class RecordCallback(Callback, ABC):
-    """Calls `on_record` for every policy step and for every evaluation of a validation or test."""
+    """Calls `on_record` for every policy step and for every evaluation of a validation or test.
+
+    Attributes:
+        of_unfinished: also for the step in which the run died, where something of it is known; not
+            by all ranks together.
+    """
+
+    of_unfinished = False
 
     @abstractmethod
     def on_record(self, trainer: Trainer, pl_module: PolicyModule, record: StepRecord) -> None:
@@ -21,6 +28,11 @@ class RecordCallback(Callback, ABC):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if pl_module.latest is not None:
             self.on_record(trainer, pl_module, pl_module.latest)
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        record = pl_module.latest
+        if self.of_unfinished and record is not None and record.step == pl_module.policy_step:
+            self.on_record(trainer, pl_module, record)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking:

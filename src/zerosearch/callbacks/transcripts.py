@@ -40,6 +40,8 @@ class TranscriptWriter(RecordCallback):
         InputError: a number is out of its range.
     """
 
+    of_unfinished = True
+
     def __init__(
         self,
         dirpath: str | Path,

@@ -5,7 +5,7 @@ Light on imports: it is loaded before the command line is parsed.
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
 
 import yaml
@@ -13,7 +13,18 @@ from hydra._internal.utils import get_args_parser
 
 from zerosearch.command_line.user_configs import find
 from zerosearch.core.errors import InputError
-from zerosearch.core.runs import LATEST, PROJECT_ROOT, PROMPT_FILE, check_version, is_checkpoint
+from zerosearch.core.files import replacing
+from zerosearch.core.run_lock import check_unlocked
+from zerosearch.core.runs import (
+    LATEST,
+    PROJECT_ROOT,
+    PROMPT_FILE,
+    check_version,
+    global_rank,
+    is_checkpoint,
+)
+
+_PLAIN = re.compile(r"[\w./~:+@%-]+")  # means itself to Hydra
 
 
 def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
@@ -27,16 +38,18 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
         command: whose runs can be resumed, by the name of its configuration.
 
     Raises:
-        InputError: nothing to resume there, or of a version that this one cannot go on with.
+        InputError: nothing to resume there, or of a version that this one cannot go on with, or
+            another process writes to the run folder.
     """
     given = [item.removeprefix("resume=") for item in arguments if item.startswith("resume=")]
     if not given or given[-1] in ("null", ""):
         return arguments
-    place = given[-1].strip("'\"")  # the further ranks of a run get the words that are made below
+    place = unquoted(given[-1])  # the further ranks of a run get the words that are made below
     if place == LATEST:
         place = str(_latest_run(arguments, command))
-        arguments = [item for item in arguments if not item.startswith("resume=")]
-        arguments = [*arguments, f"resume='{place}'"]
+    if place != given[-1] or not _PLAIN.fullmatch(place):
+        word = f"resume={quoted(place)}"
+        arguments = [word if item.startswith("resume=") else item for item in arguments]
     folder = Path(place)
     if is_checkpoint(folder):
         check_version(place, folder.resolve().parent.parent)
@@ -56,16 +69,18 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     if (other := command_of_run(folder)) not in (None, command):
         raise InputError(f"resume={place} is a run of {other}, and this is {command}")
     folder = folder.resolve()
+    if global_rank() == 0:  # which holds the lock for the others
+        check_unlocked(folder)
     taken = {override_key(item) for item in arguments}
     kept = [item for item in saved if override_key(item) not in taken]
     # it may have been a job of a sweep, whose settings are among those saved
-    return [*kept, *arguments, "hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
+    return [*kept, *arguments, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
 
 
 def _latest_run(arguments: list[str], command: str) -> Path:
     """Where `latest` of a command's own task points."""
     key = "paths.log_dir="
-    given = [item.removeprefix(key).strip("'\"") for item in arguments if item.startswith(key)]
+    given = [unquoted(item.removeprefix(key)) for item in arguments if item.startswith(key)]
     task = Path([str(PROJECT_ROOT / "logs"), *given][-1]) / command
     if not (task / LATEST).is_dir():
         raise InputError(f"resume={LATEST}: no run of {task} has begun; start one without resume=")
@@ -86,9 +101,8 @@ def keep_override(run: Path, key: str, value: str) -> None:
     if file.is_file():
         saved = yaml.safe_load(file.read_text()) or []
         kept = [item for item in saved if override_key(item) != key]
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump([*kept, f"{key}='{value}'"]))
-        os.replace(temporary, file)
+        with replacing(file) as target:
+            target.write(yaml.safe_dump([*kept, f"{key}={quoted(value)}"]).encode())
 
 
 def expand_simulator(arguments: list[str]) -> list[str]:
@@ -99,11 +113,11 @@ def expand_simulator(arguments: list[str]) -> list[str]:
     """
     expanded = []
     for item in arguments:
-        value = item.removeprefix("simulator=").strip("'\"")
+        value = unquoted(item.removeprefix("simulator="))
         if not item.startswith("simulator=") or "," in value:
             expanded.append(item)
         elif (Path(value) / PROMPT_FILE).is_file():
-            expanded += ["simulator=exported", f"simulator.folder='{value}'"]
+            expanded += ["simulator=exported", f"simulator.folder={quoted(value)}"]
         elif "/" in value:
             raise InputError(
                 f"simulator={value} is no folder of a tuned simulator (it has no {PROMPT_FILE}): "
@@ -142,3 +156,21 @@ def refuse_dashes(arguments: list[str]) -> None:
 def override_key(override: str) -> str:
     """The key that an override sets."""
     return override.split("=", 1)[0].lstrip("+~")
+
+
+def quoted(value: str | Path) -> str:
+    """A text that Hydra takes for itself, whatever quotes, commas, brackets or = are in it."""
+    doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value))  # else they would escape the quote
+    return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def unquoted(value: str) -> str:
+    """The text behind a word of a command line: `quoted` undone, or as it is."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        mark = value[0]
+        return re.sub(r"(\\+)(?=" + mark + r"|$)", _halved, value[1:-1])
+    return value
+
+
+def _halved(backslashes: re.Match[str]) -> str:
+    return backslashes[0][: len(backslashes[0]) // 2]

@@ -27,7 +27,13 @@ from zerosearch.command_line.arguments import expand_null_groups, refuse_dashes
 from zerosearch.command_line.error_text import explain
 from zerosearch.command_line.help_text import FLAGS, help_text
 from zerosearch.command_line.keys import Key
-from zerosearch.command_line.sweeps import JobFailed, is_sweep, report_failures, run_in_process
+from zerosearch.command_line.sweeps import (
+    JobFailed,
+    check_optimized,
+    is_sweep,
+    report_failures,
+    run_in_process,
+)
 from zerosearch.core.endings import FULL_ERROR, report_error
 from zerosearch.core.errors import ZeroSearchError
 from zerosearch.core.runs import CONFIGS, PROJECT_ROOT, Summary, global_rank
@@ -141,7 +147,9 @@ class Command(Generic[T]):
             begun.append(cfg)
             with _full_error(full_error):
                 if is_sweep():
-                    return run_in_process(self.name)
+                    with _refusing(cfg, self.error_code):
+                        check_optimized(cfg)  # of all jobs, so before the first
+                    return run_in_process(self.name, cfg)
                 # Lightning starts further ranks with these words
                 sys.argv[1:1] = [self.name]
                 if global_rank() == 0:
@@ -203,7 +211,7 @@ def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
         if HydraConfig.get().output_subdir is not None:  # it has a run folder
             summary = Summary(Path(cfg.paths.output_dir), error=said)
             if not summary.path.exists():
-                summary.write()
+                summary.end()
         raise SystemExit(error_code) from error
 
 

@@ -13,15 +13,21 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from zerosearch.core.errors import ZeroSearchError
+from zerosearch.core.errors import InputError, ZeroSearchError
 from zerosearch.core.runs import REQUEUE_SIGNALS, read_summary
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Of Hydra's own settings those that make a sweep: a job has none of them.
 OF_SWEEPS = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra/launcher", "hydra.launcher")
@@ -45,17 +51,18 @@ def is_sweep() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN and ON_CLUSTER not in os.environ
 
 
-def run_in_process(command: str) -> Any:
+def run_in_process(command: str, cfg: DictConfig) -> Any:
     """Run the present job of the sweep as `zerosearch COMMAND` with the job's own overrides.
 
     Args:
         command: its name.
+        cfg: of the job.
 
     Returns:
-        `test/f1` of its `summary.json`, None where it has none.
+        What `optimized_value` finds in its `summary.json`.
 
     Raises:
-        JobFailed: it ended with an error.
+        JobFailed: it ended with an error, or without what the sweep goes by.
         SystemExit: the sweep was told to stop; the job has ended in order.
     """
     job, overrides = HydraConfig.get().job, HydraConfig.get().overrides
@@ -78,7 +85,59 @@ def run_in_process(command: str) -> Any:
         _failures.append(failure)
         log.error(failure)
         raise JobFailed(failure)
-    return facts.get("test/f1")
+    return optimized_value(cfg, facts)
+
+
+def check_optimized(cfg: DictConfig) -> None:
+    """Check what a sweep that searches for the best settings goes by.
+
+    Raises:
+        InputError: `optimized` names no direction, or another one than the sweeper, or a metric
+            that no job will have.
+    """
+    if "optimized" not in cfg:
+        return
+    metric, direction = str(cfg.optimized.metric), cfg.optimized.direction
+    if direction not in ("maximize", "minimize"):
+        raise InputError(f"optimized.direction={direction}: give maximize or minimize")
+    phase, _, name = metric.partition("/")
+    if not name:
+        raise InputError(f"optimized.metric={metric}: give a name of summary.json, such as test/f1")
+    evaluations = cfg.get("evaluation") or {}
+    if phase in ("start", "test") and evaluations:
+        known = [*("f1", "em", "cover_em"), *evaluations]
+        if name.split("/")[0] not in known:
+            found = ", ".join(f"{phase}/{each}" for each in known)
+            raise InputError(f"optimized.metric={metric} is not measured; there are {found}")
+    if not _searches():
+        return
+    if phase in ("start", "test") and not cfg.test:
+        raise InputError(f"optimized.metric={metric} is not measured with test=false")
+    wanted = HydraConfig.get().sweeper.get("direction")
+    if isinstance(wanted, str | Enum) and getattr(wanted, "name", wanted) != direction:
+        raise InputError(
+            f"optimized.direction={direction}, and hydra.sweeper.direction={wanted}: give the same"
+        )
+
+
+def optimized_value(cfg: DictConfig, facts: Mapping[str, Any]) -> float | None:
+    """What a sweep goes by, of a job's summary; None where it lacks it and nobody searches.
+
+    Raises:
+        JobFailed: the sweeper searches by it.
+    """
+    metric = OmegaConf.select(cfg, "optimized.metric")
+    value = facts.get(metric)
+    if value is None and metric is not None and _searches():
+        raise JobFailed(f"optimized.metric={metric}: summary.json has none; choose one that it has")
+    return value
+
+
+def _searches() -> bool:
+    """Whether this process is of a sweep whose sweeper goes by what its jobs return."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return "BasicSweeper" not in HydraConfig.get().sweeper["_target_"]
 
 
 def report_failures(error: JobFailed) -> None:

@@ -9,6 +9,7 @@ from zerosearch.command_line.arguments import expand_resume, expand_simulator
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, OF_TRAINING
 from zerosearch.command_line.made_for import check_choices, check_experiment
+from zerosearch.command_line.sweeps import check_optimized, optimized_value
 from zerosearch.core.imports import quick_imports
 from zerosearch.core.runs import Summary, run_job
 from zerosearch.data.availability import check_data
@@ -36,6 +37,8 @@ def train(cfg: DictConfig, summary: Summary) -> None:
         check_shared(cfg.questions_per_step, run.trainer.num_devices * run.trainer.num_nodes)
         check_run(run.module)
         run.data.setup("fit")  # a bad row shows before anything is evaluated
+        if checkpoint is None:
+            run.start_over()
         if cfg.test and checkpoint is None:
             run.evaluate("start")
             run.check_searches()
@@ -43,16 +46,17 @@ def train(cfg: DictConfig, summary: Summary) -> None:
             run.fit(checkpoint)
         if cfg.test and run.status == "completed":
             run.evaluate("test")
-    summary.facts |= run.final_metrics() | {"simulator_models": answered_by(run.module.search)}
+    models = {*run.module.models_before, *answered_by(run.module.search)}
+    summary.facts |= run.final_metrics() | {"simulator_models": sorted(models)}
     run.check_searches()
     summary.facts["status"] = run.status
 
 
 @command(
     keys=OF_TRAINING | {"policy_steps": COUNT, "questions_per_step": COUNT},
-    checks=[check_choices, check_simulator, check_data],
+    checks=[check_optimized, check_choices, check_simulator, check_data],
     expand=[partial(check_experiment, command="train"), expand_resume, expand_simulator],
 )
 def main(cfg: DictConfig) -> float | None:
-    """Run one job of Hydra; returns what a hyper-parameter search would maximise."""
-    return run_job(cfg, train).get("test/f1")
+    """Run one job of Hydra; returns what a sweep goes by."""
+    return optimized_value(cfg, run_job(cfg, train))

@@ -9,6 +9,7 @@ from zerosearch.command_line.arguments import expand_resume
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, OF_TRAINING
 from zerosearch.command_line.made_for import check_choices, check_experiment
+from zerosearch.command_line.sweeps import check_optimized, optimized_value
 from zerosearch.core.imports import quick_imports
 from zerosearch.core.runs import Summary, run_job
 from zerosearch.data.availability import check_data
@@ -25,6 +26,8 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     checkpoint = prepare(cfg, summary)
     run = assemble_tuning(cfg)
     run.read_examples()
+    if checkpoint is None:
+        run.start_over()
     if cfg.test and checkpoint is None:
         run.evaluate("start")
     if run.status == "completed":
@@ -37,9 +40,9 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
 
 @command(
     keys=OF_TRAINING | {"steps": COUNT},
-    checks=[check_choices, check_data],
+    checks=[check_optimized, check_choices, check_data],
     expand=[partial(check_experiment, command="tune"), partial(expand_resume, command="tune")],
 )
-def main(cfg: DictConfig) -> None:
-    """Run one job of Hydra."""
-    run_job(cfg, tune)
+def main(cfg: DictConfig) -> float | None:
+    """Run one job of Hydra; returns what a sweep goes by."""
+    return optimized_value(cfg, run_job(cfg, tune))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import BinaryIO
 from zerosearch.core.errors import FileError
 
 GIB = 1024**3
+_LEFTOVER = re.compile(r"\..+\.(tmp|part|link)")  # what a killed process was writing
 
 
 @contextmanager
@@ -20,6 +23,7 @@ def replacing(path: Path, intact: str = "what was there before is intact") -> It
 
     The bytes go to a hidden file in the same folder, are flushed to the disk and then renamed, so
     that a reader, or a crash at any moment, sees the earlier file or the new one, never a part.
+    Its name is this writer's alone: of several the last one wins, with a whole file.
 
     Args:
         path: target; its folder is made where it is missing.
@@ -29,10 +33,10 @@ def replacing(path: Path, intact: str = "what was there before is intact") -> It
         FileError: the file could not be written, for example because the disk is full; the hidden
             file is removed and the message names path, free space and remedy.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -47,6 +51,16 @@ def replacing(path: Path, intact: str = "what was there before is intact") -> It
     finally:
         with suppress(OSError):  # gone after the rename, or never made
             temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing anywhere in a folder that is now ours alone."""
+    for parent, folders, files in os.walk(folder):
+        for name in [each for each in folders if _LEFTOVER.fullmatch(each)]:
+            folders.remove(name)
+            shutil.rmtree(Path(parent, name), ignore_errors=True)
+        for name in filter(_LEFTOVER.fullmatch, files):
+            Path(parent, name).unlink(missing_ok=True)
 
 
 def flush_tree(folder: Path) -> None:

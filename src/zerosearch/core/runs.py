@@ -1,4 +1,4 @@
-"""Run folders: their checkpoints, the link to the latest run, the summary at the end.
+"""Run folders: their checkpoints, the link to the latest run, the summary.
 
 Light on imports: it is loaded before the command line is parsed.
 """
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from zerosearch import __version__
 from zerosearch.core import run_names
 from zerosearch.core.endings import report_error
 from zerosearch.core.errors import InputError
+from zerosearch.core.files import replacing
+from zerosearch.core.run_lock import locked, this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +42,8 @@ LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in a run folder
 EXPORT = "policy"  # in a run folder: what was trained, as a model
 SETTINGS_FILE = "zerosearch.json"  # in an export, written last
 JOURNAL = "journal"  # in the folder of an evaluation: what was answered
-SUMMARY = "summary.json"  # in a run folder, written when the run ends
+RUNNING = "running"  # status of a run that has begun
+SUMMARY = "summary.json"  # in a run folder, written when the run begins and ends
 PROMPT_FILE = "prompt.j2"  # in the folder of a simulator that was tuned here
 _OF_0_1 = re.compile(r"^job: ", re.MULTILINE)  # in the configuration of a training
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM and submitit, before time is up
@@ -63,7 +67,7 @@ def find_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
         run_folder: of this run.
 
     Raises:
-        InputError: there is none where `resume` says.
+        InputError: there is none where `resume` says, which is not this run's own folder.
     """
     own = run_folder / LAST_CHECKPOINT
     if is_checkpoint(own):
@@ -73,6 +77,9 @@ def find_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
         return None
     path = Path(resume)
     if path.is_dir() and not is_checkpoint(path):
+        if path.resolve() == run_folder.resolve():
+            log.warning("%s has no checkpoint yet: this run starts from the beginning", resume)
+            return None
         path = path / LAST_CHECKPOINT
     if not is_checkpoint(path):
         raise InputError(f"resume={resume}: there is no checkpoint {path}; start without resume=")
@@ -111,6 +118,9 @@ def of_old_version(what: str, commit: str | None = None) -> InputError:
 def link_latest(run_folder: Path, task_folder: Path) -> None:
     """Point `<task folder>/latest` at a run, atomically; when its first step or question begins."""
     task_folder.mkdir(parents=True, exist_ok=True)
+    if (task_folder / LATEST).is_dir() and not (task_folder / LATEST).is_symlink():
+        log.warning("%s is a folder: it is left as it is, no link", task_folder / LATEST)
+        return
     temporary = task_folder / f".latest-{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(run_folder, task_folder), target_is_directory=True)
@@ -153,13 +163,17 @@ _under_way: list[Summary] = []  # of this process's job
 
 
 class Summary:
-    """`summary.json` of a run folder: written when the run ends, however it ends."""
+    """`summary.json` of a run folder: written when the run begins and when it ends.
+
+    One that says "running" is that of a run which runs, or was killed: `process` on `host`.
+    """
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.path = folder / SUMMARY
         self._started = time.time()
         self.facts: dict[str, Any] = {
-            "status": "failed",
+            "status": RUNNING,
+            **this_process(),
             "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
             **({"version": __version__} if CHECKOUT is None else {"git_commit": git_commit()}),
             **facts,
@@ -172,14 +186,23 @@ class Summary:
         said = ", ".join(shown) or "not evaluated"
         return f"{self.facts['status']}: {said}; see {self.path.parent}"
 
+    def end(self) -> None:
+        """Write it for the last time: as failed where nothing else was said."""
+        if self.facts["status"] == RUNNING:
+            self.facts["status"] = "failed"
+        self.write()
+
     def write(self) -> None:
-        """Replace the file atomically, on rank 0."""
+        """Replace the file atomically, on rank 0.
+
+        Raises:
+            FileError: it could not be written; names the path, the free space and the remedy.
+        """
         if global_rank() != 0:
             return
         self.facts["seconds"] = round(time.time() - self._started, 1)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.facts, indent=2, default=str) + "\n")
-        os.replace(temporary, self.path)
+        with replacing(self.path) as file:
+            file.write(json.dumps(self.facts, indent=2, default=str).encode() + b"\n")
 
 
 def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dict[str, Any]:
@@ -194,11 +217,20 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dic
 
     Raises:
         SystemExit: the job failed, or a signal interrupted it.
+        InputError: another process writes to its folder.
     """
     folder = Path(cfg.paths.output_dir)
     if global_rank() != 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first process says what goes well
+    with locked(folder) if global_rank() == 0 else nullcontext():  # for all of the run's processes
+        return _run_locked(cfg, folder, work)
+
+
+def _run_locked(
+    cfg: DictConfig, folder: Path, work: Callable[[DictConfig, Summary], None]
+) -> dict[str, Any]:
     summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags), choices=chosen())
+    summary.write()
     _under_way[:] = [summary]
     try:
         work(cfg, summary)
@@ -214,7 +246,7 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dic
         summary.facts["error"] = report_error(error)
         raise SystemExit(1) from error
     finally:
-        summary.write()
+        summary.end()
     if code := exit_code(summary.facts["status"]):
         _pass_on(code - 128)
         raise SystemExit(code)
@@ -229,7 +261,7 @@ def note_failure(error: str) -> None:
     """
     for summary in _under_way:
         summary.facts["error"] = error
-        summary.write()
+        summary.end()
 
 
 def _pass_on(number: int) -> None:

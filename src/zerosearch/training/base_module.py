@@ -127,6 +127,7 @@ class TrainedModule(LightningModule, ABC):
             "version": __version__,
             "policy_step": self.policy_step,
             "start_metrics": self.start_metrics,
+            "train_metrics": self.train_metrics,
             "skipped": {name: each.state_dict() for name, each in self.skipped.items()},
         }
 
@@ -147,6 +148,7 @@ class TrainedModule(LightningModule, ABC):
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
         self.policy_step = saved["policy_step"]
         self.start_metrics = saved["start_metrics"]
+        self.train_metrics = saved.get("train_metrics", {})  # of a run that has no step left, too
         for name, count in self.skipped.items():
             count.load_state_dict(saved.get("skipped", {}).get(name, {}))
         if "loops" in checkpoint:

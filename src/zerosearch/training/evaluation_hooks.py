@@ -14,8 +14,8 @@ from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.base_module import TrainedModule
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
 from zerosearch.training.failures import RESUME, SearchOutage
-from zerosearch.training.metrics import Costs, line
-from zerosearch.types import Question
+from zerosearch.training.metrics import Costs, line, rollout_metrics
+from zerosearch.types import Question, Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,23 @@ class EvaluatingModule(TrainedModule):
             )
         return self._rollouter
 
+    def record_unfinished(self, trajectories: list[Trajectory] | None) -> None:
+        """Keep what a step played that ends the run; a collective.
+
+        Args:
+            trajectories: of this rank; None: the run ended before any was played.
+        """
+        if trajectories is None:
+            return
+        scores = [self.rubric.score(t) if t.valid else None for t in trajectories]
+        self.latest = self.record(
+            rollout_metrics(trajectories, scores),
+            phase="train",
+            trajectories=trajectories,
+            scores=scores,
+            noise_probability=self.noise_probability,
+        )
+
     def on_validation_epoch_start(self) -> None:
         self._evaluation_run = EvaluationRun(
             self.evaluations, self.rubric, seed=self.seed, device=self.device
@@ -104,7 +121,7 @@ class EvaluatingModule(TrainedModule):
                     phase=f"{self.phase}/{name}",
                     trajectories=trajectories,
                     scores=scores,
-                    noise_probability=self.noise_probability,
+                    noise_probability=self.evaluations[name].noise_probability,
                 )
             )
         headline = next(iter(self.evaluations))

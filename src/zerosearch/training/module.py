@@ -1,8 +1,7 @@
 """The policy's training as a LightningModule.
 
-`training_step` is one policy step: roll out, score, compare within groups, update. It differs from
-the reference code in what it keeps exact: tokens are trained as they were sampled, losses are
-normalised by global counts, and a trajectory hit by a failed search is left out.
+`training_step` is one policy step: roll out, score, compare within groups, update. It keeps exact:
+tokens are trained as sampled, losses normalised by global counts, failed searches left out.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.algorithms.algorithm import Algorithm
-from zerosearch.core.errors import InputError
+from zerosearch.core.errors import InputError, NonFiniteError
 from zerosearch.core.ranges import Count, CountOrZero, Positive, Seed, Share
 from zerosearch.data.loaders import QuestionBatch
 from zerosearch.generation.generator import Generator, Sampling
@@ -30,6 +29,7 @@ from zerosearch.policy.source import PolicySource
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
+from zerosearch.simulator.engine import answered_by
 from zerosearch.training.balance import balance
 from zerosearch.training.credit import Credit
 from zerosearch.training.episode_sampler import EpisodeSampler
@@ -129,7 +129,8 @@ class SearchPolicyModule(EvaluatingModule):
         self.sampling = sampling
         self.lag, self.spare_rounds = lag, algorithm.resampling_rounds  # the data module reads both
         self.next_noise_probability = 0.0  # of the step after; set by the curriculum, too
-        self.resumed = False  # whether training goes on from a checkpoint
+        self.models_before: list[str] = []  # that wrote documents before this was resumed
+        self.resumed = False  # from a checkpoint
         sampler = EpisodeSampler(
             policy=self.loaded_model,
             rollouter=lambda: self.rollouter(),  # which tests and subclasses may replace
@@ -169,7 +170,7 @@ class SearchPolicyModule(EvaluatingModule):
         return made
 
     def on_train_start(self) -> None:
-        """After a checkpoint has been loaded, if there is one."""
+        """After a checkpoint was loaded, if there is one."""
         self.choose_attention(self.critic, self.reference and self.reference.model)
         restore_settings(
             self.trainer.optimizers,
@@ -181,10 +182,16 @@ class SearchPolicyModule(EvaluatingModule):
 
     def training_step(self, batch: QuestionBatch, batch_index: int) -> None:
         """One policy step on this rank's questions."""
+        try:
+            self._step(batch)
+        except (SearchOutage, NonFiniteError):  # raised on all ranks alike
+            self.record_unfinished(self.rollouts.played)
+            raise
+
+    def _step(self, batch: QuestionBatch) -> None:
         started = time.perf_counter()
         reset_peak_memory(self.device)
-        plan = make_plan(batch, self.policy_step, self.noise_probability)
-        sampled = self.rollouts.take(plan)
+        sampled = self.rollouts.take(make_plan(batch, self.policy_step, self.noise_probability))
         have_sampled = time.perf_counter()
         with self.rollouts.ahead(self._next_plan(batch), self.device):
             scores = [self.rubric.score(t) if t.valid else None for t in sampled.trajectories]
@@ -252,8 +259,6 @@ class SearchPolicyModule(EvaluatingModule):
             self.kl_coefficient = control.next(self.kl_coefficient, metrics["loss/kl"])
         return credit, metrics
 
-    # -- evaluation: see EvaluatingModule ------------------------------------------------------
-
     def on_validation_epoch_start(self) -> None:
         self.rollouts.drain()
         super().on_validation_epoch_start()
@@ -268,6 +273,8 @@ class SearchPolicyModule(EvaluatingModule):
             "kl_coefficient": self.kl_coefficient,
             "reference": self.reference.left_out if self.reference else None,
             "costs": self.costs.totals,
+            "evaluation_metrics": self.evaluation_metrics,
+            "answered_by": answered_by(self.search),
             "rollouts": self.rollouts.state_dict() if self.lag else None,
         }
 
@@ -280,6 +287,8 @@ class SearchPolicyModule(EvaluatingModule):
             self.reference.check_origin(saved.get("reference"), self.policy_source.name)
         self.episode.check_same(saved["episode"])
         self.costs.totals = dict(saved["costs"])
+        self.evaluation_metrics = saved.get("evaluation_metrics", {})
+        self.models_before = saved.get("answered_by", [])
         if self.algorithm.kl_control is not None:
             self.kl_coefficient = saved["kl_coefficient"]
         # without a lag every batch comes from the present weights, also the first one

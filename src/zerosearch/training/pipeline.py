@@ -68,6 +68,7 @@ class RolloutPipeline:
         self._running: Background[SampledBatch] | None = None
         self._ready: SampledBatch | None = None
         self._error: Exception | None = None  # that ended the sampling in place of a batch
+        self.played: list[Trajectory] | None = None  # by the present step, as far as it came
         self.sync_s = 0.0  # seconds of the last sync of weights
 
     def take(self, plan: RolloutPlan) -> SampledBatch:
@@ -79,6 +80,7 @@ class RolloutPipeline:
             SearchOutage: too many searches of the batch failed.
             Exception: whatever else ended the sampling.
         """
+        self.played = None
         self.drain()
         if self._error is not None:
             raise self._error
@@ -90,6 +92,7 @@ class RolloutPipeline:
         if batch is None:
             batch = asyncio.run(self._batch(plan))
         assert batch.step == plan.step
+        self.played = batch.played
         outage = self._find_outage(batch.played)
         if outage is not None:
             raise outage

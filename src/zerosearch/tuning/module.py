@@ -16,7 +16,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zerosearch.core.errors import InputError
+from zerosearch.core.errors import InputError, NonFiniteError
 from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive, Seed, check_least
 from zerosearch.core.runs import PROMPT_FILE
 from zerosearch.generation.generator import Generator
@@ -142,7 +142,12 @@ class SimulatorTuningModule(TrainedModule):
             skipped=self.skipped["policy"],
             remedy="optimizer.lr or module.gradient_clip",
         )
-        found = trainee.update(collate(encoded, pad_id=self._pad_id), self.manual_backward)
+        try:
+            found = trainee.update(collate(encoded, pad_id=self._pad_id), self.manual_backward)
+        except NonFiniteError:
+            skipped = {"optimizer/skipped": float(self.skipped["policy"].total)}
+            self.latest = self.record(skipped, phase="train")
+            raise
         seconds = time.perf_counter() - started
         tokens = Means()
         tokens.add("tokens", sum(map(len, encoded)) * self.trainer.world_size)
@@ -223,7 +228,11 @@ class SimulatorTuningModule(TrainedModule):
     # -- checkpoints and export --------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["zerosearch"] = {**self.progress(), "template": self.template}
+        checkpoint["zerosearch"] = {
+            **self.progress(),
+            "template": self.template,
+            "validation_metrics": self.validation_metrics,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("zerosearch", {})
@@ -235,6 +244,7 @@ class SimulatorTuningModule(TrainedModule):
                 "run; set data.files back, or start a new run"
             )
         self.restore_progress(checkpoint, saved)
+        self.validation_metrics = saved.get("validation_metrics", {})
 
     def export_parts(self) -> dict[str, Any]:
         """The tokenizer, and the prompt template, which goes into the folder of a simulator."""

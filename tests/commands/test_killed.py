@@ -1,0 +1,74 @@
+"""Runs that are killed where their last checkpoint is behind them, and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.configs import ROOT
+from tests.helpers.runs import MEASURED, computed, read_metrics, small_run
+from zerosearch.core.runs import read_summary
+
+KILL = "import os, signal; kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL); "
+DEATHS = {
+    "export": "import zerosearch.training.base_module as place; place.save_policy = kill; ",
+    "test": "import zerosearch.training.module as place; "
+    "place.SearchPolicyModule.on_test_epoch_end = lambda self: kill() "
+    "if self.phase == 'test' else type(self).on_validation_epoch_end(self); ",
+    "summary": "import zerosearch.core.runs as place; place.Summary.end = kill; ",
+}
+
+
+def run(*words: str, death: str = "") -> int:
+    code = f"{death and KILL + DEATHS[death]}from zerosearch.cli import main; main()"
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, "train", *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    own = {"process", "command", "seconds"}
+    found = {name: value for name, value in read_summary(folder).items() if name not in own}
+    return {
+        k: v if not k.startswith(MEASURED) and "latency" not in k else "measured"
+        for k, v in found.items()
+    }
+
+
+def transcripts(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): re.sub(r'"latency_s": [\d.e-]+', "", path.read_text())
+        for path in (folder / "transcripts").rglob("*.jsonl")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("whole")
+    words = [*small_run(folder), "policy_steps=2"]
+    assert run(*words, f"hydra.run.dir={folder / 'run'}") == 0
+    return folder / "run", words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_run_killed_after_its_last_checkpoint_ends_as_one_that_was_not(
+    death: str, whole: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert run(*whole[1], f"hydra.run.dir={folder}", death=death) == -signal.SIGKILL
+    assert json.loads((folder / "summary.json").read_text())["status"] == "running"
+    assert run(f"resume={folder}") == 0
+    assert facts(folder) == facts(whole[0])
+    assert transcripts(folder) == transcripts(whole[0])
+    ours, theirs = map(read_metrics, (folder, whole[0]))
+    assert [*map(computed, ours)] == [*map(computed, theirs)]
