@@ -282,7 +282,7 @@ ESCAPES = [
     "{{ query.__class__ }}{{ golden_answers.append('x') }}",
     "{{ lipsum.__globals__['os'].environ }}",
     "{{ '{0.__class__.__init__.__globals__}'.format(noisy) }}{{ golden_answers.append(1) }}",
-    "{{ range(10 ** 9) | list }}",
+    "{{ range(10 ** 7) | list }}",
     "{{ 1 // 0 }}",
     "{% include '/etc/passwd' %}",
     "{% import 'os' as os %}",
