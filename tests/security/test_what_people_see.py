@@ -17,6 +17,7 @@ from zerosearch.answering.events import Ended, Found, Searching, Wrote
 from zerosearch.answering.terminal import Screen, as_json
 from zerosearch.callbacks.transcript_text import transcript_markdown
 from zerosearch.core.shown import clean_logs, csv_cell, from_csv_cell, shown
+from zerosearch.core.text import whole_characters
 from zerosearch.evaluation.tables import (
     Results,
     as_csv,
@@ -99,7 +100,8 @@ def test_a_line_of_json_says_the_same_and_shows_nothing_else() -> None:
     assert is_clean(line) and "\n" not in line
     found = json.loads(line)
     assert found["question"] == found["answer"] == ALL
-    assert found["turns"][0]["documents"] == [{"title": ALL, "text": ALL}]
+    whole = whole_characters(ALL)  # as every document is made
+    assert found["turns"][0]["documents"] == [{"title": whole, "text": whole}]
     assert "日本" in as_json("日本", episode("日本")), "readable where it can be"
 
 
@@ -139,7 +141,7 @@ METRICS = {
     name: 0.5
     for name in ("em", "cover_em", "f1", "searches", "sampled_tokens", "answered", "failed")
 } | {f"{name}_{end}": 0.5 for name in ("em", "cover_em", "f1") for end in ("low", "high")}
-FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(1)", " =1", "\t=1", "'=1", "''-x", "\r=1"]
+FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(1)", " =1", "\t=1", "'=1", "''-x"]
 
 
 def test_cells_that_begin_a_formula_are_texts_and_read_back() -> None:
@@ -150,7 +152,7 @@ def test_cells_that_begin_a_formula_are_texts_and_read_back() -> None:
         assert csv_cell(same) == same and from_csv_cell(same) == same
 
 
-@pytest.mark.parametrize("name", [*FORMULAS[:-1], ALL, 'a,"b"\nc', "a|b", "<script>x</script>"])
+@pytest.mark.parametrize("name", [*FORMULAS, ALL, 'a,"b"\nc', "a|b", "<script>x</script>"])
 def test_a_table_of_others_goes_through_csv(name: str) -> None:
     results = Results(
         benchmarks={name: name}, rows={name: name}, cells={(name, name): {**METRICS, name: 1.0}}

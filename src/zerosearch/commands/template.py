@@ -123,8 +123,8 @@ def _report(derived: Derived, rows: list[TuningRow]) -> None:
     for note in _notes(derived):
         console.print(f"note: {shown(note)}", markup=False)
     if systems := {row.system for row in rows} - {""}:
-        shown = f"{sorted(systems)[0][:200]!r}"
-        console.print(f"note: the template has the rows' system message, {shown}", markup=False)
+        first = f"{sorted(systems)[0][:200]!r}"
+        console.print(f"note: the template has the rows' system message, {first}", markup=False)
     agree = derived.rows - len(derived.misfits)
     console.print(f"{agree} of {derived.rows} rows are reproduced byte for byte")
 

@@ -47,7 +47,7 @@ def shown_json(value: Any) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for a CSV file: no spreadsheet takes a text for a formula. Numbers stay as they are."""
+    """A value for a CSV file: no spreadsheet takes a text for a formula; numbers stay."""
     if not isinstance(value, str):
         return value
     text = shown(value, lines=True)
