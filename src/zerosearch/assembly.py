@@ -70,7 +70,7 @@ class Run(Generic[M, D]):
     def fit(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint where one is given."""
         with suppress(SIGTERMException):
-            self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
+            self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=True)
 
     def evaluate(self, phase: str) -> None:
         """Evaluate on the test data and log the result as `<phase>/...`."""

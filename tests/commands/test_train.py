@@ -211,7 +211,7 @@ def test_a_run_leaves_a_policy_that_others_can_load(runs: Runs) -> None:
     assert load_settings(runs.whole / "policy")["episode"]["max_turns"] == 2
     first = AutoTokenizer.from_pretrained(runs.logs.parent / "tiny")
     assert first.pad_token_id is None, "a tokenizer without a pad token was trained with"
-    saved = torch.load(runs.whole / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    saved = torch.load(runs.whole / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, tensor in policy.state_dict().items():
         assert torch.equal(tensor, saved[f"model.{name}"]), name
 

@@ -92,5 +92,5 @@ def tune(
     made = make_trainer(module.policy_steps, callbacks=list(callbacks), val_every=2, **trainer)
     if start:
         made.test(module, data, verbose=False)
-    made.fit(module, data, ckpt_path=resume, weights_only=False)
+    made.fit(module, data, ckpt_path=resume, weights_only=True)
     return module

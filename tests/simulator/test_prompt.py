@@ -170,7 +170,7 @@ def test_a_query_cannot_pose_as_a_message(tmp_path):
         ("x\n{# message: user #}\n{{ query }}{{ noisy }}", "text before its first message"),
         (
             "{# message: system #}\n{% if noisy %}a\n{# message: user #}\n{{ query }}{% endif %}",
-            "system message: .*has to be a whole template",
+            "system message, .*has to be a whole template",
         ),
     ],
     ids=["assistant", "last", "before", "open"],

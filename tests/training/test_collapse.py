@@ -53,7 +53,7 @@ def train(
     )
     questions = make_questions(8 * STEPS)
     data = make_data(questions, questions_per_step=8)
-    trainer.fit(module, data, ckpt_path=resume, weights_only=False)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return records.steps
 
 

@@ -163,7 +163,7 @@ def test_invariant_04_an_engine_lost_in_a_validation_ends_training_with_a_checkp
         trainer = make_trainer(4, callbacks=[records, present, saving], val_every=2)
         data = make_data(make_questions(4), make_questions(1, "gold"), questions_per_step=2)
         try:
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         finally:
             seen.append(present)
         return module, records, present

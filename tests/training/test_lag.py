@@ -233,7 +233,7 @@ def train_saving(
     records, saving = Records(), PolicyCheckpoint(folder, every_n_steps=1, keep=None)
     trainer = make_trainer(STEPS, callbacks=[records, saving], val_every=2)
     data = make_data(make_questions(6), make_questions(1), questions_per_step=3)
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module, records.steps
 
 
@@ -302,7 +302,7 @@ def test_invariant_04_a_lost_engine_ends_the_run_and_its_batch_is_sampled_anew(
         again,
         make_data(make_questions(3)),
         ckpt_path=tmp_path / "last.ckpt",
-        weights_only=False,
+        weights_only=True,
     )
     assert [(r.step, r.metrics["rollout/lag"]) for r in records.steps] == [(3, 0)]
 

@@ -556,7 +556,7 @@ def train_saving(
     writers = [MetricsCsv(folder), TranscriptWriter(folder / "transcripts")]
     trainer = make_trainer(steps, callbacks=[records, *writers, saving], val_every=2)
     data = make_data(make_questions(6), make_questions(1), questions_per_step=3)
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module, records.steps
 
 

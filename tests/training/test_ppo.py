@@ -65,7 +65,7 @@ def train_saving(
     saving, records = PolicyCheckpoint(folder, every_n_steps=2, keep=None), Records()
     trainer = make_trainer(steps, callbacks=[saving, records], val_every=None)
     data = make_data(make_questions(6), questions_per_step=3)
-    trainer.fit(module, data, ckpt_path=resume, weights_only=False)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return module, records.steps
 
 

@@ -138,7 +138,7 @@ def train_saving(
     records, saving = Records(), PolicyCheckpoint(folder, every_n_steps=1, keep=None)
     trainer = make_trainer(4, callbacks=[records, saving], val_every=None)
     data = make_data(make_questions(6), questions_per_step=3)
-    trainer.fit(module, data, ckpt_path=resume, weights_only=False)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return records.steps
 
 

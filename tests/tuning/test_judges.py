@@ -160,7 +160,7 @@ def test_settings_out_of_range(fields: dict[str, Any], message: str) -> None:
 def test_a_template_with_an_unknown_variable(tmp_path: Path) -> None:
     path = tmp_path / "mine.j2"
     path.write_text("{{ documents }}")
-    with pytest.raises(ValueError, match="'documents' is undefined; it may use question"):
+    with pytest.raises(ValueError, match="'documents' is undefined; a template may use question"):
         llm("http://127.0.0.1:9", prompt_template=str(path))
 
 

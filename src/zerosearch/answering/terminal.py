@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.markup import escape
 
 from zerosearch.answering.events import Ended, Event, Found, Searching, Wrote
 from zerosearch.answering.sections import Section, Sections
+from zerosearch.core.shown import shown, shown_json
 
 _STYLES: dict[Section, str] = {"text": "dim", "think": "dim italic", "answer": "bold green"}
 _SHOWN_CHARS = 300  # of a document
@@ -31,12 +31,14 @@ class Screen:
                     self._write(section, part)
             case Searching(query=query):
                 self._flush()
-                self._console.print(f"[bold cyan]search[/] {escape(query)}")
+                self._console.print(f"[bold cyan]search[/] {escape(shown(query))}")
             case Found(result=result):
                 for number, document in enumerate(result.documents, start=1):
                     text = " ".join(f"{document.title} {document.text}".split())
                     cut = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} ..."
-                    self._console.print(f"  [cyan]{number}[/] {escape(cut)}", highlight=False)
+                    self._console.print(
+                        f"  [cyan]{number}[/] {escape(shown(cut))}", highlight=False
+                    )
                 if not result.documents:
                     self._console.print("  [yellow]nothing found[/]")
             case Ended():
@@ -49,7 +51,8 @@ class Screen:
         if not self._within_line:
             text = text.lstrip()
         if text:
-            self._console.print(text, style=_STYLES[section], end="", markup=False, highlight=False)
+            style = {"style": _STYLES[section], "markup": False, "highlight": False}
+            self._console.print(shown(text, lines=True), end="", **style)
             self._within_line = not text.endswith("\n")
 
     def _flush(self) -> None:
@@ -64,10 +67,10 @@ def _verdict(event: Ended) -> str:
     played, trajectory = event.played, event.played.trajectory
     took = f"[dim]({len(trajectory.searches)} searches, {event.seconds:.1f} s)[/]"
     if trajectory.error is not None:
-        return f"[bold red]failed[/] {escape(trajectory.error)} {took}"
+        return f"[bold red]failed[/] {escape(shown(trajectory.error))} {took}"
     if played.answer is None:
         return f"[bold red]no answer[/] (it ended by: {trajectory.stop_reason}) {took}"
-    return f"[bold green]answer[/] {escape(played.answer)} {took}"
+    return f"[bold green]answer[/] {escape(shown(played.answer))} {took}"
 
 
 def as_json(question: str, event: Ended) -> str:
@@ -82,7 +85,7 @@ def as_json(question: str, event: Ended) -> str:
                 {"title": each.title, "text": each.text} for each in turn.result.documents
             ]
         turns.append(shown)
-    return json.dumps(
+    return shown_json(
         {
             "question": question,
             "answer": event.played.answer if trajectory.valid else None,
@@ -91,6 +94,5 @@ def as_json(question: str, event: Ended) -> str:
             "searches": len(trajectory.searches),
             "seconds": round(event.seconds, 3),
             "turns": turns,
-        },
-        ensure_ascii=False,
+        }
     )

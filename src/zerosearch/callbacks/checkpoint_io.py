@@ -14,7 +14,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.files import replacing
-from zerosearch.policy.checkpoints import is_sharded_checkpoint, read_checkpoint
+from zerosearch.policy.checkpoints import (
+    is_sharded_checkpoint,
+    read_checkpoint,
+    what_was_refused,
+)
+from zerosearch.policy.shards import holding_objects
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +66,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Args:
             path: file to read, or the folder of a sharded checkpoint.
             map_location: as in `torch.load`.
-            weights_only: None and True accept tensors and plain containers alone.
+            weights_only: whatever it is, tensors and plain containers alone are accepted.
 
         Raises:
             FileNotFoundError: there is no such file.
-            InputError: the file is not a whole checkpoint, or holds objects that
-                `weights_only` refuses.
+            InputError: the file is not a whole checkpoint, or holds other objects.
         """
         path = Path(path)
         if is_sharded_checkpoint(path):
@@ -74,13 +78,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if path.exists():
             _check_whole(path)
         try:
-            return super().load_checkpoint(path, cast(Any, map_location), weights_only)
+            return super().load_checkpoint(path, cast(Any, map_location), True)
         except pickle.UnpicklingError as error:
-            raise InputError(
-                f"checkpoint {path} holds objects other than tensors and plain containers "
-                f"({str(error).splitlines()[0]}): load it with weights_only=False if you trust "
-                "where it comes from"
-            ) from error
+            raise holding_objects(path, what_was_refused(error)) from error
 
 
 def _check_whole(path: Path) -> None:

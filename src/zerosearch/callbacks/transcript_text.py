@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from zerosearch.core.shown import shown
 from zerosearch.reward.answer import extract_answer
 from zerosearch.training.step_record import StepRecord
 from zerosearch.types import SearchResult, Turn
@@ -77,7 +78,7 @@ def transcript_markdown(record: StepRecord, index: int) -> str:
         lines += ["", f"── turn {number}: {_turn_title(turn)} ──", turn.text]
         if turn.observation is not None:
             lines.append(turn.observation)
-    return _fenced("\n".join(lines))
+    return _fenced(shown("\n".join(lines), lines=True))
 
 
 def _turn_title(turn: Turn) -> str:

@@ -30,7 +30,8 @@ _PLAIN = re.compile(r"[\w./~:+@%-]+")  # means itself to Hydra
 def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     """Turn `resume=<run folder>` into the saved overrides of that run, in that folder.
 
-    Overrides given again on the command line win. A checkpoint file is left as it is: it starts a
+    Overrides given again on the command line win. Such a folder is configuration, and trusted as
+    the command line is: it can name any program. A checkpoint file is left as it is: it starts a
     new run folder. `resume=latest` is the newest run of the command that has begun.
 
     Args:
@@ -38,8 +39,8 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
         command: whose runs can be resumed, by the name of its configuration.
 
     Raises:
-        InputError: nothing to resume there, or of a version that this one cannot go on with, or
-            another process writes to the run folder.
+        InputError: nothing to resume there, of a version that this one cannot go on with, or of
+            another user, or another process writes to the run folder.
     """
     given = [item.removeprefix("resume=") for item in arguments if item.startswith("resume=")]
     if not given or given[-1] in ("null", ""):
@@ -62,6 +63,7 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
             f"resume={place} is neither a checkpoint file nor a run folder (it has no "
             f".hydra/overrides.yaml): give latest, a folder of logs/{command}/runs or a .ckpt"
         )
+    _check_owner(place, folder, saved_file)
     saved = yaml.safe_load(saved_file.read_text())
     if saved is None:
         raise InputError(f"resume={place}: {saved_file} is empty; give a .ckpt of that run")
@@ -75,6 +77,17 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     kept = [item for item in saved if override_key(item) not in taken]
     # it may have been a job of a sweep, whose settings are among those saved
     return [*kept, *arguments, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+
+
+def _check_owner(place: str, *parts: Path) -> None:
+    """Refuse a run folder that somebody else has written; root may write anything anyway."""
+    for part in parts:
+        if (owner := part.stat().st_uid) not in (0, os.geteuid()):
+            raise InputError(
+                f"resume={place}: {part} belongs to another user (uid {owner}), and the settings "
+                "of a run can name any program: read its .hydra/overrides.yaml, and go on from a "
+                "copy (cp -r), or from one of its checkpoints/"
+            )
 
 
 def _latest_run(arguments: list[str], command: str) -> Path:

@@ -37,6 +37,7 @@ from zerosearch.command_line.sweeps import (
 from zerosearch.core.endings import FULL_ERROR, report_error
 from zerosearch.core.errors import ZeroSearchError
 from zerosearch.core.runs import CONFIGS, PROJECT_ROOT, Summary, global_rank
+from zerosearch.core.shown import clean_logs, shown
 from zerosearch.core.threads import wait_without_spinning
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Command(Generic[T]):
         """
         os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
         wait_without_spinning()
+        clean_logs()
         user_configs.register()
         arguments = sys.argv[1:]
         full_error = os.environ.get(FULL_ERROR)
@@ -117,7 +119,7 @@ class Command(Generic[T]):
         except (HydraException, OmegaConfBaseException, MarkedYAMLError, ZeroSearchError) as error:
             if full_error == "1":
                 raise
-            print(self.explain(error, arguments), file=sys.stderr)
+            print(shown(self.explain(error, arguments), lines=True), file=sys.stderr)
             if (folder := user_configs.own_folder()) is not None:  # may be of another project
                 print(user_configs.taken_from(folder), file=sys.stderr)
             raise SystemExit(self.error_code) from error

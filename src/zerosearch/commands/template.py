@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from zerosearch.command_line.flags import flag_parser
 from zerosearch.core.errors import InputError, ZeroSearchError
+from zerosearch.core.shown import shown
 
 if TYPE_CHECKING:
     from zerosearch.tuning.row_reader import TuningRow
@@ -101,6 +102,7 @@ def _named(options: list[str]) -> dict[tuple[str, int], str]:
 def _report(derived: Derived, rows: list[TuningRow]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("quality", "slot", "variable", "after the text", "example")
     for found in derived.forms:
@@ -111,17 +113,18 @@ def _report(derived: Derived, rows: list[TuningRow]) -> None:
             table.add_row(
                 found.quality,
                 str(slot.number),
-                filling.name + detail,
-                slot.place,
-                repr(slot.present[0][:60]),
+                *(
+                    Text(shown(cell))
+                    for cell in (filling.name + detail, slot.place, repr(slot.present[0][:60]))
+                ),
             )
     console = Console()
     console.print(table)
     for note in _notes(derived):
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {shown(note)}", markup=False)
     if systems := {row.system for row in rows} - {""}:
-        shown = f"{sorted(systems)[0][:200]!r}"
-        console.print(f"note: the template has the rows' system message, {shown}", markup=False)
+        first = f"{sorted(systems)[0][:200]!r}"
+        console.print(f"note: the template has the rows' system message, {first}", markup=False)
     agree = derived.rows - len(derived.misfits)
     console.print(f"{agree} of {derived.rows} rows are reproduced byte for byte")
 

@@ -91,7 +91,7 @@ class Journal:
         if whole < len(content):
             os.ftruncate(self._file, whole)
         rows: dict[str, dict[str, Any]] = {}
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
             try:
                 row = json.loads(line)
                 rows[row[self._key]] = row

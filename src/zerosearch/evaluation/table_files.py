@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zerosearch.core.files import replacing
+from zerosearch.core.shown import write_csv
 from zerosearch.evaluation.tables import (
     MARK,
     NOTE,
@@ -78,11 +78,6 @@ def show(results: Results, times: CellTimes) -> None:
 
 def _times_csv(times: CellTimes) -> str:
     file = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
-    for (row, benchmark), seconds in times.items():
-        line = {"method": row, "benchmark": benchmark, **seconds}
-        if writer is None:
-            writer = csv.DictWriter(file, fieldnames=list(line), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(line)
+    lines = [{"method": row, "benchmark": name, **s} for (row, name), s in times.items()]
+    write_csv(file, lines)
     return file.getvalue()

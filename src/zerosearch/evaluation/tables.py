@@ -15,8 +15,10 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from zerosearch.core.errors import InputError
+from zerosearch.core.shown import from_csv_cell, shown, write_csv
 
 Cells = list[list[str]]  # the heading first
 
@@ -35,6 +37,11 @@ DETAILS = {
     "empty searches %": ("empty_searches", 100, ".1f"),
     "US$": ("cost_usd", 1, ".4f"),
 }
+_MARKDOWN = str.maketrans({"|": r"\|", "\\": r"\\", "<": "&lt;"})
+_LATEX = str.maketrans(
+    {sign: rf"\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 _INTERVALS = ("em", "cover_em", "f1")
 MARK = "*"  # of rows that are the paper's
 NOTE = f"{MARK} as the paper reports it (arXiv 2505.04588), on its own choice of questions."
@@ -98,22 +105,13 @@ def detail_table(results: Results) -> Cells:
 
 def as_csv(results: Results) -> str:
     """A line per cell with every metric, unrounded; nothing where a benchmark lacks one."""
-    lines = [
-        {
-            "method": row,
-            "benchmark": benchmark,
-            "label": results.rows[row],
-            "heading": results.benchmarks[benchmark],
-            **metrics,
-        }
-        for (row, benchmark), metrics in _in_order(results)
-    ]
+    lines = []
+    for (row, benchmark), metrics in _in_order(results):
+        labels = {"label": results.rows[row], "heading": results.benchmarks[benchmark]}
+        lines.append({"method": row, "benchmark": benchmark, **labels, **metrics})
     names = list(dict.fromkeys(name for line in lines for name in line))
     file = io.StringIO()
-    writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
-    if names:
-        writer.writeheader()
-    writer.writerows(lines)
+    write_csv(file, [{name: line.get(name, "") for name in names} for line in lines])
     return file.getvalue()
 
 
@@ -126,7 +124,8 @@ def from_csv(text: str) -> Results:
     benchmarks: dict[str, str] = {}
     rows: dict[str, str] = {}
     cells: dict[tuple[str, str], dict[str, float]] = {}
-    for line in csv.DictReader(io.StringIO(text)):
+    for read in csv.DictReader(io.StringIO(text)):
+        line = {from_csv_cell(name): from_csv_cell(value) for name, value in read.items()}
         try:
             row, benchmark = line.pop("method"), line.pop("benchmark")
             rows[row], benchmarks[benchmark] = line.pop("label"), line.pop("heading")
@@ -163,8 +162,10 @@ def merged(runs: Sequence[Path]) -> Results:
 
 
 def as_markdown(cells: Cells) -> str:
-    """A pipe table."""
-    heading, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    """A pipe table; neither HTML nor links come of what is in it."""
+    heading, *rows = [
+        [shown(cell).translate(_MARKDOWN).replace("](", r"]\(") for cell in row] for row in cells
+    ]
     rule = ["---"] * len(heading)
     return "".join(f"| {' | '.join(row)} |\n" for row in (heading, rule, *rows))
 
@@ -191,13 +192,13 @@ def as_rich(cells: Cells, title: str) -> Table:
     for index, name in enumerate(heading):
         number = all(row[index][:1] in "+-[0123456789" for row in rows)  # stays whole
         table.add_column(
-            name.replace(" ", "\n"),
+            Text(shown(name).replace(" ", "\n")),
             justify="right" if index else "left",
             overflow="fold",
             no_wrap=number,
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(shown(cell)) for cell in row))
     return table
 
 
@@ -235,6 +236,4 @@ def _best(texts: Sequence[str]) -> str | None:
 
 
 def _escape(text: str) -> str:
-    for sign in "\\&%$#_{}":
-        text = text.replace(sign, rf"\{sign}" if sign != "\\" else r"\textbackslash ")
-    return text
+    return shown(text).translate(_LATEX)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from zerosearch.command_line.chosen_policy import LOADING, asks_for_dtype
 from zerosearch.core.errors import InputError
 from zerosearch.core.model_path import PACKAGE, resolve_path
+from zerosearch.core.plain import check_plain
+from zerosearch.core.ranges import Dtype
 from zerosearch.core.runs import EXPORT, LAST_CHECKPOINT, SETTINGS_FILE, is_checkpoint
 from zerosearch.policy.conversion import convert
 from zerosearch.policy.export import load_settings
-from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.rollout.saved_episode import node_of, saved_episode
 
 _SHIPPED = f"{PACKAGE}zerosearch/"  # the quickstart's policy
-_FIELDS = {field.name for field in dataclasses.fields(EpisodeSettings)}
+_LOADED_AS: dict[str, Any] = {"chat": bool, "dtype": Dtype}  # what an export says of its policy
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +57,14 @@ def use_checkpoint(cfg: DictConfig, overrides: Sequence[str], scratch: Path) -> 
         _check_own_episode(cfg, policy)
         return
     saved = load_settings(folder)
-    if "episode" not in saved:
-        raise InputError(f"{folder} is no policy of a training run: its settings name no episode")
+    _set_episode(cfg, folder, overrides)
     if policy is not None:
-        own = {name: saved[name] for name in ("chat", "dtype") if name in saved}
+        own = {name: saved[name] for name in _LOADED_AS if name in saved}
+        for name, value in own.items():
+            check_plain(_LOADED_AS[name], value, f"{folder}/{SETTINGS_FILE}: {name}")
         if asks_for_dtype(overrides):
             own.pop("dtype", None)
         cfg.agent.policy = OmegaConf.merge(policy, own)
-    cfg.episode = _episode(cfg, saved["episode"], overrides)
-    cfg.agent.episode = cfg.episode
 
 
 def _check_own_episode(cfg: DictConfig, policy: Any) -> None:
@@ -116,22 +116,22 @@ def _went_on(run: Path) -> bool:
     return saved.is_file() and saved.stat().st_mtime_ns > exported.stat().st_mtime_ns
 
 
-def _episode(cfg: DictConfig, saved: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Settings of the episode: those saved, with what the command line says on top."""
+def _set_episode(cfg: DictConfig, folder: str, overrides: Sequence[str]) -> None:
+    """Make `episode` the saved one, with what the command line says on top.
+
+    Raises:
+        InputError: that is another episode than the policy's, and nobody allowed it.
+    """
     given = {item.partition("=")[0].lstrip("+~") for item in overrides}
-    asked = {name: value for name, value in saved.items() if name in _FIELDS}
-    if "episode" in given:
-        asked = dict(cfg.episode)
-    for name in _FIELDS:
-        if f"episode.{name}" in given:
-            asked[name] = cfg.episode[name]
-            if name == "prompt_template":
-                asked["prompt_text"] = None
-    asked["_target_"] = cfg.episode._target_
+    saved = saved_episode(folder)
+    asked: Any = OmegaConf.to_container(cfg.episode, resolve=False)  # as it is written there
+    if "episode" not in given:
+        asked = node_of(folder, {n: v for n, v in asked.items() if f"episode.{n}" in given})
+    cfg.episode = asked
     try:
-        instantiate(asked).check_same(saved)
+        instantiate(cfg.episode).check_same(saved.as_dict())
     except InputError as error:
         if not cfg.allow_other_episode:
             raise InputError(f"{error}; allow_other_episode=true goes on all the same") from error
         log.warning("%s", error)
-    return asked
+    cfg.agent.episode = cfg.episode

@@ -22,11 +22,13 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from zerosearch.core.errors import InputError
+from zerosearch.policy.shards import data_alone, holding_objects
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _METADATA_FILE = "meta.pt"  # beside the shards, as Lightning names it
 _MODULE = "state_dict."  # of the module's tensors in a folder
+_REFUSED = "Weights only load failed"  # torch's words
 _OPTIMIZER = re.compile(r"optimizer_(\d+)")  # in a folder: as Lightning numbers them
 
 
@@ -46,7 +48,8 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         InputError: the folder lacks files.
     """
     if not is_sharded_checkpoint(path):
-        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+        with naming_damage(path):
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     from lightning.fabric.utilities.load import _load_distributed_checkpoint  # takes seconds
 
     with naming_damage(path):
@@ -108,15 +111,27 @@ def _saved_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
 
 @contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
-    """Turn what torch raises over a folder with missing or broken files into one sentence."""
+    """Turn what torch raises over missing, broken or foreign files into one sentence.
+
+    Within, what is read is data: see `data_alone`.
+    """
     try:
-        yield
+        with data_alone(path):
+            yield
     except (OSError, EOFError, UnpicklingError, CheckpointException) as error:
         first = next(iter(getattr(error, "failures", {}).values()), (error,))[0]
+        if isinstance(first, UnpicklingError) and _REFUSED in str(first):
+            raise holding_objects(path, what_was_refused(first)) from error
         raise InputError(
             f"checkpoint {path} is not whole ({first}): resume from an earlier checkpoint of the "
             "same folder, or copy it again"
         ) from error
+
+
+def what_was_refused(error: UnpicklingError) -> str:
+    """What torch would not load, by its name where that is said."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return found[1] if found else str(error).partition("\n")[0]
 
 
 def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:

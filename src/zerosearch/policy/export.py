@@ -90,7 +90,7 @@ def load_settings(folder: str | Path) -> dict[str, Any]:
     """Read the settings that `save_policy` stored beside the weights.
 
     Raises:
-        InputError: the folder was not written by `save_policy`.
+        InputError: the folder was not written by `save_policy`, or was changed.
     """
     file = Path(folder) / SETTINGS_FILE
     if not file.is_file():
@@ -98,7 +98,13 @@ def load_settings(folder: str | Path) -> dict[str, Any]:
             f"{folder} has no {SETTINGS_FILE}: it is not a policy exported by a training run; "
             "give the settings yourself or choose the export folder of a run"
         )
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        settings = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON ({error}): copy the folder again") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{file} holds no settings by name: copy the folder again")
+    return settings
 
 
 def _plain_model(

@@ -9,14 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, Positive, check_least
+from zerosearch.core.templates import PromptTemplate
 from zerosearch.search.formatters import get_formatter
 from zerosearch.types import Question
 
-_SHIPPED = Path(str(resources.files("zerosearch.rollout") / "prompts"))
+SHIPPED = Path(str(resources.files("zerosearch.rollout") / "prompts"))
 
 # May differ between training and use: patience is no part of an episode's shape, and of a template
 # the text counts, not where it lies.
@@ -77,25 +76,20 @@ class EpisodeSettings:
             )
 
     @cached_property
-    def template(self) -> jinja2.Template:
+    def template(self) -> PromptTemplate:
         """The compiled prompt template.
 
         Raises:
             InputError: neither a shipped template nor a file, or not the syntax of jinja2.
         """
-        for path in (Path(self.prompt_template), _SHIPPED / f"{self.prompt_template}.j2"):
+        for path in (Path(self.prompt_template), SHIPPED / f"{self.prompt_template}.j2"):
             if path.is_file():
-                environment = jinja2.Environment(
-                    undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+                return PromptTemplate(
+                    path.read_text(encoding="utf-8"),
+                    f"episode.prompt_template={self.prompt_template!r}",
+                    "question, max_turns and top_k",
                 )
-                try:
-                    return environment.from_string(path.read_text(encoding="utf-8"))
-                except jinja2.TemplateSyntaxError as error:
-                    raise InputError(
-                        f"episode.prompt_template={self.prompt_template!r}, line {error.lineno}: "
-                        f"{error.message}; fix the template"
-                    ) from error
-        names = sorted(path.stem for path in _SHIPPED.glob("*.j2"))
+        names = sorted(path.stem for path in SHIPPED.glob("*.j2"))
         raise InputError(
             f"episode.prompt_template={self.prompt_template!r} is no file and no shipped template: "
             f"give a path or one of {names}"
@@ -105,19 +99,13 @@ class EpisodeSettings:
         """The prompt text of a question.
 
         Raises:
-            InputError: the template uses a name that is not given to it.
+            InputError: the template uses a name that is not given to it, or more than names.
         """
         if self.prompt_text is not None:
             return self.prompt_text.replace(_PLACEHOLDER.text, question.text)
-        try:
-            return self.template.render(
-                question=question.text, max_turns=self.max_turns, top_k=self.top_k
-            )
-        except jinja2.UndefinedError as error:
-            raise InputError(
-                f"episode.prompt_template={self.prompt_template!r}: {error.message}; a template "
-                "may use question, max_turns and top_k"
-            ) from error
+        return self.template.render(
+            question=question.text, max_turns=self.max_turns, top_k=self.top_k
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with the template's text, for checkpoints and exports."""

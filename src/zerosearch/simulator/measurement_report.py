@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count
+from zerosearch.core.shown import shown, write_csv
 from zerosearch.data.geography.source import GeographySource
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.data.rows import Columns, row_to_question
@@ -83,7 +83,7 @@ def print_summary(
         table.add_row(name, *(_cell(name, column.get(name)) for column in columns))
     console.print(table)
     for error in list(dict.fromkeys(str(each.failure) for each in asked if each.failure))[:3]:
-        console.print(f"failed: {error}", markup=False)
+        console.print(f"failed: {shown(error)}", markup=False)
     for warning in warnings:
         console.print(f"[yellow]warning[/yellow]: {warning}")
     if not warnings:
@@ -108,9 +108,7 @@ def write_report(folder: Path, summary: dict[str, Any], asked: Sequence[Asked]) 
     """`fidelity.json` with the summary, `searches.csv` with a row per search and its documents."""
     (folder / "fidelity.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     with (folder / "searches.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(_row(asked[0])))
-        writer.writeheader()
-        writer.writerows(_row(each) for each in asked)
+        write_csv(file, map(_row, asked))
 
 
 def _row(asked: Asked) -> dict[str, Any]:

@@ -8,15 +8,14 @@ asks for is the one the episode wants.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.meta
-
 from zerosearch.core.errors import InputError
 from zerosearch.core.runs import PROMPT_FILE
+from zerosearch.core.templates import PromptTemplate
 from zerosearch.types import SearchRequest
 
 SHIPPED = Path(str(resources.files("zerosearch.simulator") / "prompts"))
@@ -50,15 +49,12 @@ class SimulatorPrompt:
     def __init__(self, template: str, words_per_document: int) -> None:
         self.words_per_document = words_per_document
         self._field = f"simulator.prompt_template={template!r}"
-        self._environment = jinja2.Environment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
-        )
         text = read_template(template)
         self._check_variables(text)
         self._text = text
         self._parts = [
-            (role, self._environment.from_string(part), bool(self._used(part) & set(_OF_A_SEARCH)))
-            for role, part in self._divide(text)
+            (role, part, not part.names.isdisjoint(_OF_A_SEARCH))
+            for role, part in self._compiled(self._divide(text))
         ]
         self._same: dict[tuple[int, int, bool], str] = {}  # messages that all searches share
 
@@ -75,9 +71,9 @@ class SimulatorPrompt:
         messages = []
         for number, (role, part, is_own) in enumerate(self._parts):
             place = (number, request.top_k, noisy)
-            content = part.render(values) if is_own else self._same.get(place)
+            content = part.render(**values) if is_own else self._same.get(place)
             if content is None:
-                content = self._same[place] = part.render(values)
+                content = self._same[place] = part.render(**values)
             messages.append({"role": role, "content": content})
         return messages
 
@@ -97,15 +93,11 @@ class SimulatorPrompt:
             f"{{# message: {role} #}}\n{constant}{part}" for role, part in self._divide(self._text)
         )
 
-    def _used(self, text: str) -> set[str]:
-        tree = self._environment.parse(text)
-        return jinja2.meta.find_undeclared_variables(tree) - set(self._environment.globals)
+    def _template(self, text: str, place: str = "") -> PromptTemplate:
+        return PromptTemplate(text, self._field + place, ", ".join(VARIABLES))
 
     def _check_variables(self, text: str) -> None:
-        try:
-            used = self._used(text)
-        except jinja2.TemplateSyntaxError as error:
-            raise InputError(f"{self._field}, line {error.lineno}: {error.message}") from error
+        used = self._template(text).names
         if unknown := sorted(used - set(VARIABLES)):
             raise InputError(
                 f"{self._field} uses {unknown}, which nothing defines: use {list(VARIABLES)}"
@@ -132,15 +124,14 @@ class SimulatorPrompt:
             )
         # The line break before a division belongs to it.
         parts = [*(part.removesuffix("\n") for part in parts[:-1]), parts[-1]]
-        for role, part in zip(roles, parts, strict=True):
-            try:
-                self._environment.parse(part)
-            except jinja2.TemplateSyntaxError as error:
-                raise InputError(
-                    f"{self._field}, {role} message: {error.message}; each message has to be a "
-                    "whole template"
-                ) from error
         return list(zip(roles, parts, strict=True))
+
+    def _compiled(self, parts: list[tuple[str, str]]) -> Iterator[tuple[str, PromptTemplate]]:
+        for role, part in parts:
+            try:
+                yield role, self._template(part, f", {role} message")
+            except InputError as error:
+                raise InputError(f"{error}; each message has to be a whole template") from error
 
 
 def read_template(template: str) -> str:

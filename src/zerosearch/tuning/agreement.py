@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from zerosearch.core.shown import csv_cell
 from zerosearch.core.text import mentions
 from zerosearch.simulator.fidelity import findable
 from zerosearch.tuning.judges import Case
@@ -84,7 +85,7 @@ def write_report(folder: Path, summary: dict[str, Any], searches: Sequence[Judge
                     answers = " | ".join(case.golden_answers)
                     document = case.document
                     row = [case.question, answers, case.query, document.title, document.text]
-                    writer.writerow([*row, useful, not useful])
+                    writer.writerow([*map(csv_cell, row), useful, not useful])
 
 
 def print_summary(summary: dict[str, Any]) -> None:

@@ -11,12 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
-import jinja2
-
 from zerosearch.clients.chat import ChatModel, Tally
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive, check_least
 from zerosearch.core.seeding import derive_seed
+from zerosearch.core.templates import PromptTemplate
 from zerosearch.core.text import mentions, normalize_answer
 from zerosearch.simulator.fidelity import findable
 from zerosearch.types import Document
@@ -141,8 +140,12 @@ class LLMJudge:
         self.max_reply_retries = max_reply_retries
         self.timeout_s = timeout_s
         self._text = _read(prompt_template)
-        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-        self._template = environment.from_string(self._text)
+        self._template = PromptTemplate(
+            self._text,
+            f"judge.prompt_template={prompt_template!r}",
+            "question, golden_answers, query, document and fence",
+            keeps_end=False,
+        )
         self._prompt(
             Case(question="q", golden_answers=("a",), query="q", document=Document(text=""))
         )
@@ -181,19 +184,13 @@ class LLMJudge:
 
     def _prompt(self, case: Case) -> str:
         document = f"{case.document.title}\n{case.document.text}".strip()
-        try:
-            return self._template.render(
-                question=case.question,
-                golden_answers=list(case.golden_answers),
-                query=case.query,
-                document=document,
-                fence=fence_of(document),
-            )
-        except jinja2.UndefinedError as error:
-            raise InputError(
-                f"judge.prompt_template: {error.message}; it may use question, golden_answers, "
-                "query, document and fence"
-            ) from error
+        return self._template.render(
+            question=case.question,
+            golden_answers=list(case.golden_answers),
+            query=case.query,
+            document=document,
+            fence=fence_of(document),
+        )
 
 
 def fence_of(document: str) -> str:

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import UndefinedError
-
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Share
 from zerosearch.core.seeding import derive_random
@@ -176,7 +174,7 @@ def _own_example(row: Mapping[str, Any], place: str, prompt: SimulatorPrompt) ->
         )
         noisy = {"useful": False, "noisy": True}[row["quality"]]
         messages = tuple(prompt.messages(request, noisy=noisy))
-    except (LookupError, TypeError, UndefinedError) as error:
+    except (LookupError, TypeError, InputError) as error:
         raise InputError(
             f"{place}: not a row of `zerosearch judge` ({type(error).__name__}: {error})"
             "; make the rows again"
