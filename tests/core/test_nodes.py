@@ -21,6 +21,7 @@ from zerosearch.answering import load
 from zerosearch.assembly import COMPONENTS
 from zerosearch.commands import collect, evaluate, fidelity, judge, plan
 from zerosearch.commands import retrieve as retriever
+from zerosearch.core.errors import InputError
 from zerosearch.core.nodes import arguments_of, check_nodes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*missing `_self_`")  # of a choice alone
@@ -312,3 +313,10 @@ def test_arguments_of_a_dataclass_that_are_no_fields_are_checked() -> None:
     check_nodes(OmegaConf.create({"mine": node}), "mine")
     with pytest.raises(ValueError, match=r"mine\.first=two: give a whole number"):
         check_nodes(OmegaConf.create({"mine": {**node, "first": "two"}}), "mine")
+
+
+def test_a_module_that_was_moved_is_one_sentence() -> None:
+    cfg = OmegaConf.create({"search": {"_target_": "zerosearch.search.simulated.SimulatedSearch"}})
+    said = r"^search\._target_=\S+SimulatedSearch: there is no such module; the changelog says"
+    with pytest.raises(InputError, match=said):
+        check_nodes(cfg, "search")

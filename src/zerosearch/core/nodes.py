@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar
 from enum import Enum
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ForwardRef, Literal, Union, get_args, get_origin
@@ -109,6 +110,9 @@ def _wrong_below(node: Any, seen: set[str]) -> Iterator[tuple[str, str]]:
     seen.add(place)
     target = node.get("_target_") if isinstance(node, DictConfig) else None
     parameters = arguments_of(str(target)) if target is not None else None
+    if parameters is None and _is_gone(str(target)):
+        said = f"={target}: there is no such module; the changelog says where those of 0.1 are"
+        yield f"{place}._target_", said
     for name in range(len(node)) if isinstance(node, ListConfig) else list(node):
         if name in OF_HYDRA or OmegaConf.is_missing(node, name):
             continue
@@ -120,6 +124,15 @@ def _wrong_below(node: Any, seen: set[str]) -> Iterator[tuple[str, str]]:
         if parameters is not None:
             yield from _wrong_value(child, str(name), parameters)
         yield from _wrong_below(child, seen)
+
+
+def _is_gone(target: str) -> bool:
+    """Whether it is of a module that this package does not have, as after a move."""
+    package, module = __name__.partition(".")[0], target.rpartition(".")[0]
+    try:
+        return module.startswith(f"{package}.") and find_spec(module) is None
+    except ModuleNotFoundError:  # of the package above it
+        return True
 
 
 def _lacking(error: Exception) -> str:
