@@ -5,6 +5,7 @@ Light on imports: it is loaded before the command line is parsed.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 

@@ -253,8 +253,7 @@ class SearchPolicyModule(EvaluatingModule):
         credit, metrics = learner.learn(
             share, rewards_B, seed=self.seed, step=self.policy_step, rank=self.global_rank
         )
-        control = self.algorithm.kl_control
-        if control is not None and "loss/kl" in metrics:
+        if (control := self.algorithm.kl_control) is not None and "loss/kl" in metrics:
             metrics["loss/kl_coefficient"] = self.kl_coefficient
             self.kl_coefficient = control.next(self.kl_coefficient, metrics["loss/kl"])
         return credit, metrics
@@ -296,9 +295,6 @@ class SearchPolicyModule(EvaluatingModule):
 
     def export_parts(self) -> dict[str, Any]:
         """Tokenizer, and what the policy was trained for, which is kept beside its weights."""
-        dtype = compute_dtype_name(self.loaded_model())
-        chat, episode = self.policy_source.chat, self.episode.as_dict()
-        return {
-            "tokenizer": self.tokenizer,
-            "extra": {"episode": episode, "chat": chat, "dtype": dtype},
-        }
+        dtype, chat = compute_dtype_name(self.loaded_model()), self.policy_source.chat
+        extra = {"episode": self.episode.as_dict(), "chat": chat, "dtype": dtype}
+        return {"tokenizer": self.tokenizer, "extra": extra}

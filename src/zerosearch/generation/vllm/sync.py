@@ -65,7 +65,7 @@ class ServerSync:
 
         Raises:
             InputError: a server is not made for the policy; names the endpoint and the remedy.
-            RuntimeError: a server is lost; names the endpoint.
+            RunError: a server is lost; names the endpoint.
         """
         leads = rank() == 0
         try:
@@ -167,7 +167,7 @@ def _send(policy: VLLMPolicy, servers: Sequence[VLLMServer]) -> None:
                 try:
                     link.send(name, tensor)
                 except RuntimeError as error:
-                    failure = RuntimeError(f"{url}: the weights could not be sent ({error})")
+                    failure = RunError(f"{url}: the weights could not be sent ({error})")
                     failure.__cause__ = error  # NCCL's or gloo's: its traceback is kept
                     break
     finally:
