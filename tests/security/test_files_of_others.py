@@ -100,10 +100,12 @@ def test_a_checkpoint_is_not_unpickled(weights_only: Any, marker: Path, tmp_path
 
 def test_a_run_goes_on_from_data_alone(marker: Path, tmp_path: Path) -> None:
     """Also where Lightning itself reads the file."""
-    file, quiet = tmp_path / "last.ckpt", {"enable_progress_bar": False, "logger": False}
+    file = tmp_path / "last.ckpt"
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "logger": False}
     trainer = Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, **quiet)
     torch.save({"state_dict": {}, "hyper_parameters": Touch(marker)}, file)
-    run: Any = Run(trainer=trainer, module=BoringModel(), data=None, hyper_parameters={})
+    make_run: Any = Run  # of any module
+    run = make_run(trainer=trainer, module=BoringModel(), data=None, hyper_parameters={})
     with pytest.raises(pickle.UnpicklingError, match="Weights only"):
         run.fit(file)
 
