@@ -242,7 +242,7 @@ def test_sigterm_ends_a_run_after_the_step_with_a_checkpoint(runs: Runs) -> None
 
 def test_sigkill_leaves_the_last_whole_checkpoint(runs: Runs) -> None:
     stop = runs.stops[1]
-    assert stop["code"] == -signal.SIGKILL and stop["status"] is None
+    assert stop["code"] == -signal.SIGKILL and stop["status"] == "running"
     assert (stop["steps"], stop["saved"]) == (5, ["last.ckpt", "step_000004.ckpt"])
 
 
