@@ -100,6 +100,7 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "algorithm=null", "give a choice of its group, or a node with _target_"),
         ("train", "rubric=null", "is not there: choose another rubric="),
         ("train", "endpoints=[http://h/v1]", "; keys are set as endpoints.KEY=value"),
+        ("tune", "data=hotpotqa_small", "data=hotpotqa_small chooses a corpus=, which zerosearch"),
         ("evaluate", "engines=null", "engines: give one of its choices"),
         ("ask", "question=who", "question: zerosearch ask has no such key; `--cfg job` shows"),
         ("train", "resume=nowhere", "resume=nowhere is neither a checkpoint file nor a run folder"),

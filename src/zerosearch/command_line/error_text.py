@@ -74,6 +74,8 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
         for word in [name, *(each for each in arguments if override_key(each) == name)]:
             if said := explain_word(word):
                 return said
+        if chooser := _chooser(name, arguments):
+            return f"{chooser} chooses a {name}=, which zerosearch {command} has not: give another"
         known = _known_keys(command, arguments, name)
         if name in known and "." not in name:
             return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
@@ -113,6 +115,16 @@ def _unknown_choice(error: MissingConfigException) -> str:
     hint = f"did you mean {group}={near[0]}? " if near else ""
     has = f"{group} has {', '.join(options)}" if options else f"keys are set as {group}.KEY=value"
     return f"{group}={name}: there is no {group}/{name}; {hint}{has}"
+
+
+def _chooser(group: str, arguments: Sequence[str]) -> str | None:
+    """The word of a command line whose file makes a choice of a group."""
+    for word in arguments:
+        own, _, name = word.partition("=")
+        file = find(f"{own}/{name}.yaml")
+        if file is not None and f"override /{group}" in file.read_text(encoding="utf-8"):
+            return word
+    return None
 
 
 def _known_keys(command: str, arguments: Sequence[str], unknown: str) -> list[str]:
