@@ -38,7 +38,8 @@ def reported(error: Exception, caplog: pytest.LogCaptureFixture) -> tuple[str, b
     with caplog.at_level("DEBUG", logger="zerosearch.core.endings"):
         said = report_error(error)
     first, *kept = caplog.records
-    assert first.levelname == "ERROR" and first.getMessage() in said
+    shown = first.getMessage().replace("\n    ", "\n")  # as a command's log indents further lines
+    assert first.levelname == "ERROR" and shown in said.replace("\n    ", "\n")
     with_traceback = first.exc_info is not None
     assert with_traceback or (kept[0].levelname == "DEBUG" and kept[0].exc_info is not None)
     return first.getMessage(), with_traceback

@@ -60,7 +60,7 @@ def test_nothing_is_left_when_the_parent_goes(guarded_server) -> None:
     guard, pids = guarded_server
     guard.stdin.close()
     assert guard.wait(60) == 128 + signal.SIGTERM
-    assert not any(map(runs, pids))
+    wait_until(lambda: not any(map(runs, pids)))
 
 
 def test_the_exit_code_is_that_of_the_command() -> None:
