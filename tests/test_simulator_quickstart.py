@@ -70,6 +70,6 @@ def test_collect_judge_tune_measure_and_train(tmp_path: Path) -> None:
     short += ["data.validation_limit=2", "trainer.val_check_interval=1", "trainer=cpu"]
     # four steps do not make a simulator
     short += ["module.max_failed_share=1", "simulator_check=off"]
-    call(tmp_path, TUNE, "simulator=tiny_tuned", *short)
+    call(tmp_path, "train", "simulator=tiny_tuned", *short)
     trained = json.loads((logs / "train" / "latest" / "summary.json").read_text())
     assert trained["status"] == "completed"

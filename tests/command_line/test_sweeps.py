@@ -147,7 +147,7 @@ def test_invariant_20_a_job_of_two_processes_that_dies_takes_nothing_along(tmp_p
     assert summary(failed)["status"] != "completed"
     assert summary(completed)["status"] == "completed", output
     assert len(read_metrics(completed)) == 2
-    assert re.search(r"jobs that failed: 1\njob 0 \(optimizer.lr=1e\+?30\): ", output), output
+    assert re.search(r"jobs that failed: 1\n *job 0 \(optimizer.lr=1e\+?30\): ", output), output
 
 
 @pytest.mark.slow

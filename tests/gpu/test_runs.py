@@ -73,6 +73,7 @@ def run_and_resume(name: str, device: str, folder: Path) -> Path:
         rows = write_rows(folder / f"{name}.jsonl")
         given = [f"data.files.train={rows}", f"export_dir={folder / 'simulator'}"]
     watch = "+callbacks.devices._target_=tests.helpers.device_watch.DeviceWatch"
+    command = "tune" if run.tunes else "train"
     train_by_command(
         folder / f"{name}-started",
         *given,
@@ -82,9 +83,11 @@ def run_and_resume(name: str, device: str, folder: Path) -> Path:
         f"+callbacks.devices.device={run.kept_on or device}",
         f"hydra.run.dir={out}",
         f"paths.log_dir={folder}",
+        command=command,
     )
     steps = "steps" if run.tunes else "policy_steps"
-    train_by_command(folder / f"{name}-resumed", f"resume={out}", f"{steps}=3")
+    resumed = folder / f"{name}-resumed"
+    train_by_command(resumed, f"resume={out}", f"{steps}=3", command=command)
     return out
 
 

@@ -78,13 +78,15 @@ def run_here(folder: Path, *overrides: str) -> dict[str, Any]:
     return read_summary(folder)
 
 
-def train_by_command(folder: Path, *overrides: str, timeout_s: float = 600) -> None:
-    """Run `zerosearch train`, its output in `folder/output`; raises where it fails."""
+def train_by_command(
+    folder: Path, *overrides: str, command: str = "train", timeout_s: float = 600
+) -> None:
+    """Run `zerosearch train`, or another command that trains, its output in `folder/output`; raises where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     with (folder / "output").open("w") as output:
         code = subprocess.run(
-            [sys.executable, "-m", "zerosearch", "train", *overrides],
+            [sys.executable, "-m", "zerosearch", command, *overrides],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
             stdout=output,
