@@ -81,7 +81,7 @@ def run_here(folder: Path, *overrides: str) -> dict[str, Any]:
 def train_by_command(
     folder: Path, *overrides: str, command: str = "train", timeout_s: float = 600
 ) -> None:
-    """Run `zerosearch train`, or another command that trains, its output in `folder/output`; raises where it fails."""
+    """Run a command that trains, its output in `folder/output`; raises where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     with (folder / "output").open("w") as output:
