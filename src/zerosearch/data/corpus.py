@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 
 from zerosearch.core.errors import InputError
 from zerosearch.data.json_lines import JsonLines
-from zerosearch.data.json_text import parse_json, shown
+from zerosearch.data.json_text import brief, parse_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 _FORM = r'; a passage is {"id": "0", "contents": "\"Title\"\ntext"}'
@@ -151,14 +151,14 @@ def title_and_text(row: Mapping[str, Any]) -> tuple[str, str]:
     if body is None:
         said = "is None" if "contents" in row else "is missing"
         raise InputError(
-            f"field 'contents' {said}, and so is 'text', among {shown(sorted(row))}{_FORM}"
+            f"field 'contents' {said}, and so is 'text', among {brief(sorted(row))}{_FORM}"
         )
     if not isinstance(body, str):
-        raise InputError(f"field '{fields[0]}' is {shown(body)}; it must be a string")
+        raise InputError(f"field '{fields[0]}' is {brief(body)}; it must be a string")
     if title is None:
         return split_contents(body)
     if not isinstance(title, str):
-        raise InputError(f"field 'title' is {shown(title)}; it must be a string")
+        raise InputError(f"field 'title' is {brief(title)}; it must be a string")
     return " ".join(title.split()), body.strip()
 
 
@@ -177,15 +177,15 @@ def _passage(row: Any) -> Passage:
     if not isinstance(row, dict):
         raise InputError(f"row is a {type(row).__name__}; write an object with 'id' and 'contents'")
     if "id" not in row:
-        raise InputError(f"field 'id' is missing; the row has {shown(sorted(row))}{_FORM}")
+        raise InputError(f"field 'id' is missing; the row has {brief(sorted(row))}{_FORM}")
     identity = row["id"]
     if isinstance(identity, bool) or not isinstance(identity, str | int):
-        raise InputError(f"field 'id' is {shown(identity)}; it must be a string or a whole number")
+        raise InputError(f"field 'id' is {brief(identity)}; it must be a string or a whole number")
     title, text = title_and_text(row)
     if not text:
         field = "text" if row.get("contents") is None else "contents"
         raise InputError(
-            f"field '{field}' is {shown(row[field])}: no text; add it or delete the row"
+            f"field '{field}' is {brief(row[field])}: no text; add it or delete the row"
         )
     return Passage(id=str(identity), title=title, text=text)
 

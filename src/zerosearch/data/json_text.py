@@ -53,13 +53,13 @@ def parse_json(text: str, file: str, line: int = 1) -> Any:
         ) from error
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """A value for an error, however long it is or deep."""
     text = _SHOWN.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def check_plain(value: object, what: str) -> None:
+def check_writable(value: object, what: str) -> None:
     """Refuse what cannot be written down again, sent or copied.
 
     Args:
@@ -79,7 +79,7 @@ def check_plain(value: object, what: str) -> None:
                 item.encode()
             except UnicodeEncodeError as error:
                 raise InputError(
-                    f"{what} is {shown(value)}: it holds half a character (one \\ud.. of a pair) "
+                    f"{what} is {brief(value)}: it holds half a character (one \\ud.. of a pair) "
                     f"at {error.start}; repair it or remove the row"
                 ) from error
         elif isinstance(item, dict):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zerosearch.core.errors import InputError
-from zerosearch.data.json_text import shown
+from zerosearch.data.json_text import brief
 from zerosearch.data.rows import REWARD_SPEC, listed
 
 ID_FIELDS = ("id", "_id", "question_id", "QuestionId")
@@ -52,7 +52,7 @@ def common_row(row: Mapping[str, Any], location: str) -> dict[str, Any] | None:
             answers = _aliases(answers, location)
     if question is None or answers is None:
         raise InputError(
-            f"{location}: the fields {shown(sorted(row))} are of no known form; give rows with "
+            f"{location}: the fields {brief(sorted(row))} are of no known form; give rows with "
             f"{KNOWN}"
         )
     return {**common, "question": question, "golden_answers": answers}
@@ -64,7 +64,7 @@ def _list(value: Any, field: str, location: str) -> list[Any]:
         return listed(value, field, location)
     if not isinstance(value, list | None):
         raise InputError(
-            f"{location}: field '{field}' is {shown(value)}; it must be a JSON list of strings"
+            f"{location}: field '{field}' is {brief(value)}; it must be a JSON list of strings"
         )
     return value or []
 

@@ -32,7 +32,7 @@ from datasets.io.parquet import ParquetDatasetReader
 from zerosearch.core.errors import InputError
 from zerosearch.core.hub import HubRefusal, offline, reach_dataset
 from zerosearch.data.json_lines import MAX_ROW_BYTES, JsonLines
-from zerosearch.data.json_text import parse_json, shown
+from zerosearch.data.json_text import brief, parse_json
 from zerosearch.data.whole_files import FILE_SUFFIXES, ROWS_KEY, json_array, table
 
 ROWS_PER_TABLE = 1000
@@ -200,7 +200,7 @@ def hub_file(path: str, name: str | None, split: str, *, streaming: bool) -> Row
 def _parse_record(name: str, index: int, raw: Any) -> tuple[str, Mapping[str, Any]]:
     location = f"{name}, row {index} (counting from 0)"
     if not isinstance(raw, Mapping):
-        raise InputError(f"{location}: is {shown(raw)}; it must be an object with named fields")
+        raise InputError(f"{location}: is {brief(raw)}; it must be an object with named fields")
     return location, raw
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from zerosearch.core.errors import InputError
-from zerosearch.data.json_text import check_plain, shown
+from zerosearch.data.json_text import brief, check_writable
 from zerosearch.types import Question
 
 ANSWER_SEPARATOR = "<|answer_split|>"
@@ -94,7 +94,7 @@ def row_to_question(
         (columns.data_source, question.source),
         (columns.extra_info, question.metadata),
     ):
-        check_plain(value, f"{location}: '{name}'")
+        check_writable(value, f"{location}: '{name}'")
     return question
 
 
@@ -124,7 +124,7 @@ def question_to_row(question: Question, split: str, index: int) -> dict[str, Any
 
 def _wrong_type(location: str, field: str, value: object, wanted: str) -> InputError:
     return InputError(
-        f"{location}: field '{field}' is {shown(value)} ({type(value).__name__}); it must be "
+        f"{location}: field '{field}' is {brief(value)} ({type(value).__name__}); it must be "
         f"{wanted}"
     )
 
@@ -148,7 +148,7 @@ def _question_text(row: Mapping[str, Any], columns: Columns, location: str) -> s
     if text is None:
         raise InputError(
             f"{location}: no question: fields '{columns.question}' and '{columns.prompt}' are both "
-            f"missing among {shown(sorted(row))}; rename the column, or name it with the source's "
+            f"missing among {brief(sorted(row))}; rename the column, or name it with the source's "
             "own columns.question= (docs/data.md)"
         )
     if not text.strip():
@@ -203,13 +203,13 @@ def _golden_answers(row: Mapping[str, Any], columns: Columns, location: str) -> 
         raise InputError(
             f"{location}: no golden answers: fields '{columns.golden_answers}', "
             f"'{columns.reward_model}.ground_truth' and '{columns.answer}' are all missing among "
-            f"{shown(sorted(row))}; rename the column, or name it with the source's own "
+            f"{brief(sorted(row))}; rename the column, or name it with the source's own "
             "columns.golden_answers= or columns.answer= (docs/data.md)"
         )
     answers = tuple(text.strip() for text in _strings(value, field, location) if text.strip())
     if not answers:
         raise InputError(
-            f"{location}: field '{field}' is {shown(value)}: no golden answer that is not empty; "
+            f"{location}: field '{field}' is {brief(value)}: no golden answer that is not empty; "
             f"give at least one or remove the row"
         )
     return answers

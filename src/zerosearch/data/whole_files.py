@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zerosearch.core.errors import InputError
-from zerosearch.data.json_text import parse_json, shown
+from zerosearch.data.json_text import brief, parse_json
 
 FILE_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv")
 MAX_BYTES = 2**30
@@ -46,7 +46,7 @@ def json_array(path: str) -> WholeFile:
     rows = values.get(ROWS_KEY) if isinstance(values, dict) else values
     if not isinstance(rows, list):
         raise InputError(
-            f"{path}: {ROWS_KEY!r} is {shown(rows)}; it must be an array of objects, or write one "
+            f"{path}: {ROWS_KEY!r} is {brief(rows)}; it must be an array of objects, or write one "
             "object per line"
         )
     return WholeFile(rows)
