@@ -94,10 +94,10 @@ def gspo(
     advantages may differ between the tokens of a sequence.
 
     Args:
-        logprobs: this and the next three as of `ppo_clip`.
-        old_logprobs: see there.
-        advantages: see there.
-        mask: see there.
+        logprobs: policy log-probs; carries the gradient.
+        old_logprobs: log-probs of the policy before this step's updates; a constant.
+        advantages: a constant.
+        mask: True on sampled tokens; elsewhere all others are 0.
         clip_low: ratios below 1 - clip_low are clipped; a mean log-ratio is much smaller than that
             of a token, so is its range.
         clip_high: ratios above 1 + clip_high are clipped.
@@ -131,10 +131,10 @@ def cispo(
     Unlike a clipped surrogate it keeps the gradient of every token: the bound is on its weight.
 
     Args:
-        logprobs: this and the next three as of `ppo_clip`.
-        old_logprobs: see there.
-        advantages: see there.
-        mask: see there.
+        logprobs: policy log-probs; carries the gradient.
+        old_logprobs: log-probs of the policy before this step's updates; a constant.
+        advantages: a constant.
+        mask: True on sampled tokens; elsewhere all others are 0.
         ratio_low: smallest weight; 0, as in the paper, is no bound.
         ratio_high: largest weight (ScaleRL, arXiv 2510.13786, tries 4 to 8).
 

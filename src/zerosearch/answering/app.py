@@ -80,7 +80,7 @@ def make_app(
 
     Args:
         subject: policy and engine, checked.
-        limits: see there.
+        limits: bounds of episodes and requests.
         name: of the model, as clients know it.
         formatter: how documents are shown.
         key: that clients must send; None: anybody may ask.

@@ -104,7 +104,7 @@ class Rollouter:
             group_size: episodes per question.
             noise_probability: of each search.
             seed: of all draws, together with `step`.
-            step: see there.
+            step: which of them: the policy step, the attempt of an agent, or that of evaluations.
             sampling: how tokens are drawn.
             first_group: number of the first question's group.
             on_text: of a single episode, is told what is sampled as it comes, piece by piece.

@@ -91,7 +91,7 @@ def make_app(
 
     Args:
         engine: called from one thread at a time.
-        limits: see there.
+        limits: bounds of batches, queue and requests.
         key: that clients must send; None: anybody may ask.
         hosts: see `Gate`.
     """
