@@ -42,6 +42,7 @@ def test_episodes_come_back_as_they_were_written(tmp_path: Path) -> None:
             ),
             answer=None if number else "Ada",
             correct=not number,
+            texts=tuple(f"<search> {turn} </search>" for turn in range(number)),
         )
         for number in range(3)
     ]
@@ -81,6 +82,14 @@ def test_a_row_that_cannot_be_used_is_named(
     with pytest.raises(ValueError, match=r"log\.jsonl, line 2: ") as caught:
         read_episodes(path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("texts", ["<answer> Ada </answer>", [7]])
+def test_texts_are_a_list_of_texts(tmp_path: Path, texts: Any) -> None:
+    row = {"id": "q:0/0", "question": "Who?", "golden_answers": ["Ada"], "searches": []}
+    path = write(tmp_path / "episodes.jsonl", [row, row | {"texts": texts}])
+    with pytest.raises(ValueError, match=r"line 2: 'texts' is .*give a list"):
+        read_episodes(path)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ class RecordedEpisode:
     searches: tuple[RecordedSearch, ...]
     answer: str | None  # None: none was given
     correct: bool
+    # What the agent wrote, a text per turn in the tags of the policy; empty: not recorded.
+    texts: tuple[str, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """As JSON values."""
@@ -88,6 +90,7 @@ def _episode(row: Mapping[str, Any], place: str) -> RecordedEpisode:
         searches=tuple(_search(each, place) for each in searches),
         answer=_field(row, "answer"),
         correct=bool(_field(row, "correct")),
+        texts=_texts(row, place),
     )
 
 
@@ -149,6 +152,16 @@ def _text(row: Mapping[str, Any], name: str, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{place}: '{name}' is {value!r:.60}; it must be a text")
     return value
+
+
+def _texts(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    texts = row.get("texts") or ()
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise InputError(
+            f"{place}: 'texts' is {texts!r:.60}; give a list with the text of each turn, or leave "
+            "it out where the texts were not recorded"
+        )
+    return tuple(texts)
 
 
 def _answers(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
