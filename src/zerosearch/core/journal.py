@@ -10,12 +10,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from zerosearch.core.errors import FileError, InputError
+from zerosearch.core.files import replacing
 
 
 class Journal:
@@ -72,10 +73,26 @@ class Journal:
         key = row[self._key]
         if key in self.rows:
             raise InputError(f"{self.path}: there is a row with {self._key}={key!r} already")
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        line = _line(row)
         if os.write(self._file, line) < len(line):
             raise FileError(f"{self.path}: the last row was cut short; free disk space, run again")
         self.rows[key] = dict(row)
+
+    def arrange(self, keys: Sequence[str]) -> None:
+        """Put the rows in the order of their keys, those of no key given last; all or nothing.
+
+        Rows that are written as work ends stand in an order of chance.
+        """
+        place = {key: number for number, key in enumerate(keys)}
+        rows = dict(sorted(self.rows.items(), key=lambda item: place.get(item[0], len(place))))
+        if [*rows] == [*self.rows]:
+            return
+        with replacing(self.path) as file:
+            file.write(b"".join(_line(row) for row in rows.values()))
+            arranged = os.dup(file.fileno())
+            fcntl.flock(arranged, fcntl.LOCK_EX)  # before anybody else can open it
+        os.close(self._file)
+        self._file, self.rows = arranged, rows
 
     def _lock(self) -> None:
         try:
@@ -114,3 +131,7 @@ class Journal:
                     )
             return
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
