@@ -14,11 +14,16 @@ OnText = Callable[[str], None]
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class PlayedEpisode:
-    """One episode, the answer read from it, and what the agent cost; searches carry their own."""
+    """One episode, the answer read from it, and what the agent cost; searches carry their own.
+
+    `texts` is what a policy would have sampled, a text per turn in its tags; empty where an agent
+    does not say.
+    """
 
     trajectory: Trajectory
     answer: str | None  # None: it gave none
     cost_usd: float = 0.0
+    texts: tuple[str, ...] = ()
 
 
 class Agent(Protocol):

@@ -15,6 +15,7 @@ from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.rollout.environment import Observation, Position, SearchEnvironment, Step
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import ANSWER, SEARCH, STOP_TAGS
+from zerosearch.rollout.turn_text import in_tags
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question, SearchError, Trajectory
 
@@ -88,7 +89,8 @@ class ChatAgent:
             trajectory.stop_reason = "model_failed"
             trajectory.error = f"agent {error.endpoint}: {error.reason}"
         cost_usd = talk.tokens * self.client.usd_per_million_tokens / 1e6
-        return PlayedEpisode(trajectory=trajectory, answer=answer, cost_usd=cost_usd)
+        texts = tuple(in_tags(turn, answer) for turn in trajectory.turns)
+        return PlayedEpisode(trajectory=trajectory, answer=answer, cost_usd=cost_usd, texts=texts)
 
     async def converse(
         self, talk: Talk, trajectory: Trajectory, on_text: OnText | None

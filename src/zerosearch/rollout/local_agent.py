@@ -69,7 +69,11 @@ class LocalAgent:
             sampling=self.sampling,
             on_text=on_text,
         )
-        return PlayedEpisode(trajectory=trajectory, answer=extract_answer(trajectory.final_text))
+        return PlayedEpisode(
+            trajectory=trajectory,
+            answer=extract_answer(trajectory.final_text),
+            texts=tuple(turn.text for turn in trajectory.turns),
+        )
 
     async def check(self) -> None:
         """Load the model; InputError where it cannot be had."""
