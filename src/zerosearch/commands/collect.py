@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from zerosearch.command_line.command import command
-from zerosearch.command_line.keys import COUNT, NOT_NEGATIVE, PLACE, SEED, TEXT
+from zerosearch.command_line.keys import COUNT, NOT_NEGATIVE, PLACE, SEED, SHARE, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.data.availability import check_data
 from zerosearch.simulator.checks import check_simulator
@@ -31,6 +31,7 @@ KEYS = {
     "folder": TEXT,
     "import_from": PLACE,
     "documents_per_search": COUNT,
+    "noise_probability": SHARE,
     "attempts": COUNT,
     "concurrency": COUNT,
 }
@@ -54,6 +55,8 @@ def collect(cfg: DictConfig) -> Outcome:
         "documents_per_search": collector.documents_per_search,
         "seed": collector.seed,
     }
+    if collector.noise_probability:  # files of versions without it go on
+        settings["noise_probability"] = collector.noise_probability
 
     async def run(journal: Journal, budget: Budget) -> Outcome:
         await collector.agent.check()
@@ -94,6 +97,10 @@ def _report(outcome: Outcome, path: Path) -> None:
         "failed": outcome.failed,
     }
     log.info("%s: %s", path, ", ".join(f"{value} {name}" for name, value in facts.items()))
+    if outcome.by_searches:
+        from zerosearch.tuning.episodes import shares_in_words
+
+        log.info("all episodes there: %s", shares_in_words(outcome.by_searches))
     if outcome.failed:
         log.warning(
             "%d episodes failed and will be played by the next run; the first: %s",

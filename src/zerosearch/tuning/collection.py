@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import logging
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from zerosearch.core.journal import Journal
 from zerosearch.core.progress import progress_bar
 from zerosearch.core.ranges import Count, Seed, Share
 from zerosearch.rollout.agent import Agent, PlayedEpisode
+from zerosearch.rollout.tags import parse_turn
 from zerosearch.search.engine import SearchEngine
 from zerosearch.tuning.budget import Budget, BudgetUsedUp, Metered
 from zerosearch.tuning.records import RecordedEpisode, RecordedSearch
@@ -43,6 +45,7 @@ class Outcome:
     stopped: str = ""  # why the run ended early
     signal: int | None = None  # that ended it
     unplayed: int = 0
+    by_searches: Counter[int] = field(default_factory=Counter)  # all episodes in the folder
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,6 +58,7 @@ class Collector:
         score: of an answer against the golden ones, in [0, 1]; above 0 it is right.
         documents_per_search: documents kept of each search; the agent is shown the first ones, as
             many as it asks for.
+        noise_probability: of each search, for engines that can write noisy documents.
         attempts: episodes per question.
         concurrency: episodes under way at a time.
         max_failed_share: share of failed episodes that ends the run.
@@ -65,6 +69,7 @@ class Collector:
     engine: SearchEngine
     score: Callable[[str | None, Sequence[str]], float]
     documents_per_search: Count
+    noise_probability: Share = 0.0
     attempts: Count = 1
     concurrency: Count = 16
     max_failed_share: Share = 0.1
@@ -95,11 +100,8 @@ class Collector:
                     f"{journal.path} holds another question {row['id']!r}: the file of questions "
                     "has changed since, or is another of its name; give folder=ANOTHER"
                 )
-        open_pairs = [
-            (question, attempt)
-            for attempt, question in itertools.product(range(self.attempts), questions)
-            if episode_id(question, attempt) not in journal
-        ]
+        pairs = [(q, attempt) for attempt, q in itertools.product(range(self.attempts), questions)]
+        open_pairs = [pair for pair in pairs if episode_id(*pair) not in journal]
         total = len(questions) * self.attempts
         self.outcome = Outcome()
         if len(open_pairs) < total:
@@ -113,6 +115,8 @@ class Collector:
                     for _ in range(min(self.concurrency, len(open_pairs)))
                 ]
                 tasks.create_task(self._watch(workers, stop))
+        journal.arrange([episode_id(*pair) for pair in pairs])
+        self.outcome.by_searches = Counter(len(row["searches"]) for row in journal.rows.values())
         self.outcome.unplayed = len(open_pairs) - self.outcome.kept - self.outcome.failed
         if self._fails_too_often():
             raise InputError(
@@ -143,7 +147,7 @@ class Collector:
         for question, attempt in waiting:
             if outcome.stopped or self._fails_too_often():
                 return
-            recorder = _Recorder(engine, self.documents_per_search)
+            recorder = _Recorder(engine, self.documents_per_search, self.noise_probability)
             try:
                 budget.check_usd()
                 played = await self.agent.play(question, recorder, seed=self.seed, attempt=attempt)
@@ -168,13 +172,15 @@ class Collector:
         self, played: PlayedEpisode, attempt: int, searches: Sequence[RecordedSearch]
     ) -> RecordedEpisode:
         question = played.trajectory.question
+        asked, answer = _as_written(played, searches)
         return RecordedEpisode(
             id=episode_id(question, attempt),
             question=question.text,
             golden_answers=question.golden_answers,
-            searches=tuple(searches),
-            answer=played.answer,
-            correct=self.score(played.answer, question.golden_answers) > 0,
+            searches=asked,
+            answer=answer,
+            correct=self.score(answer, question.golden_answers) > 0,
+            texts=played.texts,
         )
 
     def _fails_too_often(self) -> bool:
@@ -205,13 +211,18 @@ class Collector:
 class _Recorder:
     """The engine of one episode: asks for more documents than are shown, and keeps them."""
 
-    def __init__(self, engine: SearchEngine, documents: int) -> None:
+    def __init__(self, engine: SearchEngine, documents: int, noise_probability: float) -> None:
         self._engine = engine
         self._documents = documents
+        self._noise_probability = noise_probability
         self.searches: list[RecordedSearch] = []
 
     async def search(self, request: SearchRequest) -> SearchResult:
-        wide = dataclasses.replace(request, top_k=max(self._documents, request.top_k))
+        wide = dataclasses.replace(
+            request,
+            top_k=max(self._documents, request.top_k),
+            noise_probability=self._noise_probability,
+        )
         result = await self._engine.search(wide)
         turn = len(self.searches)
         self.searches.append(
@@ -219,6 +230,20 @@ class _Recorder:
         )
         shown = result.documents[: request.top_k]
         return dataclasses.replace(result, documents=shown, requested=request.top_k)
+
+
+def _as_written(
+    played: PlayedEpisode, searches: Sequence[RecordedSearch]
+) -> tuple[tuple[RecordedSearch, ...], str | None]:
+    """Searches and answer in the characters of the texts, in which control tokens are disarmed."""
+    turns = [parse_turn(text) for text in played.texts]
+    queries = [turn.content for turn in turns if turn.action == "search"]
+    asked = tuple(
+        dataclasses.replace(search, query=query) if query is not None else search
+        for search, query in itertools.zip_longest(searches, queries[: len(searches)])
+    )
+    ended = bool(turns) and turns[-1].action == "answer"
+    return asked, turns[-1].content if ended else played.answer
 
 
 def episode_id(question: Question, attempt: int) -> str:

@@ -7,7 +7,7 @@ its searches, and logs of others with a search per row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from zerosearch.core.errors import InputError
@@ -47,10 +47,13 @@ class RecordedEpisode:
     correct: bool
     # What the agent wrote, a text per turn in the tags of the policy; empty: not recorded.
     texts: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)  # file and row it was read from
 
     def as_row(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+        """As JSON values, without the place."""
+        row = asdict(self)
+        del row["place"]
+        return row
 
 
 def read_episodes(path: str) -> list[RecordedEpisode]:
@@ -91,6 +94,7 @@ def _episode(row: Mapping[str, Any], place: str) -> RecordedEpisode:
         answer=_field(row, "answer"),
         correct=bool(_field(row, "correct")),
         texts=_texts(row, place),
+        place=place,
     )
 
 
@@ -118,6 +122,7 @@ def _joined(part: Sequence[tuple[str, Mapping[str, Any]]], number: int) -> Recor
         searches=tuple(_search(row, place) for place, row in part),
         answer=_field(first, "answer"),
         correct=bool(_field(first, "correct")),
+        place=place,
     )
 
 
