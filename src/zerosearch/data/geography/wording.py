@@ -118,3 +118,24 @@ def word_question(entity: Entity, relation: str, hops: int, rng: random.Random) 
 def word_query(relation: str, name: str) -> str:
     """The query that asks a search engine for exactly one fact."""
     return f"{relation} of {name}"
+
+
+# The same in other words, for who asks again.
+QUERIES: dict[str, tuple[str, ...]] = {
+    "country": ("In which country is {name}?", "where {name} lies", "{name} belongs to country"),
+    "time zone": ("Which time zone does {name} use?", "clocks in {name}", "local time {name}"),
+    "state": ("In which US state is {name}?", "where {name} lies", "{name} part of which state"),
+    "capital": ("Which city is the capital of {name}?", "{name} seat of government"),
+    "currency": ("With what do people pay in {name}?", "money of {name}"),
+    "continent": ("On which continent is {name}?", "{name} part of the world"),
+    "internet domain": ("Which internet domain does {name} have?", "top-level domain {name}"),
+    "largest city": ("Which city of {name} is the largest?", "biggest city in {name}"),
+    "postal code": ("Which postal code has {name}?", "postal abbreviation of {name}"),
+}
+_ANY_QUERY = ("{relation} of {name}", "{name} {relation}", "{name}")
+
+
+def query_wordings(relation: str, name: str) -> list[str]:
+    """Queries that ask for one fact, at least five different ones; the plainest first."""
+    templates = (*_ANY_QUERY[:2], *QUERIES[relation], *_ANY_QUERY[2:])
+    return [template.format(relation=relation, name=name) for template in templates]
