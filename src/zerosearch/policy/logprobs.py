@@ -30,6 +30,7 @@ class TokenStats:
 
     logprobs: Tensor  # [B, T] float32, nats; index t is the token at t given the tokens before it
     entropy: Tensor  # [B, T] float32, nats, of the distribution that token was drawn from
+    top: Tensor  # [B, T] float32, 1 where the token is the likeliest there is
 
 
 def token_logprobs(
@@ -42,6 +43,7 @@ def token_logprobs(
     chunk_tokens: int = 1024,
     with_entropy: bool = True,
     entropy_gradient: bool = True,
+    with_top: bool = False,
     packed: bool = False,
 ) -> TokenStats:
     """Log-probs and entropy of the selected tokens under the model, differentiable.
@@ -60,6 +62,7 @@ def token_logprobs(
         with_entropy: False leaves the entropy at 0 and saves its share of time.
         entropy_gradient: False makes the entropy a constant. Give it where no loss reads it: what a
             chunk keeps for a gradient that nobody asks for stays until the backward pass has ended.
+        with_top: False leaves `top` at 0 and saves its share of time.
         packed: read the real tokens as one row without padding, see `packs_sequences`.
 
     Returns:
@@ -75,7 +78,7 @@ def token_logprobs(
         raise InputError(f"chunk_tokens={chunk_tokens} must be at least 1")
     attended, selected = attention_mask.bool(), select_mask.bool()
     check_selection(attended, selected)
-    logprobs, entropy = forward_method(model, _selected_stats)(
+    logprobs, entropy, top = forward_method(model, _selected_stats)(
         input_ids,
         attended,
         selected,
@@ -83,9 +86,10 @@ def token_logprobs(
         chunk_tokens,
         with_entropy,
         entropy_gradient,
+        with_top,
         packed,
     )
-    return TokenStats(logprobs=logprobs, entropy=entropy)
+    return TokenStats(logprobs=logprobs, entropy=entropy, top=top)
 
 
 def packs_sequences(model: nn.Module) -> bool:
@@ -178,9 +182,10 @@ def _selected_stats(
     chunk_tokens: int,
     with_entropy: bool,
     entropy_gradient: bool,
+    with_top: bool,
     packed: bool,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropy, [B, T] each."""
+) -> tuple[Tensor, ...]:
+    """What `TokenStats` holds, [B, T] each."""
     causal = base_model(model)
     rows = predicting_states(causal, input_ids, attended, selected, packed=packed)  # [N, H]
     targets = input_ids[selected]  # [N]
@@ -188,14 +193,17 @@ def _selected_stats(
     head = causal.get_output_embeddings()
     assert head is not None, "a causal LM has a head"
 
-    def chunk_stats(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk_stats(rows: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         logits = transform(head(rows)).float() / temperature  # [chunk, V]
         log_z = logits.logsumexp(-1)
         logprobs = logits.gather(-1, targets[:, None])[:, 0] - log_z
-        if not with_entropy:
-            return logprobs, torch.zeros_like(logprobs)
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            return logprobs, log_z - (logits.softmax(-1) * logits).sum(-1)
+        entropy = top = torch.zeros_like(logprobs)
+        if with_top:
+            top = (logits.argmax(-1) == targets).float()
+        if with_entropy:
+            with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+                entropy = log_z - (logits.softmax(-1) * logits).sum(-1)
+        return logprobs, entropy, top
 
     # split gives one chunk of no rows where nothing is selected: the gradient path stays whole
     chunks = [
@@ -204,6 +212,6 @@ def _selected_stats(
             rows.split(chunk_tokens), targets.split(chunk_tokens), strict=True
         )
     ]
-    logprobs_n, entropy_n = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    zeros = logprobs_n.new_zeros(selected.shape)
-    return zeros.masked_scatter(selected, logprobs_n), zeros.masked_scatter(selected, entropy_n)
+    stats_n = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+    zeros = stats_n[0].new_zeros(selected.shape)
+    return tuple(zeros.masked_scatter(selected, each) for each in stats_n)

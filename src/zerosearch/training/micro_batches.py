@@ -46,12 +46,22 @@ class MicroBatches:
 
     @torch.no_grad()
     def compute(self, function: Callable[[PolicyBatch], Tensor], batch: PolicyBatch) -> Tensor:
-        """A value per token [B, T] of a whole batch on the CPU, without gradient."""
+        """Values per token of a whole batch on the CPU, without gradient.
+
+        Args:
+            function: of a micro-batch; returns [..., B, T].
+            batch: of this rank.
+
+        Returns:
+            [..., B, T]; 0 in the columns that a micro-batch does not have.
+        """
         found = torch.zeros_like(batch.behaviour_logprobs)
         for rows, micro in self.split(batch):
             values = function(micro).cpu()
+            if found.dim() < values.dim():  # the first ones
+                found = found.expand(*values.shape[:-2], *found.shape).clone()
             if rows:
-                found[torch.tensor(rows), : values.shape[1]] = values
+                found[..., torch.tensor(rows), : values.shape[-1]] = values
         return found
 
     def accumulate(
