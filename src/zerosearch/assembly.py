@@ -29,15 +29,14 @@ from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.preflight import check_accelerator
 from zerosearch.training.trainer_settings import check_precision
 from zerosearch.tuning.datamodule import TuningData
-from zerosearch.tuning.encoded_examples import check_lengths
-from zerosearch.tuning.module import SimulatorTuningModule
+from zerosearch.tuning.tuning_module import TuningModule
 
 COMPONENTS = ("data", "module", "callbacks", "logger", "trainer")  # of a training
 
 log = logging.getLogger(__name__)
 
 
-M = TypeVar("M", SearchPolicyModule, SimulatorTuningModule)
+M = TypeVar("M", SearchPolicyModule, TuningModule[Any, Any])
 D = TypeVar("D", bound=LightningDataModule)
 
 
@@ -133,24 +132,25 @@ class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
         return metrics
 
 
-class TuningRun(Run[SimulatorTuningModule, TuningData]):
-    """A simulator learns to write documents."""
+class TuningRun(Run[TuningModule[Any, Any], TuningData[Any]]):
+    """A simulator learns to write documents, or a policy to play episodes."""
 
     def read_examples(self) -> None:
-        """Read the data, before any model is loaded; too long an example is an error.
+        """Read the data, before any model is loaded; an example that cannot be used is an error.
 
         Raises:
             InputError: names file, row or setting and the remedy.
         """
         module, examples = self.module, self.data.examples
         module.policy_source.check()
-        module.template = examples.template
-        check_lengths(module.encode(examples.train + examples.validation), module.max_tokens)
+        module.take(examples)
         log.info(
-            "examples: %d for training, %d of %d for validation",
+            "examples: %d for training, %d of %d for validation; %d steps are %.1f epochs",
             len(examples.train),
             len(self.data.validation),
             len(examples.validation),
+            module.policy_steps,
+            module.policy_steps * self.data.examples_per_step / len(examples.train),
         )
 
     def final_metrics(self) -> dict[str, float]:
@@ -210,7 +210,7 @@ def assemble(cfg: DictConfig) -> PolicyRun:
 
 
 def assemble_tuning(cfg: DictConfig) -> TuningRun:
-    """The same of a simulator's tuning."""
+    """The same of a tuning."""
     return TuningRun(**_objects(cfg))
 
 

@@ -3,20 +3,69 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback
+from torch import Tensor
 
 from tests.helpers.policy_stub import make_trainer
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
+from zerosearch.policy.weight_stream import gather
 from zerosearch.training.schedule import warmup_schedule
 from zerosearch.tuning.datamodule import TuningData
 from zerosearch.tuning.module import SimulatorTuningModule
-from zerosearch.tuning.tuning_set import TuningFiles
+from zerosearch.tuning.tuning_module import TuningModule
+from zerosearch.tuning.tuning_set import TuningFiles, TuningSet
+
+M = TypeVar("M", bound=TuningModule[Any, Any])
+
+
+class Watching(TuningModule[Any, Any]):
+    """Keeps the gradient and loss of every update."""
+
+    gradients: list[dict[str, Tensor]]
+    poisoned: frozenset[int] = frozenset()  # steps in which a gradient is no number
+    held = 0  # gradients that were left after the updates
+
+    def configure_optimizers(self) -> Any:
+        made = super().configure_optimizers()
+        self.gradients, self.losses = [], []
+        made["optimizer"].register_step_pre_hook(self._look)
+        return made
+
+    def _look(self, *_: Any) -> None:
+        assert self.model is not None
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.gradients.append(
+            {n: gather(p.grad).clone() for n, p in named.items() if p.grad is not None}
+        )
+
+    def training_step(self, *arguments: Any) -> None:
+        super().training_step(*arguments)
+        self.losses.append(self.train_metrics.get(self.loss_name))
+        self.held += sum(parameter.grad is not None for parameter in self.parameters())
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().manual_backward(loss, *args, **kwargs)
+        gradient = next(self.parameters()).grad
+        if self.policy_step in self.poisoned and gradient is not None:
+            gradient[0, 0] = math.nan
+
+
+class StopAfter(Callback):
+    """Ends a run as Ctrl-C does, after some steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if pl_module.policy_step == self.step:
+            raise KeyboardInterrupt
 
 
 def write_rows(path: Path, count: int = 30) -> Path:
@@ -38,14 +87,14 @@ def write_rows(path: Path, count: int = 30) -> Path:
     return path
 
 
-def make_data(rows: Path, examples_per_step: int = 6) -> TuningData:
+def make_data(rows: Path, examples_per_step: int = 6) -> TuningData[TuningSet]:
     files = TuningFiles(train=str(rows), prompt_template="compact", validation_share=0.2)
     return TuningData(files, examples_per_step=examples_per_step)
 
 
 def make_module(
     source: PolicySource,
-    data: TuningData,
+    data: TuningData[TuningSet],
     *,
     steps: int = 4,
     lr: float = 0.01,
@@ -72,13 +121,13 @@ def make_module(
 
 
 def tune(
-    module: SimulatorTuningModule,
-    data: TuningData,
+    module: M,
+    data: TuningData[Any],
     *callbacks: Callback,
     resume: Path | None = None,
     start: bool = False,
     **trainer: Any,
-) -> SimulatorTuningModule:
+) -> M:
     """Run the tuning to its last step, or to where a callback stops it.
 
     Args:

@@ -29,13 +29,15 @@ def test_the_prompt_is_what_a_server_makes_of_the_messages(chat: bool) -> None:
     tokenizer = make_tokenizer(bos=True, chat_template=True)
     found = encode(tokenizer, make_example(), chat=chat)
     assert found.prompt_ids == render_prompt(tokenizer, make_example().messages, chat=chat)
-    assert found.reply_ids[-1] == EOS
-    assert tokenizer.decode(found.reply_ids[:-1]) == "Doc 1: x"
+    reply = found.ids[len(found.prompt_ids) :]
+    assert found.learned[len(found.prompt_ids) :] == [True] * len(reply)
+    assert reply[-1] == EOS
+    assert tokenizer.decode(reply[:-1]) == "Doc 1: x"
 
 
 def test_replies_are_learned_and_nothing_else() -> None:
-    first = EncodedExample(prompt_ids=[1, 2, 3], reply_ids=[4, EOS])
-    second = EncodedExample(prompt_ids=[5], reply_ids=[6, 7, EOS])
+    first = EncodedExample(ids=[1, 2, 3, 4, EOS], learned=[False] * 3 + [True] * 2)
+    second = EncodedExample(ids=[5, 6, 7, EOS], learned=[False] + [True] * 3)
     batch = collate([first, second], pad_id=EOS)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, EOS], [5, 6, 7, EOS, EOS]]
     assert batch.attention_mask.tolist() == [[True] * 5, [True] * 4 + [False]]
@@ -51,7 +53,7 @@ def test_no_example_is_one_row_that_teaches_nothing() -> None:
 
 
 def test_too_long_an_example_is_refused() -> None:
-    examples = [EncodedExample(prompt_ids=[1] * n, reply_ids=[2]) for n in (3, 9, 20)]
+    examples = [EncodedExample(ids=[1] * n, learned=[True] * n) for n in (4, 10, 21)]
     check_lengths(examples, 21)
     with pytest.raises(ValueError, match=r"max_tokens=9: 2 of 3 examples .* up to 21 tokens"):
         check_lengths(examples, 9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from peft import LoraConfig
-from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.models import save_policy_folder
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tuning import make_data, make_module, tune, write_rows
+from tests.helpers.tuning import StopAfter, Watching, make_data, make_module, tune, write_rows
 from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.callbacks.export import PolicyExport
 from zerosearch.callbacks.graceful_stop import GracefulStop
@@ -26,7 +24,6 @@ from zerosearch.callbacks.metrics_csv import MetricsCsv
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.callbacks.written_documents import WrittenDocuments
 from zerosearch.policy.source import PolicySource
-from zerosearch.policy.weight_stream import gather
 from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
 from zerosearch.tuning.module import SimulatorTuningModule
@@ -43,36 +40,8 @@ def policy(tmp_path: Path) -> Path:
     return save_policy_folder(tmp_path / "policy", bos=True)
 
 
-class Watched(SimulatorTuningModule):
+class Watched(Watching, SimulatorTuningModule):
     """Keeps the gradient and loss of every update."""
-
-    gradients: list[dict[str, Tensor]]
-    poisoned: frozenset[int] = frozenset()  # steps in which a gradient is no number
-    held = 0  # gradients that were left after the updates
-
-    def configure_optimizers(self) -> Any:
-        made = super().configure_optimizers()
-        self.gradients, self.losses = [], []
-        made["optimizer"].register_step_pre_hook(self._look)
-        return made
-
-    def _look(self, *_: Any) -> None:
-        assert self.model is not None
-        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.gradients.append(
-            {n: gather(p.grad).clone() for n, p in named.items() if p.grad is not None}
-        )
-
-    def training_step(self, *arguments: Any) -> None:
-        super().training_step(*arguments)
-        self.losses.append(self.train_metrics.get("loss/reply"))
-        self.held += sum(parameter.grad is not None for parameter in self.parameters())
-
-    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        super().manual_backward(loss, *args, **kwargs)
-        gradient = next(self.parameters()).grad
-        if self.policy_step in self.poisoned and gradient is not None:
-            gradient[0, 0] = math.nan
 
 
 def run(policy: Path, rows: Path, *callbacks: Callback, **fields: Any) -> Watched:
@@ -195,15 +164,6 @@ def test_the_export_is_served_with_the_prompt_of_training(
     )
     settings = json.loads((folder / "zerosearch.json").read_text())
     assert settings == {"simulator": {"max_reply_tokens": 12}}
-
-
-class StopAfter(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        if pl_module.policy_step == self.step:
-            raise KeyboardInterrupt
 
 
 def test_a_killed_run_goes_on_bit_for_bit(policy: Path, rows: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra._internal.utils import get_args_parser
@@ -103,10 +104,22 @@ def _latest_run(arguments: list[str], command: str) -> Path:
 
 def command_of_run(run: Path) -> str | None:
     """Which command a run is of; None where its folder does not say."""
+    settings = _settings_of_run(run)
+    return settings and settings["job"]["config_name"]
+
+
+def tunes_simulator(run: Path) -> bool:
+    """Whether a run tunes a simulator, rather than training or tuning a policy."""
+    settings = _settings_of_run(run)
+    if not settings or settings["job"]["config_name"] != "tune":
+        return False
+    return settings.get("runtime", {}).get("choices", {}).get("tuned") != "policy"
+
+
+def _settings_of_run(run: Path) -> Any:
+    """What Hydra notes of a run; None where its folder does not say."""
     file = run / ".hydra" / "hydra.yaml"
-    return (
-        yaml.safe_load(file.read_text())["hydra"]["job"]["config_name"] if file.is_file() else None
-    )
+    return yaml.safe_load(file.read_text())["hydra"] if file.is_file() else None
 
 
 def keep_override(run: Path, key: str, value: str) -> None:

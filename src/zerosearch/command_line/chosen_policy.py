@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerosearch.command_line.arguments import command_of_run, override_key
+from zerosearch.command_line.arguments import override_key, tunes_simulator
 from zerosearch.core.errors import InputError
 from zerosearch.core.runs import (
     EXPORT,
@@ -82,7 +82,9 @@ def newest_policy(task_folder: Path, *, completed: bool = False) -> Path | None:
     runs = {place.resolve() for place in places if place.is_dir()}
     written = {run: time for run in runs if (time := policy_written(run)) is not None}
     for run in sorted(written, key=lambda run: (written[run], run.name), reverse=True):
-        if not _tunes(run) and not (completed and read_summary(run).get("status") != "completed"):
+        if not tunes_simulator(run) and not (
+            completed and read_summary(run).get("status") != "completed"
+        ):
             return run
     return None
 
@@ -104,10 +106,10 @@ def check_place(place: str) -> None:
     if (path / PROMPT_FILE).is_file() and (path / SETTINGS_FILE).is_file():
         raise InputError(f"checkpoint={place} is a tuned simulator, no policy: simulator={place}")
     if is_checkpoint(path):
-        if _tunes(path.resolve().parent.parent):
+        if tunes_simulator(path.resolve().parent.parent):
             raise InputError(f"checkpoint={place} is of another kind of run: {_TUNING}")
         return
-    if _tunes(path):
+    if tunes_simulator(path):
         raise InputError(f"checkpoint={place}: {_TUNING}")
     if policy_written(path) is not None or (path / "config.json").is_file():
         return
@@ -173,9 +175,9 @@ def _task_of_latest(place: str, training: Path) -> Path | None:
 def _latest_policy(task: Path) -> tuple[Path, str]:
     latest = (task / LATEST).resolve()
     if latest.is_dir():
-        if policy_written(latest) is not None and not _tunes(latest):
+        if policy_written(latest) is not None and not tunes_simulator(latest):
             return latest, "the latest run"
-        if _tunes(latest):
+        if tunes_simulator(latest):
             raise InputError(f"checkpoint={_shown(task / LATEST)}: {_TUNING}")
     run = newest_policy(task)
     if run is None:
@@ -184,11 +186,6 @@ def _latest_policy(task: Path) -> tuple[Path, str]:
             "train one (zerosearch train), or name another with checkpoint="
         )
     return run, "the newest run that has a policy; the latest has none"
-
-
-def _tunes(run: Path) -> bool:
-    """Whether a run tunes a simulator."""
-    return command_of_run(run) == "tune"
 
 
 def _score(run: Path) -> list[str]:

@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> None:
         plan = plan_of(cfg)
         rows = memory_rows(plan, gpu_bytes)
         print_memory(plan, rows, gpu_bytes)
-        if cfg.get("episode") is not None:  # tuning a simulator has no episodes
+        if cfg.get("algorithm") is not None:  # tuning plays no episodes
             kv_cache = sum(row.sampling for row in rows if row.name.startswith("vLLM: KV"))
             print_times(times_of(work_of(cfg, plan, kv_cache)), cfg.card, cfg.episode.top_k)
         check_fits(rows, gpu_bytes)

@@ -90,8 +90,11 @@ def _sequences(cfg: DictConfig) -> tuple[int, int, int]:
     """Tokens of the longest sequence; sequences sampled at a time over all GPUs by training, and by
     validation.
     """
-    if cfg.get("episode") is None:  # a simulator is tuned
-        return cfg.module.max_tokens, cfg.module.fidelity_examples, cfg.module.fidelity_examples
+    if cfg.get("algorithm") is None:  # a model is tuned, and samples in validations alone
+        if cfg.get("episode") is None:
+            return cfg.module.max_tokens, cfg.module.fidelity_examples, cfg.module.fidelity_examples
+        questions = cfg.module.evaluated_questions if cfg.evaluation else 0
+        return cfg.episode.max_context_tokens, questions, questions
     training = cfg.questions_per_step * cfg.algorithm.group_size
     return cfg.episode.max_context_tokens, training, cfg.data.validation_batch
 

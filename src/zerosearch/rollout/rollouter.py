@@ -64,7 +64,7 @@ class Rollouter:
         # `all_special_tokens` alone lacks most control tokens of, for example, Llama 3.
         added = tokenizer.added_tokens_decoder.values()
         controls = {token.content for token in added if token.special}
-        self._special_tokens = tuple(sorted(controls.union(tokenizer.all_special_tokens)))
+        self.control_tokens = tuple(sorted(controls.union(tokenizer.all_special_tokens)))
         self._check_observation_budget()
 
     def prompt_ids(self, question: Question) -> list[int]:
@@ -131,7 +131,7 @@ class Rollouter:
                 self.settings,
                 noise_probability=noise_probability,
                 position=Position(seed=seed, step=step, sibling=trajectory.sibling),
-                special_tokens=self._special_tokens,
+                special_tokens=self.control_tokens,
             )
             for trajectory in trajectories
         ]

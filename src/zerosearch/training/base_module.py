@@ -21,6 +21,7 @@ from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import expect_reference
 from zerosearch.policy.sharding import Sharding, compute_dtype_name, record_autocast
 from zerosearch.policy.source import PolicySource
+from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.step_record import StepRecord
 from zerosearch.training.trainee import SkippedUpdates
@@ -171,6 +172,11 @@ class TrainedModule(LightningModule, ABC):
             write=self.global_rank == 0,
             **self.export_parts(),
         )
+
+    def policy_settings(self, episode: EpisodeSettings) -> dict[str, Any]:
+        """What a policy was trained for, which is kept beside its weights."""
+        dtype, chat = compute_dtype_name(self.loaded_model()), self.policy_source.chat
+        return {"episode": episode.as_dict(), "chat": chat, "dtype": dtype}
 
     @abstractmethod
     def export_parts(self) -> dict[str, Any]:

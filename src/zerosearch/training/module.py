@@ -279,8 +279,10 @@ class SearchPolicyModule(EvaluatingModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("zerosearch")
-        if saved is None:
-            raise InputError("resume: the checkpoint was not written by this project's training")
+        if saved is None or "tuned" in saved:
+            raise InputError(
+                "resume: the checkpoint was not written by this project's training by RL"
+            )
         self.restore_progress(checkpoint, saved)
         if self.reference is not None:
             self.reference.check_origin(saved.get("reference"), self.policy_source.name)
@@ -295,6 +297,4 @@ class SearchPolicyModule(EvaluatingModule):
 
     def export_parts(self) -> dict[str, Any]:
         """Tokenizer, and what the policy was trained for, which is kept beside its weights."""
-        dtype, chat = compute_dtype_name(self.loaded_model()), self.policy_source.chat
-        extra = {"episode": self.episode.as_dict(), "chat": chat, "dtype": dtype}
-        return {"tokenizer": self.tokenizer, "extra": extra}
+        return {"tokenizer": self.tokenizer, "extra": self.policy_settings(self.episode)}

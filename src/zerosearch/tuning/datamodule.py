@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from typing import Generic, Protocol, TypeVar
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -11,10 +12,34 @@ from torch.utils.data import DataLoader
 from zerosearch.core.ranges import Count, Seed, check_least
 from zerosearch.core.seeding import derive_random
 from zerosearch.data.loaders import rank_slice
-from zerosearch.tuning.tuning_set import TuningExample, TuningFiles, TuningSet
+
+E = TypeVar("E")  # an example
+E_co = TypeVar("E_co", covariant=True)
+S_co = TypeVar("S_co", bound="ExampleSet[object]", covariant=True)
 
 
-class ExampleBatch:
+class ExampleSet(Protocol[E_co]):
+    """What a model is tuned on."""
+
+    @property
+    def train(self) -> Sequence[E_co]: ...
+
+    @property
+    def validation(self) -> Sequence[E_co]: ...
+
+
+class ExampleFiles(Protocol[S_co]):
+    """Where examples come from."""
+
+    def load(self) -> S_co:
+        """Read them; an InputError names file, row and remedy."""
+        ...
+
+
+S = TypeVar("S", bound=ExampleSet[object])
+
+
+class ExampleBatch(Generic[E]):
     """Examples that Lightning passes on untouched: it walks into sequences (see `QuestionBatch`).
 
     Args:
@@ -23,11 +48,11 @@ class ExampleBatch:
 
     __slots__ = ("examples",)
 
-    def __init__(self, examples: Sequence[TuningExample]) -> None:
+    def __init__(self, examples: Sequence[E]) -> None:
         self.examples = tuple(examples)
 
 
-class TuningLoader:
+class TuningLoader(Generic[E]):
     """Endless training batches from wherever training stands; it has no position of its own.
 
     Args:
@@ -41,7 +66,7 @@ class TuningLoader:
 
     def __init__(
         self,
-        examples: Sequence[TuningExample],
+        examples: Sequence[E],
         per_step: int,
         *,
         seed: int,
@@ -56,7 +81,7 @@ class TuningLoader:
         self._steps_done = steps_done
         self._order: tuple[int, list[int]] = (-1, [])
 
-    def __iter__(self) -> Iterator[ExampleBatch]:
+    def __iter__(self) -> Iterator[ExampleBatch[E]]:
         for step in count(self._steps_done()):
             first = step * self._per_step
             slots = range(first, first + self._per_step)[self._share]
@@ -69,7 +94,7 @@ class TuningLoader:
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         assert not state_dict, "the position is that of training"
 
-    def _draw(self, slot: int) -> TuningExample:
+    def _draw(self, slot: int) -> E:
         epoch, position = divmod(slot, len(self._examples))
         if self._order[0] != epoch:
             order = list(range(len(self._examples)))
@@ -78,8 +103,8 @@ class TuningLoader:
         return self._examples[self._order[1][position]]
 
 
-class TuningData(LightningDataModule):
-    """Training and validation examples of a simulator.
+class TuningData(LightningDataModule, Generic[S]):
+    """Training and validation examples of what is tuned.
 
     Args:
         files: where they come from.
@@ -93,7 +118,7 @@ class TuningData(LightningDataModule):
 
     def __init__(
         self,
-        files: TuningFiles,
+        files: ExampleFiles[S],
         *,
         examples_per_step: Count,
         validation_limit: Count | None = None,
@@ -109,23 +134,28 @@ class TuningData(LightningDataModule):
         self._per_step = examples_per_step
         self._validation_limit = validation_limit
         self._seed = seed
-        self._set: TuningSet | None = None
+        self._set: S | None = None
 
     @property
-    def examples(self) -> TuningSet:
+    def examples_per_step(self) -> int:
+        """Of one optimizer update over all GPUs."""
+        return self._per_step
+
+    @property
+    def examples(self) -> S:
         """What was read; the files are read once."""
         if self._set is None:
             self._set = self._files.load()
         return self._set
 
     @property
-    def validation(self) -> list[TuningExample]:
-        """The validation examples that are used: a fixed choice of both qualities."""
+    def validation(self) -> list[object]:
+        """The validation examples that are used: a fixed choice of all kinds."""
         chosen = list(self.examples.validation)
         derive_random("tuning validation limit", len(chosen)).shuffle(chosen)
         return chosen[: self._validation_limit]
 
-    def train_dataloader(self) -> TuningLoader:
+    def train_dataloader(self) -> TuningLoader[object]:
         trainer = self.trainer
         assert trainer is not None
         module = trainer.lightning_module
@@ -138,12 +168,12 @@ class TuningData(LightningDataModule):
             steps_done=lambda: int(module.policy_step),  # type: ignore[arg-type]
         )
 
-    def val_dataloader(self) -> DataLoader[ExampleBatch]:
+    def val_dataloader(self) -> DataLoader[ExampleBatch[object]]:
         """One batch: this rank's share of all validation examples."""
         assert self.trainer is not None
         chosen = self.validation
         share = rank_slice(len(chosen), self.trainer.global_rank, self.trainer.world_size)
         return DataLoader([ExampleBatch(chosen[share])], batch_size=None)  # type: ignore[arg-type]
 
-    def test_dataloader(self) -> DataLoader[ExampleBatch]:
+    def test_dataloader(self) -> DataLoader[ExampleBatch[object]]:
         return self.val_dataloader()

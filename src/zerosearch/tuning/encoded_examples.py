@@ -1,4 +1,4 @@
-"""Examples as token ids: the prompt is read, the reply is learned.
+"""Examples as token ids: some are read, the others are learned.
 
 Legend: B examples, T tokens.
 """
@@ -19,31 +19,34 @@ from zerosearch.types import PolicyBatch
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class EncodedExample:
-    """Token ids of one example; the reply ends with EOS, which is learned too."""
+    """One example: `ids` [T], and which of them are learned [T]."""
 
-    prompt_ids: list[int]
-    reply_ids: list[int]
+    ids: list[int]
+    learned: list[bool]
 
     def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.reply_ids)
+        return len(self.ids)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What stands before the first learned token."""
+        return self.ids[: self.learned.index(True)]
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, example: TuningExample, *, chat: bool
 ) -> EncodedExample:
-    """Encode the prompt as a server does, and the reply as a model writes it.
+    """Encode the prompt as a server does, and the reply, which is learned, as a model writes it.
 
     Args:
         tokenizer: prepared by `prepare_tokenizer`.
-        example: what to encode.
+        example: what to encode; EOS, which is learned too, is put after the reply.
         chat: whether prompts go through the chat template.
     """
-    reply = tokenizer.encode(example.reply, add_special_tokens=False)
     assert isinstance(tokenizer.eos_token_id, int)
-    return EncodedExample(
-        prompt_ids=render_prompt(tokenizer, example.messages, chat=chat),
-        reply_ids=[*reply, tokenizer.eos_token_id],
-    )
+    prompt = render_prompt(tokenizer, example.messages, chat=chat)
+    reply = [*tokenizer.encode(example.reply, add_special_tokens=False), tokenizer.eos_token_id]
+    return EncodedExample(ids=prompt + reply, learned=[False] * len(prompt) + [True] * len(reply))
 
 
 def check_lengths(examples: Sequence[EncodedExample], max_tokens: int) -> None:
@@ -70,7 +73,7 @@ def collate(examples: Sequence[EncodedExample], *, pad_id: int) -> PolicyBatch:
         pad_id: written where `attention_mask` is False.
 
     Returns:
-        A batch whose `sampled_mask` is True on replies, as if a policy had sampled them.
+        A batch whose `sampled_mask` is True on what is learned, as if a policy had sampled it.
     """
     shape = (max(1, len(examples)), max((len(example) for example in examples), default=2))
     ids = torch.full(shape, pad_id)
@@ -79,10 +82,9 @@ def collate(examples: Sequence[EncodedExample], *, pad_id: int) -> PolicyBatch:
     if not examples:
         attended[:] = True
     for row, example in enumerate(examples):
-        start, end = len(example.prompt_ids), len(example)
-        ids[row, :end] = torch.tensor(example.prompt_ids + example.reply_ids)
-        attended[row, :end] = True
-        learned[row, start:end] = True
+        ids[row, : len(example)] = torch.tensor(example.ids)
+        attended[row, : len(example)] = True
+        learned[row, : len(example)] = torch.tensor(example.learned)
     zeros = torch.zeros(shape, dtype=torch.float32)
     return PolicyBatch(
         input_ids=ids,
