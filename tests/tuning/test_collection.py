@@ -328,6 +328,7 @@ def test_a_run_ended_half_way_goes_on_to_the_same_episodes(
     assert [*content(tmp_path)] == [*content(alone)], "in the same order"
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_the_rule_goes_on_to_the_same_file(tmp_path: Path) -> None:
     def rule(folder: Path, *overrides: str) -> list[str]:
         noise = ("search=scripted", "noise_probability=0.5", "documents_per_search=1")

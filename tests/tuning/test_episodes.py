@@ -76,7 +76,7 @@ def test_right_ones_that_searched_are_taken_once(
     assert "by number of searches: 0: 0.0%, 1: 33.3%, 2: 66.7%, 3 or more: 0.0%" in caplog.text
     assert "searches twice" not in caplog.text
     every = load(tmp_path, episodes, only_correct=False, min_searches=0, per_question=None)
-    assert ids(every.train) == ["q1/0", "q1/1", "q2/0", "q3/0", "q4/0"]
+    assert ids(every.train) == ["q1/1", "q1/0", "q2/0", "q3/0", "q4/0"], "the best first"
 
 
 def test_of_several_attempts_the_best_is_kept(tmp_path: Path) -> None:
