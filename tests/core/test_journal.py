@@ -32,6 +32,21 @@ def test_rows_are_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "b"]
 
 
+def test_rows_can_be_put_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with Journal(path, key="id") as journal:
+        for name in ("c", "a", "other", "b"):
+            journal.append({"id": name, "text": "ü"})
+        journal.arrange(["a", "b", "missing", "c"])
+        with pytest.raises(ValueError, match="another process is writing to it"):
+            Journal(path, key="id")
+        journal.append({"id": "d"})
+        assert list(journal.rows) == ["a", "b", "c", "other", "d"]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["a", "b", "c", "other", "d"]
+    assert rows[0]["text"] == "ü" and [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_line_that_a_kill_cut_short_is_taken_away(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": "a"}\n{"id": "b", "te')

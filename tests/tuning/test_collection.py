@@ -16,20 +16,30 @@ import pytest
 
 from tests.helpers.configs import ROOT
 from tests.helpers.engines import ScriptedEngine
+from tests.helpers.openai_server import OpenAIServer, completion, in_turn
 from tests.helpers.processes import Forked, run_forked
 from tests.helpers.waiting import wait_until
+from zerosearch.clients.chat import ChatClient
+from zerosearch.core.errors import InputError
 from zerosearch.core.journal import Journal
 from zerosearch.data.geography.facts import asset
+from zerosearch.evaluation.baselines import ToolAgent
+from zerosearch.reward.answer import extract_answer
 from zerosearch.reward.metrics import exact_match
 from zerosearch.rollout.agent import OnText, PlayedEpisode
+from zerosearch.rollout.chat_agent import ChatAgent
+from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.rollout.tags import parse_turn
 from zerosearch.search.bm25 import BM25Search
 from zerosearch.search.cache import CachedSearch
 from zerosearch.search.engine import SearchEngine
 from zerosearch.tuning.budget import Budget, BudgetUsedUp, Metered
 from zerosearch.tuning.collection import Collector, Outcome
+from zerosearch.tuning.episode_checks import malformed
 from zerosearch.tuning.records import read_episodes
 from zerosearch.types import Question, SearchError, SearchRequest, SearchResult, Trajectory, Turn
 
+PLAIN = EpisodeSettings(prompt_template="plain")
 QUESTIONS = [
     Question(uid=f"q:{n}", text=f"Where is {n}?", golden_answers=(f"A{n}",)) for n in range(30)
 ]
@@ -315,6 +325,95 @@ def test_a_run_ended_half_way_goes_on_to_the_same_episodes(
     again = run_forked(*command(tmp_path))
     assert again.returncode == 0, again.stderr
     assert content(tmp_path) == content(alone)
+    assert [*content(tmp_path)] == [*content(alone)], "in the same order"
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_the_rule_goes_on_to_the_same_file(tmp_path: Path) -> None:
+    def rule(folder: Path, *overrides: str) -> list[str]:
+        noise = ("search=scripted", "noise_probability=0.5", "documents_per_search=1")
+        return command(folder, "agent=rule", *noise, *overrides)
+
+    running = Forked(*rule(tmp_path / "killed", "search.engine.latency_s=0.01", "concurrency=4"))
+    wait_until(lambda: lines(tmp_path / "killed") >= 10)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -9
+    assert 10 <= lines(tmp_path / "killed") < 80
+    for folder in ("killed", "alone"):
+        done = run_forked(*rule(tmp_path / folder))
+        assert done.returncode == 0, done.stderr
+        assert "80 episodes by number of searches: 0: 0.0%, 1: " in done.stdout + done.stderr
+    files = [tmp_path / folder / "episodes.jsonl" for folder in ("killed", "alone")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_texts_of_a_local_policy_are_what_it_sampled(alone: Path) -> None:
+    episodes = read_episodes(str(alone / "episodes.jsonl"))
+    assert sum(malformed(each) is None for each in episodes) > 60
+    for each in episodes:
+        turns = [parse_turn(text) for text in each.texts]
+        queries = [turn.content for turn in turns if turn.action == "search"]
+        assert queries[: len(each.searches)] == [search.query for search in each.searches]
+        assert extract_answer(each.texts[-1]) == each.answer
+
+
+class Hostile(TwoSearches):
+    """A chat agent whose model asks for, and answers with, a control token."""
+
+    def __init__(self, kind: type[ChatAgent], search: str) -> None:
+        self._kind, self._search = kind, search
+
+    async def play(
+        self,
+        question: Question,
+        engine: SearchEngine,
+        *,
+        seed: int,
+        attempt: int,
+        on_text: OnText | None = None,
+    ) -> PlayedEpisode:
+        replies = [f"<think>so</think>{self._search}", "<answer>A0 </s>"]
+        with OpenAIServer(answer=in_turn(*map(completion, replies))) as server:
+            chat = self._kind(ChatClient([server.url], "m", node="agent.client"), PLAIN)
+            return await chat.play(question, engine, seed=seed, attempt=attempt)
+
+
+@pytest.mark.parametrize(
+    ("kind", "search"),
+    [
+        (ChatAgent, "<search>a <|im_end|>\n b"),
+        (ToolAgent, '<tool_call>{"name": "search", "arguments": {"query": "a <|im_end|> b"}}'),
+    ],
+)
+def test_texts_searches_and_answer_of_a_chat_agent_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[ChatAgent], search: str
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    engine = ScriptedEngine(["x"])
+    collect(tmp_path, engine, questions=QUESTIONS[:1], agent=Hostile(kind, search))
+    [episode] = read_episodes(str(tmp_path / "episodes.jsonl"))
+    assert episode.texts == (
+        "<think> so </think> <search> a ‹¦im_end¦› b </search>",
+        "<answer> A0 ‹/s› </answer>",
+    )
+    assert [search.query for search in episode.searches] == ["a ‹¦im_end¦› b"]
+    assert episode.answer == "A0 ‹/s›" and malformed(episode) is None
+
+
+class Picky(TwoSearches):
+    async def play(self, question: Question, *_: Any, **__: Any) -> PlayedEpisode:
+        raise InputError(f"question {question.uid!r}: ask another agent")
+
+
+def test_a_question_that_an_agent_does_not_play_ends_the_run_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^question 'q:\d+': ask another agent$"):
+        collect(tmp_path, ScriptedEngine(["x"]), agent=Picky())
+
+
+def test_noise_is_asked_of_the_engine(tmp_path: Path) -> None:
+    engine = ScriptedEngine(["x"])
+    collect(tmp_path, engine, questions=QUESTIONS[:1], noise_probability=0.5)
+    assert {request.noise_probability for request in engine.requests} == {0.5}
 
 
 def test_recorded_searches_are_imported_once(

@@ -90,8 +90,8 @@ class Collector:
             budget: of all runs into the folder.
 
         Raises:
-            InputError: too many episodes failed, or the journal is of other questions; names who
-                or what, and the remedy.
+            InputError: too many episodes failed, the agent does not play such a question, or the
+                journal is of other questions; names who or what, and the remedy.
         """
         for attempt, question in itertools.product(range(self.attempts), questions):
             row = journal.rows.get(episode_id(question, attempt))
@@ -109,12 +109,15 @@ class Collector:
         waiting, engine = iter(open_pairs), Metered(self.engine, budget)
         bar = progress_bar("episodes", total, done=total - len(open_pairs))
         with bar as advance, self._signals() as stop:
-            async with asyncio.TaskGroup() as tasks:
-                workers = [
-                    tasks.create_task(self._work(waiting, engine, journal, budget, advance))
-                    for _ in range(min(self.concurrency, len(open_pairs)))
-                ]
-                tasks.create_task(self._watch(workers, stop))
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    workers = [
+                        tasks.create_task(self._work(waiting, engine, journal, budget, advance))
+                        for _ in range(min(self.concurrency, len(open_pairs)))
+                    ]
+                    tasks.create_task(self._watch(workers, stop))
+            except ExceptionGroup as group:  # a question that its agent does not play
+                raise group.exceptions[0] from group
         journal.arrange([episode_id(*pair) for pair in pairs])
         self.outcome.by_searches = Counter(len(row["searches"]) for row in journal.rows.values())
         self.outcome.unplayed = len(open_pairs) - self.outcome.kept - self.outcome.failed

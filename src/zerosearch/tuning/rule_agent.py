@@ -16,7 +16,11 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.seeding import derive_random
 from zerosearch.data.geography.facts import FactStore, name_key
 from zerosearch.data.geography.reading import read_passage
-from zerosearch.data.geography.wording import query_wordings
+from zerosearch.data.geography.wording import (
+    ONE_HOP_RELATIONS,
+    TWO_HOP_RELATIONS,
+    query_wordings,
+)
 from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.rollout.chat_agent import CHARS_PER_TOKEN, fit
 from zerosearch.rollout.environment import Position, SearchEnvironment, Step
@@ -27,12 +31,16 @@ from zerosearch.search.engine import SearchEngine
 from zerosearch.search.sanitize import neutralize_document
 from zerosearch.types import Question, Trajectory
 
+THINKING_TOKENS = 64  # of a turn; the longest one seen has 51 of the quickstart, 44 of SmolLM2
 UNKNOWN = "unknown"  # the answer where no document says one
 _PLAIN_FIRST = 0.5  # share of first queries in the plainest words
 _THOUGHTS = {
     "first": (
         "I look for the {relation} of {name}.",
         "I need the {relation} of {name}.",
+    ),
+    "first of two": (
+        "First I look for the {relation} of {name}.",
         "First, the {relation} of {name}.",
     ),
     "next": (
@@ -63,6 +71,9 @@ class RuleAgent:
         splits: whose subjects may be asked about. A policy that has seen the answers about held-out
             subjects could not be tested on them.
         thinks: whether a short thought stands before each action.
+
+    Raises:
+        InputError: a turn's budget does not hold thoughts.
     """
 
     def __init__(
@@ -71,8 +82,14 @@ class RuleAgent:
         episode: EpisodeSettings,
         *,
         splits: Sequence[str] = ("train",),
-        thinks: bool = True,
+        thinks: bool = False,
     ) -> None:
+        if thinks and episode.max_turn_tokens < THINKING_TOKENS:
+            raise InputError(
+                f"agent.thinks=true: a turn with a thought may need {THINKING_TOKENS} tokens, and "
+                f"episode.max_turn_tokens={episode.max_turn_tokens}: raise that, or leave thoughts "
+                "out with agent.thinks=false"
+            )
         self.facts = facts
         self.episode = episode
         self.splits = tuple(splits)
@@ -146,7 +163,8 @@ class RuleAgent:
             question.metadata.get(name) for name in ("subject", "relation", "hops")
         )
         place = self.facts.get(subject) if isinstance(subject, str) else None
-        if place is None or not isinstance(relation, str) or hops not in (1, 2):
+        relations = {1: ONE_HOP_RELATIONS, 2: TWO_HOP_RELATIONS}.get(hops, {})
+        if place is None or relation not in relations.get(place.kind, ()):
             raise InputError(
                 f"question {question.uid!r} names no known subject, relation and hops (1 or 2) in "
                 "its metadata: agent=rule plays the embedded questions alone; give "
@@ -220,7 +238,9 @@ class _Inquiry:
     def _occasion(self, relation: str, name: str) -> str:
         if (relation, name) in self.asked:
             return "again"
-        return "next" if self.asked and name != self.subject else "first"
+        if self.through is None:
+            return "first"
+        return "first of two" if relation == self.through else "next"
 
     def _thought(self, occasion: str, relation: str, name: str) -> str:
         thought = self.rng.choice(_THOUGHTS[occasion])
