@@ -39,8 +39,13 @@ GROUPS = sorted(
     for path in CONFIGS.glob("*/*.yaml")
     if path.parent.name not in ("hydra", *OF_COLLECTING, *OF_EVALUATION, *OF_PLANNING)
 )
-OF_TUNING = {("callbacks", "tuning"), ("data", "simulation")}
-OF_TUNING |= {("experiment", name) for group, name in GROUPS if name.startswith("simulator_sft")}
+OF_TUNING = {("callbacks", "tuning"), ("data", "simulation"), ("data", "episodes")}
+OF_TUNING |= {
+    ("experiment", name)
+    for group, name in GROUPS
+    if name.startswith(("simulator_sft", "cold_start"))
+}
+OF_TUNING |= {(group, name) for group, name in GROUPS if group == "tuned"}
 CHOICES = [choice for choice in GROUPS if choice not in OF_TUNING]
 SHIPPED = "simulator.prompt_template=tuned"
 ENDPOINT = "simulator.endpoints=[http://127.0.0.1:9/v1]"
@@ -133,6 +138,7 @@ def test_groups_are_those_of_the_design() -> None:
         "simulator",
         "simulator_check",
         "trainer",
+        "tuned",
     }
 
 

@@ -31,12 +31,14 @@ def make_run(
     exported_s: int | None = None,
     saved_s: int | None = None,
     command: str = "train",
+    tuned: str = "simulator",
     f1: float | None = None,
     **summary: object,
 ) -> Path:
     """A run folder whose export and whose last checkpoint were written at these seconds."""
     (folder / ".hydra").mkdir(parents=True)
-    told = {"hydra": {"job": {"config_name": command}}}
+    choices = {"tuned": tuned} if command == "tune" else {}
+    told = {"hydra": {"job": {"config_name": command}, "runtime": {"choices": choices}}}
     (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(told))
     if summary:
         (folder / "summary.json").write_text(json.dumps({**summary, "test/f1": f1}))
@@ -176,6 +178,17 @@ def test_equal_times_are_decided_by_the_name(train: Path) -> None:
 
 
 # -- places ---------------------------------------------------------------------------------------
+
+
+def test_the_cold_start_of_a_policy_is_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = tmp_path / "tune"
+    run = make_run(task / "runs" / "a", exported_s=2, saved_s=1, command="tune", tuned="policy")
+    for place in (run, run / "policy", run / "checkpoints" / "last.ckpt"):
+        check_place(str(place))
+    link_latest(run, task)
+    assert chosen(tmp_path, caplog, f"checkpoint={task / 'latest'}")[0] == str(run)
 
 
 def test_what_a_place_lacks_is_said(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ ENDPOINT = "simulator.endpoints=[http://127.0.0.1:9/v1]"
 OWN = ["data=files", "data.files=[train.jsonl]", "data.validation.own.path=held_out.parquet"]
 MY_ENGINE = ["search=bm25", "search.engine.corpus=mine.jsonl", "evaluation=same_engine"]
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-TUNING = [name for name in EXPERIMENTS if name.startswith("simulator_sft")]
+TUNING = [name for name in EXPERIMENTS if name.startswith(("simulator_sft", "cold_start"))]
 GROUPS = ("model", "data", "episode", "evaluation")
 OTHER_GROUPS = ("algorithm", "callbacks", "compat", "debug", "generator", "search")
 OF_TUNING = ("model", "data", "generator", "callbacks")  # of these groups
 # what a choice needs to be complete, and what an experiment leaves to the user
-NEEDED = {"data=files": OWN[1:], "data=simulation": ["data.files.train=rows.jsonl"]}
+ROWS = ["data.files.train=rows.jsonl"]
+NEEDED = {"data=files": OWN[1:], "data=simulation": ROWS, "data=episodes": ROWS}
 ABSTRACT = {
     "search=cached",
     "search=simulated",
@@ -58,8 +59,10 @@ def assert_coherent(cfg: DictConfig) -> None:
     """Numbers are those of the model, and engines know what they are asked."""
     tiny = cfg.model.path == TINY
     if cfg.task_name == "tune":
-        assert cfg.get("episode") is None and cfg.get("search") is None
-        assert tiny or cfg.optimizer.lr <= 1e-6 or cfg.model.lora is not None
+        of_policy = cfg.module._target_.endswith("PolicyTuningModule")
+        assert (cfg.get("episode") is not None) == of_policy and cfg.get("search") is None
+        most = 2e-5 if of_policy else 1e-6
+        assert tiny or cfg.optimizer.lr <= most or cfg.model.lora is not None
         return
     assert tiny == (cfg.optimizer.lr == 1e-4) == (cfg.episode.max_context_tokens == 640)
     assert tiny or (cfg.algorithm.kl_coefficient <= 0.01 and cfg.algorithm.group_size <= 5)
@@ -80,8 +83,9 @@ def assert_swap(name: str, swap: str, folder: Path) -> None:
     except ConfigCompositionException:
         # rows of another task: a list of files and a node of them, which Hydra refuses to merge
         no_group = command == "tune" and swap.partition("=")[0] not in OF_TUNING
-        # and a choice of a corpus, which tune has not
-        assert no_group or swap in ("data=simulation", "data=files", "data=hotpotqa_small")
+        # and a choice of a corpus, which tune has not, or of what is tuned, which train has not
+        data = ("simulation", "episodes", "files", "hotpotqa_small")
+        assert no_group or swap in {f"data={each}" for each in data}
     except ValueError as refusal:
         said = str(refusal)
         assert "\n" not in said and re.search(REMEDY, said), said

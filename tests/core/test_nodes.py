@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from tests.helpers.configs import CONFIGS, ROOT, compose_config, hydra_run
 from zerosearch.answering import load
 from zerosearch.assembly import COMPONENTS
+from zerosearch.command_line.made_for import command_of
 from zerosearch.commands import collect, evaluate, fidelity, judge, plan
 from zerosearch.commands import retrieve as retriever
 from zerosearch.core.errors import InputError
@@ -66,8 +67,9 @@ def composed(choice: str) -> DictConfig:
         text = (CONFIGS / f"{choice}.yaml").read_text()
         if "@package _global_" not in text and "override /" not in text:
             return compose(choice)
-        programs = {"engines": "evaluate", "table": "evaluate", "planned": "plan"}
-        program = programs.get(group, "train")
+        programs = {"engines": "evaluate", "table": "evaluate", "planned": "plan", "tuned": "tune"}
+        tunes = choice == "data/episodes" or (group == "experiment" and command_of(name) == "tune")
+        program = "tune" if tunes else programs.get(group, "train")
         value = f"[{name}]" if group == "engines" else name
         return compose(program, overrides=[f"{group}={value}"])
 
@@ -137,6 +139,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         COMPONENTS,
         ("simulator_check.",),  # of a policy
     ),
+    "tune experiment=cold_start_smollm2 evaluation=geography": (COMPONENTS, ()),
     "train experiment=zerosearch_7b algorithm=ppo": (
         (*COMPONENTS, "simulator.server"),
         ("model.architecture.", "simulator.weights_gib"),  # of the model's configuration; of plans

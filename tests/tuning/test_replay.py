@@ -64,7 +64,7 @@ def sampled_episodes(episode: EpisodeSettings) -> tuple[Any, list[Trajectory]]:
 
 
 @pytest.mark.parametrize("hint", [None, HINT], ids=["", "hint"])
-def test_a_replay_has_the_very_tokens_of_the_rollout(hint: str | None) -> None:
+def test_invariant_01_a_replay_has_the_very_tokens_of_the_rollout(hint: str | None) -> None:
     episode = dataclasses.replace(EPISODE, invalid_hint=hint, max_turn_tokens=32)
     tokenizer, played = sampled_episodes(episode)
     whole = [each for each in played if each.stop_reason in ("answer", "eos")]
