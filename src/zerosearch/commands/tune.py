@@ -1,4 +1,4 @@
-"""Tune a simulator: `zerosearch tune experiment=NAME data.files.train=ROWS.jsonl key=value ...`."""
+"""Tune a simulator or a policy: `zerosearch tune data.files.train=FILE key=value ...`."""
 
 from __future__ import annotations
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from pathlib import Path
 
 import torch
 
 from zerosearch.core.errors import InputError
+from zerosearch.core.model_path import resolve_path
+from zerosearch.core.runs import SETTINGS_FILE
 from zerosearch.generation.generator import PolicyCheckable
+from zerosearch.policy.export import load_settings
 from zerosearch.search.engine import Checkable
 from zerosearch.training.module import SearchPolicyModule
+
+log = logging.getLogger(__name__)
 
 
 def check_accelerator(name: str) -> None:
@@ -29,6 +36,7 @@ def check_run(module: SearchPolicyModule) -> None:
     """
     module.policy_source.check()
     check_context(module)
+    _warn_of_other_episode(module)
     asyncio.run(_check_servers(module))
 
 
@@ -41,6 +49,18 @@ def check_context(module: SearchPolicyModule) -> None:
             f"episode.max_context_tokens={module.episode.max_context_tokens}, but the policy "
             f"{module.policy_source.path} has a context of {limit} tokens: lower it"
         )
+
+
+def _warn_of_other_episode(module: SearchPolicyModule) -> None:
+    """Say where a policy that was trained here before, or had a cold start, had other episodes."""
+    folder = Path(resolve_path(module.policy_source.path))
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    saved = load_settings(folder).get("episode")
+    try:
+        module.episode.check_same(saved if isinstance(saved, dict) else {})
+    except InputError as error:
+        log.warning("model.path=%s: %s", folder, error)
 
 
 async def _check_servers(module: SearchPolicyModule) -> None:

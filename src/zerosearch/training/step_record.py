@@ -12,7 +12,7 @@ from zerosearch.types import Trajectory
 class StepRecord:
     """Trajectories of this rank with their scores and advantages; lists are aligned.
 
-    The tuning of a simulator plays no episodes.
+    Tuning, of a simulator or a policy, keeps no episodes.
     """
 
     step: int  # policy steps completed before this one
