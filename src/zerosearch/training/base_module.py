@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch import __version__
+from zerosearch.core.memory import give_back_heap
 from zerosearch.core.ranges import Dtype
 from zerosearch.core.runs import of_old_version
 from zerosearch.policy.attention import use_training_attention
@@ -110,7 +111,8 @@ class TrainedModule(LightningModule, ABC):
         )
 
     def record(self, metrics: dict[str, float], *, phase: str, **episodes: Any) -> StepRecord:
-        """Send metrics to every logger; returns what callbacks look at.
+        """Send metrics of a step or evaluation that has ended to every logger, and give its heap
+        back; returns what callbacks look at.
 
         Args:
             metrics: under their TensorBoard paths.
@@ -119,6 +121,7 @@ class TrainedModule(LightningModule, ABC):
         """
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.policy_step)
+        give_back_heap()
         return StepRecord(step=self.policy_step, phase=phase, metrics=metrics, **episodes)
 
     def progress(self) -> dict[str, Any]:
