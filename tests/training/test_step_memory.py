@@ -79,6 +79,20 @@ def test_on_a_cpu_it_is_what_the_process_took_on_any_rank(monkeypatch: pytest.Mo
     assert peak_memory_gib(cpu) >= own + 1000.0
 
 
+def test_on_a_cpu_every_step_reports_its_own_peak() -> None:
+    """The kernel's high-water mark of a process never falls by itself."""
+
+    class Sampler(TransformersGenerator):
+        async def sync_weights(self, policy: nn.Module) -> None:
+            torch.ones(next(sizes) * 2**18)  # MiB
+            await super().sync_weights(policy)
+
+    sizes: Iterator[int] = iter((600, 1))
+    records = fit(make_training(generator=Sampler(), policy_steps=2), make_questions(2))
+    first, second = (record.metrics["memory/peak_gib"] for record in records)
+    assert second < first - 0.4
+
+
 def test_every_step_reports_its_own_peak(cuda: CudaMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling takes 3, then 1 GiB more than training's 2."""
 
