@@ -575,6 +575,16 @@ def test_invariant_13_training_continued_from_a_checkpoint_ends_the_same(tmp_pat
         assert one.metrics["loss/kl"] == other.metrics["loss/kl"] > 0
 
 
+def test_invariant_13_micro_batches_stay_those_of_the_checkpoint(tmp_path: Path) -> None:
+    """Whatever memory the machine has on which a run goes on."""
+    whole, _ = train_saving(tmp_path, 4, tokens_per_micro_batch=20)
+    resumed, _ = train_saving(tmp_path, 4, tmp_path / "step_000002.ckpt")
+    assert resumed.micro_batches().tokens == 20
+    assert_unchanged(resumed, weights(whole))
+    told, _ = train_saving(tmp_path, 4, tmp_path / "last.ckpt", tokens_per_micro_batch=30)
+    assert told.micro_batches().tokens == 30, "unless the setting says otherwise"
+
+
 def test_invariant_04_a_lost_engine_ends_the_run_with_all_whole_steps_saved(tmp_path: Path) -> None:
     def searching() -> PreTrainedModel:
         return make_word_model(ask=1.0)

@@ -14,6 +14,7 @@ from zerosearch import __version__
 from zerosearch.core.memory import give_back_heap
 from zerosearch.core.ranges import Dtype
 from zerosearch.core.runs import of_old_version
+from zerosearch.policy.activation_memory import MOST_TOKENS
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
@@ -34,7 +35,8 @@ class TrainedModule(LightningModule, ABC):
     Args:
         policy: the model.
         policy_steps: of the whole run.
-        tokens_per_micro_batch: padded tokens of one forward and backward pass.
+        tokens_per_micro_batch: padded tokens of one forward and backward pass; None: as in the
+            checkpoint that is gone on from, or `MOST_TOKENS`.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
         max_skipped_updates: in a row, as a loss or gradient is not finite; as many end the run.
@@ -45,7 +47,7 @@ class TrainedModule(LightningModule, ABC):
         *,
         policy: PolicySource,
         policy_steps: int,
-        tokens_per_micro_batch: int,
+        tokens_per_micro_batch: int | None,
         logprob_chunk_tokens: int,
         gradient_clip: float,
         max_skipped_updates: int,
@@ -105,7 +107,7 @@ class TrainedModule(LightningModule, ABC):
     def micro_batches(self) -> MicroBatches:
         """How batches are cut for this model on this device."""
         return MicroBatches(
-            tokens=self.tokens_per_micro_batch,
+            tokens=self.tokens_per_micro_batch or MOST_TOKENS,
             device=self.device,
             packed=packs_sequences(self.loaded_model()),
         )
@@ -129,6 +131,7 @@ class TrainedModule(LightningModule, ABC):
         return {
             "version": __version__,
             "policy_step": self.policy_step,
+            "tokens_per_micro_batch": self.tokens_per_micro_batch or MOST_TOKENS,
             "start_metrics": self.start_metrics,
             "train_metrics": self.train_metrics,
             "skipped": {name: each.state_dict() for name, each in self.skipped.items()},
@@ -150,6 +153,8 @@ class TrainedModule(LightningModule, ABC):
             expect_reference(self, checkpoint["state_dict"])
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
         self.policy_step = saved["policy_step"]
+        if self.tokens_per_micro_batch is None:  # sums are split by it: the last digits are
+            self.tokens_per_micro_batch = saved.get("tokens_per_micro_batch")
         self.start_metrics = saved["start_metrics"]
         self.train_metrics = saved.get("train_metrics", {})  # of a run that has no step left, too
         for name, count in self.skipped.items():
