@@ -18,10 +18,16 @@ from zerosearch.policy.activation_memory import MOST_TOKENS
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
+from zerosearch.policy.hidden_states import shares_prefixes
 from zerosearch.policy.loading import load_policy
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import expect_reference
-from zerosearch.policy.sharding import Sharding, compute_dtype_name, record_autocast
+from zerosearch.policy.sharding import (
+    Sharding,
+    base_model,
+    compute_dtype_name,
+    record_autocast,
+)
 from zerosearch.policy.source import PolicySource
 from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.training.step_record import StepRecord
@@ -110,6 +116,7 @@ class TrainedModule(LightningModule, ABC):
             tokens=self.tokens_per_micro_batch or MOST_TOKENS,
             device=self.device,
             packed=packs_sequences(self.loaded_model()),
+            shares=shares_prefixes(base_model(self.loaded_model())),
         )
 
     def record(self, metrics: dict[str, float], *, phase: str, **episodes: Any) -> StepRecord:
