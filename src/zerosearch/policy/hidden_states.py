@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from zerosearch.core.errors import InputError
 from zerosearch.policy.flex_attention import FLEX_ATTENTION, padded_length
+from zerosearch.policy.sharding import is_sharded
 
 LEAST_SHARED = 128  # tokens that are worth two forward passes in place of one
 
@@ -66,7 +67,7 @@ def shares_prefixes(model: nn.Module) -> bool:
     their backward pass (gradient checkpointing) and layers of another kind keep none.
     """
     config: Any = getattr(model, "config", None)
-    if config is None or isinstance(model, FSDPModule):
+    if config is None or is_sharded(model):
         return False
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None)
