@@ -308,6 +308,21 @@ def test_the_pages_show_what_the_command_prints(
     assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
 
 
+def test_the_command_plans_this_machine_for_a_run_on_its_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu", "card=cpu"])
+    on_host(monkeypatch, 6)
+    main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("GiB in the process;") and "batches of 16,384 tokens" in printed
+    assert re.search(r"^of +6\.00", printed, re.MULTILINE) and "CUDA" not in printed
+    on_host(monkeypatch, 1)
+    with pytest.raises(SystemExit):
+        main()
+    assert "batches of 512 tokens" in capsys.readouterr().out
+
+
 def test_the_command_refuses_what_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
