@@ -198,7 +198,7 @@ def prepare(cfg: DictConfig, summary: Summary) -> Path | None:
     checkpoint = find_checkpoint(cfg.resume, summary.path.parent)
     tokens = fit_memory(cfg)
     if cfg.module.tokens_per_micro_batch is None and checkpoint is None:  # which would hold it
-        log.info("micro-batches: %d tokens, for the memory here (module.*)", tokens)
+        log.info("module.tokens_per_micro_batch: %d, by the memory there is", tokens)
         cfg.module.tokens_per_micro_batch = tokens
     seed_everything(cfg.seed, workers=True, verbose=False)
     return checkpoint

@@ -106,7 +106,7 @@ def test_a_new_run_takes_them_and_a_resumed_one_those_of_its_checkpoint(
     caplog.set_level("INFO")
     new = compose_config(tmp_path, "trainer=cpu")
     assert prepare(new, Summary(tmp_path)) is None
-    assert new.module.tokens_per_micro_batch == 512 and "512 tokens" in caplog.text
+    assert new.module.tokens_per_micro_batch == 512 and "batch: 512" in caplog.text
     (tmp_path / "last.ckpt").touch()
     resumed = compose_config(tmp_path, "trainer=cpu", f"resume={tmp_path / 'last.ckpt'}")
     assert prepare(resumed, Summary(tmp_path)) == tmp_path / "last.ckpt"

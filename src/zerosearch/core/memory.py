@@ -31,7 +31,7 @@ def give_back_heap() -> None:
 
     glibc keeps freed blocks of up to 32 MiB for the next allocation of their size. The phases of a
     training step allocate other sizes, so that a process otherwise grows to a multiple of what it
-    holds. It takes about 0.2 s per GiB given back, and nothing where there is nothing to give.
+    holds. It takes about 50 ms per GiB given back, and nothing where there is nothing to give.
     """
     if (trim := _malloc_trim()) is not None:
         trim(0)
