@@ -24,7 +24,7 @@ from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.core.errors import InputError
 from zerosearch.core.nodes import check_nodes, leaves
 from zerosearch.core.runs import Summary, find_checkpoint
-from zerosearch.planning.reading import check_memory
+from zerosearch.planning.reading import fit_memory
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.preflight import check_accelerator
 from zerosearch.training.trainer_settings import check_precision
@@ -195,9 +195,13 @@ def prepare(cfg: DictConfig, summary: Summary) -> Path | None:
     check_nodes(cfg, *COMPONENTS)
     check_accelerator(cfg.trainer.accelerator)
     check_precision(cfg.trainer.get("precision"))
-    check_memory(cfg)
+    checkpoint = find_checkpoint(cfg.resume, summary.path.parent)
+    tokens = fit_memory(cfg)
+    if cfg.module.tokens_per_micro_batch is None and checkpoint is None:  # which would hold it
+        log.info("module.tokens_per_micro_batch: %d, by the memory there is", tokens)
+        cfg.module.tokens_per_micro_batch = tokens
     seed_everything(cfg.seed, workers=True, verbose=False)
-    return find_checkpoint(cfg.resume, summary.path.parent)
+    return checkpoint
 
 
 def assemble(cfg: DictConfig) -> PolicyRun:

@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from tests.helpers.configs import ROOT, compose_config
+from zerosearch import assembly
+from zerosearch.assembly import prepare
 from zerosearch.commands.plan import main
+from zerosearch.core import memory
+from zerosearch.core.runs import Summary
 from zerosearch.generation.vllm.llm_engine import GPU_BATCH
 from zerosearch.planning.memory import memory_rows
 from zerosearch.planning.memory_table import GIB, total
-from zerosearch.planning.reading import check_memory, plan_of
+from zerosearch.planning.reading import fit_memory, plan_of
 from zerosearch.planning.run import PlannedRun
 from zerosearch.policy.sharding import base_model
 
@@ -37,25 +41,97 @@ def plan(folder: Path, *overrides: str) -> PlannedRun:
 
 def test_training_is_refused_before_it_loads_anything(gpu: SimpleNamespace, tmp_path: Path) -> None:
     cfg = compose_config(tmp_path, *LARGE)
-    check_memory(cfg)
+    fit_memory(cfg)
     gpu.total_memory = 48 * GIB
     with pytest.raises(ValueError, match=r"sync needs .* GiB per GPU, which has 48\.0"):
-        check_memory(compose_config(tmp_path, *LARGE, "generator.gpu_memory_utilization=0.9"))
-    cfg.trainer.accelerator = "cpu"
-    gpu.total_memory = GIB
-    check_memory(cfg)
+        fit_memory(compose_config(tmp_path, *LARGE, "generator.gpu_memory_utilization=0.9"))
 
 
 def test_sampling_ahead_beside_training_is_refused(gpu: SimpleNamespace, tmp_path: Path) -> None:
     """A colocated engine cannot sleep while it samples: 87 of 80 GiB."""
-    with pytest.raises(ValueError, match=r"training needs 9\d\.\d GiB.*80\.0.*set rollout\.lag=0"):
-        check_memory(compose_config(tmp_path, *LARGE, "rollout.lag=1"))
-    check_memory(compose_config(tmp_path, *LARGE, "rollout.lag=1", "generator=vllm_server"))
+    with pytest.raises(ValueError, match=r"training needs 87\.\d GiB.*80\.0.*set rollout\.lag=0"):
+        fit_memory(compose_config(tmp_path, *LARGE, "rollout.lag=1"))
+    fit_memory(compose_config(tmp_path, *LARGE, "rollout.lag=1", "generator=vllm_server"))
 
 
-def test_without_a_gpu_nothing_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def on_host(monkeypatch: pytest.MonkeyPatch, gib: float, free: float = 1000.0) -> None:
+    """A machine without a GPU that has so much memory."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check_memory(compose_config(tmp_path, *LARGE, "module.tokens_per_micro_batch=100000000"))
+    monkeypatch.setattr(memory, "host_bytes", lambda: int(gib * GIB))
+    monkeypatch.setattr(memory, "available_bytes", lambda: int(free * GIB))
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "auto"])
+def test_on_a_cpu_a_run_that_does_not_fit_is_refused(
+    trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = compose_config(
+        tmp_path, f"trainer={trainer}", "module.tokens_per_micro_batch=1000000", "made_for=null"
+    )
+    on_host(monkeypatch, 100)
+    assert fit_memory(large) == 1_000_000
+    on_host(monkeypatch, 20)
+    with pytest.raises(ValueError, match=r"memory: training needs .*per process, which has 20\.0"):
+        fit_memory(large)
+    large.trainer.devices = 2  # which share it
+    on_host(monkeypatch, 100)
+    with pytest.raises(ValueError, match=r"which has 50\.0.*lower module\.tokens_per_micro_batch"):
+        fit_memory(large)
+
+
+def test_a_gpu_that_is_not_there_is_not_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_host(monkeypatch, 1)
+    assert fit_memory(compose_config(tmp_path, *LARGE)) == 16_384
+
+
+def test_the_size_of_a_micro_batch_follows_from_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that can run it the quickstart's is what it always was."""
+    tiny: list[str] = []
+    large = ["model=qwen2_5_0_5b", "made_for=null", "data.validation_batch=1"]
+    found = []
+    for gib, overrides in ((4, tiny), (1000, tiny), (1000, large), (24, large)):
+        on_host(monkeypatch, gib)
+        found.append(fit_memory(compose_config(tmp_path, "questions_per_step=1", *overrides)))
+    assert found == [16_384, 16_384, 16_384, 512]
+
+
+def test_a_new_run_takes_them_and_a_resumed_one_those_of_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(assembly, "fit_memory", lambda cfg: 512)
+    caplog.set_level("INFO")
+    new = compose_config(tmp_path, "trainer=cpu")
+    assert prepare(new, Summary(tmp_path)) is None
+    assert new.module.tokens_per_micro_batch == 512 and "batch: 512" in caplog.text
+    (tmp_path / "last.ckpt").touch()
+    resumed = compose_config(tmp_path, "trainer=cpu", f"resume={tmp_path / 'last.ckpt'}")
+    assert prepare(resumed, Summary(tmp_path)) == tmp_path / "last.ckpt"
+    assert resumed.module.tokens_per_micro_batch is None
+    told = compose_config(tmp_path, "trainer=cpu", "module.tokens_per_micro_batch=64")
+    prepare(told, Summary(tmp_path))
+    assert told.module.tokens_per_micro_batch == 64
+
+
+def test_a_gpu_takes_the_largest_that_fits(gpu: SimpleNamespace, tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, "model=qwen2_5_0_5b", "made_for=null", "trainer=gpu")
+    assert fit_memory(cfg) == 16_384
+    gpu.total_memory = 16 * GIB
+    assert fit_memory(cfg) == 1024
+
+
+def test_other_programs_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_host(monkeypatch, 16, free=8)
+    chosen = fit_memory(compose_config(tmp_path))
+    assert not caplog.records
+    on_host(monkeypatch, 16, free=1)
+    assert fit_memory(compose_config(tmp_path)) == chosen, "no matter of what is free just now"
+    assert "other programs leave 1.0" in caplog.text
 
 
 def test_all_visible_gpus_are_counted(gpu: SimpleNamespace, tmp_path: Path) -> None:
@@ -230,6 +306,21 @@ def test_the_pages_show_what_the_command_prints(
     main()
     printed = capsys.readouterr().out
     assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
+
+
+def test_the_command_plans_this_machine_for_a_run_on_its_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu", "card=cpu"])
+    on_host(monkeypatch, 6)
+    main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("GiB in the process;") and "batches of 16,384 tokens" in printed
+    assert re.search(r"^of +6\.00", printed, re.MULTILINE) and "CUDA" not in printed
+    on_host(monkeypatch, 1)
+    with pytest.raises(SystemExit):
+        main()
+    assert "batches of 512 tokens" in capsys.readouterr().out
 
 
 def test_the_command_refuses_what_does_not_fit(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tests.helpers.models import make_model
+from zerosearch.policy import hidden_states
 from zerosearch.policy.flex_attention import FLEX_ATTENTION
 from zerosearch.policy.logprobs import packs_sequences, token_logprobs, verify_logprobs
 
@@ -69,6 +70,68 @@ def gradients(model: nn.Module, logprobs: Tensor, entropy: Tensor) -> dict[str, 
     model.zero_grad(set_to_none=True)
     ((logprobs * weights).sum() + 0.1 * entropy.sum()).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2"])
+def test_a_shared_prompt_is_read_once_with_the_gradient_of_all(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hidden_states, "LEAST_SHARED", 4)
+    model = make_model(3, scale=4.0, **FAMILIES[family])
+    ids, attention, select = make_batch("right")
+    ids[:, :4] = ids[0, :4]
+    attention[2, 4:6] = True  # rows of 12, 9 and 6 tokens
+    select[:, :5], select[2, 5] = False, True
+    expected = full_forward(model, ids, attention, select)
+    wanted = gradients(model, *expected)
+    read: list[int] = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, named: read.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    found = token_logprobs(model, ids, attention, select)
+    got = gradients(model, found.logprobs, found.entropy)
+    hook.remove()
+    assert read == [4, 3 * 8], "the shared tokens once, then what is each row's own"
+    torch.testing.assert_close((found.logprobs, found.entropy), expected)
+    assert got.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [
+        ("nothing", 6),
+        ("another token", 3),
+        ("padding on the left", 0),
+        ("a selected token", 4),
+        ("one row", 0),
+        ("few", 0),
+    ],
+)
+def test_what_all_rows_begin_with(change: str, shared: int, monkeypatch) -> None:
+    monkeypatch.setattr(hidden_states, "LEAST_SHARED", 7 if change == "few" else 3)
+    ids = torch.arange(10).repeat(3, 1)
+    ids[1, 6:] += 1
+    attended, selected = torch.ones(3, 10, dtype=torch.bool), torch.zeros(3, 10, dtype=torch.bool)
+    selected[:, 8] = True
+    if change == "another token":
+        ids[2, 3] = 7
+    if change == "padding on the left":
+        attended[0, 0] = False
+    if change == "a selected token":
+        selected[2, 5] = True
+    rows = slice(1) if change == "one row" else slice(3)
+    assert hidden_states.shared_prefix(ids[rows], attended[rows], selected[rows]) == shared
+
+
+def test_layers_with_a_window_or_computed_again_read_every_row() -> None:
+    assert hidden_states.shares_prefixes(make_model(3))
+    assert not hidden_states.shares_prefixes(make_model(3, **FAMILIES["mistral"]))
+    assert not hidden_states.shares_prefixes(make_model(3, **FAMILIES["gemma3_text"]))
+    model = make_model(3)
+    model.gradient_checkpointing_enable()
+    assert not hidden_states.shares_prefixes(model)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])

@@ -16,6 +16,7 @@ from zerosearch.training.batching import (
     split_mini_batches,
     to_device,
 )
+from zerosearch.training.micro_batches import MicroBatches
 from zerosearch.types import PolicyBatch, Question, Trajectory
 
 QUESTION = Question(uid="q", text="?", golden_answers=("x",))
@@ -211,3 +212,12 @@ def test_rows_of_similar_length_share_a_micro_batch_the_longest_first() -> None:
     assert split_micro_batches([3, 10, 4, 9, 3], 11) == [[1], [3], [2, 0], [4]]
     assert split_micro_batches([30], 20) == [[0]], "a row too long for the budget goes alone"
     assert split_micro_batches([], 20) == []
+
+
+def test_what_rows_share_counts_once_in_a_micro_batch() -> None:
+    prompt = [*range(200)]
+    rows = [trajectory(prompt, [300 + n] * 20, [1] * 20) for n in range(4)]
+    batch = collate(rows, pad_id=PAD)
+    for shares, groups in ((False, 2), (True, 1)):
+        split = MicroBatches(tokens=450, device=torch.device("cpu"), shares=shares).split(batch)
+        assert len([*split]) == groups

@@ -544,7 +544,11 @@ def test_a_step_reports_every_documented_metric() -> None:
 
 
 def train_saving(
-    folder: Path, steps: int, checkpoint: Path | None = None, **fields: Any
+    folder: Path,
+    steps: int,
+    checkpoint: Path | None = None,
+    precision: Any = "32-true",
+    **fields: Any,
 ) -> tuple[SearchPolicyModule, list[StepRecord]]:
     """Train with a checkpoint after every second step; returns the steps this run made."""
     module = make_training(
@@ -555,15 +559,19 @@ def train_saving(
     )
     records, saving = Records(), PolicyCheckpoint(folder, every_n_steps=2, keep=None)
     writers = [MetricsCsv(folder), TranscriptWriter(folder / "transcripts")]
-    trainer = make_trainer(steps, callbacks=[records, *writers, saving], val_every=2)
+    callbacks = [records, *writers, saving]
+    trainer = make_trainer(steps, callbacks=callbacks, val_every=2, precision=precision)
     data = make_data(make_questions(6), make_questions(1), questions_per_step=3)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module, records.steps
 
 
-def test_invariant_13_training_continued_from_a_checkpoint_ends_the_same(tmp_path: Path) -> None:
-    whole, early = train_saving(tmp_path, 4)
-    second, late = train_saving(tmp_path, 4, tmp_path / "step_000002.ckpt")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_invariant_13_training_continued_from_a_checkpoint_ends_the_same(
+    precision: str, tmp_path: Path
+) -> None:
+    whole, early = train_saving(tmp_path, 4, precision=precision)
+    second, late = train_saving(tmp_path, 4, tmp_path / "step_000002.ckpt", precision=precision)
     assert second.policy_step == 4 and [record.step for record in late] == [2, 3]
     assert_unchanged(second, weights(whole))
     start = make_word_model().state_dict()
@@ -573,6 +581,16 @@ def test_invariant_13_training_continued_from_a_checkpoint_ends_the_same(tmp_pat
             t.response_ids for t in other.trajectories
         ]
         assert one.metrics["loss/kl"] == other.metrics["loss/kl"] > 0
+
+
+def test_invariant_13_micro_batches_stay_those_of_the_checkpoint(tmp_path: Path) -> None:
+    """Whatever memory the machine has on which a run goes on."""
+    whole, _ = train_saving(tmp_path, 4, tokens_per_micro_batch=20)
+    resumed, _ = train_saving(tmp_path, 4, tmp_path / "step_000002.ckpt")
+    assert resumed.micro_batches().tokens == 20
+    assert_unchanged(resumed, weights(whole))
+    told, _ = train_saving(tmp_path, 4, tmp_path / "last.ckpt", tokens_per_micro_batch=30)
+    assert told.micro_batches().tokens == 30, "unless the setting says otherwise"
 
 
 def test_invariant_04_a_lost_engine_ends_the_run_with_all_whole_steps_saved(tmp_path: Path) -> None:

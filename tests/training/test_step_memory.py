@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
 
 import pytest
 import torch
@@ -21,7 +23,8 @@ from tests.helpers.words import make_word_model, make_word_tokenizer
 from tests.training.test_ppo import make_ppo
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.generation.transformers.generator import TransformersGenerator
-from zerosearch.training import metrics
+from zerosearch.policy.reference import ReferencePolicy
+from zerosearch.training import base_module, learner, metrics, pipeline
 from zerosearch.training import module as training
 from zerosearch.training.metrics import peak_memory_gib, reset_peak_memory
 
@@ -76,6 +79,20 @@ def test_on_a_cpu_it_is_what_the_process_took_on_any_rank(monkeypatch: pytest.Mo
     assert peak_memory_gib(cpu) >= own + 1000.0
 
 
+def test_on_a_cpu_every_step_reports_its_own_peak() -> None:
+    """The kernel's high-water mark of a process never falls by itself."""
+
+    class Sampler(TransformersGenerator):
+        async def sync_weights(self, policy: nn.Module) -> None:
+            torch.ones(next(sizes) * 2**18)  # MiB
+            await super().sync_weights(policy)
+
+    sizes: Iterator[int] = iter((600, 1))
+    records = fit(make_training(generator=Sampler(), policy_steps=2), make_questions(2))
+    first, second = (record.metrics["memory/peak_gib"] for record in records)
+    assert second < first - 0.4
+
+
 def test_every_step_reports_its_own_peak(cuda: CudaMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling takes 3, then 1 GiB more than training's 2."""
 
@@ -89,6 +106,38 @@ def test_every_step_reports_its_own_peak(cuda: CudaMemory, monkeypatch: pytest.M
     monkeypatch.setattr(training, "peak_memory_gib", lambda _: peak_memory_gib(cuda.device))
     records = fit(make_training(generator=Sampler(), policy_steps=3), make_questions(2))
     assert [record.metrics["memory/peak_gib"] for record in records] == [5.0, 3.0, 1.0]
+
+
+def test_the_heap_is_given_back_between_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one phase has freed is not there beside what the next one takes."""
+    events: list[str] = []
+
+    class Sampler(TransformersGenerator):
+        async def generate(self, prompt_ids, request):
+            events.append("sample")
+            return await super().generate(prompt_ids, request)
+
+    class Descent(torch.optim.SGD):
+        def step(self, *args, **named):
+            events.append("update")
+            return super().step(*args, **named)
+
+    def describe(reference: ReferencePolicy, *args, **named):
+        events.append("log-probs")
+        return token_logprobs(reference, *args, **named)
+
+    token_logprobs = ReferencePolicy.token_logprobs
+    monkeypatch.setattr(ReferencePolicy, "token_logprobs", describe)
+    for module in (pipeline, learner, base_module):
+        monkeypatch.setattr(module, "give_back_heap", lambda: events.append("give back"))
+    policy = CopiedPolicy(make_word_model(), make_word_tokenizer())
+    parts = {"generator": Sampler(), "optimizer": partial(Descent, lr=0.1), "policy": policy}
+    module = make_training(**parts, algorithm=Algorithm(group_size=4, kl_coefficient=0.1))
+    make_trainer(1, callbacks=[], val_every=1).fit(
+        module, make_data(make_questions(2), make_questions(1))
+    )
+    step = ["sample", "give back", "log-probs", "give back", "update", "give back"]
+    assert [name for name, _ in groupby(events)] == [*step, "sample", "give back"]
 
 
 @pytest.mark.parametrize("lag", [0, 1])

@@ -44,21 +44,27 @@ def _check_card(cfg: DictConfig) -> None:
 )
 def main(cfg: DictConfig) -> None:
     """Print both plans; exit code 1 where the run does not fit."""
+    from zerosearch.core.memory import host_bytes
     from zerosearch.core.nodes import check_nodes
     from zerosearch.planning.memory import memory_rows
     from zerosearch.planning.memory_table import GIB, check_fits
     from zerosearch.planning.printing import print_memory, print_times
-    from zerosearch.planning.reading import plan_of
+    from zerosearch.planning.reading import plan_of, with_fitting_batches
     from zerosearch.planning.time import times_of
     from zerosearch.planning.work import work_of
 
     gpu_bytes = int((cfg.gpu_gib or cfg.speeds.cards[cfg.card].gib) * GIB)
+    on_cpu = cfg.trainer.accelerator == "cpu"
+    if on_cpu and cfg.gpu_gib is None:
+        gpu_bytes = host_bytes()
     with ending_in_words():
         check_nodes(cfg, *COMPONENTS)
         plan = plan_of(cfg)
+        if cfg.module.tokens_per_micro_batch is None:
+            plan = with_fitting_batches(plan, gpu_bytes // 2 if on_cpu else gpu_bytes)
         rows = memory_rows(plan, gpu_bytes)
         print_memory(plan, rows, gpu_bytes)
         if cfg.get("algorithm") is not None:  # tuning plays no episodes
             kv_cache = sum(row.sampling for row in rows if row.name.startswith("vLLM: KV"))
             print_times(times_of(work_of(cfg, plan, kv_cache)), cfg.card, cfg.episode.top_k)
-        check_fits(rows, gpu_bytes)
+        check_fits(rows, gpu_bytes, on_cpu=on_cpu)

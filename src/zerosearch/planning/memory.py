@@ -1,4 +1,4 @@
-"""What a GPU has to hold in each phase of a run, known before anything is loaded.
+"""What a GPU, or a process on a CPU, has to hold in each phase, before anything is loaded.
 
 Weights, gradients and optimizer states are exact (ZeRO, arXiv 1910.02054, section 3); activations
 are counted in `activation_memory`; what FSDP2 gathers and what a weight sync needs follows from the
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from zerosearch.core.errors import InputError
 from zerosearch.planning.memory_table import GIB, PHASES, MemoryRow, always, total
 from zerosearch.planning.run import PlannedRun, Sampler
-from zerosearch.planning.training_memory import SPREAD, count, training_rows
+from zerosearch.planning.training_memory import count, spread, training_rows
 from zerosearch.policy.activation_memory import kv_bytes_per_token
 from zerosearch.policy.adaptation import decoder_layers
 from zerosearch.policy.gathering import BUCKET_BYTES
 
 FIXED_BYTES = int(1.5 * GIB)  # CUDA context, kernels, cuBLAS, NCCL: an assumption
+PROCESS_BYTES = int(0.8 * GIB)  # the interpreter with torch, transformers and Lightning: measured
 FRAGMENTATION = 0.1  # an assumption
 SERVER_BYTES = GIB  # least beside a server's weights: CUDA context, work space, KV cache
 # vLLM says 1.6 GiB for 51 + 35 graphs (vllm-project/vllm#39559) and 0.2 GiB for 35 of the 16 layers
@@ -47,7 +48,7 @@ _AHEAD = (
 
 
 def memory_rows(plan: PlannedRun, gpu_bytes: int) -> list[MemoryRow]:
-    """Everything on one GPU in each of `PHASES`.
+    """Everything on one GPU, or in one process on a CPU, in each of `PHASES`.
 
     Args:
         plan: the run.
@@ -71,7 +72,9 @@ def memory_rows(plan: PlannedRun, gpu_bytes: int) -> list[MemoryRow]:
             training=training,
             validation=validation,
         ),
-        always("CUDA, NCCL (assumed)", FIXED_BYTES, whole=True),
+        always("Python and libraries", PROCESS_BYTES, whole=True)
+        if plan.on_cpu
+        else always("CUDA, NCCL (assumed)", FIXED_BYTES, whole=True),
     ]
 
 
@@ -116,11 +119,11 @@ def _state_rows(plan: PlannedRun) -> list[MemoryRow]:
         kept |= {f"critic: {name}": size for name, size in own.items()}
         gradients |= {f"critic: {name}": size for name, size in more.items()}
     here = 0 if plan.cpu_offload else 1
-    rows = [always(name, here * size, SPREAD) for name, size in kept.items()]
+    rows = [always(name, here * size, spread(plan)) for name, size in kept.items()]
     if plan.gpus > 1 and not plan.sharded:  # DDP sums copies
         gradients["gradient buckets"] = sum(gradients.values())
     return rows + [
-        MemoryRow(name=name, training=here * size, remedy=SPREAD)
+        MemoryRow(name=name, training=here * size, remedy=spread(plan))
         for name, size in gradients.items()
     ]
 

@@ -42,8 +42,13 @@ def total(rows: Iterable[MemoryRow], phase: str) -> int:
     return sum(getattr(row, phase) for row in rows)
 
 
-def check_fits(rows: list[MemoryRow], gpu_bytes: int) -> None:
-    """Raise where a phase needs more than the GPU has.
+def check_fits(rows: list[MemoryRow], gpu_bytes: int, *, on_cpu: bool = False) -> None:
+    """Raise where a phase needs more than there is.
+
+    Args:
+        rows: see `zerosearch.planning.memory.memory_rows`.
+        gpu_bytes: memory of the GPU, or what a process on a CPU may take.
+        on_cpu: which of the two.
 
     Raises:
         InputError: names the phase, its largest parts and what lowers them.
@@ -56,6 +61,7 @@ def check_fits(rows: list[MemoryRow], gpu_bytes: int) -> None:
         parts = ", ".join(f"{row.name} {getattr(row, phase) / GIB:.1f}" for row in largest)
         remedies = dict.fromkeys(row.remedy for row in largest if row.remedy)
         raise InputError(
-            f"not enough GPU memory: {phase} needs {needed / GIB:.1f} GiB per GPU, which has "
-            f"{gpu_bytes / GIB:.1f} (largest: {parts}); {'; or '.join(remedies)}"
+            f"not enough {'' if on_cpu else 'GPU '}memory: {phase} needs {needed / GIB:.1f} GiB "
+            f"per {'process' if on_cpu else 'GPU'}, which has {gpu_bytes / GIB:.1f} "
+            f"(largest: {parts}); {'; or '.join(remedies)}"
         )

@@ -15,7 +15,9 @@ def print_memory(plan: PlannedRun, rows: list[MemoryRow], gpu_bytes: int) -> Non
     parameters = list(plan.model.parameters())
     every = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    on = f"on each of {plan.gpus} GPUs" if plan.gpus > 1 else "on the GPU"
+    kind = "processes" if plan.on_cpu else "GPUs"
+    on = f"on each of {plan.gpus} {kind}" if plan.gpus > 1 else "on the GPU"
+    on = "in the process" if plan.on_cpu and plan.gpus == 1 else on
     table = _table("", *PHASES)
     for row in rows:
         sizes = [getattr(row, phase) for phase in PHASES]
@@ -23,7 +25,10 @@ def print_memory(plan: PlannedRun, rows: list[MemoryRow], gpu_bytes: int) -> Non
             table.add_row(row.name, *(f"{size / GIB:.2f}" if size else "" for size in sizes))
     table.add_row("sum", *(f"{total(rows, phase) / GIB:.2f}" for phase in PHASES))
     table.add_row("of", *(f"{gpu_bytes / GIB:.2f}" for _ in PHASES))
-    print(f"GiB {on}; {every:,} parameters, {trained:,} trained")
+    print(
+        f"GiB {on}; {every:,} parameters, {trained:,} trained, in micro-batches of "
+        f"{plan.tokens_per_micro_batch:,} tokens"
+    )
     Console(width=120).print(table)
 
 

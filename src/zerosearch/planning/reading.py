@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -15,45 +16,112 @@ if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
 
+    from zerosearch.planning.memory_table import MemoryRow
     from zerosearch.planning.run import Critic, Neighbour, PlannedRun, Sampler
     from zerosearch.policy.source import PolicySource
 
 SHARDED = "FullyShardedStrategy"
 
+log = logging.getLogger(__name__)
 
-def check_memory(cfg: DictConfig) -> None:
-    """Raise where a run on this machine's GPUs would run out of memory; without a GPU, do nothing.
+
+def fit_memory(cfg: DictConfig) -> int:
+    """Tokens of a micro-batch for this machine; where nothing is known of it, the most.
+
+    What the configuration says stays. Else it is the largest power of two, `MOST_TOKENS` at most,
+    with which training fits into the GPU, or into half of what the processes of this machine or
+    container may take: the rest is for the files it reads and for other programs. That is no matter
+    of what is free just now, so that a run repeated on its machine is the same bit for bit.
 
     Raises:
-        InputError: says what is too large, and which settings make it smaller.
+        InputError: a run would run out of memory; says what is too large, and which settings make
+            it smaller.
     """
-    import torch
-
     from zerosearch.planning.memory import memory_rows
     from zerosearch.planning.memory_table import check_fits
+    from zerosearch.policy.activation_memory import MOST_TOKENS
 
-    if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
-        return
-    gpu_bytes = torch.cuda.get_device_properties(0).total_memory
-    check_fits(memory_rows(plan_of(cfg), gpu_bytes), gpu_bytes)
+    on_cpu, size = _memory_here(cfg.trainer)
+    if size is None:
+        return cfg.module.tokens_per_micro_batch or MOST_TOKENS
+    plan = plan_of(cfg, on_cpu=on_cpu)
+    if cfg.module.tokens_per_micro_batch is None:
+        plan = with_fitting_batches(plan, size // 2 if on_cpu else size)
+    rows = memory_rows(plan, size)
+    check_fits(rows, size, on_cpu=on_cpu)
+    if on_cpu:
+        _warn_of_others(rows, plan.gpus)
+    return plan.tokens_per_micro_batch
 
 
-def plan_of(cfg: DictConfig) -> PlannedRun:
+def with_fitting_batches(plan: PlannedRun, size: int) -> PlannedRun:
+    """The plan with the largest micro-batches that fit; the smallest sensible ones if none do.
+
+    Args:
+        plan: with the largest there may be.
+        size: bytes that a GPU or process may take.
+    """
+    from zerosearch.planning.memory import memory_rows
+    from zerosearch.planning.memory_table import total
+
+    while plan.tokens_per_micro_batch > plan.longest:  # of one sequence in any case
+        if total(memory_rows(plan, size), "training") <= size:
+            break
+        plan = dataclasses.replace(plan, tokens_per_micro_batch=plan.tokens_per_micro_batch // 2)
+    return plan
+
+
+def _memory_here(trainer: DictConfig) -> tuple[bool, int | None]:
+    """Whether training is on CPUs, and the bytes for each process or GPU; None: not known."""
+    import torch
+
+    from zerosearch.core.memory import host_bytes
+
+    gpus = torch.cuda.is_available()
+    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not gpus):
+        return True, host_bytes() // len(_devices(trainer, on_cpu=True))
+    return False, torch.cuda.get_device_properties(0).total_memory if gpus else None
+
+
+def _warn_of_others(rows: list[MemoryRow], processes: int) -> None:
+    """Say where what other programs hold now leaves too little."""
+    from zerosearch.core.memory import available_bytes
+    from zerosearch.planning.memory_table import GIB, PHASES, total
+
+    needed = processes * max(total(rows, phase) for phase in PHASES)
+    free = available_bytes()
+    if free is not None and needed > free:
+        log.warning(
+            "this run may take %.1f GiB, and other programs leave %.1f: end some, or lower "
+            "module.tokens_per_micro_batch, or the kernel may end the run without a word",
+            needed / GIB,
+            free / GIB,
+        )
+
+
+def plan_of(cfg: DictConfig, *, on_cpu: bool | None = None) -> PlannedRun:
     """Read from the composed configuration what memory depends on; nothing is loaded.
+
+    Micro-batches whose size is left to the memory are as large as they may be.
+
+    Args:
+        cfg: of a training.
+        on_cpu: whether it runs on CPUs; None: where the trainer says so.
 
     Raises:
         InputError: the number of GPUs is not known here.
     """
     from zerosearch.planning.memory import states_per_parameter
     from zerosearch.planning.run import PlannedRun
-    from zerosearch.policy.activation_memory import Shape
+    from zerosearch.policy.activation_memory import MOST_TOKENS, Shape
     from zerosearch.policy.attention import packs_on_gpus
 
+    on_cpu = cfg.trainer.accelerator == "cpu" if on_cpu is None else on_cpu
     source = hydra.utils.instantiate(cfg.model)
     model = source.build_on_meta()
     strategy = cfg.trainer.get("strategy")
     settings: Any = strategy if class_name(strategy) == SHARDED else {}
-    devices = _devices(cfg.trainer)
+    devices = _devices(cfg.trainer, on_cpu=on_cpu)
     gpus = len(devices) * cfg.trainer.num_nodes
     longest, training, validation = _sequences(cfg)
     computed = _computed(cfg.trainer.precision, model.dtype)
@@ -70,8 +138,7 @@ def plan_of(cfg: DictConfig) -> PlannedRun:
         sharded=bool(settings),
         compute_dtype=computed,
         residual_dtype=computed if settings else model.dtype,
-        packed=cfg.trainer.accelerator != "cpu"
-        and packs_on_gpus(source.attn_implementation, model),
+        packed=not on_cpu and packs_on_gpus(source.attn_implementation, model),
         reduce_dtype=_dtype(settings["reduce_dtype"]) if settings else computed,
         optimizer_states=states_per_parameter(hydra.utils.instantiate(cfg.optimizer)),
         critic=_critic(cfg, source),
@@ -79,10 +146,11 @@ def plan_of(cfg: DictConfig) -> PlannedRun:
         cpu_offload=bool(settings) and settings["cpu_offload"],
         reshard_after_forward=bool(settings) and settings["reshard_after_forward"],
         gradient_checkpointing=source.gradient_checkpointing,
-        tokens_per_micro_batch=cfg.module.tokens_per_micro_batch,
+        tokens_per_micro_batch=cfg.module.tokens_per_micro_batch or MOST_TOKENS,
         longest=longest,
         logprob_chunk_tokens=cfg.module.logprob_chunk_tokens,
         simulator=_neighbour(cfg, devices),
+        on_cpu=on_cpu,
     )
 
 
@@ -178,11 +246,13 @@ def _neighbour(cfg: DictConfig, devices: Collection[int]) -> Neighbour | None:
     return Neighbour(share=server.gpu_memory_utilization, weights=weights)
 
 
-def _devices(trainer: DictConfig) -> list[int]:
-    """The GPUs of each node, as Lightning counts them."""
+def _devices(trainer: DictConfig, *, on_cpu: bool) -> list[int]:
+    """The GPUs, or processes on CPUs, of each node, as Lightning counts them."""
     import torch
 
     devices = trainer.devices
+    if on_cpu and devices == "auto":
+        devices = 1
     if devices in ("auto", -1, "-1"):
         devices = torch.cuda.device_count()
         if devices == 0:

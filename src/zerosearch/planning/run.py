@@ -51,7 +51,7 @@ class PlannedRun:
     model: nn.Module  # with its adapters, on the meta device
     shape: Shape
     sampler: Sampler
-    gpus: int
+    gpus: int  # or processes on CPUs
     sharded: bool  # each GPU keeps 1/gpus of the policy; False: all of it
     compute_dtype: torch.dtype
     residual_dtype: torch.dtype  # of activations between layers
@@ -67,6 +67,7 @@ class PlannedRun:
     longest: int  # tokens of an episode
     logprob_chunk_tokens: int
     simulator: Neighbour | None = None
+    on_cpu: bool = False  # what is planned is host memory
 
     @property
     def shards(self) -> int:

@@ -19,12 +19,18 @@ SPREAD = (
     "spread the policy over more GPUs (trainer=fsdp trainer.devices= trainer.num_nodes=), or keep "
     "it in host memory (trainer.strategy.cpu_offload=true), or train adapters (docs/scale.md)"
 )
-_TOKENS = "lower module.tokens_per_micro_batch"
+SMALLER = (
+    "choose a smaller model=, or train adapters (model/lora=default), or take a machine with more "
+    "memory"
+)
 
 
 def training_rows(plan: PlannedRun) -> list[MemoryRow]:
     """The policy's pass. That of a critic, at another time, is smaller: it makes no logits."""
     tokens = max(plan.tokens_per_micro_batch, plan.longest)
+    fewer = "lower module.tokens_per_micro_batch"
+    if tokens == plan.longest:
+        fewer = "lower the longest sequence (episode.max_context_tokens, module.max_tokens)"
     given = Pass(
         tokens=padded_length(tokens) if plan.packed else tokens,
         longest=plan.longest,
@@ -39,8 +45,9 @@ def training_rows(plan: PlannedRun) -> list[MemoryRow]:
     )
     # Never at the same time: logits, then one layer after the other, then the root's gradients.
     # Optimizers of torch take as much again as the weights on a GPU (`foreach`), of which the
-    # space of activations holds a part.
-    update = 0 if plan.cpu_offload else count(plan.model, trained=True) * 4 // plan.shards
+    # space of activations holds a part; on a CPU they go parameter by parameter.
+    at_once = not (plan.cpu_offload or plan.on_cpu)
+    update = count(plan.model, trained=True) * 4 // plan.shards if at_once else 0
     name, size, remedy = max(
         (
             "a chunk of logits",
@@ -50,19 +57,17 @@ def training_rows(plan: PlannedRun) -> list[MemoryRow]:
         (
             "a layer's backward pass",
             layer_backward_bytes(plan.shape, given, checkpointing=checkpointing),
-            _TOKENS,
+            fewer,
         ),
         (
             "the head's gradients",
             _root(plan, plan.model, trained=True) * plan.reduce_dtype.itemsize,
-            SPREAD,
+            spread(plan),
         ),
-        ("the optimizer's update", update - gathered.training - activations, SPREAD),
+        ("the optimizer's update", update - gathered.training - activations, spread(plan)),
         key=lambda each: each[1],
     )
-    kept_remedy = (
-        _TOKENS if checkpointing else f"set model.gradient_checkpointing=true, or {_TOKENS}"
-    )
+    kept_remedy = fewer if checkpointing else f"set model.gradient_checkpointing=true, or {fewer}"
     return [
         gathered,
         MemoryRow(
@@ -72,6 +77,11 @@ def training_rows(plan: PlannedRun) -> list[MemoryRow]:
         ),
         MemoryRow(name=name, training=size, remedy=remedy),
     ]
+
+
+def spread(plan: PlannedRun) -> str:
+    """What lowers the memory of weights, gradients and optimizer states."""
+    return SMALLER if plan.on_cpu else SPREAD
 
 
 def _gathered_row(plan: PlannedRun) -> MemoryRow:

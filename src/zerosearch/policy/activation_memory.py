@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 # of a chunk's logits in float32 at the peak of its backward pass: the logits, their softmax, the
 # gradients of both, and one product of them
 LOGIT_COPIES = 5
+MOST_TOKENS = 16_384  # of a micro-batch whose size nobody has set; more do not make a GPU faster
 
 
 class Shape:

@@ -11,15 +11,23 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch import __version__
+from zerosearch.core.memory import give_back_heap
 from zerosearch.core.ranges import Dtype
 from zerosearch.core.runs import of_old_version
+from zerosearch.policy.activation_memory import MOST_TOKENS
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
 from zerosearch.policy.export import save_policy
+from zerosearch.policy.hidden_states import shares_prefixes
 from zerosearch.policy.loading import load_policy
 from zerosearch.policy.logprobs import packs_sequences
 from zerosearch.policy.reference import expect_reference
-from zerosearch.policy.sharding import Sharding, compute_dtype_name, record_autocast
+from zerosearch.policy.sharding import (
+    Sharding,
+    base_model,
+    compute_dtype_name,
+    record_autocast,
+)
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.micro_batches import MicroBatches
@@ -34,7 +42,8 @@ class TrainedModule(LightningModule, ABC):
     Args:
         policy: the model.
         policy_steps: of the whole run.
-        tokens_per_micro_batch: padded tokens of one forward and backward pass.
+        tokens_per_micro_batch: padded tokens of one forward and backward pass; None: as in the
+            checkpoint that is gone on from, or `MOST_TOKENS`.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
         max_skipped_updates: in a row, as a loss or gradient is not finite; as many end the run.
@@ -45,7 +54,7 @@ class TrainedModule(LightningModule, ABC):
         *,
         policy: PolicySource,
         policy_steps: int,
-        tokens_per_micro_batch: int,
+        tokens_per_micro_batch: int | None,
         logprob_chunk_tokens: int,
         gradient_clip: float,
         max_skipped_updates: int,
@@ -105,13 +114,15 @@ class TrainedModule(LightningModule, ABC):
     def micro_batches(self) -> MicroBatches:
         """How batches are cut for this model on this device."""
         return MicroBatches(
-            tokens=self.tokens_per_micro_batch,
+            tokens=self.tokens_per_micro_batch or MOST_TOKENS,
             device=self.device,
             packed=packs_sequences(self.loaded_model()),
+            shares=shares_prefixes(base_model(self.loaded_model())),
         )
 
     def record(self, metrics: dict[str, float], *, phase: str, **episodes: Any) -> StepRecord:
-        """Send metrics to every logger; returns what callbacks look at.
+        """Send metrics of a step or evaluation that has ended to every logger, and give its heap
+        back; returns what callbacks look at.
 
         Args:
             metrics: under their TensorBoard paths.
@@ -120,6 +131,7 @@ class TrainedModule(LightningModule, ABC):
         """
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.policy_step)
+        give_back_heap()
         return StepRecord(step=self.policy_step, phase=phase, metrics=metrics, **episodes)
 
     def progress(self) -> dict[str, Any]:
@@ -127,6 +139,7 @@ class TrainedModule(LightningModule, ABC):
         return {
             "version": __version__,
             "policy_step": self.policy_step,
+            "tokens_per_micro_batch": self.tokens_per_micro_batch or MOST_TOKENS,
             "start_metrics": self.start_metrics,
             "train_metrics": self.train_metrics,
             "skipped": {name: each.state_dict() for name, each in self.skipped.items()},
@@ -148,6 +161,8 @@ class TrainedModule(LightningModule, ABC):
             expect_reference(self, checkpoint["state_dict"])
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
         self.policy_step = saved["policy_step"]
+        if self.tokens_per_micro_batch is None:  # sums are split by it: the last digits are
+            self.tokens_per_micro_batch = saved.get("tokens_per_micro_batch")
         self.start_metrics = saved["start_metrics"]
         self.train_metrics = saved.get("train_metrics", {})  # of a run that has no step left, too
         for name, count in self.skipped.items():

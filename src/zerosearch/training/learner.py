@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.core.memory import give_back_heap
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.training.batching import collate, select, split_mini_batches
 from zerosearch.training.credit import Credit, assign_credit
@@ -95,6 +96,7 @@ class Learner:
             batch.ref_logprobs = updater.reference_logprobs(self.reference, batch)
         if self.critic is not None:
             batch.old_values = self.critic.updater.values(self.critic.model, batch)
+        give_back_heap()  # the passes of the update allocate other sizes
 
     def _update_critic(self, batch: PolicyBatch, means: Means) -> None:
         if self.critic is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import get_args
@@ -10,6 +9,7 @@ from typing import get_args
 import torch
 
 from zerosearch.core.distributed import gather_objects
+from zerosearch.core.memory import OWN_PEAK
 from zerosearch.reward.rubric import RewardScore, answer_f1
 from zerosearch.simulator.fidelity import fidelity_of, measure_search
 from zerosearch.training.rollout_plan import SampledBatch
@@ -231,15 +231,17 @@ def reset_peak_memory(device: torch.device) -> None:
     """Begin to measure what `peak_memory_gib` returns."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        OWN_PEAK.reset()
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Most memory that any rank has used; a collective.
+    """Most memory that any rank has used since `reset_peak_memory`; a collective.
 
-    Since `reset_peak_memory` on a GPU; on a CPU, of the process since it began.
+    On a GPU what torch allocated there, else all that the process held.
     """
     if device.type == "cuda":
-        own = torch.cuda.max_memory_allocated(device) / 2**30
+        own = torch.cuda.max_memory_allocated(device)
     else:
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return max(gather_objects(own))
+        own = OWN_PEAK.bytes()
+    return max(gather_objects(own / 2**30))

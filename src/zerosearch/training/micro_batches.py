@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zerosearch.core.distributed import all_reduce, world_size
+from zerosearch.policy.hidden_states import shared_prefix
 from zerosearch.training.batching import (
     pack_micro_batches,
     select,
@@ -25,6 +26,10 @@ from zerosearch.types import PolicyBatch
 
 Backward = Callable[[Tensor], None]
 
+# Of the memory of a token that each row reads, a row that shares it keeps keys and values alone: a
+# seventh in a Llama or Qwen layer (`policy.activation_memory.layer_bytes`), with room for rounding.
+_KEPT_PARTS = 5
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class MicroBatches:
@@ -33,11 +38,17 @@ class MicroBatches:
     tokens: int  # of one forward and backward pass, at most; padding counts
     device: torch.device  # of the model
     packed: bool = False  # read a micro-batch as one row without padding (see `packs_sequences`)
+    shares: bool = False  # read what all rows begin with once (see `shares_prefixes`)
 
     def split(self, batch: PolicyBatch) -> Iterator[tuple[list[int], PolicyBatch]]:
         """Rows and tensors of each micro-batch; every rank yields equally many (invariant 9)."""
-        lengths = batch.attention_mask.sum(dim=1).tolist()
-        groups = (pack_micro_batches if self.packed else split_micro_batches)(lengths, self.tokens)
+        lengths, budget = batch.attention_mask.sum(dim=1).tolist(), self.tokens
+        if self.shares and not self.packed:
+            read = (batch.input_ids, batch.attention_mask, batch.sampled_mask)
+            shared = min(shared_prefix(*read), budget // 2)
+            lengths = [length - shared + shared // _KEPT_PARTS for length in lengths]
+            budget -= shared
+        groups = (pack_micro_batches if self.packed else split_micro_batches)(lengths, budget)
         most = all_reduce(torch.tensor(len(groups), device=self.device), dist.ReduceOp.MAX)
         for rows in groups:
             yield rows, to_device(select(batch, rows), self.device)

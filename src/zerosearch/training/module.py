@@ -69,7 +69,7 @@ class SearchPolicyModule(EvaluatingModule):
         policy_steps: steps of the whole run; a step is one batch of questions.
         rubric: scores trajectories; the paper's token F1 by default.
         sampling: of training rollouts.
-        tokens_per_micro_batch: padded tokens of one forward and backward pass.
+        tokens_per_micro_batch: padded tokens of one pass; None: of the checkpoint, or 16,384.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
         max_skipped_updates: in a row, as a loss or gradient is not finite; as many end the run.
@@ -95,7 +95,7 @@ class SearchPolicyModule(EvaluatingModule):
         policy_steps: Count,
         rubric: Rubric | None = None,
         sampling: Sampling | None = None,
-        tokens_per_micro_batch: Count = 16_384,
+        tokens_per_micro_batch: Count | None = None,
         logprob_chunk_tokens: Count = 4_096,
         gradient_clip: Positive = 1.0,
         max_skipped_updates: Count = 3,

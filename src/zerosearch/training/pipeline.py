@@ -26,6 +26,7 @@ import torch
 
 from zerosearch.core.distributed import gather_objects, world_size
 from zerosearch.core.errors import InputError
+from zerosearch.core.memory import give_back_heap
 from zerosearch.data.loaders import rank_slice
 from zerosearch.generation.generator import Generator
 from zerosearch.training.background import Background
@@ -92,6 +93,7 @@ class RolloutPipeline:
         if batch is None:
             batch = asyncio.run(self._batch(plan))
         assert batch.step == plan.step
+        give_back_heap()  # that of sampling, before training takes its own
         self.played = batch.played
         outage = self._find_outage(batch.played)
         if outage is not None:

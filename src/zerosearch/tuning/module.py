@@ -35,7 +35,7 @@ class SimulatorTuningModule(TuningModule[TuningExample, TuningSet]):
         max_tokens: longest example, prompt and reply together.
         max_reply_tokens: of generated documents.
         temperature: of generated documents; the default is the authors' scripts'.
-        tokens_per_micro_batch: padded tokens of one forward and backward pass.
+        tokens_per_micro_batch: padded tokens of one pass; None: of the checkpoint, or 16,384.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
         max_skipped_updates: in a row, as a loss or gradient is not finite; as many end the run.
@@ -60,7 +60,7 @@ class SimulatorTuningModule(TuningModule[TuningExample, TuningSet]):
         max_tokens: Count = 2048,
         max_reply_tokens: Count = 600,
         temperature: NotNegative = 0.8,
-        tokens_per_micro_batch: Count = 16_384,
+        tokens_per_micro_batch: Count | None = None,
         logprob_chunk_tokens: Count = 4_096,
         gradient_clip: Positive = 1.0,
         max_skipped_updates: Count = 3,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.models import make_model, make_tokenizer
 from zerosearch.generation.generator import Completion, CompletionRequest, Generator
@@ -82,6 +83,29 @@ def test_a_narrower_copy_has_the_weights_it_can_have() -> None:
     rounded = TransformersGenerator()
     rounded.bind(model, make_tokenizer())
     assert narrow.token_ids == complete(rounded, model).token_ids
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_autocast_casts_a_weight_once_for_all_tokens(copied: bool) -> None:
+    class Casts(TorchDispatchMode):
+        """Counts the casts of matrices that are as large as a weight."""
+
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten._to_copy.default and found.dtype == torch.bfloat16:
+                self.number += found.shape in shapes
+            return found
+
+    model = make_model(1, scale=3.0)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    shapes = {p.shape for p in matrices} | {p.t().shape for p in matrices}
+    generator = TransformersGenerator(copy_weights=copied)
+    generator.bind(model, make_tokenizer())
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False), Casts() as casts:
+        assert len(complete(generator, model).token_ids) > 5
+    assert 0 < casts.number <= len(matrices)
 
 
 def test_misuse_is_an_error() -> None:

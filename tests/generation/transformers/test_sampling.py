@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from zerosearch.generation.generator import CompletionRequest, Sampling
+from zerosearch.generation.transformers import sampling
 from zerosearch.generation.transformers.sampling import (
     draw_uniforms,
     filter_logits,
@@ -45,6 +46,20 @@ def test_inverse_cdf_never_returns_an_impossible_token():
     # A total that rounds to less, or to more, than one: the last share takes the difference.
     for total in (0.9, 1.1):
         assert invert_cdf(probs * total, edges).tolist() == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize("size", [16_384, 20_001])
+def test_a_large_vocabulary_is_inverted_block_by_block(size: int, monkeypatch) -> None:
+    probs = torch.rand(40, size, generator=torch.Generator().manual_seed(1))
+    probs[probs < 0.5] = 0.0
+    probs[:, 1000:3000] = 0.0  # whole blocks, too
+    probs /= probs.sum(dim=-1, keepdim=True)
+    uniforms = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    uniforms[:3] = torch.tensor([0.0, 1 - 2**-53, 1.0])
+    in_blocks = invert_cdf(probs, uniforms)
+    monkeypatch.setattr(sampling, "_LARGE_VOCABULARY", size + 1)
+    assert torch.equal(in_blocks, invert_cdf(probs, uniforms))
+    assert (probs.gather(-1, in_blocks[:, None]) > 0).all()
 
 
 def test_inverse_cdf_survives_a_uniform_of_one():

@@ -102,4 +102,5 @@ def _empty_copy(model: nn.Module, dtype: torch.dtype) -> PreTrainedModel:
     whole.tie_weights()
     compute_buffers(whole)
     whole.generation_config = copy.deepcopy(base.generation_config)
-    return whole.requires_grad_(False).eval()
+    # autocast keeps its cast of a weight for the next token only where the weight has a gradient
+    return whole.eval()

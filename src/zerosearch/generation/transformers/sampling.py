@@ -15,6 +15,8 @@ import torch
 
 from zerosearch.generation.generator import CompletionRequest, Sampling
 
+_LARGE_VOCABULARY, _BLOCK = 16_384, 256
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class RowSampling:
@@ -94,6 +96,8 @@ def invert_cdf(probs_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor
     The running sum is in float64 and is scaled by its own total, and should rounding still point
     at a token of probability zero (parallel sums are not monotone) the likeliest token is taken.
 
+    Of a large vocabulary the sums of blocks come first, then those within one block.
+
     Args:
         probs_BV: probabilities [B, V].
         uniforms_B: float64 [B] in [0, 1).
@@ -101,10 +105,36 @@ def invert_cdf(probs_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor
     Returns:
         ids [B], each of a probability above zero.
     """
+    if probs_BV.shape[-1] >= _LARGE_VOCABULARY:
+        return _invert_in_blocks(probs_BV, uniforms_B)
     cdf_BV = probs_BV.cumsum(dim=-1, dtype=torch.float64)
     targets_B1 = uniforms_B[:, None] * cdf_BV[:, -1:]
     ids_B1 = torch.searchsorted(cdf_BV, targets_B1, right=True)
     ids_B1 = ids_B1.clamp_(max=probs_BV.shape[-1] - 1)
+    return _possible(probs_BV, ids_B1)
+
+
+def _invert_in_blocks(probs_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
+    """As `invert_cdf`; a running sum over a whole vocabulary is slow on a CPU.
+
+    Adds `_N` blocks of `_K` tokens to the legend.
+    """
+    padding = -probs_BV.shape[-1] % _BLOCK
+    probs_BNK = torch.nn.functional.pad(probs_BV, (0, padding)).unflatten(-1, (-1, _BLOCK))
+    sums_BN = probs_BNK.sum(dim=-1, dtype=torch.float64)
+    cdf_BN = sums_BN.cumsum(dim=-1)
+    targets_B1 = uniforms_B[:, None] * cdf_BN[:, -1:]
+    blocks_B1 = torch.searchsorted(cdf_BN, targets_B1, right=True).clamp_(max=cdf_BN.shape[-1] - 1)
+    targets_B1 = targets_B1 - (cdf_BN - sums_BN).gather(-1, blocks_B1)
+    rows = torch.arange(len(probs_BV), device=probs_BV.device)
+    cdf_BK = probs_BNK[rows, blocks_B1[:, 0]].cumsum(dim=-1, dtype=torch.float64)
+    places_B1 = torch.searchsorted(cdf_BK, targets_B1, right=True).clamp_(max=_BLOCK - 1)
+    ids_B1 = (blocks_B1 * _BLOCK + places_B1).clamp_(max=probs_BV.shape[-1] - 1)
+    return _possible(probs_BV, ids_B1)
+
+
+def _possible(probs_BV: torch.Tensor, ids_B1: torch.Tensor) -> torch.Tensor:
+    """The ids [B], and the likeliest token where one has probability zero."""
     impossible_B1 = probs_BV.gather(-1, ids_B1) <= 0
     return torch.where(impossible_B1, probs_BV.argmax(dim=-1, keepdim=True), ids_B1)[:, 0]
 
