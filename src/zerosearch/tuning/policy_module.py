@@ -45,7 +45,7 @@ class PolicyTuningModule(TuningModule[RecordedEpisode, EpisodeSet]):
         evaluations: by name; each answers the held-out questions with an engine. None at all: only
             the loss is measured.
         evaluated_questions: held-out questions that they answer over all GPUs.
-        tokens_per_micro_batch: padded tokens of one forward and backward pass.
+        tokens_per_micro_batch: padded tokens of one pass; None: of the checkpoint, or 16,384.
         logprob_chunk_tokens: rows of logits held at a time.
         gradient_clip: largest gradient norm.
         max_skipped_updates: in a row, as a loss or gradient is not finite; as many end the run.
@@ -69,7 +69,7 @@ class PolicyTuningModule(TuningModule[RecordedEpisode, EpisodeSet]):
         steps: Count,
         evaluations: Mapping[str, Evaluation] | None = None,
         evaluated_questions: Count = 64,
-        tokens_per_micro_batch: Count = 16_384,
+        tokens_per_micro_batch: Count | None = None,
         logprob_chunk_tokens: Count = 4_096,
         gradient_clip: Positive = 1.0,
         max_skipped_updates: Count = 3,
