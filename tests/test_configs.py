@@ -148,34 +148,31 @@ def test_a_run_may_have_no_logger(override: str, tmp_path: Path) -> None:
     assert make_run(tmp_path, override).trainer.loggers == []
 
 
-@pytest.mark.parametrize(
-    ("program", "group", "name", "node", "needed"),
-    [
-        ("collect", "agent", "local", "collector", []),
-        (
-            "collect",
-            "agent",
-            "chat",
-            "collector",
-            ["agent.client.endpoints=[http://127.0.0.1:9/v1]", "agent.client.model=m"],
-        ),
-        ("collect", "questions", "geography", "questions", []),
-        ("collect", "questions", "files", "questions", ["questions.path=mine.jsonl"]),
-        ("judge", "judge", "rule", "judging", []),
-        (
-            "judge",
-            "judge",
-            "llm",
-            "judging",
-            ["judge.client.endpoints=[http://127.0.0.1:9/v1]", "judge.client.model=m"],
-        ),
-    ],
-)
+SERVED = ["agent.client.endpoints=[http://127.0.0.1:9/v1]", "agent.client.model=m"]
+OF_COLLECTING = [  # command, group, choice, node, what the choice needs beside itself
+    ("collect", "agent", "local", "collector", []),
+    ("collect", "agent", "rule", "collector", []),
+    ("collect", "agent", "chat", "collector", SERVED),
+    ("collect", "agent", "tools", "collector", SERVED),
+    ("collect", "questions", "geography", "questions", []),
+    ("collect", "questions", "files", "questions", ["questions.path=mine.jsonl"]),
+    ("judge", "judge", "rule", "judging", []),
+    (
+        "judge",
+        "judge",
+        "llm",
+        "judging",
+        ["judge.client.endpoints=[http://127.0.0.1:9/v1]", "judge.client.model=m"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("program", "group", "name", "node", "needed"), OF_COLLECTING)
 def test_every_choice_of_collecting_makes_its_objects(
     program: str, group: str, name: str, node: str, needed: list[str], tmp_path: Path
 ) -> None:
     names = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
-    assert name in names and len(names) == 2
+    assert names == {each[2] for each in OF_COLLECTING if each[1] == group}
     cfg = compose_config(tmp_path, f"{group}={name}", *needed, name=program)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert hydra.utils.instantiate(cfg[node], _convert_="all") is not None
@@ -359,7 +356,15 @@ def test_training_never_sees_held_out_subjects(tmp_path: Path) -> None:
     assert next(iter(run.module.evaluations)) == "bm25", "the headline is a real engine"
 
 
-@pytest.mark.parametrize("program", ["evaluate", "ask", "serve", "fidelity", "collect"])
+def test_episodes_to_learn_from_show_no_held_out_subject(tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, "search=scripted", "agent=rule", name="collect")
+    engine = hydra.utils.instantiate(cfg.search, _convert_="all")
+    agent = hydra.utils.instantiate(cfg.agent, _convert_="all")
+    assert {split for _, split in engine.facts.groups} == {"train", "bridge"}
+    assert agent.splits == ("train",)
+
+
+@pytest.mark.parametrize("program", ["evaluate", "ask", "serve", "fidelity"])
 def test_outside_of_training_the_scripted_engine_knows_all_places(
     tmp_path: Path, program: str
 ) -> None:

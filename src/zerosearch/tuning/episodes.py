@@ -38,8 +38,10 @@ class EpisodeFiles:
     """Files of recorded episodes, and which of these are used.
 
     Of a question's episodes the first `per_question` in this order are kept: the answer stands in a
-    document that was read (another one was known or guessed), no query is repeated, few searches,
-    the files' order. With several attempts at each question that is the best of n.
+    document that was read (another one was known or guessed), no query is repeated, no search comes
+    after the answer was read, the files' order. With several attempts at each question that is the
+    best of n. Few searches are not preferred: that would keep those who were lucky at once, and
+    leave out how to ask again.
 
     Args:
         train: a file, a pattern of files, or a list of these, as `zerosearch collect` writes them.
@@ -186,9 +188,12 @@ def _without_repeats(
     return list(seen.values())
 
 
-def _preference(episode: RecordedEpisode) -> tuple[bool, bool, int]:
+def _preference(episode: RecordedEpisode) -> tuple[bool, bool, bool]:
     """Sorts an episode before those that a policy should learn from less."""
-    texts = (document.text for search in episode.searches for document in search.documents)
-    is_read = any(mentions(text, [episode.answer or ""]) for text in texts)
+    answers = [episode.answer or ""]
+    told = [
+        any(mentions(document.text, answers) for document in search.documents)
+        for search in episode.searches
+    ]
     queries = [search.query for search in episode.searches]
-    return not is_read, len({*queries}) < len(queries), len(queries)
+    return not any(told), len({*queries}) < len(queries), any(told[:-1])

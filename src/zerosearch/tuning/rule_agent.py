@@ -159,11 +159,11 @@ class RuleAgent:
                 inquiry.read(text)
 
     def _inquiry(self, question: Question, rng: random.Random) -> _Inquiry:
-        subject, relation, hops = (
-            question.metadata.get(name) for name in ("subject", "relation", "hops")
-        )
-        place = self.facts.get(subject) if isinstance(subject, str) else None
-        relations = {1: ONE_HOP_RELATIONS, 2: TWO_HOP_RELATIONS}.get(hops, {})
+        told = question.metadata
+        subject, relation = (str(told.get(name)) for name in ("subject", "relation"))
+        hops = told.get("hops")
+        place = self.facts.get(subject)
+        relations = {1: ONE_HOP_RELATIONS, 2: TWO_HOP_RELATIONS}.get(hops or 0, {})
         if place is None or relation not in relations.get(place.kind, ()):
             raise InputError(
                 f"question {question.uid!r} names no known subject, relation and hops (1 or 2) in "
