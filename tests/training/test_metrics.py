@@ -255,6 +255,11 @@ def test_terms_are_reported_where_there_are_several() -> None:
     assert (found["reward/term/f1"], found["reward/term/mute"]) == (0.5, -0.5)
 
 
+def test_an_empty_answer_is_none_though_it_ends_the_episode() -> None:
+    found = reduced(trajectory("Lima"), trajectory(""), trajectory("Rome"), trajectory(None))
+    assert (found["rollout/answered"], found["stop/answer"]) == (0.5, 1.0)
+
+
 def test_text_beside_the_actions_is_measured_per_turn() -> None:
     episode = trajectory("Lima", result("a"))
     assert reduced(episode)["rollout/broken_tags"] == 0.0

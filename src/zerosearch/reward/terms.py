@@ -10,7 +10,7 @@ from __future__ import annotations
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count
 from zerosearch.core.text import mentions, normalize_answer
-from zerosearch.reward.answer import extract_answer
+from zerosearch.reward.answer import has_answer
 from zerosearch.types import Trajectory
 
 
@@ -39,13 +39,11 @@ def retrieved_answer(trajectory: Trajectory) -> float:
 
 
 def no_answer(trajectory: Trajectory) -> float:
-    """-1.0 where the last turn gives no answer, else 0.0.
+    """-1.0 where the last turn gives no answer (`has_answer`), else 0.0.
 
-    An answer without a word in it ("", "The", "?!"), which scores nothing, is none either: else
-    an empty pair of tags would be the way around the penalty. Source: the penalty of F1+,
-    arXiv 2602.19526; under F1 alone not to answer costs no more than a wrong answer.
+    Source: a penalty of F1+, arXiv 2602.19526; under F1 alone silence costs as much as an error.
     """
-    return 0.0 if normalize_answer(extract_answer(trajectory.final_text) or "") else -1.0
+    return 0.0 if has_answer(trajectory.final_text) else -1.0
 
 
 def no_search(trajectory: Trajectory) -> float:

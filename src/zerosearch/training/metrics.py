@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 
 from zerosearch.core.distributed import gather_objects
+from zerosearch.reward.answer import has_answer
 from zerosearch.reward.rubric import RewardScore, answer_f1
 from zerosearch.rollout.free_text import read_free_text
 from zerosearch.simulator.fidelity import fidelity_of, measure_search
@@ -80,6 +81,7 @@ def rollout_metrics(
         means.add("rollout/searches", len(trajectory.searches))
         means.add("rollout/tokens", sum(trajectory.sampled))
         means.add("rollout/repetition", repetition(trajectory))
+        means.add("rollout/answered", has_answer(trajectory.final_text))
         texts = [read_free_text(turn.text) for turn in trajectory.turns]
         means.add("rollout/broken_tags", sum(text.broken_tags for text in texts), len(texts))
         means.add("rollout/text_repetition", sum(text.repetition for text in texts), len(texts))
