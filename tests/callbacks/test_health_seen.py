@@ -13,9 +13,29 @@ from zerosearch.callbacks.health_rules import RuleTracker
 
 # Recorded with seed 0: `rollout/answered` of the quickstart, and 1 minus that of a run with PAYS.
 QUICKSTART = [
-    *(0.992, 1.0, 0.992, 0.984, 0.992, 0.992, 0.992, 1.0, 1.0, 0.984, 0.984, 0.992, 1.0, 0.969),
-    *(0.977, 0.93, 0.953, 0.984, 0.977, 0.961, 0.992, 0.961, 0.977, 0.961, 0.977, 0.969, 0.961),
+    *(0.977, 1.0, 0.953, 0.969, 0.984, 0.977, 0.992, 0.992, 0.969, 0.969, 0.984, 0.992, 1.0, 0.961),
+    *(0.977, 0.93, 0.945, 0.984, 0.969, 0.961, 0.992, 0.953, 0.977, 0.961, 0.961, 0.969, 0.961),
     *(0.953, 0.953, 0.961),
+]
+BROKEN_TAGS = [  # of the quickstart
+    *(
+        0.006,
+        0.017,
+        0.018,
+        0.028,
+        0.034,
+        0.01,
+        0.0,
+        0.014,
+        0.033,
+        0.023,
+        0.009,
+        0.004,
+        0.004,
+        0.016,
+    ),
+    *(0.0, 0.007, 0.007, 0.0, 0.011, 0.007, 0.0, 0.003, 0.011, 0.003, 0.004, 0.0, 0.006, 0.01),
+    *(0.01, 0.003),
 ]
 SILENT = [
     *(0.023, 0.008, 0.047, 0.023, 0.0, 0.047, 0.016, 0.094, 0.07, 0.07, 0.172, 0.109, 0.203, 0.203),
@@ -55,8 +75,9 @@ def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_
 @pytest.mark.parametrize(
     ("name", "values", "step"),
     [
+        ("broken_tags", BROKEN_TAGS, None),
         # clean text decays into rows of broken tags
-        ("broken_tags", [0.01] * 10 + [0.5, 1, 2, 4, 8, 16], 15),
+        ("broken_tags", BROKEN_TAGS[:10] + [0.5, 1, 2, 4, 8, 16], 15),
         # a base model that forgets `</think>` in every turn learns to write it, and loses it again
         ("broken_tags", [1.0, 0.8, 0.5, 0.3, 0.2] + [0.1] * 5 + [1.0] * 10, 16),
         ("broken_tags", [1.0] * 20, None),  # and one that never learns is no worse than it was
