@@ -77,7 +77,7 @@ def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_
     [
         ("broken_tags", BROKEN_TAGS, None),
         # clean text decays into rows of broken tags
-        ("broken_tags", BROKEN_TAGS[:10] + [0.5, 1, 2, 4, 8, 16], 15),
+        ("broken_tags", [*BROKEN_TAGS[:10], 0.5, 1, 2, 4, 8, 16], 15),
         # a base model that forgets `</think>` in every turn learns to write it, and loses it again
         ("broken_tags", [1.0, 0.8, 0.5, 0.3, 0.2] + [0.1] * 5 + [1.0] * 10, 16),
         ("broken_tags", [1.0] * 20, None),  # and one that never learns is no worse than it was
