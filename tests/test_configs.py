@@ -58,6 +58,10 @@ NEEDED: dict[tuple[str, str], list[str]] = {
     ("data", "base"): ["+data.files=[train.jsonl]"],
     ("experiment", "r1_7b"): [*ON_CPU, "generator=transformers_copy"],
     ("experiment", "search_r1_7b"): [*ON_CPU, "generator=transformers_copy"],
+    **{
+        ("experiment", f"search_r1pp_{size}"): [*ON_CPU, "generator=transformers_copy"]
+        for size in ("1_5b", "3b", "7b")
+    },
     ("experiment", "any_model"): ["model.path=mine"],
     **{
         ("experiment", name): [ENDPOINT, *ON_CPU, "generator=transformers_copy"]
@@ -445,6 +449,31 @@ def test_the_runs_of_the_paper_have_its_values(
     assert (curriculum.base, curriculum.shape) == (4.0, "exponential")
 
 
+@pytest.mark.parametrize(
+    ("size", "path", "gpus"),
+    [
+        ("1_5b", "Qwen/Qwen2.5-1.5B", 1),
+        ("3b", "Qwen/Qwen2.5-3B", 4),
+        ("7b", "Qwen/Qwen2.5-7B", 8),
+    ],
+)
+def test_the_recipe_of_search_r1pp(size: str, path: str, gpus: int, tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, f"experiment=search_r1pp_{size}", f"trainer.devices={gpus}")
+    assert (cfg.model.path, cfg.episode.prompt_template, cfg.episode.top_k) == (path, "fast", 3)
+    assert (
+        cfg.search.engine["_target_"].endswith("RetrieverSearch") and cfg.get("simulator") is None
+    )
+    assert cfg.algorithm.advantage["_target_"].endswith("advantages.reinforce")
+    assert cfg.algorithm.loss["_target_"].endswith("losses.reinforce")
+    assert cfg.algorithm.advantage.baseline == "none"
+    weights = {name: term.weight for name, term in cfg.module.rubric.terms.items()}
+    penalties = {"no_search": 0.1, "no_answer": 0.1, "repeated_query": 0.0, "malformed": 0.0}
+    assert weights == {"f1": 1.0} | penalties
+    plan = plan_of(cfg)
+    assert plan.gpus == gpus
+    check_fits(memory_rows(plan, 80 * GIB), 80 * GIB)
+
+
 def chosen(experiment: str) -> dict[str, str]:
     """What an experiment and those that it goes over choose, by group."""
     every: dict[str, str] = {}
@@ -466,6 +495,7 @@ def test_what_vllm_samples_in_bfloat16_is_weighed(tmp_path: Path) -> None:
             sampled.add(name)
             assert choices.get("algorithm/importance_correction") == "truncate", name
     assert {*PAPER, "one_gpu_24gb", "r1_7b", "search_r1_7b", "zerosearch_7b_split"} <= sampled
+    assert {f"search_r1pp_{size}" for size in ("1_5b", "3b", "7b")} <= sampled
     cfg = compose_config(tmp_path, "experiment=zerosearch_7b", "compat=paper_ppo")
     assert cfg.algorithm.importance_correction.kind == "truncate"
 

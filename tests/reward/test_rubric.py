@@ -38,7 +38,7 @@ def answering(text: str) -> Trajectory:
 
 def test_default_reward_is_f1_alone() -> None:
     score = Rubric().score(answering("<answer>Paris in France</answer>"))
-    assert score == RewardScore(total=0.5, f1=0.5, em=0.0, cover_em=1.0)
+    assert score == RewardScore(total=0.5, f1=0.5, em=0.0, cover_em=1.0, terms={"f1": 0.5})
 
 
 def test_terms_are_weighted_and_summed() -> None:
@@ -55,7 +55,9 @@ def test_terms_are_weighted_and_summed() -> None:
 
 @pytest.mark.parametrize("text", ["", "Paris", "<answer>Paris", "<answer></answer>"])
 def test_no_answer_is_reward_zero(text: str) -> None:
-    assert Rubric().score(answering(text)) == RewardScore(total=0.0, f1=0.0, em=0.0, cover_em=0.0)
+    assert Rubric().score(answering(text)) == RewardScore(
+        total=0.0, f1=0.0, em=0.0, cover_em=0.0, terms={"f1": 0.0}
+    )
 
 
 def test_invariant_03_defect_03_answer_in_a_document_does_not_count() -> None:

@@ -72,9 +72,12 @@ def test_a_template_file_shows_the_question_as_it_is(tmp_path: Path) -> None:
     assert shown == f"Q: {QUESTION.text} (2, 7)\n"
 
 
+@pytest.mark.parametrize("template", ["search", "fast"])
 @pytest.mark.parametrize("top_k", [1, 3, 5])
-def test_defect_14_the_prompt_speaks_of_the_documents_that_are_asked_for(top_k: int) -> None:
-    shown = settings(prompt_template="search", top_k=top_k, max_turns=9).render_prompt(QUESTION)
+def test_defect_14_the_prompt_speaks_of_the_documents_that_are_asked_for(
+    top_k: int, template: str
+) -> None:
+    shown = settings(prompt_template=template, top_k=top_k, max_turns=9).render_prompt(QUESTION)
     assert f"{top_k} documents" in shown and "9 times" in shown
     others = {"1", "2", "3", "4", "5", "five", "three"} - {str(top_k)}
     assert not others & set(shown.replace(QUESTION.text, "").split())
@@ -82,10 +85,28 @@ def test_defect_14_the_prompt_speaks_of_the_documents_that_are_asked_for(top_k: 
 
 @pytest.mark.parametrize(
     "name",
-    ["few_shot", "plain", "search", "reason", "chain_of_thought", "tool_agent", "search_o1"],
+    [
+        "few_shot",
+        "plain",
+        "search",
+        "fast",
+        "reason",
+        "chain_of_thought",
+        "tool_agent",
+        "search_o1",
+    ],
 )
 def test_every_shipped_template_ends_with_the_question(name: str) -> None:
     assert settings(prompt_template=name).render_prompt(QUESTION).rstrip().endswith(QUESTION.text)
+
+
+def test_the_fast_prompt_asks_for_actions_and_leaves_thinking_to_the_policy() -> None:
+    fast, slow = (
+        settings(prompt_template=name).render_prompt(QUESTION) for name in ("fast", "search")
+    )
+    actions = ("<search>", "</search>", "<answer>", "</answer>", "<information>")
+    assert all(tag in fast for tag in actions)
+    assert "think" not in fast.lower() and "think aloud" in slow
 
 
 def test_invariant_16_settings_and_the_words_of_the_prompt_are_kept_as_plain_values() -> None:

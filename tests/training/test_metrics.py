@@ -7,7 +7,14 @@ import pytest
 
 from zerosearch.reward.rubric import RewardScore, Rubric
 from zerosearch.training import metrics as module
-from zerosearch.training.metrics import Costs, Means, line, rollout_metrics, step_metrics
+from zerosearch.training.metrics import (
+    Costs,
+    Means,
+    likelihood_metrics,
+    line,
+    rollout_metrics,
+    step_metrics,
+)
 from zerosearch.training.rollout_plan import SampledBatch
 from zerosearch.types import (
     Document,
@@ -231,9 +238,45 @@ def test_without_replacing_nothing_is_said_about_it() -> None:
 def test_scores_and_trajectories_belong_together() -> None:
     with pytest.raises(ValueError):
         rollout_metrics([trajectory("x")], [])
-    score = RewardScore(total=-3.0, f1=0.25, em=0.0, cover_em=1.0)
+    score = RewardScore(total=-3.0, f1=0.25, em=0.0, cover_em=1.0, terms={"short": -3.0})
     found = rollout_metrics([trajectory("x")], [score])
     assert (found["reward/total"], found["reward/f1"]) == (-3.0, 0.25)
+
+
+def test_terms_are_reported_where_there_are_several() -> None:
+    assert not [name for name in reduced(trajectory("x")) if name.startswith("reward/term/")]
+    found = rollout_metrics(
+        [trajectory("x"), trajectory("y")],
+        [
+            RewardScore(total=0.9, f1=1.0, em=1.0, cover_em=1.0, terms={"f1": 1.0, "mute": -1.0}),
+            RewardScore(total=0.0, f1=0.0, em=0.0, cover_em=0.0, terms={"f1": 0.0, "mute": 0.0}),
+        ],
+    )
+    assert (found["reward/term/f1"], found["reward/term/mute"]) == (0.5, -0.5)
+
+
+def test_an_empty_answer_is_none_though_it_ends_the_episode() -> None:
+    found = reduced(trajectory("Lima"), trajectory(""), trajectory("Rome"), trajectory(None))
+    assert (found["rollout/answered"], found["stop/answer"]) == (0.5, 1.0)
+
+
+def test_text_beside_the_actions_is_measured_per_turn() -> None:
+    episode = trajectory("Lima", result("a"))
+    assert reduced(episode)["rollout/broken_tags"] == 0.0
+    episode.turns[0].text = "<think]<think] a b c d a b c d <search>x</search>"
+    found = reduced(episode, trajectory("Lima", result("a")))
+    assert found["rollout/broken_tags"] == 2 / 4  # of four turns
+    # words and marks: < think ] < think ] a b c d a b c d; of eleven 4-grams one is a repetition
+    assert found["rollout/text_repetition"] == pytest.approx(1 / 11 / 4)
+
+
+def test_the_likelihood_of_right_episodes_counts_each_sampled_token() -> None:
+    right, wrong = trajectory("Lima", result("a")), trajectory("Rome")
+    right.logprobs = [-1.0] * 3 + [0.0] * 4 + [-0.5] * 2  # the four were inserted
+    wrong.logprobs = [-9.0, -9.0]
+    scores = [Rubric().score(each) for each in (right, wrong)]
+    assert likelihood_metrics([right, wrong], scores) == {"rollout/right_nll": 4 / 5}
+    assert likelihood_metrics([wrong, wrong], [scores[1], None]) == {}, "nothing was right"
 
 
 # -- means over ranks -----------------------------------------------------------------------------

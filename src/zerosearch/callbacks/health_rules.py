@@ -25,7 +25,8 @@ class HealthRule:
     metric: str  # as in TensorBoard, for example reward/total
     above: float | None = None  # unhealthy beyond this many times the base
     below: float | None = None  # unhealthy under this many times the base
-    of: Base = "value"  # base: 1; the first average; the highest average so far
+    of: Base = "value"  # base: 1; the first average; the healthiest average so far
+    margin: float = 0.0  # how far beyond that bound it has to be, for a base that may be near 0
     average: Count = 5  # policy steps that are averaged
     steps: Count = 3  # policy steps in a row that have to be unhealthy
     action: HealthAction = "warn"
@@ -43,6 +44,10 @@ class HealthRule:
                     f"{name}={value!r} of the health rule for {self.metric}: give "
                     f"{' or '.join(options)}"
                 )
+        if not 0 <= self.margin < math.inf:
+            raise InputError(
+                f"margin={self.margin} of the health rule for {self.metric}: give 0 or more"
+            )
         for name in ("average", "steps"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(
@@ -96,7 +101,8 @@ class RuleTracker:
         if len(self._recent) < self.rule.average or not math.isfinite(mean):
             return
         if self.rule.of == "best":
-            self._base = mean if self._base is None else max(self._base, mean)
+            best = max if self.rule.above is None else min
+            self._base = mean if self._base is None else best(self._base, mean)
         elif self._base is None:
             self._base = mean
 
@@ -113,9 +119,10 @@ class RuleTracker:
             if self._base is not None
             else ""
         )
+        margin = f", by more than {rule.margin:g}" if rule.margin else ""
         return (
             f"{rule.metric} is {self._mean():.4g} on average over {len(self._recent)} steps, "
-            f"{side} {bound:g}{base}, for {self.unhealthy_steps} steps in a row"
+            f"{side} {bound:g}{base}{margin}, for {self.unhealthy_steps} steps in a row"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +142,9 @@ class RuleTracker:
         return sum(self._recent) / len(self._recent)
 
     def _is_beyond(self, mean: float, base: float) -> bool:
-        if self.rule.above is not None:
-            return mean > self.rule.above * base
-        assert self.rule.below is not None
-        return mean < self.rule.below * base
+        rule = self.rule
+        if rule.above is not None:
+            return base >= 0 and mean > rule.above * base + rule.margin
+        assert rule.below is not None
+        # a share of a base that is not above 0, as rewards with penalties begin, says nothing
+        return base > 0 and mean < rule.below * base - rule.margin

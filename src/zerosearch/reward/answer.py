@@ -6,6 +6,8 @@ answer tag inside a document could score. Here the caller passes sampled text of
 
 from __future__ import annotations
 
+from zerosearch.core.text import normalize_answer
+
 OPEN_TAG = "<answer>"
 CLOSE_TAG = "</answer>"
 
@@ -28,3 +30,12 @@ def extract_answer(sampled_text: str) -> str | None:
         if tag:
             return answer.strip()
     return None
+
+
+def has_answer(sampled_text: str) -> bool:
+    """Whether a text answers with something that could score.
+
+    An answer whose normal form is empty ("", "The", "?!") is none: else an empty pair of tags would
+    be the way to answer nothing unseen.
+    """
+    return bool(normalize_answer(extract_answer(sampled_text) or ""))

@@ -40,6 +40,7 @@ class RewardScore:
     f1: float
     em: float
     cover_em: float
+    terms: Mapping[str, float]  # by name, before their weights
 
 
 def answer_f1(trajectory: Trajectory) -> float:
@@ -97,20 +98,21 @@ class Rubric:
                 term, its function and the question.
         """
         assert trajectory.valid, f"invalid trajectory has no reward: {trajectory.error}"
-        total = 0.0
+        values: dict[str, float] = {}
         for name, term in self.terms.items():
             who = f"reward term {name!r} ({_name_of(term.function)})"
             try:
-                total += term.weight * self._value(who, term, trajectory)
+                values[name] = self._value(who, term, trajectory)
             except TookTooLong:
                 self._lose(trajectory, f"{who} took longer than {self.timeout_s:g} s")
                 return None
         self._late = 0
         return RewardScore(
-            total=total,
+            total=sum((self.terms[name].weight * value for name, value in values.items()), 0.0),
             f1=answer_f1(trajectory),
             em=answer_exact_match(trajectory),
             cover_em=answer_cover_match(trajectory),
+            terms=values,
         )
 
     def _value(self, who: str, term: RewardTerm, trajectory: Trajectory) -> float:

@@ -10,7 +10,9 @@ import torch
 
 from zerosearch.core.distributed import gather_objects
 from zerosearch.core.memory import OWN_PEAK
+from zerosearch.reward.answer import has_answer
 from zerosearch.reward.rubric import RewardScore, answer_f1
+from zerosearch.rollout.free_text import read_free_text
 from zerosearch.simulator.fidelity import fidelity_of, measure_search
 from zerosearch.training.rollout_plan import SampledBatch
 from zerosearch.types import StopReason, Trajectory
@@ -72,10 +74,17 @@ def rollout_metrics(
         means.add("reward/f1", score.f1)
         means.add("reward/em", score.em)
         means.add("reward/cover_em", score.cover_em)
+        if len(score.terms) > 1:  # else it is the total
+            for name, value in score.terms.items():
+                means.add(f"reward/term/{name}", value)
         means.add("rollout/turns", len(trajectory.turns))
         means.add("rollout/searches", len(trajectory.searches))
         means.add("rollout/tokens", sum(trajectory.sampled))
         means.add("rollout/repetition", repetition(trajectory))
+        means.add("rollout/answered", has_answer(trajectory.final_text))
+        texts = [read_free_text(turn.text) for turn in trajectory.turns]
+        means.add("rollout/broken_tags", sum(text.broken_tags for text in texts), len(texts))
+        means.add("rollout/text_repetition", sum(text.repetition for text in texts), len(texts))
         means.add("rollout/truncated", trajectory.stop_reason in _TRUNCATED)
         for reason in get_args(StopReason):
             if reason not in _FAILURES:  # counted as search/failed or reward/failed
@@ -99,6 +108,25 @@ def repetition(trajectory: Trajectory, n: int = 4) -> float:
         if all(sampled[start : start + n])
     ]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def likelihood_metrics(
+    trajectories: Sequence[Trajectory], scores: Sequence[RewardScore | None]
+) -> dict[str, float]:
+    """How unlikely the sampler found the tokens of right trajectories; a collective.
+
+    Source: their likelihood sinks before a run collapses (lazy likelihood displacement,
+    arXiv 2512.04220). Nothing where no answer is right.
+
+    Args:
+        trajectories: of this rank, with log-probs of the sampler.
+        scores: aligned with them; right is an exact match.
+    """
+    means = Means()
+    for trajectory, score in zip(trajectories, scores, strict=True):
+        if score is not None and score.em == 1.0:  # log-probs are 0 where nothing was sampled
+            means.add("rollout/right_nll", -sum(trajectory.logprobs), sum(trajectory.sampled))
+    return means.reduced()
 
 
 def _search_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -188,6 +216,7 @@ def step_metrics(
     return {
         **rollout_metrics(sampled.trajectories, scores),
         **resampling_metrics(sampled),
+        **likelihood_metrics(sampled.trajectories, scores),
         **lags.reduced(),
         **costs.add(sampled.played),
         **throughput(sampled.played, seconds),
