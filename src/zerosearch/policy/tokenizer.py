@@ -13,9 +13,11 @@ from jinja2.exceptions import TemplateError
 from tokenizers import processors
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 
 Message = dict[str, str]
+
 
 
 def prepare_tokenizer(
@@ -65,6 +67,28 @@ def needs_bos(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> b
     if tokenizer.bos_token_id is None:
         return False
     return adds_bos(tokenizer) or config.model_type.startswith("gemma")
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The strings that become control ids wherever they stand in a text, sorted.
+
+    `all_special_tokens` alone lacks most of, for example, Llama 3's.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    controls = {token.content for token in added if token.special}
+    return tuple(sorted(controls.union(tokenizer.all_special_tokens)))
+
+
+def without_own_controls(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> list[Message]:
+    """Messages without the tokenizer's control strings that `disarm` does not know by itself.
+
+    Those it knows have been disarmed where text entered the messages, by callers without the
+    tokenizer; what is left of them is the prompt template's own.
+    """
+    own = [token for token in control_tokens(tokenizer) if disarm(token) == token]
+    return [{**each, "content": disarm(each["content"], own)} for each in messages]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.core.controls import THINK, disarm
 from zerosearch.core.errors import InputError
-from zerosearch.policy.tokenizer import render_prompt
+from zerosearch.policy.tokenizer import control_tokens, render_prompt, without_own_controls
 from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.types import PolicyBatch
 
@@ -33,15 +34,19 @@ def encode(
 ) -> EncodedExample:
     """Encode the prompt as a server does, and the reply as a model writes it.
 
+    Of control tokens the ids hold those of the template, and the EOS at the end.
+
     Args:
         tokenizer: prepared by `prepare_tokenizer`.
         example: what to encode.
         chat: whether prompts go through the chat template.
     """
-    reply = tokenizer.encode(example.reply, add_special_tokens=False)
+    written = disarm(example.reply, control_tokens(tokenizer), keep=THINK)
+    reply = tokenizer.encode(written, add_special_tokens=False)
+    messages = without_own_controls(tokenizer, example.messages)
     assert isinstance(tokenizer.eos_token_id, int)
     return EncodedExample(
-        prompt_ids=render_prompt(tokenizer, example.messages, chat=chat),
+        prompt_ids=render_prompt(tokenizer, messages, chat=chat),
         reply_ids=[*reply, tokenizer.eos_token_id],
     )
 
