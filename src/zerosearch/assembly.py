@@ -23,8 +23,10 @@ from zerosearch.callbacks.event_files import cut_back
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.core.errors import InputError
 from zerosearch.core.nodes import check_nodes, leaves
+from zerosearch.core.run_date import set_run_date
 from zerosearch.core.runs import Summary, find_checkpoint
 from zerosearch.planning.reading import check_memory
+from zerosearch.policy.checkpoints import read_notes
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.preflight import check_accelerator
 from zerosearch.training.trainer_settings import check_precision
@@ -197,7 +199,13 @@ def prepare(cfg: DictConfig, summary: Summary) -> Path | None:
     check_precision(cfg.trainer.get("precision"))
     check_memory(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    return find_checkpoint(cfg.resume, summary.path.parent)
+    checkpoint = find_checkpoint(cfg.resume, summary.path.parent)
+    date = None
+    if checkpoint is not None:
+        with suppress(InputError):  # what is wrong with it is said when all of it is read
+            date = read_notes(checkpoint).get("date")
+    set_run_date(date)
+    return checkpoint
 
 
 def assemble(cfg: DictConfig) -> PolicyRun:

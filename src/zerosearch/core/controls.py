@@ -15,6 +15,8 @@ from functools import lru_cache
 
 from zerosearch.core.errors import InputError
 
+THINK = ("<think>", "</think>")  # a model may read these again in what it wrote itself
+
 _LOOKALIKES = str.maketrans("<>[]{}|", "‹›❲❳❴❵¦")
 # with the other characters that NFKC makes these of
 _ALL_LOOKALIKES = _LOOKALIKES | str.maketrans("＜﹤＞﹥［﹇］﹈｛﹛︷｝﹜︸｜", "‹‹››❲❲❳❳❴❴❴❵❵❵¦")

@@ -6,7 +6,10 @@ exact resume and the reference policy. Padding is by mask, so pad = EOS is fine.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import cast
 
 from jinja2.exceptions import TemplateError
@@ -18,6 +21,9 @@ from zerosearch.core.errors import InputError
 
 Message = dict[str, str]
 
+# Of chat templates: `strftime_now("%d %b %Y")`, and what of that name prints nothing.
+_PRINTED_DATE = re.compile(r"""strftime_now\(\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\)""")
+_NO_DATE = re.compile(r"\{#.*?#\}|strftime_now\s+is\s+(?:not\s+)?defined", re.DOTALL)
 
 
 def prepare_tokenizer(
@@ -67,6 +73,34 @@ def needs_bos(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> b
     if tokenizer.bos_token_id is None:
         return False
     return adds_bos(tokenizer) or config.model_type.startswith("gemma")
+
+
+def fix_date(tokenizer: PreTrainedTokenizerBase, date: datetime) -> None:
+    """Write a date into a chat template that would print today's (Llama 3.2), in place.
+
+    Raises:
+        InputError: it prints a date in a form that is not known beforehand.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name
+        tokenizer.chat_template = {n: _with_date(each, date) for n, each in template.items()}
+    elif template is not None:
+        tokenizer.chat_template = _with_date(template, date)
+
+
+def _with_date(template: str, date: datetime) -> str:
+    def written(match: re.Match[str]) -> str:
+        text = date.strftime(match[1] if match[1] is not None else match[2])
+        return json.dumps(text, ensure_ascii=False)
+
+    fixed = _PRINTED_DATE.sub(written, template)
+    if "strftime_now" in _NO_DATE.sub("", fixed):
+        raise InputError(
+            "the chat template of the tokenizer prints today's date with strftime_now in another "
+            'form than strftime_now("FORMAT"), so that prompts would change from day to day: '
+            "write the date itself into its chat_template"
+        )
+    return fixed
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
