@@ -23,8 +23,10 @@ from zerosearch.callbacks.event_files import cut_back
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.core.errors import InputError
 from zerosearch.core.nodes import check_nodes, leaves
+from zerosearch.core.run_date import set_run_date
 from zerosearch.core.runs import Summary, find_checkpoint
 from zerosearch.planning.reading import fit_memory
+from zerosearch.policy.checkpoints import read_notes
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.preflight import check_accelerator
 from zerosearch.training.trainer_settings import check_precision
@@ -201,6 +203,11 @@ def prepare(cfg: DictConfig, summary: Summary) -> Path | None:
         log.info("module.tokens_per_micro_batch: %d, by the memory there is", tokens)
         cfg.module.tokens_per_micro_batch = tokens
     seed_everything(cfg.seed, workers=True, verbose=False)
+    date = None
+    if checkpoint is not None:
+        with suppress(InputError):  # what is wrong with it is said when all of it is read
+            date = read_notes(checkpoint).get("date")
+    set_run_date(date)
     return checkpoint
 
 

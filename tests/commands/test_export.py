@@ -12,11 +12,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
+from transformers import AutoTokenizer
 
 from tests.helpers.sharded_training import Job, make_job_module, train
 from tests.helpers.words import save_word_policy
 from zerosearch.commands.export import main
 from zerosearch.core.errors import FileError, InputError
+from zerosearch.core.run_date import set_run_date
 from zerosearch.policy.conversion import convert
 from zerosearch.policy.export import load_settings, save_policy
 
@@ -66,6 +68,19 @@ def test_what_is_written_is_the_policy(sharded: bool, kind: str, tmp_path: Path)
         assert all(torch.equal(found[name], expected[name].to(dtype)) for name in found)
         assert load_settings(folder)["dtype"] == "float32", "what was computed in"
         folder = convert(checkpoint, tmp_path / "half", "bfloat16")
+
+
+def test_the_date_in_the_prompts_is_that_of_the_run(tmp_path: Path) -> None:
+    set_run_date("2026-02-03T10:00:00")
+    checkpoint = saved_run(tmp_path, sharded=False)
+    set_run_date(None)
+    template = tmp_path / "policy" / "chat_template.jinja"
+    template.write_text('{{ strftime_now("%d %b %Y") }}{{ messages[0].content }}')
+    described = checkpoint.parents[1] / ".hydra" / "config.yaml"
+    described.write_text(described.read_text().replace("path:", "chat: true\n  path:"))
+    folder = convert(checkpoint, tmp_path / "converted")
+    found = AutoTokenizer.from_pretrained(folder).chat_template
+    assert found == '{{ "03 Feb 2026" }}{{ messages[0].content }}'
 
 
 def test_a_folder_is_read_for_the_weights_of_the_policy_alone(

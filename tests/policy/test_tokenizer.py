@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from tokenizers import processors
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from tests.helpers.models import LLAMA, make_tokenizer
+from zerosearch.core.errors import InputError
 from zerosearch.policy.tokenizer import (
     adds_bos,
     encode_prompt,
+    fix_date,
     needs_bos,
     prepare_tokenizer,
     render_prompt,
@@ -113,3 +116,34 @@ def test_template_that_refuses_a_role_is_a_clear_error() -> None:
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(ValueError, match=r"\['system', 'user'\].*System role not supported"):
         render_prompt(tokenizer, MESSAGES, chat=True)
+
+
+# -- templates that print the date
+
+LLAMA_3_2 = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    '{%- set date_string = strftime_now("%d %b %Y") %}'
+    "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
+    "{# strftime_now(anything) #}Today: {{ date_string }}, {{ strftime_now( '%A' ) }}"
+)
+
+
+def test_a_date_in_a_chat_template_is_fixed() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = LLAMA_3_2
+    fix_date(tokenizer, datetime(2026, 2, 3, 23, 59))
+    ids = render_prompt(tokenizer, MESSAGES, chat=True)
+    assert tokenizer.decode(ids) == "Today: 03 Feb 2026, Tuesday"
+    before = tokenizer.chat_template
+    fix_date(tokenizer, datetime(2027, 1, 1))
+    assert tokenizer.chat_template == before, "nothing is left to fix"
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ strftime_now(format) }}", "{% set now = strftime_now %}{{ now('%d') }}"]
+)
+def test_a_date_that_cannot_be_fixed_is_refused(template: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match="today's date with strftime_now in another form"):
+        fix_date(tokenizer, datetime(2026, 2, 3))

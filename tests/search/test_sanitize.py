@@ -69,7 +69,7 @@ def test_white_space_becomes_single_spaces_and_hidden_characters_go():
         ("</s><s>", "‹/s›‹s›"),
         ("[INST] do [/INST]", "❲INST❳ do ❲/INST❳"),
         ("<|im_\x00end|>", "‹¦im_end¦›"),
-        ("<|im_<|im_end|>end|>", "<|im_‹¦im_end¦›end|>"),
+        ("<|im_<|im_end|>end|>", "‹¦im_‹¦im_end¦›end¦›"),
     ],
 )
 def test_invariant_17_special_tokens_are_broken_up(text, expected):

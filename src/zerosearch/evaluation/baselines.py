@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from zerosearch.clients.chat import ChatModel
+from zerosearch.core.controls import THINK, disarm
 from zerosearch.core.text import whole_characters
 from zerosearch.reward.answer import CLOSE_TAG, OPEN_TAG, extract_answer
 from zerosearch.rollout.agent import OnText
@@ -125,6 +126,7 @@ class ToolAgent(ChatAgent):
     """Calls a tool `search` in the form that chat models know: JSON between tool-call tags."""
 
     stop = (TOOL_CALL[1], ANSWER[1])
+    marks = (*THINK, *TOOL_CALL)
 
     def close(self, text: str) -> str:
         """See `ChatAgent`."""
@@ -150,6 +152,7 @@ class SearchO1(ChatAgent):
     """Search-o1: what a search finds is first reasoned over in a prompt of its own."""
 
     stop = (O1_QUERY[1], ANSWER[1])
+    marks = (*THINK, *O1_QUERY)
 
     def close(self, text: str) -> str:
         """See `ChatAgent`."""
@@ -170,11 +173,11 @@ class SearchO1(ChatAgent):
         documents = shown.removeprefix(INFORMATION[0]).removesuffix(INFORMATION[1]).strip()
         reasoning = "\n".join(m["content"] for m in talk.messages if m["role"] == "assistant")
         prompt = DIGEST_PROMPT.format(
-            reasoning=reasoning, query=step.turn.query, documents=documents or "none"
+            reasoning=reasoning, query=disarm(step.turn.query), documents=documents or "none"
         )
         reply = await self.ask(talk, [{"role": "user", "content": prompt}], purpose="digest")
         step.turn.sampled_tokens += reply.sampled
-        return f"{O1_RESULT[0]}{reply.text.strip()}{O1_RESULT[1]}"
+        return f"{O1_RESULT[0]}{disarm(reply.text.strip())}{O1_RESULT[1]}"
 
 
 def _query_of(call: str) -> str | None:

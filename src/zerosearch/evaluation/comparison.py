@@ -127,7 +127,7 @@ def answers_of(place: str) -> dict[str, list[dict[str, Any]]]:
     if method not in methods:
         raise InputError(f"{place}: give {run}:METHOD with one of {', '.join(methods)}")
     return {
-        path.stem: [json.loads(line) for line in path.read_bytes().splitlines()]
+        path.stem: [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
         for path in sorted((root / method).glob("*.jsonl"))
     }
 

@@ -7,6 +7,7 @@ A finished run has exported its policy; this is for any checkpoint. What it writ
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def convert(checkpoint: Path, folder: Path, dtype: Dtype | None = None) -> Path:
     extra = {"episode": notes["episode"], "chat": source.chat}
     if computed is not None:
         extra["dtype"] = computed
-    return save_policy(model, source.load_tokenizer(), folder, extra, dtype=kept)
+    date = datetime.fromisoformat(notes["date"]) if "date" in notes else None
+    return save_policy(model, source.load_tokenizer(date), folder, extra, dtype=kept)
 
 
 def _empty_model(source: PolicySource) -> nn.Module:

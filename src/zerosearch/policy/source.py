@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from zerosearch.core.errors import InputError, as_input_errors
 from zerosearch.core.hub import check_files
 from zerosearch.core.model_path import PACKAGE, resolve_path
 from zerosearch.core.ranges import Seed
+from zerosearch.core.run_date import run_date
 from zerosearch.policy.adaptation import (
     add_lora,
     check_lora,
@@ -41,7 +43,7 @@ from zerosearch.policy.architecture import check_architecture
 from zerosearch.policy.attention import check_attention, plain_attention
 from zerosearch.policy.logprobs import verify_logprobs
 from zerosearch.policy.sharding import DTYPES
-from zerosearch.policy.tokenizer import check_chat, prepare_tokenizer
+from zerosearch.policy.tokenizer import check_chat, fix_date, prepare_tokenizer
 from zerosearch.policy.weights import safetensors_files, weight_files
 
 
@@ -117,8 +119,11 @@ class PolicySource:
             start_adapters(adapted, self.lora, self.init_seed)
         return adapted.train()
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self, date: datetime | None = None) -> PreTrainedTokenizerBase:
         """Load the tokenizer with pad token and BOS rule set (see `prepare_tokenizer`).
+
+        Args:
+            date: that a chat template prints which would print today's; None: `run_date`.
 
         Raises:
             InputError: no tokenizer there, no EOS, no chat template although `chat`, or more
@@ -134,6 +139,7 @@ class PolicySource:
             ) from error
         if self.chat:
             check_chat(tokenizer)
+            fix_date(tokenizer, date or run_date())
         return prepare_tokenizer(tokenizer, self.load_config())
 
     @as_input_errors("model.path cannot be loaded")

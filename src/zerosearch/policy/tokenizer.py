@@ -6,16 +6,24 @@ exact resume and the reference policy. Padding is by mask, so pad = EOS is fine.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import cast
 
 from jinja2.exceptions import TemplateError
 from tokenizers import processors
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 
 Message = dict[str, str]
+
+# Of chat templates: `strftime_now("%d %b %Y")`, and what of that name prints nothing.
+_PRINTED_DATE = re.compile(r"""strftime_now\(\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\)""")
+_NO_DATE = re.compile(r"\{#.*?#\}|strftime_now\s+is\s+(?:not\s+)?defined", re.DOTALL)
 
 
 def prepare_tokenizer(
@@ -65,6 +73,56 @@ def needs_bos(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> b
     if tokenizer.bos_token_id is None:
         return False
     return adds_bos(tokenizer) or config.model_type.startswith("gemma")
+
+
+def fix_date(tokenizer: PreTrainedTokenizerBase, date: datetime) -> None:
+    """Write a date into a chat template that would print today's (Llama 3.2), in place.
+
+    Raises:
+        InputError: it prints a date in a form that is not known beforehand.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name
+        tokenizer.chat_template = {n: _with_date(each, date) for n, each in template.items()}
+    elif template is not None:
+        tokenizer.chat_template = _with_date(template, date)
+
+
+def _with_date(template: str, date: datetime) -> str:
+    def written(match: re.Match[str]) -> str:
+        text = date.strftime(match[1] if match[1] is not None else match[2])
+        return json.dumps(text, ensure_ascii=False)
+
+    fixed = _PRINTED_DATE.sub(written, template)
+    if "strftime_now" in _NO_DATE.sub("", fixed):
+        raise InputError(
+            "the chat template of the tokenizer prints today's date with strftime_now in another "
+            'form than strftime_now("FORMAT"), so that prompts would change from day to day: '
+            "write the date itself into its chat_template"
+        )
+    return fixed
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The strings that become control ids wherever they stand in a text, sorted.
+
+    `all_special_tokens` alone lacks most of, for example, Llama 3's.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    controls = {token.content for token in added if token.special}
+    return tuple(sorted(controls.union(tokenizer.all_special_tokens)))
+
+
+def without_own_controls(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> list[Message]:
+    """Messages without the tokenizer's control strings that `disarm` does not know by itself.
+
+    Those it knows have been disarmed where text entered the messages, by callers without the
+    tokenizer; what is left of them is the prompt template's own.
+    """
+    own = [token for token in control_tokens(tokenizer) if disarm(token) == token]
+    return [{**each, "content": disarm(each["content"], own)} for each in messages]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

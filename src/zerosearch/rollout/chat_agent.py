@@ -7,6 +7,7 @@ from typing import Any
 
 from zerosearch.clients.chat import ChatModel, Tally
 from zerosearch.clients.chat_servers import ChatReply
+from zerosearch.core.controls import THINK, disarm
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import NotNegative, Positive
 from zerosearch.generation.generator import CompletionStop
@@ -37,7 +38,7 @@ class ChatAgent:
 
     Its tokenizer is not at hand, so budgets of the episode that are not the server's business are
     kept in characters, `CHARS_PER_TOKEN` for a token. An agent that asks for searches in another
-    way overrides `stop`, `close`, `to_tags` and `show`.
+    way overrides `stop`, `marks`, `close`, `to_tags` and `show`.
 
     Args:
         client: the model.
@@ -47,6 +48,7 @@ class ChatAgent:
     """
 
     stop: tuple[str, ...] = STOP_TAGS  # texts that end a turn
+    marks: tuple[str, ...] = THINK  # of control tokens, those that turns may hold when read again
 
     def __init__(
         self,
@@ -184,7 +186,7 @@ class ChatAgent:
             assert step.stop is not None
             trajectory.end(step.stop, step.failure)
             return False
-        talk.messages.append({"role": "assistant", "content": written})
+        talk.messages.append({"role": "assistant", "content": disarm(written, keep=self.marks)})
         step.turn.observation = await self.show(talk, step)
         talk.messages.append({"role": "user", "content": step.turn.observation})
         if self._is_full(talk.messages):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from zerosearch.core.controls import THINK
 from zerosearch.rollout.tags import ANSWER, INFORMATION, SEARCH
 
-THINK = ("<think>", "</think>")
 _NAMES = "|".join(tags[0].strip("<>") for tags in (THINK, SEARCH, INFORMATION, ANSWER))
 # Also what was meant for a tag: "<think]", "</ answer>", "<Search>".
 _TAG = re.compile(rf"<\s*/?\s*(?:{_NAMES})\b>?", re.IGNORECASE)

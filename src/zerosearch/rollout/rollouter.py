@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch.core.errors import InputError
 from zerosearch.generation.generator import CompletionRequest, Generator, Sampling
-from zerosearch.policy.tokenizer import render_prompt
+from zerosearch.policy.tokenizer import control_tokens, render_prompt
 from zerosearch.rollout.environment import (
     Observation,
     Position,
@@ -61,10 +61,7 @@ class Rollouter:
         self.settings = settings
         self.chat = chat
         self.lockstep = lockstep
-        # `all_special_tokens` alone lacks most control tokens of, for example, Llama 3.
-        added = tokenizer.added_tokens_decoder.values()
-        controls = {token.content for token in added if token.special}
-        self.control_tokens = tuple(sorted(controls.union(tokenizer.all_special_tokens)))
+        self.control_tokens = control_tokens(tokenizer)
         self._check_observation_budget()
 
     def prompt_ids(self, question: Question) -> list[int]:
@@ -73,7 +70,8 @@ class Rollouter:
         Raises:
             InputError: longer than `max_prompt_tokens`.
         """
-        message = {"role": "user", "content": self.settings.render_prompt(question)}
+        prompt = self.settings.render_prompt(question, self.control_tokens)
+        message = {"role": "user", "content": prompt}
         ids = render_prompt(self.tokenizer, [message], chat=self.chat)
         if len(ids) > self.settings.max_prompt_tokens:
             raise InputError(

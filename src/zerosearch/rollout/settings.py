@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, Positive, check_least
 from zerosearch.core.templates import PromptTemplate
@@ -95,17 +96,20 @@ class EpisodeSettings:
             f"give a path or one of {names}"
         )
 
-    def render_prompt(self, question: Question) -> str:
-        """The prompt text of a question.
+    def render_prompt(self, question: Question, special_tokens: tuple[str, ...] = ()) -> str:
+        """The prompt text of a question, in which nothing of the question is a control token.
+
+        Args:
+            question: what is asked.
+            special_tokens: the tokenizer's control strings, beside those that `disarm` knows.
 
         Raises:
             InputError: the template uses a name that is not given to it, or more than names.
         """
+        asked = disarm(question.text, special_tokens)
         if self.prompt_text is not None:
-            return self.prompt_text.replace(_PLACEHOLDER.text, question.text)
-        return self.template.render(
-            question=question.text, max_turns=self.max_turns, top_k=self.top_k
-        )
+            return self.prompt_text.replace(_PLACEHOLDER.text, asked)
+        return self.template.render(question=asked, max_turns=self.max_turns, top_k=self.top_k)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with the template's text, for checkpoints and exports."""

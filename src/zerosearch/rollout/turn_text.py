@@ -6,32 +6,12 @@ A turn is `<think> .. </think> <search> query </search>`, the last `<think> .. <
 
 from __future__ import annotations
 
-import re
-
+from zerosearch.core.controls import THINK, disarm
 from zerosearch.rollout.tags import ANSWER, SEARCH, parse_turn
 from zerosearch.search.sanitize import TAG_NAMES, neutralize
 from zerosearch.types import Turn
 
-THINK = ("<think>", "</think>")
 _TAG_NAMES = (*TAG_NAMES, "tool_call", "tool_response")
-# Control tokens as the families of models write them: Qwen, Llama 3, Phi, DeepSeek; SentencePiece;
-# Gemma; Llama 2 and Mistral; Qwen's and Hermes' tool calls, of one id each.
-_CONTROLS = re.compile(
-    r"<[|｜][^<>\n]{1,60}[|｜]>"
-    r"|</?s>|<(?:bos|eos|pad|unk|mask)>"
-    r"|<(?:start|end)_of_(?:turn|image)>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG)\]"
-    r"|<</?SYS>>"
-    r"|</?tool_(?:call|response)>"
-)
-_LOOKALIKES = str.maketrans("<>[]|｜", "‹›❲❳¦¦")
-
-
-def disarm(text: str) -> str:
-    """Text in which the control tokens of common families have other brackets; idempotent."""
-    while _CONTROLS.search(text):  # one inside another is whole when that is gone
-        text = _CONTROLS.sub(lambda match: match[0].translate(_LOOKALIKES), text)
-    return text
 
 
 def harmless(text: str) -> str:

@@ -85,7 +85,12 @@ class E5Encoder:
     def _forward(self, texts: list[str]) -> np.ndarray:
         take_device(self._device)
         inputs = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self._max_tokens,
+            split_special_tokens=True,  # a document's "[SEP]" is text
+            return_tensors="pt",
         ).to(self._device)
         hidden = self._model(**inputs).last_hidden_state.float()  # (N, T, D)
         mask = inputs["attention_mask"].unsqueeze(-1)  # (N, T, 1)

@@ -12,13 +12,11 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
-from zerosearch.core.errors import InputError
+from zerosearch.core.controls import disarm
 from zerosearch.types import Document
 
 TAG_NAMES = ("think", "search", "information", "answer")  # the episode grammar of arXiv 2505.04588
 
-_LOOKALIKES = str.maketrans("<>[]{}|", "‹›❲❳❴❵¦")
-_SEPARATOR = "·"
 # Zero-width joiners spell words in Persian and the Indic scripts; others of their kind only hide.
 _KEPT_FORMAT_CHARACTERS = "\u200c\u200d"
 
@@ -47,9 +45,9 @@ def neutralize(
     """Rewrite text so that nothing in it can be read as a tag or as a control token.
 
     Tags of the grammar get typographic brackets, in any case, with inner spaces or attributes, and
-    also where the closing bracket is missing. Special tokens get look-alike brackets, or a
-    middle dot where they have none. Control, invisible and broken characters are removed; each
-    run of white space, line breaks included, becomes one space. Idempotent.
+    also where the closing bracket is missing; control tokens are disarmed, see `disarm`. Control,
+    invisible and broken characters are removed; each run of white space, line breaks included,
+    becomes one space. Idempotent.
 
     Args:
         text: document text or title.
@@ -64,12 +62,7 @@ def neutralize(
     """
     text = " ".join(text.translate(_VISIBLE).split())
     text = _tag_pattern(tuple(tag_names)).sub(_disarm_tag, text)
-    pattern = _token_pattern(tuple(special_tokens))
-    # Tokens may overlap, so disarming one can leave another whole. Each pass has fewer brackets or
-    # fewer neighbouring letters than the one before, so the loop ends.
-    while pattern is not None and pattern.search(text):
-        text = pattern.sub(_disarm_token, text)
-    return text
+    return disarm(text, special_tokens)
 
 
 def neutralize_document(
@@ -91,23 +84,6 @@ def _tag_pattern(tag_names: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"<([\s/]*(?:{names or '(?!)'})\b)([^<>]*>)?", re.IGNORECASE)
 
 
-@lru_cache(maxsize=32)
-def _token_pattern(special_tokens: tuple[str, ...]) -> re.Pattern[str] | None:
-    tokens = sorted({token for token in special_tokens if token}, key=len, reverse=True)
-    for token in tokens:
-        if _SEPARATOR in token:
-            raise InputError(f"special_tokens: {token!r} contains {_SEPARATOR!r}; leave it out")
-    return re.compile("|".join(re.escape(token) for token in tokens)) if tokens else None
-
-
 def _disarm_tag(match: re.Match[str]) -> str:
     rest = match[2]
     return f"‹{match[1]}" + (f"{rest[:-1]}›" if rest else "")
-
-
-def _disarm_token(match: re.Match[str]) -> str:
-    token = match[0]
-    rewritten = token.translate(_LOOKALIKES)
-    if rewritten != token:
-        return rewritten
-    return _SEPARATOR.join(token) if len(token) > 1 else _SEPARATOR

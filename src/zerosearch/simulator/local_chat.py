@@ -16,7 +16,7 @@ from zerosearch.core.errors import InputError
 from zerosearch.generation.generator import CompletionRequest, Generator, Sampling
 from zerosearch.generation.loading import load_to_sample
 from zerosearch.policy.source import PolicySource
-from zerosearch.policy.tokenizer import render_prompt
+from zerosearch.policy.tokenizer import render_prompt, without_own_controls
 from zerosearch.types import SearchError
 
 
@@ -69,7 +69,8 @@ class LocalChat:
         tokenizer = await self._loaded()
         tally.attempts += 1
         tally.tried.append(self.source.name)
-        prompt_ids = render_prompt(tokenizer, body["messages"], chat=self.source.chat)
+        messages = without_own_controls(tokenizer, body["messages"])
+        prompt_ids = render_prompt(tokenizer, messages, chat=self.source.chat)
         request = CompletionRequest(
             max_new_tokens=body["max_tokens"],
             seed=body["seed"],

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 from zerosearch.core.runs import PROMPT_FILE
 from zerosearch.core.templates import PromptTemplate
@@ -59,11 +60,14 @@ class SimulatorPrompt:
         self._same: dict[tuple[int, int, bool], str] = {}  # messages that all searches share
 
     def messages(self, request: SearchRequest, *, noisy: bool) -> list[dict[str, str]]:
-        """The chat that asks for documents of one quality, as `role` and `content`."""
+        """The chat that asks for documents of one quality, as `role` and `content`.
+
+        Nothing of the request is a control token in it.
+        """
         values: dict[str, Any] = {
-            "query": request.query,
-            "question": request.question,
-            "golden_answers": list(request.golden_answers),
+            "query": disarm(request.query),
+            "question": disarm(request.question),
+            "golden_answers": [disarm(each) for each in request.golden_answers],
             "top_k": request.top_k,
             "words_per_document": self.words_per_document,
             "noisy": noisy,

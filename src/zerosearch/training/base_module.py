@@ -11,8 +11,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch import __version__
+from zerosearch.core.distributed import gather_objects
 from zerosearch.core.memory import give_back_heap
 from zerosearch.core.ranges import Dtype
+from zerosearch.core.run_date import run_date, set_run_date
 from zerosearch.core.runs import of_old_version
 from zerosearch.policy.activation_memory import MOST_TOKENS
 from zerosearch.policy.attention import use_training_attention
@@ -92,6 +94,7 @@ class TrainedModule(LightningModule, ABC):
         Args:
             sharding: see `load_policy`.
         """
+        set_run_date(gather_objects(run_date().isoformat())[0])  # one for all ranks
         self.tokenizer = self.policy_source.load_tokenizer()
         self.model = load_policy(self.policy_source, sharding)
         record_autocast(self.model, self.trainer.precision)
@@ -138,6 +141,7 @@ class TrainedModule(LightningModule, ABC):
         """What `restore_progress` takes out of a checkpoint."""
         return {
             "version": __version__,
+            "date": run_date().isoformat(),  # that prompts show
             "policy_step": self.policy_step,
             "tokens_per_micro_batch": self.tokens_per_micro_batch or MOST_TOKENS,
             "start_metrics": self.start_metrics,
@@ -160,6 +164,7 @@ class TrainedModule(LightningModule, ABC):
         if "state_dict" in checkpoint:  # else the strategy has checked and restored it
             expect_reference(self, checkpoint["state_dict"])
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
+        self._restore_date(saved.get("date"))
         self.policy_step = saved["policy_step"]
         if self.tokens_per_micro_batch is None:  # sums are split by it: the last digits are
             self.tokens_per_micro_batch = saved.get("tokens_per_micro_batch")
@@ -171,6 +176,14 @@ class TrainedModule(LightningModule, ABC):
             # Lightning would take the end of a finished run for the end, however many steps follow
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             progress["is_last_batch"] = self.policy_step >= self.policy_steps
+
+    def _restore_date(self, saved: str | None) -> None:
+        """Go on with the prompts of the day on which the run began."""
+        if saved is None or saved == run_date().isoformat():
+            return
+        set_run_date(saved)
+        if self.tokenizer is not None:  # in place: who samples has it, too
+            self.tokenizer.chat_template = self.policy_source.load_tokenizer().chat_template
 
     def export_policy(self, folder: Path, dtype: Dtype | None = None) -> None:
         """Write the model as a HF folder, with what goes with it; collective.

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.core.controls import THINK, disarm
 from zerosearch.core.errors import InputError
-from zerosearch.policy.tokenizer import render_prompt
+from zerosearch.policy.tokenizer import control_tokens, render_prompt, without_own_controls
 from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.types import PolicyBatch
 
@@ -38,14 +39,18 @@ def encode(
 ) -> EncodedExample:
     """Encode the prompt as a server does, and the reply, which is learned, as a model writes it.
 
+    Of control tokens the ids hold those of the template, and the EOS at the end.
+
     Args:
         tokenizer: prepared by `prepare_tokenizer`.
         example: what to encode; EOS, which is learned too, is put after the reply.
         chat: whether prompts go through the chat template.
     """
     assert isinstance(tokenizer.eos_token_id, int)
-    prompt = render_prompt(tokenizer, example.messages, chat=chat)
-    reply = [*tokenizer.encode(example.reply, add_special_tokens=False), tokenizer.eos_token_id]
+    messages = without_own_controls(tokenizer, example.messages)
+    prompt = render_prompt(tokenizer, messages, chat=chat)
+    written = disarm(example.reply, control_tokens(tokenizer), keep=THINK)
+    reply = [*tokenizer.encode(written, add_special_tokens=False), tokenizer.eos_token_id]
     return EncodedExample(ids=prompt + reply, learned=[False] * len(prompt) + [True] * len(reply))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from zerosearch.core.controls import THINK, disarm
 from zerosearch.rollout.tags import ANSWER, INFORMATION, SEARCH, STOP_TAGS, parse_turn
-from zerosearch.rollout.turn_text import disarm
 from zerosearch.tuning.records import RecordedEpisode
 
 _RECORD_AGAIN = "record it again with `zerosearch collect`"
@@ -46,8 +46,7 @@ def malformed(episode: RecordedEpisode) -> str | None:
 
 def _wrong_turn(text: str, *, is_last: bool) -> str | None:
     """What is wrong with the text of one turn."""
-    plain = text.replace("<think>", "").replace("</think>", "")  # of some families tokens, too
-    if disarm(plain) != plain:
+    if disarm(text, keep=THINK) != text:
         return "which holds a control token"
     if any(tag in text for tag in INFORMATION):
         return "which writes documents itself"

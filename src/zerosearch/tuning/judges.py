@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zerosearch.clients.chat import ChatModel, Tally
+from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive, check_least
 from zerosearch.core.seeding import derive_seed
@@ -183,11 +184,11 @@ class LLMJudge:
         }
 
     def _prompt(self, case: Case) -> str:
-        document = f"{case.document.title}\n{case.document.text}".strip()
+        document = disarm(f"{case.document.title}\n{case.document.text}".strip())
         return self._template.render(
-            question=case.question,
-            golden_answers=list(case.golden_answers),
-            query=case.query,
+            question=disarm(case.question),
+            golden_answers=[disarm(each) for each in case.golden_answers],
+            query=disarm(case.query),
             document=document,
             fence=fence_of(document),
         )

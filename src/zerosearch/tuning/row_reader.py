@@ -7,10 +7,12 @@ any other set whose prompt is one text, by naming the field.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from zerosearch.core.controls import THINK, disarm
 from zerosearch.core.errors import InputError
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.tuning.template.alignment import SYSTEM_END
@@ -26,6 +28,8 @@ FIELD_KEYS = {
     "question": ("question", "problem"),
     "golden_answers": ("golden_answers", "golden_answer", "ground_truth", "answer", "answers"),
 }
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -53,7 +57,7 @@ class TuningRow:
 def read_rows(
     path: str, *, prompt_key: str | None, joiner: str, reply_key: str | None = None
 ) -> list[TuningRow]:
-    """Read a data set.
+    """Read a data set; control tokens in it are disarmed, and how many rows had some is logged.
 
     Args:
         path: .json, .jsonl or .parquet file, or hub name.
@@ -82,7 +86,37 @@ def read_rows(
             f"{len(lacking)} of {len(rows)} rows have no system message, such as {lacking[0]}: "
             "a template sends one with every prompt or with none, give rows of one kind"
         )
-    return rows
+    harmless = [_disarmed(row) for row in rows]
+    log_disarmed(path, sum(a != b for a, b in zip(rows, harmless, strict=True)), len(rows))
+    return harmless
+
+
+def log_disarmed(path: str, count: int, rows: int) -> None:
+    """Say how many rows of a file held control tokens."""
+    if count:
+        log.warning(
+            "%s: %d of %d rows hold control tokens of a chat model, such as <|im_end|>; they are "
+            "trained on as text, in look-alike brackets",
+            path,
+            count,
+            rows,
+        )
+
+
+def _disarmed(row: TuningRow) -> TuningRow:
+    def harmless(text: str) -> str:
+        return disarm(text, keep=THINK)
+
+    return replace(
+        row,
+        prompt=harmless(row.prompt),
+        system=harmless(row.system),
+        reply=harmless(row.reply),
+        fields={
+            name: harmless(value) if isinstance(value, str) else [harmless(each) for each in value]
+            for name, value in row.fields.items()
+        },
+    )
 
 
 def _read_row(

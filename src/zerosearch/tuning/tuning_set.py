@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Share
 from zerosearch.core.seeding import derive_random
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.simulator.prompt import SimulatorPrompt, read_template
 from zerosearch.simulator.replies import parse_reply
-from zerosearch.tuning.row_reader import TuningRow, read_rows
+from zerosearch.tuning.row_reader import TuningRow, log_disarmed, read_rows
 from zerosearch.tuning.template.inference import derive_template
 from zerosearch.tuning.template.quality import split_by_quality
 from zerosearch.types import SearchRequest
@@ -111,10 +112,14 @@ class TuningFiles:
 
     def _own(self, paths: Sequence[str]) -> tuple[list[list[TuningExample]], str]:
         prompt = SimulatorPrompt(self.prompt_template or "tuned", self.words_per_document)
-        parts = [
-            [_own_example(row, place, prompt) for file in _files(path) for place, row in file]
-            for path in paths
-        ]
+        parts = []
+        for path in paths:
+            rows = [(row, place) for file in _files(path) for place, row in file]
+            part = [_own_example(row, place, prompt) for row, place in rows]
+            harmless = [replace(each, reply=disarm(each.reply)) for each in part]
+            changed = sum(a.reply != b.reply for a, b in zip(part, harmless, strict=True))
+            log_disarmed(path, changed, len(part))
+            parts.append(harmless)
         return parts, prompt.fixed_text()
 
     def _published(self, paths: Sequence[str]) -> tuple[list[list[TuningExample]], str]:
