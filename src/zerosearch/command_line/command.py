@@ -220,7 +220,8 @@ def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
         yield
     except (ZeroSearchError, OmegaConfBaseException) as error:
         said = report_error(error)
-        if HydraConfig.get().output_subdir is not None:  # it has a run folder
+        # a run folder of its own, as opposed to that of a job which was not begun
+        if HydraConfig.get().output_subdir is not None and not is_sweep():
             summary = Summary(Path(cfg.paths.output_dir), error=said)
             if not summary.path.exists():
                 summary.end()
