@@ -72,6 +72,15 @@ class Run(Generic[M, D]):
         """Train to the end, from a checkpoint where one is given."""
         with suppress(SIGTERMException):
             self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=True)
+        done, wanted = self.module.policy_step, self.module.policy_steps
+        if checkpoint is not None and done > wanted:
+            log.warning(
+                "%s has done %d steps, and %d are asked for: nothing was trained; give more "
+                "steps to go on",
+                checkpoint,
+                done,
+                wanted,
+            )
 
     def evaluate(self, phase: str) -> None:
         """Evaluate on the test data and log the result as `<phase>/...`."""

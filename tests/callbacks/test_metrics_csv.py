@@ -68,13 +68,14 @@ def test_a_new_run_in_the_same_folder_starts_a_new_table(tmp_path):
     assert len(read(tmp_path)) == 2
 
 
-def test_rows_are_appended_and_nothing_of_them_is_in_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("val_every", [None, 1])
+def test_rows_are_appended_and_nothing_of_them_is_in_a_checkpoint(tmp_path, val_every):
     inodes = []
     module = PolicyStub(
         4, on_step=lambda _: inodes.append((tmp_path / "metrics.csv").stat().st_ino)
     )
     callback = MetricsCsv(tmp_path)
-    make_trainer(4, callbacks=[callback], val_every=None).fit(module)
+    make_trainer(4, callbacks=[callback], val_every=val_every).fit(module)
     assert len(set(inodes[1:])) == 1, "the file is the same; at first its columns were new"
     assert callback.state_dict() == {}
 

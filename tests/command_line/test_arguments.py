@@ -13,6 +13,7 @@ from zerosearch.command_line.arguments import (
     expand_resume,
     expand_simulator,
     keep_override,
+    refuse_two_modes,
 )
 from zerosearch.core.runs import link_latest
 
@@ -123,13 +124,20 @@ def test_a_run_of_0_1_is_told_with_which_version_it_goes_on(place: str, tmp_path
     given = [f"resume={place if place == 'latest' else tmp_path / place}"]
     given.append(f"paths.log_dir='{tmp_path}'")
     config = run / ".hydra" / "config.yaml"
-    config.write_text("seed: 0\ntask_name: train\nmodel: {job: 1}\n")
+    config.write_text("seed: 0\ntask_name: train\nmodel: {job: 1}\njob: of an own experiment\n")
     assert expand_resume(given)  # of this version
     config.write_text("seed: 0\njob: zerosearch.train.train_policy\n")
     (run / "summary.json").write_text('{"git_commit": "abc12"}')
     said = rf"^resume=.*{place}.* is of ZeroSearch 0\.1.*go on with 0\.1 \(commit abc12\)"
     with pytest.raises(ValueError, match=said.replace("latest", "run")):
         expand_resume(given)
+
+
+@pytest.mark.parametrize("words", [["--cfg", "job", "-m"], ["seed=0,1", "--multirun", "-i", "x"]])
+def test_what_shows_and_what_sweeps_exclude_one_another(words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^(--cfg|-i) shows one configuration .* leave one of"):
+        refuse_two_modes(words)
+    refuse_two_modes([word for word in words if word not in ("-m", "--multirun")])
 
 
 def test_a_sweep_is_no_run(tmp_path: Path) -> None:

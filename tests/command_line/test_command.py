@@ -248,6 +248,15 @@ def test_flags_may_stand_between_overrides(light: dict[str, str], tmp_path: Path
     assert "job 1 (seed=y): InputError: seed=y" in said, "a job is named by what differs"
 
 
+def test_a_sweep_that_is_refused_leaves_no_summary_of_a_job(
+    light: dict[str, str], tmp_path: Path
+) -> None:
+    words = ["-m", "seed=0,1", "optimized.metric=test/f2"]
+    said = refused("train", *words, env=light, logs=tmp_path)
+    assert said.count("optimized.metric=test/f2 is not measured; there are test/f1") == 1
+    assert not [*tmp_path.rglob("summary.json")]
+
+
 @pytest.mark.slow
 def test_the_sweep_over_sizes_is_one_command(light: dict[str, str], tmp_path: Path) -> None:
     said = refused("train", "hparams_search=simulator_size", env=light, logs=tmp_path)

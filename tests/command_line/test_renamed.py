@@ -38,6 +38,7 @@ WITH = {
     [
         ("train", ["curriculum.schedule=linear"], "curriculum.schedule: is curriculum.shape now"),
         ("train", ["data.lag=1"], "data.lag: is rollout.lag now"),
+        ("train", ["+simulator.chat.model=x"], "+simulator.chat.model: is simulator.client.model"),
         ("train", ["experiment=simulator_sft"], "is `zerosearch tune model=NAME` now"),
         ("tune", ["experiment=simulator_sft"], "is `zerosearch tune model=NAME` now"),
         ("train", ["task=tune_simulator"], "task: leave it out, the command says it: zerosearch"),

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,30 @@ def test_transcripts_for_tensorboard_are_clean() -> None:
     trajectory = episode(ALL).played.trajectory
     record = StepRecord(step=1, phase="train", metrics={}, trajectories=[trajectory], scores=[None])
     assert is_clean(transcript_markdown(record, 0))
+
+
+# -- commands with flags ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("compare", ["{}", "{}:x"]),
+        ("export", ["{}", "out"]),
+        ("init", ["{}"]),
+        ("merge", ["{}"]),
+        ("template", ["{}", "--output", "t.j2"]),
+    ],
+)
+def test_what_a_command_ends_with_is_text(
+    name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "\x1b]0;owned\x07\u202ecalp\x9b31m"
+    folder.mkdir()
+    (folder / "my_engine.py").touch()
+    monkeypatch.setattr(sys, "argv", [name, *(word.format(folder) for word in words)])
+    with pytest.raises(SystemExit) as ended:
+        import_module(f"zerosearch.commands.{name}").main()
+    said = ended.value.code
+    assert isinstance(said, str) and is_clean(said)
+    assert r"\x1b]0;owned\x07\u202ecalp\x9b31m" in said

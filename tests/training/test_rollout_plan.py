@@ -8,7 +8,7 @@ import io
 import torch
 
 from tests.helpers.policy_stub import make_trajectory
-from zerosearch.training.rollout_plan import SampledBatch, from_plain, to_plain
+from zerosearch.training.rollout_plan import SampledBatch, put_together, take_apart
 
 
 def test_a_trajectory_survives_a_checkpoint_of_plain_containers() -> None:
@@ -17,9 +17,9 @@ def test_a_trajectory_survives_a_checkpoint_of_plain_containers() -> None:
         before.response_ids, before.sampled, before.logprobs = [5, 6], [True, False], [-0.1, 0.0]
         before.weight_versions = [3, 4]
         file = io.BytesIO()
-        torch.save(to_plain(before), file)
+        torch.save(take_apart(before), file)
         file.seek(0)
-        after = from_plain(torch.load(file, weights_only=True))
+        after = put_together(torch.load(file, weights_only=True))
         assert after == before
         assert after.question == before.question and after.searches == before.searches
 

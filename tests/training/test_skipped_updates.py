@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from tests.helpers.policy_stub import make_trainer
@@ -27,7 +29,9 @@ from tests.training.test_ppo import make_ppo
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.callbacks.health import HealthMonitor
 from zerosearch.callbacks.health_rules import HealthRule
+from zerosearch.callbacks.metrics_csv import MetricsCsv, read_rows
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
+from zerosearch.callbacks.transcripts import TranscriptWriter
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.schedule import warmup_schedule
 from zerosearch.training.step_record import StepRecord
@@ -118,6 +122,25 @@ def test_so_many_in_a_row_end_the_run(steps: set[int], most: int, ended: int | N
     with pytest.raises(FloatingPointError, match=message):
         fit(module, make_questions(2))
     assert module.policy_step == ended
+
+
+def test_the_step_that_ends_the_run_is_in_all_its_records(tmp_path: Path) -> None:
+    module = make({1}, max_skipped_updates=1)
+    trainer = make_trainer(
+        4,
+        callbacks=[MetricsCsv(tmp_path), TranscriptWriter(tmp_path / "transcripts")],
+        val_every=None,
+        logger=TensorBoardLogger(tmp_path, name="tensorboard", version=""),
+    )
+    with pytest.raises(FloatingPointError, match="is not finite"):
+        trainer.fit(module, make_data(make_questions(4), make_questions(1)))
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert [row["step"] for row in rows] == ["0", "1"]
+    assert rows[1]["reward/f1"] and not rows[1]["loss/policy"]
+    assert (tmp_path / "transcripts" / "train" / "step_000001.jsonl").read_text().count("\n") > 1
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("reward/f1")] == [0, 1]
+    assert [event.step for event in events.Scalars("loss/policy")] == [0]
 
 
 def test_a_critic_has_a_count_of_its_own() -> None:

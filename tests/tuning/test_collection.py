@@ -181,6 +181,24 @@ def test_too_many_failures_end_the_run_and_name_the_endpoint(tmp_path: Path) -> 
     assert len(engine.requests) < 60, "it does not go on to the end"
 
 
+class BreaksOver(TwoSearches):
+    """Has a defect that one question brings to light, in the middle of the others' episodes."""
+
+    async def play(
+        self, question: Question, engine: SearchEngine, *, seed: int, attempt: int, **more: Any
+    ) -> PlayedEpisode:
+        if question.uid == "q:3":
+            raise KeyError("arguments")
+        return await super().play(question, engine, seed=seed, attempt=attempt, **more)
+
+
+def test_an_error_over_one_question_costs_no_other_its_episode(tmp_path: Path) -> None:
+    outcome = collect(tmp_path, ScriptedEngine(["x"]), agent=BreaksOver())
+    assert (outcome.kept, outcome.failed, outcome.unplayed) == (29, 1, 0)
+    assert outcome.error == "KeyError: 'arguments'"
+    assert collect(tmp_path, ScriptedEngine(["x"])).kept == 1
+
+
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_not_one_query_beyond_the_budget_in_any_number_of_runs(
     tmp_path: Path, concurrency: int

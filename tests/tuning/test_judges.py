@@ -15,7 +15,7 @@ from zerosearch.tuning.agreement import agreement, summarize
 from zerosearch.tuning.judges import Case, LLMJudge, RuleJudge, Verdict, read_verdict
 from zerosearch.tuning.records import RecordedEpisode, RecordedSearch
 from zerosearch.tuning.verdicts import Judging, case_key, cases_of, judged_searches
-from zerosearch.types import Document
+from zerosearch.types import Document, SearchError
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +229,47 @@ def test_a_judge_that_is_lost_ends_the_run_and_nothing_is_lost(tmp_path: Path) -
         asked = len(server.received)
         assert run(tmp_path, llm(server.url)) == ""
         assert len(server.received) - asked <= 60 - 20 + 4
+
+
+def test_what_is_under_way_when_the_judge_is_lost_is_kept(tmp_path: Path) -> None:
+    server_is_lost = asyncio.Event()
+
+    class LostOver(RuleJudge):
+        async def judge(self, case: Case) -> Verdict:
+            if case is CASES[1]:
+                await asyncio.sleep(0.01)
+                server_is_lost.set()
+                raise SearchError("http://judge", "HTTP 400")
+            await server_is_lost.wait()
+            await asyncio.sleep(0.01)
+            return await super().judge(case)
+
+    with pytest.raises(ValueError, match="the judge http://judge cannot be asked: HTTP 400"):
+        run(tmp_path, LostOver())
+    with Journal(tmp_path / "verdicts.jsonl", key="key") as journal:
+        assert [*journal.rows] == [case_key(CASES[n]) for n in (0, 2, 3)], "and nothing after them"
+
+
+def test_an_error_over_one_document_leaves_the_others_judged(tmp_path: Path) -> None:
+    class BreaksOver(RuleJudge):
+        async def judge(self, case: Case) -> Verdict:
+            if case is CASES[1]:
+                raise RecursionError("too deep")
+            return await super().judge(case)
+
+    said = run(tmp_path, BreaksOver())
+    assert said.startswith("1 documents are not judged: the judge broke down at them, first with ")
+    assert "RecursionError: too deep; run again" in said
+    assert run(tmp_path, RuleJudge()) == ""
+    with pytest.raises(ValueError, match=r"20 of 20 replies .*the last was lost to KeyError"):
+        run(tmp_path / "other", Broken())
+
+
+class Broken(RuleJudge):
+    """Has a defect."""
+
+    async def judge(self, case: Case) -> Verdict:
+        raise KeyError("verdict")
 
 
 def test_too_many_malformed_replies_end_the_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from lightning.pytorch import Callback, Trainer
 
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.core.ranges import Dtype
+from zerosearch.core.runs import SETTINGS_FILE
+
+log = logging.getLogger(__name__)
 
 
 class PolicyExport(Callback):
@@ -27,6 +31,10 @@ class PolicyExport(Callback):
     def __init__(self, dirpath: str | Path, dtype: Dtype | None = None) -> None:
         self.dirpath = Path(dirpath)
         self.dtype: Dtype | None = dtype
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero and (self.dirpath / SETTINGS_FILE).is_file():
+            log.warning("%s holds a model: it is replaced when this run ends", self.dirpath)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         if stopped_by_signal(trainer) is None:

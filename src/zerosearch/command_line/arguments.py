@@ -180,6 +180,16 @@ def refuse_dashes(arguments: list[str]) -> None:
             raise InputError(f"{word}: there is no such flag; keys are given as {meant}")
 
 
+def refuse_two_modes(arguments: list[str]) -> None:
+    """Raise an InputError where Hydra is asked to show something and to run a sweep at once."""
+    shows = {*arguments} & {"--cfg", "-c", "--info", "-i"}
+    if shows and {*arguments} & {"-m", "--multirun"}:
+        raise InputError(
+            f"{min(shows)} shows one configuration and starts nothing, -m starts a sweep: leave "
+            "one of them out"
+        )
+
+
 def override_key(override: str) -> str:
     """The key that an override sets."""
     return override.split("=", 1)[0].lstrip("+~")

@@ -23,7 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from zerosearch.command_line import user_configs
-from zerosearch.command_line.arguments import expand_null_groups, refuse_dashes
+from zerosearch.command_line.arguments import (
+    expand_null_groups,
+    override_key,
+    refuse_dashes,
+    refuse_two_modes,
+)
 from zerosearch.command_line.error_text import explain
 from zerosearch.command_line.help_text import FLAGS, help_text
 from zerosearch.command_line.keys import Key
@@ -35,7 +40,8 @@ from zerosearch.command_line.sweeps import (
     run_in_process,
 )
 from zerosearch.core.endings import FULL_ERROR, report_error
-from zerosearch.core.errors import ZeroSearchError
+from zerosearch.core.errors import InputError, ZeroSearchError
+from zerosearch.core.renamed import new_key
 from zerosearch.core.runs import CONFIGS, PROJECT_ROOT, Summary, global_rank
 from zerosearch.core.shown import clean_logs, shown
 from zerosearch.core.threads import wait_without_spinning
@@ -79,6 +85,10 @@ class Command(Generic[T]):
         for step in self.expand:
             arguments = step(arguments)
         refuse_dashes(arguments)
+        refuse_two_modes(arguments)
+        for word in arguments:
+            if word.startswith("+") and (name := new_key(override_key(word))):
+                raise InputError(f"{word.partition('=')[0]}: is {name} now, without the +")
         # flags first: Hydra's parser wants all overrides in one piece
         return sorted(expand_null_groups(arguments), key=_is_override)
 
@@ -210,7 +220,8 @@ def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
         yield
     except (ZeroSearchError, OmegaConfBaseException) as error:
         said = report_error(error)
-        if HydraConfig.get().output_subdir is not None:  # it has a run folder
+        # a run folder of its own, as opposed to that of a job which was not begun
+        if HydraConfig.get().output_subdir is not None and not is_sweep():
             summary = Summary(Path(cfg.paths.output_dir), error=said)
             if not summary.path.exists():
                 summary.end()

@@ -114,7 +114,8 @@ def check_optimized(cfg: DictConfig) -> None:
     if phase in ("start", "test") and not cfg.test:
         raise InputError(f"optimized.metric={metric} is not measured with test=false")
     wanted = HydraConfig.get().sweeper.get("direction")
-    if isinstance(wanted, str | Enum) and getattr(wanted, "name", wanted) != direction:
+    wanted = wanted.name if isinstance(wanted, Enum) else wanted
+    if isinstance(wanted, str) and wanted != direction:
         raise InputError(
             f"optimized.direction={direction}, and hydra.sweeper.direction={wanted}: give the same"
         )

@@ -6,12 +6,9 @@ needs no name. Compared are all benchmarks that both have.
 
 from __future__ import annotations
 
-import sys
-
 from rich.console import Console
 
-from zerosearch.command_line.flags import flag_parser
-from zerosearch.core.errors import ZeroSearchError
+from zerosearch.command_line.flags import ending_in_a_sentence, flag_parser
 
 
 def main() -> None:
@@ -24,10 +21,8 @@ def main() -> None:
     from zerosearch.evaluation.comparison import comparison_table
     from zerosearch.evaluation.tables import as_markdown, as_rich
 
-    try:
+    with ending_in_a_sentence():
         cells = comparison_table(arguments.first, arguments.second)
-    except (ZeroSearchError, OSError) as error:
-        sys.exit(str(error))
     if arguments.markdown:
         print(as_markdown(cells), end="")
     else:

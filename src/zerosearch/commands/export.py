@@ -5,12 +5,10 @@ A run that was stopped leaves only checkpoints; one that ended has its model in 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import get_args
 
-from zerosearch.command_line.flags import flag_parser
-from zerosearch.core.errors import ZeroSearchError
+from zerosearch.command_line.flags import ending_in_a_sentence, flag_parser
 from zerosearch.core.ranges import Dtype
 
 
@@ -23,7 +21,5 @@ def main() -> None:
     arguments = parser.parse_args()
     from zerosearch.policy.conversion import convert
 
-    try:
+    with ending_in_a_sentence():
         print(convert(arguments.checkpoint, arguments.folder, arguments.dtype))
-    except ZeroSearchError as error:
-        sys.exit(str(error))

@@ -6,10 +6,9 @@ Written are an experiment, a search engine, a reward, and a test that trains wit
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
-from zerosearch.command_line.flags import flag_parser
+from zerosearch.command_line.flags import ending_in_a_sentence, flag_parser
 from zerosearch.core.errors import InputError
 from zerosearch.core.runs import CHECKOUT
 
@@ -44,10 +43,8 @@ def main() -> None:
     parser = flag_parser("init", __doc__)
     parser.add_argument("folder", type=Path, help="of the project")
     folder = parser.parse_args().folder
-    try:
+    with ending_in_a_sentence():
         files = write_project(folder)
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
     print(*(folder / file for file in files), sep="\n")
     logs = (folder if CHECKOUT is None else CHECKOUT) / "logs"
     print(

@@ -6,13 +6,11 @@ before is told apart by its run.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from zerosearch.command_line.flags import flag_parser
-from zerosearch.core.errors import ZeroSearchError
+from zerosearch.command_line.flags import ending_in_a_sentence, flag_parser
 from zerosearch.evaluation.table_files import write_tables
 from zerosearch.evaluation.tables import as_rich, main_table, merged
 
@@ -24,10 +22,8 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="folder that takes table.md, .csv and .tex")
     parser.add_argument("--paper", nargs="*", help="policies whose rows of the paper are shown")
     arguments = parser.parse_args()
-    try:
+    with ending_in_a_sentence():
         results = merged(arguments.runs)
         if arguments.into is not None:
             write_tables(arguments.into, results, arguments.paper)
-    except (ZeroSearchError, OSError) as error:
-        sys.exit(str(error))
     Console().print(as_rich(main_table(results, policies=arguments.paper), "Exact match x 100"))

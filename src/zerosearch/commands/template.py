@@ -7,12 +7,11 @@ prompt it was tuned on; the template gives it that prompt, byte for byte.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerosearch.command_line.flags import flag_parser
-from zerosearch.core.errors import InputError, ZeroSearchError
+from zerosearch.command_line.flags import ending_in_a_sentence, flag_parser
+from zerosearch.core.errors import InputError
 from zerosearch.core.shown import shown
 
 if TYPE_CHECKING:
@@ -23,10 +22,8 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> None:
     """Read the rows, derive, report and write."""
     options = _parse(arguments)
-    try:
+    with ending_in_a_sentence():
         run(options)
-    except (ZeroSearchError, OSError) as error:
-        sys.exit(str(error))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ JOURNAL = "journal"  # in the folder of an evaluation: what was answered
 RUNNING = "running"  # status of a run that has begun
 SUMMARY = "summary.json"  # in a run folder, written when the run begins and ends
 PROMPT_FILE = "prompt.j2"  # in the folder of a simulator that was tuned here
-_OF_0_1 = re.compile(r"^job: ", re.MULTILINE)  # in the configuration of a training
+_OF_0_1 = re.compile(r"^job: zerosearch\.", re.MULTILINE)  # in the configuration of a training
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM and submitit, before time is up
 
 run_names.register()  # before Hydra composes anything

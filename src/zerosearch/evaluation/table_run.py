@@ -81,12 +81,12 @@ class TableRun:
         methods: rows, by name.
         engines: by name.
         benchmarks: columns, by name.
-        client: makes the model of the prompted methods, when the first of them is played.
+        client: makes the model of the prompted methods.
         block: questions under way at a time.
         max_failed_share: of a block, see `ask_all`.
         seed: of all draws.
         folder: takes `journal/` and `answers/`, a file per row and benchmark.
-        on_begin: called when engines and the first agent are ready, before the first question.
+        on_begin: called when engines and agents are ready, before the first question.
     """
 
     methods: Mapping[str, Method]
@@ -99,6 +99,7 @@ class TableRun:
     folder: Path
     on_begin: Callable[[], None] = lambda: None
     times: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    _shared: ChatModel | None = None  # model of all prompted methods
     _probed: set[tuple[str, str]] = field(default_factory=set)  # engines and benchmarks
 
     def __post_init__(self) -> None:
@@ -128,16 +129,12 @@ class TableRun:
             engine = self.engines[name].search
             if isinstance(engine, Checkable):
                 await engine.check()
-        shared: list[ChatModel] = []
+        agents = {name: self._agent(method) for name, method in self.methods.items()}
+        for agent in agents.values():  # all, before the first question of any
+            await agent.check()
         rows: dict[str, str] = {}
         cells: dict[tuple[str, str], dict[str, float]] = {}
         for name, method in self.methods.items():
-            agent = method.agent
-            if method.prompted is not None:
-                shared = shared or [self.client()]
-                agent = method.prompted(client=shared[0])
-            assert agent is not None
-            await agent.check()
             for engine in self._engines_of(method):
                 row = name if engine is None else f"{name}/{engine}"
                 rows[row] = method.label
@@ -146,12 +143,21 @@ class TableRun:
                 for benchmark, loaded in questions.items():
                     if not cells:
                         self.on_begin()
-                    answered = await self._cell(row, benchmark, agent, engine, loaded, method.limit)
+                    answered = await self._cell(
+                        row, benchmark, agents[name], engine, loaded, method.limit
+                    )
                     scorer = self.benchmarks[benchmark].scorer
                     cells[row, benchmark] = cell_metrics(answered, scorer)
                     self.times[row, benchmark] = cell_times(answered)
         benchmarks = {name: each.label for name, each in self.benchmarks.items()}
         return Results(benchmarks=benchmarks, rows=rows, cells=cells)
+
+    def _agent(self, method: Method) -> Agent:
+        if method.prompted is not None:
+            self._shared = self._shared or self.client()
+            return method.prompted(client=self._shared)
+        assert method.agent is not None
+        return method.agent
 
     async def _probe(
         self, used: TableEngine, benchmark: str, questions: list[Question], *, begun: bool

@@ -32,7 +32,12 @@ from zerosearch.generation.generator import Generator
 from zerosearch.training.background import Background
 from zerosearch.training.failures import SearchOutage
 from zerosearch.training.resampling import PlayedGroups
-from zerosearch.training.rollout_plan import RolloutPlan, SampledBatch, from_plain, to_plain
+from zerosearch.training.rollout_plan import (
+    RolloutPlan,
+    SampledBatch,
+    put_together,
+    take_apart,
+)
 from zerosearch.types import Trajectory
 
 Sync = Callable[[], Coroutine[Any, Any, int]]
@@ -142,8 +147,8 @@ class RolloutPipeline:
         """
         self.drain()
         batch = self._ready
-        own = [] if batch is None else [*map(to_plain, batch.trajectories)]
-        dropped = [] if batch is None else [*map(to_plain, batch.dropped)]
+        own = [] if batch is None else [*map(take_apart, batch.trajectories)]
+        dropped = [] if batch is None else [*map(take_apart, batch.dropped)]
         ranks = gather_objects((own, dropped, None if batch is None else batch.rounds))
         if (
             batch is None
@@ -169,7 +174,7 @@ class RolloutPipeline:
             return
 
         def share(every: list[dict[str, Any]]) -> list[Trajectory]:
-            return [*map(from_plain, every[rank_slice(len(every), rank, world_size())])]
+            return [*map(put_together, every[rank_slice(len(every), rank, world_size())])]
 
         kept, dropped = share(state["trajectories"]), share(state.get("dropped", []))
         self._ready = SampledBatch(**{**state, "trajectories": kept, "dropped": dropped})

@@ -74,7 +74,7 @@ class SampledBatch:
         ]
 
 
-def to_plain(trajectory: Trajectory) -> dict[str, Any]:
+def take_apart(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as containers that any checkpoint format can hold."""
     plain = {each.name: getattr(trajectory, each.name) for each in dataclasses.fields(trajectory)}
     plain["question"] = dataclasses.asdict(trajectory.question)
@@ -82,8 +82,8 @@ def to_plain(trajectory: Trajectory) -> dict[str, Any]:
     return plain
 
 
-def from_plain(plain: Mapping[str, Any]) -> Trajectory:
-    """The trajectory that `to_plain` took apart."""
+def put_together(plain: Mapping[str, Any]) -> Trajectory:
+    """The trajectory that `take_apart` took apart."""
     question = Question(**plain["question"])
     return Trajectory(**{**plain, "question": question, "turns": [*map(_turn, plain["turns"])]})
 

@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from zerosearch.core.errors import InputError
+from zerosearch.core.errors import FileError, InputError
 from zerosearch.core.journal import Journal
 from zerosearch.core.progress import progress_bar
 from zerosearch.core.ranges import Count, Seed, Share
+from zerosearch.core.work_off import work_off
 from zerosearch.rollout.agent import Agent, PlayedEpisode
 from zerosearch.rollout.tags import parse_turn
 from zerosearch.search.engine import SearchEngine
@@ -106,18 +107,21 @@ class Collector:
         self.outcome = Outcome()
         if len(open_pairs) < total:
             log.info("%d of %d episodes are there already", total - len(open_pairs), total)
-        waiting, engine = iter(open_pairs), Metered(self.engine, budget)
-        bar = progress_bar("episodes", total, done=total - len(open_pairs))
-        with bar as advance, self._signals() as stop:
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    workers = [
-                        tasks.create_task(self._work(waiting, engine, journal, budget, advance))
-                        for _ in range(min(self.concurrency, len(open_pairs)))
-                    ]
-                    tasks.create_task(self._watch(workers, stop))
-            except ExceptionGroup as group:  # a question that its agent does not play
-                raise group.exceptions[0] from group
+        engine = Metered(self.engine, budget)
+        with progress_bar("episodes", total, done=total - len(open_pairs)) as advance:
+
+            async def work(pair: tuple[Question, int]) -> None:
+                if not self.outcome.stopped and not self._fails_too_often():
+                    advance(await self._play(*pair, engine, journal, budget))
+
+            workers = min(self.concurrency, len(open_pairs))
+            playing = asyncio.create_task(work_off(open_pairs, work, concurrency=workers))
+            with self._signals(playing):
+                try:
+                    await playing
+                except asyncio.CancelledError:
+                    if self.outcome.signal is None:
+                        raise
         journal.arrange([episode_id(*pair) for pair in pairs])
         self.outcome.by_searches = Counter(len(row["searches"]) for row in journal.rows.values())
         self.outcome.unplayed = len(open_pairs) - self.outcome.kept - self.outcome.failed
@@ -129,47 +133,42 @@ class Collector:
             )
         return self.outcome
 
-    async def _watch(self, workers: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
-        """End the workers at a signal, or when the budget is used up."""
-        stopping = asyncio.create_task(stop.wait())
-        done = asyncio.gather(*workers, return_exceptions=True)
-        await asyncio.wait([stopping, done], return_when=asyncio.FIRST_COMPLETED)
-        for worker in workers:
-            worker.cancel()
-        stopping.cancel()
-
-    async def _work(
+    async def _play(
         self,
-        waiting: Iterator[tuple[Question, int]],
+        question: Question,
+        attempt: int,
         engine: SearchEngine,
         journal: Journal,
         budget: Budget,
-        advance: Callable[[int], None],
-    ) -> None:
+    ) -> int:
+        """Put an episode into the journal, or count it as failed; returns how many were kept."""
         outcome = self.outcome
-        for question, attempt in waiting:
-            if outcome.stopped or self._fails_too_often():
-                return
-            recorder = _Recorder(engine, self.documents_per_search, self.noise_probability)
-            try:
-                budget.check_usd()
-                played = await self.agent.play(question, recorder, seed=self.seed, attempt=attempt)
-            except BudgetUsedUp as error:
-                outcome.stopped = outcome.stopped or str(error)
-                return
+        recorder = _Recorder(engine, self.documents_per_search, self.noise_probability)
+        try:
+            budget.check_usd()
+            played = await self.agent.play(question, recorder, seed=self.seed, attempt=attempt)
             budget.spend(played.cost_usd)
-            trajectory = played.trajectory
-            if trajectory.error is not None:
-                outcome.failed += 1
-                outcome.error = outcome.error or trajectory.error
-                continue
             episode = self._episode(played, attempt, recorder.searches)
-            journal.append(episode.as_row())
-            outcome.kept += 1
-            outcome.correct += episode.correct
-            outcome.searches += len(episode.searches)
-            outcome.empty += sum(not search.documents for search in episode.searches)
-            advance(1)
+        except BudgetUsedUp as error:
+            outcome.stopped = outcome.stopped or str(error)
+            return 0
+        except (FileError, InputError):  # which the next episode would meet, too
+            raise
+        except Exception as error:  # whatever it is, the episodes beside it are played
+            log.exception("question %r (%s) was not played", question.uid, question.text)
+            outcome.failed += 1
+            outcome.error = outcome.error or f"{type(error).__name__}: {error}"
+            return 0
+        if played.trajectory.error is not None:
+            outcome.failed += 1
+            outcome.error = outcome.error or played.trajectory.error
+            return 0
+        journal.append(episode.as_row())
+        outcome.kept += 1
+        outcome.correct += episode.correct
+        outcome.searches += len(episode.searches)
+        outcome.empty += sum(not search.documents for search in episode.searches)
+        return 1
 
     def _episode(
         self, played: PlayedEpisode, attempt: int, searches: Sequence[RecordedSearch]
@@ -191,20 +190,20 @@ class Collector:
         return ended >= MIN_EPISODES and self.outcome.failed > self.max_failed_share * ended
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[asyncio.Event]:
-        """An event that Ctrl-C and SIGTERM set."""
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    def _signals(self, playing: asyncio.Task[None]) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end a task in order."""
+        loop = asyncio.get_running_loop()
 
         def receive(number: signal.Signals) -> None:
             self.outcome.stopped = f"{number.name} received: run again to go on"
             self.outcome.signal = number.value
-            stop.set()
+            playing.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError, RuntimeError):  # outside the main thread
                 loop.add_signal_handler(number, receive, number)
         try:
-            yield stop
+            yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(NotImplementedError, RuntimeError):

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zerosearch.core.errors import InputError
+from zerosearch.core.errors import InputError, ZeroSearchError
 from zerosearch.core.journal import Journal
 from zerosearch.core.progress import progress_bar
 from zerosearch.core.ranges import Count, NotNegative, Share
+from zerosearch.core.work_off import work_off
 from zerosearch.tuning.judges import Case, Judge
 from zerosearch.tuning.records import RecordedEpisode
 from zerosearch.tuning.row_maker import JudgedSearch
@@ -55,56 +56,70 @@ class Judging:
             journal: of verdicts by `key`.
 
         Returns:
-            Why the run ended early; "" where every case is judged.
+            Why documents are not judged; "" where every case is.
 
         Raises:
             InputError: the judge cannot be reached, or too many of its replies hold no verdict.
         """
         by_key = {case_key(case): case for case in cases}
-        waiting = iter([(key, case) for key, case in by_key.items() if key not in journal])
+        waiting = [(key, case) for key, case in by_key.items() if key not in journal]
         if done := len(by_key.keys() & journal.rows.keys()):
             log.info("%d of %d documents are judged already", done, len(by_key))
         count = _VerdictCount(journal)
         with progress_bar("documents", len(by_key), done=done) as advance:
 
-            async def work() -> None:
-                for key, case in waiting:
-                    if self.budget_usd is not None and count.usd >= self.budget_usd:
-                        return
-                    verdict = await self.judge.judge(case)
-                    row = {
-                        "key": key,
-                        "useful": verdict.useful,
-                        "query": case.query,
-                        "reply": verdict.reply,
-                        "cost_usd": verdict.cost_usd,
-                    }
-                    journal.append(row)
-                    count.add(row)
-                    self._check_replies(count)
+            async def work(row: tuple[str, Case]) -> None:
+                if not self._is_used_up(count):
+                    await self._judge(*row, journal, count)
                     advance(1)
                     await asyncio.sleep(0)
 
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for _ in range(min(self.concurrency, len(by_key))):
-                        tasks.create_task(work())
-            except ExceptionGroup as group:
-                raise _for_users(group.exceptions[0]) from group
+            await work_off(waiting, work, concurrency=min(self.concurrency, len(by_key)))
         missing = sum(key not in journal for key in by_key)
-        if missing:
+        if missing and self._is_used_up(count):
             return (
                 f"{missing} documents are not judged: judging.budget_usd={self.budget_usd:g} is "
                 "used up; raise it and run again to go on"
             )
+        if missing:
+            return f"{missing} documents are not judged: {count.lost}; run again to try them again"
         return ""
+
+    def _is_used_up(self, count: _VerdictCount) -> bool:
+        return self.budget_usd is not None and count.usd >= self.budget_usd
+
+    async def _judge(self, key: str, case: Case, journal: Journal, count: _VerdictCount) -> None:
+        """Put a verdict into the journal; an error over one case is no verdict on that case."""
+        try:
+            verdict = await self.judge.judge(case)
+        except SearchError as error:
+            raise InputError(
+                f"the judge {error.endpoint} cannot be asked: {error.reason}. Verdicts so far are "
+                "kept: fix that and run again"
+            ) from error
+        except ZeroSearchError:
+            raise
+        except Exception as error:  # whatever it is, the cases beside it are judged
+            log.exception("a document found by %r was not judged", case.query)
+            count.lose(error)
+        else:
+            row = {
+                "key": key,
+                "useful": verdict.useful,
+                "query": case.query,
+                "reply": verdict.reply,
+                "cost_usd": verdict.cost_usd,
+            }
+            journal.append(row)
+            count.add(row)
+        self._check_replies(count)
 
     def _check_replies(self, count: _VerdictCount) -> None:
         if count.rows >= MIN_VERDICTS and count.malformed > self.max_malformed_share * count.rows:
             raise InputError(
                 f"{count.malformed} of {count.rows} replies of the judge hold no verdict, "
                 f"more than judging.max_malformed_share={self.max_malformed_share:g} allows; the "
-                f"last ends {count.last_malformed[-80:]!r}. Choose another judge.client.model or "
+                f"last {count.last_malformed}. Choose another judge.client.model or "
                 "judge.prompt_template, and a new folder or remove verdicts.jsonl"
             )
 
@@ -116,6 +131,7 @@ class _VerdictCount:
         self.rows = self.malformed = 0
         self.usd = 0.0
         self.last_malformed = ""
+        self.lost = ""  # what the first case without a row was lost to
         for row in journal.rows.values():
             self.add(row)
 
@@ -124,16 +140,16 @@ class _VerdictCount:
         self.usd += row["cost_usd"]
         if row["reply"] and row["useful"] is None:
             self.malformed += 1
-            self.last_malformed = row["reply"]
+            self.last_malformed = f"ends {row['reply'][-80:]!r}"
 
-
-def _for_users(error: Exception) -> Exception:
-    if not isinstance(error, SearchError):
-        return error
-    return InputError(
-        f"the judge {error.endpoint} cannot be asked: {error.reason}. Verdicts so far are kept: "
-        "fix that and run again"
-    )
+    def lose(self, error: Exception) -> None:
+        """A case at which the judge broke down."""
+        self.rows += 1
+        self.malformed += 1
+        self.last_malformed = f"was lost to {type(error).__name__}: {error}"
+        self.lost = (
+            self.lost or f"the judge broke down at them, first with {type(error).__name__}: {error}"
+        )
 
 
 def cases_of(episodes: Sequence[RecordedEpisode]) -> Iterator[tuple[RecordedEpisode, int, Case]]:
