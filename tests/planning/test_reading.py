@@ -318,6 +318,7 @@ def test_the_command_plans_this_machine_for_a_run_on_its_cpu(
     assert printed.startswith("GiB in the process;") and "batches of 16,384 tokens" in printed
     assert re.search(r"^of +6\.00", printed, re.MULTILINE) and "CUDA" not in printed
     on_host(monkeypatch, 1)
+    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu", "card=cpu"])  # Hydra has changed it
     with pytest.raises(SystemExit):
         main()
     assert "batches of 512 tokens" in capsys.readouterr().out

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Event, Thread
@@ -66,12 +68,12 @@ class PeakMemory:
         """Since the last `reset`, or since the process began."""
         if self._sampled is not None:
             return self._sampled.bytes()
-        try:
-            lines = (self._process / "status").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return next(1024 * int(x.split()[1]) for x in lines.splitlines() if x.startswith("VmHWM:"))
+        with suppress(OSError):
+            text = (self._process / "status").read_text(encoding="ascii", errors="replace")
+            if (found := re.search(r"^VmHWM:\s*(\d+) kB", text, re.MULTILINE)) is not None:
+                return int(found[1]) * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class _SampledPeak:
