@@ -185,7 +185,7 @@ def test_the_cold_start_of_a_policy_is_one(
 ) -> None:
     task = tmp_path / "tune"
     run = make_run(task / "runs" / "a", exported_s=2, saved_s=1, command="tune", tuned="policy")
-    for place in (run, run / "policy", run / "checkpoints" / "last.ckpt"):
+    for place in (run, run / "checkpoints" / "last.ckpt"):
         check_place(str(place))
     link_latest(run, task)
     assert chosen(tmp_path, caplog, f"checkpoint={task / 'latest'}")[0] == str(run)

@@ -47,6 +47,7 @@ STAND_INS = {
     "COMMAND": "train",
     "CHECKPOINT": "logs/train/latest/checkpoints/last.ckpt",
     "ROWS": "rows",
+    "EPISODES": "episodes",
     "LOG": "log",
     **dict.fromkeys(("HOST", "SIMULATOR", "RETRIEVER", "NODE", "NODE2"), "127.0.0.1"),
 }

@@ -140,6 +140,8 @@ def tune(
     """
     made = make_trainer(module.policy_steps, callbacks=list(callbacks), val_every=2, **trainer)
     if start:
+        module.phase = "start"
         made.test(module, data, verbose=False)
+        module.phase = "val"
     made.fit(module, data, ckpt_path=resume, weights_only=True)
     return module
