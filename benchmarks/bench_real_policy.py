@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace, precision: str) -> dict[str, Any]:
         planned = max(total(rows, phase) for phase in PHASES if phase != "validation")
         run = assemble(cfg)
         watch = Step(seconds)
-        run.trainer.callbacks.append(watch)
+        run.trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # set by a connector
         run.fit(None)
     return {"steps": watch.steps, "plan": planned / GIB, "tokens": plan.tokens_per_micro_batch}
 

@@ -84,7 +84,9 @@ EPISODE = EpisodeSettings(
 def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     """Bytes, every control string as one id, and the chat template of a family."""
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens([AddedToken(c, special=True, normalized=False) for c in [*CONTROLS, ODD]])
+    for mark in (*CONTROLS, ODD):
+        token = AddedToken(mark, special=True, normalized=False)
+        tokenizer.add_tokens(token)  # type: ignore[arg-type]  # a class of tokenizers
     start, message, end = TEMPLATES[family]
     loop = "{% for m in messages %}" + message + "{% endfor %}"
     tokenizer.chat_template = f"{start}{loop}{end}"
@@ -223,9 +225,9 @@ def test_invariant_17_of_the_rows_a_simulator_is_tuned_on(
         path.write_text("".join(json.dumps(row) + "\n" for row in make(text)))
         examples = TuningFiles(train=str(path), prompt_template="compact").load()
         encoded = encode(tokenizer, examples.train[0], chat=True)
-        counted = controls_in(tokenizer, encoded.prompt_ids + encoded.reply_ids[:-1])
+        counted = controls_in(tokenizer, encoded.ids[:-1])
         found.append({mark: n for mark, n in counted.items() if mark not in think})
-        assert encoded.reply_ids[-1] == tokenizer.eos_token_id
+        assert encoded.ids[-1] == tokenizer.eos_token_id
     assert found[0] == found[1] and found[1]
     assert "40 of 40 rows hold control tokens" in caplog.text
 

@@ -27,6 +27,7 @@ from zerosearch.policy.source import PolicySource
 from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
 from zerosearch.tuning.module import SimulatorTuningModule
+from zerosearch.tuning.tuning_set import TuningExample
 from zerosearch.types import SearchRequest
 
 
@@ -68,6 +69,7 @@ def test_the_loss_is_the_cross_entropy_of_the_replies(policy: Path, rows: Path) 
     examples = next(iter(data.train_dataloader())).examples
     total, count = torch.zeros(()), 0
     for example in examples:
+        assert isinstance(example, TuningExample)
         prompt = tokenizer.encode(example.messages[0]["content"])
         reply = [*tokenizer.encode(example.reply, add_special_tokens=False), 256]
         ids = torch.tensor([[*prompt, *reply]])

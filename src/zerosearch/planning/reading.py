@@ -116,7 +116,8 @@ def plan_of(cfg: DictConfig, *, on_cpu: bool | None = None) -> PlannedRun:
     from zerosearch.policy.activation_memory import MOST_TOKENS, Shape
     from zerosearch.policy.attention import packs_on_gpus
 
-    on_cpu = cfg.trainer.accelerator == "cpu" if on_cpu is None else on_cpu
+    if on_cpu is None:
+        on_cpu = bool(cfg.trainer.accelerator == "cpu")
     source = hydra.utils.instantiate(cfg.model)
     model = source.build_on_meta()
     strategy = cfg.trainer.get("strategy")
