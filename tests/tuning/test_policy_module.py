@@ -109,7 +109,7 @@ def test_the_gradient_does_not_depend_on_the_split(policy: Path, file: Path, tok
 
 def test_what_is_foretold_is_counted(policy: Path, file: Path) -> None:
     found = run(policy, file, steps=2, lr=0.0)
-    held_out = found.encode(make_data(file).validation)  # type: ignore[arg-type]
+    held_out = found.encode(make_data(file).validation)
     assert found.model is not None
     hits = tokens = 0
     for each in held_out:
@@ -158,7 +158,7 @@ def test_rl_goes_on_from_the_export_which_is_its_reference(
         algorithm=Algorithm(group_size=2, kl_coefficient=0.1),
     )
     [step] = fit(rl, make_questions(1))
-    assert rl.reference is not None
+    assert rl.reference is not None and rl.reference.model is not None
     assert step.metrics["loss/kl"] == pytest.approx(0.0, abs=1e-6)
     for name, weight in exported.state_dict().items():
         assert torch.equal(rl.reference.model.state_dict()[name], weight), name
