@@ -109,7 +109,7 @@ def test_the_gradient_does_not_depend_on_the_split(policy: Path, file: Path, tok
 
 def test_what_is_foretold_is_counted(policy: Path, file: Path) -> None:
     found = run(policy, file, steps=2, lr=0.0)
-    held_out = found.encode(make_data(file).validation)  # type: ignore[arg-type]
+    held_out = found.encode(make_data(file).validation)
     assert found.model is not None
     hits = tokens = 0
     for each in held_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -149,13 +149,13 @@ class TuningData(LightningDataModule, Generic[S]):
         return self._set
 
     @property
-    def validation(self) -> list[object]:
+    def validation(self) -> list[Any]:
         """The validation examples that are used: a fixed choice of all kinds."""
         chosen = list(self.examples.validation)
         derive_random("tuning validation limit", len(chosen)).shuffle(chosen)
         return chosen[: self._validation_limit]
 
-    def train_dataloader(self) -> TuningLoader[object]:
+    def train_dataloader(self) -> TuningLoader[Any]:
         trainer = self.trainer
         assert trainer is not None
         module = trainer.lightning_module
@@ -168,12 +168,12 @@ class TuningData(LightningDataModule, Generic[S]):
             steps_done=lambda: int(module.policy_step),  # type: ignore[arg-type]
         )
 
-    def val_dataloader(self) -> DataLoader[ExampleBatch[object]]:
+    def val_dataloader(self) -> DataLoader[ExampleBatch[Any]]:
         """One batch: this rank's share of all validation examples."""
         assert self.trainer is not None
         chosen = self.validation
         share = rank_slice(len(chosen), self.trainer.global_rank, self.trainer.world_size)
         return DataLoader([ExampleBatch(chosen[share])], batch_size=None)  # type: ignore[arg-type]
 
-    def test_dataloader(self) -> DataLoader[ExampleBatch[object]]:
+    def test_dataloader(self) -> DataLoader[ExampleBatch[Any]]:
         return self.val_dataloader()
