@@ -1,0 +1,11 @@
+"use strict";
+// Begins what the page has.
+
+document.getElementById("theme").addEventListener("click", () => {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  drawAgain();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAgain);
+
+if (DATA.trajectories.count) startBrowser();
+startCharts().then(() => { document.body.dataset.ready = "yes"; });
