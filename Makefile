@@ -119,6 +119,7 @@ retriever: $(STAMP) ## Serve search over a corpus: search=bm25 search.engine.cor
 sweep: $(STAMP) ## Train every combination: key=a,b ... or hparams_search=NAME
 	$(PYTHON) -m zerosearch train -m $(OVERRIDES)
 
+unexport run
 report: $(STAMP) ## One page about runs, curves and trajectories: run=FOLDER, run="FOLDER FOLDER" or a sweep
 	@$(PYTHON) -m zerosearch report $(run) $(args)
 

@@ -20,7 +20,7 @@ from zerosearch.core.shown import shown
 from zerosearch.report.run_folder import TRANSCRIPTS, RunFolder, number
 
 LONGEST = 20_000  # characters of one text; what is left out stays in the file
-MOST_BYTES = 120_000_000  # of transcripts behind one page, which ends below 50 MB then
+MOST_BYTES = 150_000_000  # of transcripts behind one page, which ends below 50 MB then
 _ANSWER = 100  # characters of an answer in the index
 _USEFUL, _NOISY, _UNKNOWN = 1, 2, 4  # qualities of a trajectory's searches, added up
 COLUMNS = (
