@@ -102,7 +102,7 @@ def opening(page: Path) -> tuple[float, float]:
         opened = time.perf_counter() - started
         started = time.perf_counter()
         tab.fill("#filters [name=text]", "no such text")
-        tab.wait_for_function("document.getElementById('found').textContent.startsWith('0 of')")
+        tab.wait_for_selector("#found:text('0 of')")
         searched = time.perf_counter() - started
         browser.close()
     return opened, searched

@@ -7,11 +7,15 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.helpers.policy_stub import PolicyStub, make_trainer
 from tests.helpers.run_folders import episode, write_run, write_transcripts
 from tests.helpers.runs import run_here, small_run
+from zerosearch.callbacks.metrics_csv import MetricsCsv
+from zerosearch.callbacks.transcripts import TranscriptWriter
 from zerosearch.commands import report
 from zerosearch.report.page import build
 from zerosearch.report.run_folder import find_runs
@@ -36,25 +40,40 @@ class Tags(HTMLParser):
             self.scripts.append(data)
 
 
+def data_of(page: str) -> dict[str, Any]:
+    return json.loads(next(text for text in Tags(page).scripts if text.startswith("{")))
+
+
 def page_of(folder: Path) -> str:
     return build(find_runs([str(folder)]), limit=1000)
 
 
-def test_a_page_is_built_from_a_real_run(
-    tmp_path: Path, trains_here: None, monkeypatch: pytest.MonkeyPatch, capsys
+def test_a_page_is_built_from_what_the_callbacks_of_a_run_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
-    run_here(folder, *small_run(tmp_path), "policy_steps=2", "test=false")
-    monkeypatch.setattr(sys, "argv", ["zerosearch report", str(folder)])
+    writers = [TranscriptWriter(tmp_path / "transcripts"), MetricsCsv(tmp_path)]
+    module = PolicyStub(4)
+    module.extra_metrics = lambda step: {"reward/total": step / 4}
+    make_trainer(4, callbacks=writers, val_every=2).fit(module)
+    monkeypatch.setattr(sys, "argv", ["zerosearch report", str(tmp_path)])
     report.main()
-    page = (folder / "report.html").read_text()
-    data = json.loads(next(text for text in Tags(page).scripts if text.startswith("{")))
+    data = data_of((tmp_path / "report.html").read_text())
+    assert data["trajectories"]["phases"] == ["train", "val/bm25", "val/scripted"]
+    assert data["trajectories"]["count"] == 4 * 2 + 2 * 2  # of two engines, twice
+    [curve] = data["charts"][0]["series"]
+    assert curve["x"] == [1, 2, 3, 4] and curve["y"] == [0, 0.25, 0.5, 0.75]
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_page_is_built_from_a_training(tmp_path: Path, trains_here: None) -> None:
+    folder = tmp_path / "run"
+    run_here(folder, *small_run(tmp_path), "policy_steps=2")
+    data = data_of(page_of(folder))
     titles = [chart["title"] for chart in data["charts"]]
-    assert titles[0] == "Reward and noise" and "Time by stage" in titles
-    assert data["trajectories"]["count"] == 2 * 16 + 5 * len(
-        [phase for phase in data["trajectories"]["phases"] if phase.startswith("val/")]
-    )
-    assert "F1" in page and str(folder / "report.html") in capsys.readouterr().out
+    assert titles[:2] == ["Reward and noise", "F1 on held-out questions"]
+    assert {"Entropy", "KL divergence", "Time by stage", "Memory"} <= {*titles}
+    assert data["trajectories"]["count"] == 2 * 2 * 8 + 5 * 3 * 2  # training; 3 times, 2 engines
 
 
 @pytest.fixture
@@ -86,7 +105,7 @@ def test_nothing_that_others_wrote_is_a_tag(hostile: Path, tmp_path: Path) -> No
     assert not [name for _, own in page.tags for name in own if name.startswith("on")]
     count = [sum(tag == "script" for tag, _ in each.tags) for each in (page, plain)]
     assert count[0] == count[1]
-    data = json.loads(next(text for text in page.scripts if text.startswith("{")))
+    data = data_of(page_of(hostile))
     assert data["trajectories"]["questions"][0]["text"] == HOSTILE
 
 

@@ -8,7 +8,7 @@ from tests.helpers.run_folders import write_run
 from zerosearch.core.errors import InputError
 from zerosearch.report import run_folder
 from zerosearch.report.charts import charts_of
-from zerosearch.report.facts import comparison, duration, facts, over_seeds, tested
+from zerosearch.report.facts import comparison, duration, engine_scores, facts, over_seeds
 from zerosearch.report.run_folder import find_runs
 
 LOG = """\
@@ -20,7 +20,7 @@ LOG = """\
 """
 
 
-def tested_as(f1: float) -> dict[str, float]:
+def scored(f1: float) -> dict[str, float]:
     bounds = {"test/bm25/f1_low": f1 - 0.1, "test/bm25/f1_high": f1 + 0.1}
     return {"start/bm25/f1": 0.1, "test/bm25/f1": f1, "test/bm25/count": 8, **bounds}
 
@@ -32,7 +32,7 @@ def sweep(tmp_path: Path) -> Path:
         overrides = ["threads=1", "policy_steps=2", f"noise={strength}", f"seed={seed}"]
         rows = [{"reward/total": f1 / 2, "cost/usd": 0.0}, {"reward/total": f1, "cost/usd": 0.0}]
         folder = tmp_path / str(job)
-        write_run(folder, rows=rows, summary=tested_as(f1), overrides=overrides)
+        write_run(folder, rows=rows, summary=scored(f1), overrides=overrides)
     failed = {"status": "failed", "error": "the disk is full"}
     write_run(tmp_path / "10", summary=failed, overrides=["policy_steps=2", "noise=1", "seed=1"])
     (tmp_path / "multirun.yaml").touch()
@@ -72,7 +72,7 @@ def test_the_table_of_a_sweep_has_its_failures_and_means_over_seeds(sweep: Path)
 
 
 def test_the_headline_has_its_interval(sweep: Path) -> None:
-    [result] = tested(find_runs([str(sweep / "2")])[0])
+    [result] = engine_scores(find_runs([str(sweep / "2")])[0])
     assert (result.engine, result.questions) == ("bm25", 8)
     assert (str(result.before), str(result.after)) == ("0.100", "0.900 [0.800, 1.000]")
 

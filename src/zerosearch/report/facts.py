@@ -39,7 +39,7 @@ class Measured:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Tested:
+class EngineScores:
     """F1 of the test questions with one engine, before and after training."""
 
     engine: str
@@ -49,13 +49,13 @@ class Tested:
     exact_match: Measured | None  # after
 
 
-def tested(run: RunFolder) -> list[Tested]:
+def engine_scores(run: RunFolder) -> list[EngineScores]:
     """By engine; the headline evaluation is the first."""
     engines = dict.fromkeys(
         found[1] for name in run.summary if (found := _TESTED.match(name)) is not None
     )
     return [
-        Tested(
+        EngineScores(
             engine=engine,
             questions=next(
                 (int(n) for p in ("test", "start") if (n := _count(run, p, engine))), None
@@ -92,6 +92,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         ("policy steps", _steps(run)),
         ("time of all continuations", duration(run.seconds)),
         ("cost", _cost(run)),
+        ("loss of replies", _loss(run)),
         *((label, run.summary.get("choices", {}).get(key)) for label, key in _CHOICES.items()),
         ("per step", _per_step(run)),
         ("differs from the experiment in", ", ".join(run.overrides) or "nothing"),
@@ -126,10 +127,20 @@ def _cost(run: RunFolder) -> str | None:
     return f"${usd or 0:,.2f}, {searches:,.0f} searches, {tokens:,.0f} tokens of language models"
 
 
+def _loss(run: RunFolder) -> str | None:
+    """Of a simulator that was tuned."""
+    before, after = (number(run.summary.get(f"{phase}/loss")) for phase in ("start", "test"))
+    return None if after is None else f"{_share(before) or '-'} before, {after:.3f} after"
+
+
 def _goes_on(run: RunFolder) -> str | None:
     if run.summary.get("status") == "completed" or not (run.path / "checkpoints").is_dir():
         return None
     return f"zerosearch train resume={shlex.quote(str(run.path))}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def duration(seconds: float | None) -> str | None:
@@ -159,10 +170,6 @@ def fidelity(run: RunFolder) -> list[tuple[str, ...]]:
     return rows
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
 # -- several runs ---------------------------------------------------------------------------------
 
 SCORES = ("F1 before", "F1 after", f"reward, last {LAST_STEPS} steps", "searches", "time", "cost")
@@ -179,7 +186,7 @@ def comparison(runs: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
 
 
 def _scores(run: RunFolder) -> list[str]:
-    first = next(iter(tested(run)), None)
+    first = next(iter(engine_scores(run)), None)
     usd = run.final("cost/usd")
     return [
         str((first and first.before) or ""),
@@ -202,7 +209,7 @@ def over_seeds(runs: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
 
 
 def _means(group: Sequence[RunFolder]) -> Iterator[list[str]]:
-    scores = [first.after.value for run in group for first in tested(run)[:1] if first.after]
+    scores = [first.after.value for run in group for first in engine_scores(run)[:1] if first.after]
     if len(scores) > 1:
         numbers = (sum(scores) / len(scores), min(scores), max(scores))
         yield [str(len(scores)), *(f"{value:.3f}" for value in numbers)]

@@ -22,7 +22,7 @@ from zerosearch import __version__
 from zerosearch.core.files import replacing
 from zerosearch.core.templates import render_page
 from zerosearch.report.charts import all_metrics, charts_of
-from zerosearch.report.facts import comparison, facts, fidelity, over_seeds, status, tested
+from zerosearch.report.facts import comparison, engine_scores, facts, fidelity, over_seeds, status
 from zerosearch.report.health import firings, watched
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.trajectories import read_transcripts
@@ -93,7 +93,7 @@ def _about(run: RunFolder) -> dict[str, Any]:
         "name": run.name,
         "status": status(run),
         "completed": run.summary.get("status") == "completed",
-        "tested": tested(run),
+        "scores": engine_scores(run),
         "facts": facts(run),
         "fired": firings(run),
         "rules": len(watched(run)),

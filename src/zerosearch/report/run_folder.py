@@ -17,8 +17,7 @@ from zerosearch.core.metrics_file import METRICS_FILE, STEP, Row, read_rows
 from zerosearch.core.runs import LATEST, PROJECT_ROOT, SUMMARY, read_summary
 
 TRANSCRIPTS = "transcripts"  # in a run folder
-FIDELITY = "fidelity.json"  # in the folder of `zerosearch fidelity`
-_LEFT_BY_A_RUN = (SUMMARY, METRICS_FILE, TRANSCRIPTS, FIDELITY)
+_LEFT_BY_A_RUN = (SUMMARY, METRICS_FILE, TRANSCRIPTS)
 _OF_THE_MACHINE = ("hydra.", "hydra/", "threads=", "resume=", "paths.")  # say nothing of a method
 _TIME = re.compile(r"^\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+\]")  # of a line of the log
 _BEGUN_AGAIN = ("Continuing from ", "has no checkpoint yet")  # what core.runs says then
@@ -148,7 +147,10 @@ def _yaml(file: Path) -> Any:
 
 def _name_apart(runs: list[RunFolder]) -> None:
     """Name runs by the overrides in which they differ; a lone one keeps the name of its folder."""
-    given = [dict(item.partition("=")[::2] for item in run.overrides) for run in runs]
+    given: list[dict[str, str]] = [
+        {key: value for key, _, value in (item.partition("=") for item in run.overrides)}
+        for run in runs
+    ]
     keys = dict.fromkeys(key for one in given for key in one)
     kept = [key for key in keys if len({one.get(key) for one in given}) > 1]
     for run, one in zip(runs, given, strict=True):

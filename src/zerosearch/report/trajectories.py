@@ -110,7 +110,9 @@ def _rows(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
         for number_of_line, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                row["question"], row["turns"], row["step"]
+                missing = {"question", "turns", "step"} - {*row}
+                if missing:
+                    raise LookupError(missing)
             except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise InputError(
                     f"{file}, line {number_of_line}: no transcript ({line[:60]!r}); take it out"

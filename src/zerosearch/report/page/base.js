@@ -14,19 +14,32 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let place = 0; place < text.length; place++) bytes[place] = text.charCodeAt(place);
+  return bytes;
+}
+
 /** The text behind base64 of gzip. */
 async function unpacked(packed) {
-  const bytes = Uint8Array.from(atob(packed.trim()), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const stream = new Blob([bytesOf(packed)]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 }
 
-const packs = [...document.querySelectorAll("script.chunk")];
+// Packed texts stand behind the scripts, so that list and curves are there before all is read.
+const allPacks = new Promise((done) => {
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", done);
+  else done();
+}).then(() => [...document.querySelectorAll("script.chunk")]);
 const opened = new Map();
 
 /** The texts of one packed file of transcripts, by row. */
 function texts(chunk) {
-  if (!opened.has(chunk)) opened.set(chunk, unpacked(packs[chunk].textContent).then(JSON.parse));
+  if (!opened.has(chunk)) {
+    opened.set(chunk, allPacks.then((packs) => unpacked(packs[chunk].textContent)).then(JSON.parse));
+  }
   return opened.get(chunk);
 }
 

@@ -51,7 +51,7 @@ function select(name, label, options) {
 
 function input(name, label, properties) {
   controls[name] = element("input", { name, autocomplete: "off", ...properties });
-  return element("label", {}, label, controls[name]);
+  return element("label", { className: name === "text" ? "long" : "" }, label, controls[name]);
 }
 
 function makeFilters(form) {
@@ -77,10 +77,12 @@ function makeFilters(form) {
   controls.phase.value = TRAIN < 0 ? "" : String(TRAIN);
   for (const option of controls.phase.options) option.defaultSelected = option.selected;
   let waiting;
-  form.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(find, 150); });
-  form.addEventListener("reset", () => setTimeout(find));
+  form.addEventListener("input", () => { busy(true); clearTimeout(waiting); waiting = setTimeout(find, 150); });
+  form.addEventListener("reset", () => { busy(true); setTimeout(find); });
   form.addEventListener("submit", (event) => { event.preventDefault(); find(); });
 }
+
+function busy(yes) { document.getElementById("found").setAttribute("aria-busy", String(yes)); }
 
 /** Whether a trajectory passes all filters but that of the text. */
 function passes(i) {
@@ -126,6 +128,7 @@ async function find() {
   if (by) found.sort((a, b) => by(a) - by(b) || a - b);
   said.textContent = `${found.length.toLocaleString("en")} of ${COUNT.toLocaleString("en")} trajectories`;
   rows.set(found);
+  busy(false);
 }
 
 /** Those with a text in what was asked, sampled or read. */

@@ -54,12 +54,14 @@ function trace(series, chart) {
 function layout(chart) {
   const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line"), automargin: true, exponentformat: "e", tickmode: "auto" };
   const right = chart.series.some((series) => series.right);
+  const left = new Set(chart.series.filter((series) => !series.right).map((series) => series.label));
+  const named = SEVERAL && left.size === 1 && !left.has(chart.unit); // no list of names says it
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 12 },
     margin: { l: 10, r: right ? 10 : 12, t: 8, b: 8 },
     xaxis: { ...axis, title: { text: "policy step", standoff: 4 } },
-    yaxis: { ...axis, title: { text: plain(chart.unit), standoff: 4 }, rangemode: "tozero" },
+    yaxis: { ...axis, title: { text: plain(named ? `${[...left][0]}, ${chart.unit}` : chart.unit), standoff: 4 }, rangemode: "tozero" },
     ...(right ? { yaxis2: { ...axis, overlaying: "y", side: "right", title: { text: chart.beside, standoff: 4 }, rangemode: "tozero", showgrid: false } } : {}),
     showlegend: false,
     hovermode: "x unified",

@@ -7,5 +7,9 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAgain);
 
-if (DATA.trajectories.count) startBrowser();
-startCharts().then(() => { document.body.dataset.ready = "yes"; });
+if ("DecompressionStream" in window) {
+  if (DATA.trajectories.count) startBrowser();
+  startCharts().then(() => { document.body.dataset.ready = "yes"; });
+} else {
+  document.getElementById("charts").textContent = "This browser cannot unpack curves and trajectories; use one of 2023 or later.";
+}
