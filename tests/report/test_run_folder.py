@@ -102,6 +102,15 @@ def test_charts_have_the_metrics_that_there_are(sweep: Path) -> None:
     assert zero == ["cost/usd"]
 
 
+def test_of_several_runs_the_main_metric_and_the_headline_are_drawn(tmp_path: Path) -> None:
+    rows = [{"rollout/searches": 1.0, "rollout/turns": 2.0}]
+    summary = {"test/bm25/f1": 0.5, "test/scripted/f1": 0.4}
+    folders = [str(write_run(tmp_path / name, rows=rows, summary=summary)) for name in "ab"]
+    charts, _ = charts_of(find_runs(folders))
+    labels = [[(each["run"], each["label"]) for each in chart["series"]] for chart in charts]
+    assert labels == [[(n, label) for n in (0, 1)] for label in ("searches", "bm25, test")]
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is neither a run .* nor a folder of runs: give"):
         find_runs([str(tmp_path)])

@@ -162,7 +162,9 @@ def charts_of(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str
             drawn.append(_plain(chart, series, stacked=chart.stacked and len(runs) == 1))
         elif series:
             zero += [name for name in chart.metrics.values() if _is_anywhere(name, runs)]
-    evaluated = [each for index, run in enumerate(runs) for each in _evaluations(run, index)]
+    evaluated = [
+        each for index, run in enumerate(runs) for each in _evaluations(run, index, len(runs) > 1)
+    ]
     if evaluated:
         drawn.insert(1 if drawn else 0, _plain(EVALUATIONS, evaluated))
     return drawn, zero
@@ -201,12 +203,12 @@ def _is_anywhere(metric: str, runs: Iterable[RunFolder]) -> bool:
     return any(_points(run, metric)[0] for run in runs)
 
 
-def _evaluations(run: RunFolder, index: int) -> Iterable[dict[str, Any]]:
+def _evaluations(run: RunFolder, index: int, several: bool) -> Iterable[dict[str, Any]]:
     engines = dict.fromkeys(
         found[2] for name in (*run.metrics, *run.summary) if (found := _EVALUATED.match(name))
     )
     last = max(run.steps, default=0)
-    for hue, engine in enumerate(engines):
+    for hue, engine in enumerate([*engines][: 1 if several else None]):  # the headline's is first
         name = f"val/{engine}/f1"
         validated = [(step, row, name) for step, row in zip(run.steps, run.rows, strict=True)]
         tests = [(s, run.summary, f"{p}/{engine}/f1") for s, p in ((0, "start"), (last, "test"))]
