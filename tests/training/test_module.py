@@ -33,9 +33,10 @@ from zerosearch import __version__
 from zerosearch.algorithms.advantages import zero
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.algorithms.kl import kl_estimate
-from zerosearch.callbacks.metrics_csv import MetricsCsv, read_rows
+from zerosearch.callbacks.metrics_csv import MetricsCsv
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.callbacks.transcripts import TranscriptWriter
+from zerosearch.core.metrics_file import read_rows
 from zerosearch.generation.generator import Completion, Sampling
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.export import load_settings

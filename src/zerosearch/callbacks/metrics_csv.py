@@ -15,11 +15,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.record_callback import RecordCallback
 from zerosearch.core.files import replacing
+from zerosearch.core.metrics_file import METRICS_FILE, STEP, Row, read_rows
 from zerosearch.training.step_record import StepRecord
-
-FILE_NAME = "metrics.csv"
-STEP = "step"
-Row = dict[str, str]
 
 
 class MetricsCsv(RecordCallback):
@@ -42,7 +39,7 @@ class MetricsCsv(RecordCallback):
     of_unfinished = True
 
     def __init__(self, dirpath: str | Path) -> None:
-        self.path = Path(dirpath) / FILE_NAME
+        self.path = Path(dirpath) / METRICS_FILE
         self._columns: list[str] = []
         self._last: Row = {}  # the last row
         self._last_begins = 0  # byte of the file at which it does
@@ -51,7 +48,7 @@ class MetricsCsv(RecordCallback):
         if trainer.is_global_zero:
             source = self.path
             if not source.exists() and trainer.ckpt_path:
-                source = Path(trainer.ckpt_path).parent.parent / FILE_NAME
+                source = Path(trainer.ckpt_path).parent.parent / METRICS_FILE
             rows = read_rows(source) if source.exists() else []
             self._rewrite([row for row in rows if int(row[STEP]) < pl_module.policy_step])
 
@@ -86,13 +83,6 @@ class MetricsCsv(RecordCallback):
         self._last_begins = len(before)
         with replacing(self.path) as file:
             file.write(before + _lines(rows[-1:], self._columns))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a `metrics.csv`, without one that a kill cut short."""
-    with path.open(newline="", encoding="utf-8") as file:
-        whole = [line for line in file if line.endswith("\n")]
-    return list(csv.DictReader(whole))
 
 
 def _lines(rows: Iterable[Row], columns: list[str]) -> bytes:

@@ -1,7 +1,7 @@
-"""Templates of prompts: the one place where jinja2 renders, in a sandbox.
+"""Templates of prompts and pages: the one place where jinja2 renders, in a sandbox.
 
-A template may come with a simulator or a policy that others made, so it is data: it can show the
-values that it is given, and reach nothing else.
+A template of a prompt may come with a simulator or a policy that others made, so it is data: it can
+show the values that it is given, and reach nothing else.
 """
 
 from __future__ import annotations
@@ -67,3 +67,16 @@ class PromptTemplate:
                 f"{self._field} cannot be rendered ({type(error).__name__}: {error}); a template "
                 f"may show {self._knows} and do nothing else"
             ) from error
+
+
+def render_page(text: str, **values: Any) -> str:
+    """HTML from a template of our own, in which every value is escaped.
+
+    Args:
+        text: of the template; only what it marks as `safe` goes in as it is.
+        values: by the names that it uses.
+    """
+    pages = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return pages.from_string(text).render(values)
