@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.hostile_rows import GOOD, ROW, ROWS, read_both_ways
+from tests.helpers.hostile_rows import GOOD, ROWS, damaged, read_both_ways, write_good
 from zerosearch.core.errors import InputError
 from zerosearch.data.corpus import read_corpus
 from zerosearch.data.json_lines import MAX_ROW_BYTES
@@ -124,18 +124,8 @@ def test_any_row_is_a_question_or_one_sentence(row: dict, name: str, tmp_path: P
 def test_any_damage_is_nothing_or_one_sentence(
     kind: str, at: float, cut: int, put: bytes, tmp_path: Path
 ) -> None:
-    path = tmp_path / f"a{kind}"
-    if kind == ".parquet":
-        pq.write_table(pa.Table.from_pylist([ROW] * 3), path)
-    elif kind in (".csv", ".tsv"):
-        separator = "," if kind == ".csv" else "\t"
-        path.write_text(f"question{separator}answer\n" + f"Q?{separator}'A'\n" * 3)
-    else:
-        text = f"[{GOOD}]" if kind == ".json" else f"{GOOD}\n" * 3
-        path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
-    whole = path.read_bytes()
-    start = int(at * len(whole))
-    path.write_bytes(whole[:start] + put + whole[start + cut :])
+    path = write_good(tmp_path / f"a{kind}")
+    path.write_bytes(damaged(path.read_bytes(), at, cut, put))
     try:
         read_both_ways(path)
     except InputError as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from zerosearch.data.sources import QASource
@@ -44,3 +47,23 @@ ROWS = st.dictionaries(
     VALUES | st.just("Rome"),
     max_size=6,
 )  # fmt: skip
+
+
+def write_good(path: Path) -> Path:
+    """A file of three questions, in the form that its name says."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([ROW] * 3), path)
+    elif path.suffix in (".csv", ".tsv"):
+        separator = "," if path.suffix == ".csv" else "\t"
+        path.write_text(f"question{separator}answer\n" + f"Q?{separator}'A'\n" * 3)
+    else:
+        text = f"[{GOOD}]" if path.suffix == ".json" else f"{GOOD}\n" * 3
+        data = text.encode()
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def damaged(whole: bytes, at: float, cut: int, put: bytes) -> bytes:
+    """Other bytes in place of some; `at` is a share of the length."""
+    start = int(at * len(whole))
+    return whole[:start] + put + whole[start + cut :]
