@@ -19,6 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 from transformers.utils import is_gguf_available
 
@@ -27,6 +28,8 @@ from tests.helpers.hostile_files import policy, run_folder
 from tests.helpers.hostile_rows import ROWS, damaged, read_both_ways, write_good
 from tests.helpers.models import make_model, write_gguf
 from tests.helpers.words import save_word_policy
+from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
+from zerosearch.command_line.arguments import expand_resume
 from zerosearch.core.errors import ZeroSearchError
 from zerosearch.core.journal import Journal
 from zerosearch.data.corpus import Passage, count_passages, read_corpus, write_corpus
@@ -67,6 +70,7 @@ SEARCHED = {
 CHAT = {
     "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Doc 1: a"}]
 }
+HYDRA = "hydra:\n  job:\n    config_name: train\n"
 
 Reader = Callable[[Path], Any]
 Target = tuple[Path, list[Reader]]  # a valid file, and what reads it
@@ -119,11 +123,17 @@ def _checkpoints(folder: Path) -> dict[str, Target]:
         dcp.save(saved, storage_writer=FileSystemWriter(shards), no_dist=True)
     torch.save({"zerosearch": {}}, shards / "meta.pt")
     readers: list[Reader] = [read_checkpoint, read_notes, lambda p: read_weights(p, "model.")]
+    readers.append(AtomicCheckpointIO().load_checkpoint)
+    for name, text in (("overrides", "- seed=3\n- a=[1, 2]\n"), ("hydra", HYDRA)):
+        (run / ".hydra" / f"{name}.yaml").write_text(text)
+    resumed: list[Reader] = [lambda _: expand_resume([f"resume={run}"])]
     of_shards: list[Reader] = [lambda path, read=read: read(path.parent) for read in readers]
     converting: list[Reader] = [lambda _: convert(file, folder / "converted")]
     return {
         "checkpoint": (file, [*readers, *converting]),
-        "config.yaml": (run / ".hydra" / "config.yaml", converting),
+        "config.yaml": (run / ".hydra" / "config.yaml", [*converting, *resumed]),
+        "overrides.yaml": (run / ".hydra" / "overrides.yaml", resumed),
+        "hydra.yaml": (run / ".hydra" / "hydra.yaml", resumed),
         "metadata of shards": (shards / ".metadata", of_shards),
         "notes of shards": (shards / "meta.pt", of_shards),
         "shard": (shards / "__0_0.distcp", of_shards),
@@ -137,6 +147,13 @@ def _policies(folder: Path) -> dict[str, Target]:
         source = PolicySource(path=str(place))
         reader: Reader = source.load_model if name[0] == "m" else source.load_tokenizer
         found[name] = (place / name, [lambda _, read=reader: read()])
+    place = save_word_policy(folder / "policy_index")
+    index = {"weight_map": dict.fromkeys(load_file(place / "model.safetensors"), "a.safetensors")}
+    (place / "model.safetensors").rename(place / "a.safetensors")
+    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}} | index))
+    of_index = PolicySource(path=str(place))
+    readers = [lambda _: of_index.load_model(), lambda _: of_index.safetensors_files()]
+    found["index.json"] = (place / "model.safetensors.index.json", readers)
     settings_of = policy(folder / "settings") / "zerosearch.json"
     found["zerosearch.json"] = (settings_of, [lambda p: node_of(p.parent, {})])
     if is_gguf_available():

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 
@@ -43,40 +41,28 @@ class Tally:
             print(f"LOST {self.what}: {self.lost[-1]}", flush=True)
 
 
-class Watched:
-    """Context manager: looks at the memory of this process and all below it, and at the clock."""
+def watched(attack: Callable[[], Tally]) -> Tally:
+    """Run an attack; its memory, of this process or any below it, and its time go into its row."""
+    idle, started = psutil.Process().memory_info().rss, time.monotonic()
+    ended, peak = threading.Event(), [0]
 
-    def __init__(self, tally: Tally, *, every_s: float = 0.05) -> None:
-        self._tally, self._every_s = tally, every_s
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._idle = psutil.Process().memory_info().rss
-        self._started = time.monotonic()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._tally.seconds = time.monotonic() - self._started
-
-    def _look(self) -> None:
+    def look() -> None:
         own = psutil.Process()
-        while not self._ended.wait(self._every_s):
-            most = 0
+        while not ended.wait(0.05):
             for process in (own, *own.children(recursive=True)):
-                try:
-                    most = max(most, process.memory_info().rss)
-                except psutil.Error:  # it has ended
-                    continue
-            self._tally.peak_mib = max(self._tally.peak_mib, (most - self._idle) / MIB)
+                with suppress(psutil.Error):  # it has ended
+                    peak[0] = max(peak[0], process.memory_info().rss)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        tally = attack()
+    finally:
+        ended.set()
+        thread.join()
+    tally.peak_mib = max(0, peak[0] - idle) / MIB
+    tally.seconds = time.monotonic() - started
+    return tally
 
 
 def leave(folder: Path) -> Path:

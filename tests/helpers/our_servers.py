@@ -97,3 +97,19 @@ def is_closed(connection: socket.socket) -> bool:
         return connection.recv(65536) == b""
     except ConnectionError:
         return True
+
+
+# A program: a retriever that may open 1,024 files; prints its port.
+FLOOD = """
+import resource, sys, logging
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+logging.basicConfig(level=logging.INFO)
+from tests.helpers.our_servers import Gated
+from zerosearch.serving.http import bind, run_app
+from zerosearch.serving.retriever_app import RetrievalLimits, make_app
+bound = bind("127.0.0.1", 0)
+bound.listen(2048)
+print(bound.getsockname()[1], flush=True)
+limits = RetrievalLimits()
+run_app(make_app(Gated(), limits), bound, limits)
+"""

@@ -26,6 +26,7 @@ pytest.importorskip("uvicorn", reason="the servers need zerosearch[retriever]")
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.our_servers import (
     BODIES,
+    FLOOD,
     JSON_HEAD,
     PATHS,
     Gated,
@@ -259,21 +260,6 @@ def test_descriptors_are_left_for_the_work() -> None:
         assert backlog + connections + 128 <= descriptors
         assert backlog >= 200 and connections >= 500
     assert http._shares(65_536, 100) == (2048, 100)
-
-
-FLOOD = """
-import resource, sys, logging
-resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
-logging.basicConfig(level=logging.INFO)
-from tests.helpers.our_servers import Gated
-from zerosearch.serving.http import bind, run_app
-from zerosearch.serving.retriever_app import RetrievalLimits, make_app
-bound = bind("127.0.0.1", 0)
-bound.listen(2048)
-print(bound.getsockname()[1], flush=True)
-limits = RetrievalLimits()
-run_app(make_app(Gated(), limits), bound, limits)
-"""
 
 
 @pytest.mark.slow

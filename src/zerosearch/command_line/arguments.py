@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra._internal.utils import get_args_parser
@@ -65,9 +66,10 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
             f".hydra/overrides.yaml): give latest, a folder of logs/{command}/runs or a .ckpt"
         )
     _check_owner(place, folder, saved_file)
-    saved = yaml.safe_load(saved_file.read_text())
-    if saved is None:
-        raise InputError(f"resume={place}: {saved_file} is empty; give a .ckpt of that run")
+    saved = _read_yaml(saved_file)
+    if not isinstance(saved, list) or not all(isinstance(item, str) for item in saved):
+        what = "empty" if saved is None else "no list of overrides"
+        raise InputError(f"resume={place}: {saved_file} is {what}; give a .ckpt of that run")
     check_version(place, folder)
     if (other := command_of_run(folder)) not in (None, command):
         raise InputError(f"resume={place} is a run of {other}, and this is {command}")
@@ -104,16 +106,25 @@ def _latest_run(arguments: list[str], command: str) -> Path:
 def command_of_run(run: Path) -> str | None:
     """Which command a run is of; None where its folder does not say."""
     file = run / ".hydra" / "hydra.yaml"
-    return (
-        yaml.safe_load(file.read_text())["hydra"]["job"]["config_name"] if file.is_file() else None
-    )
+    try:
+        return _read_yaml(file)["hydra"]["job"]["config_name"] if file.is_file() else None
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{file} does not say which command the run is of") from error
+
+
+def _read_yaml(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{file} cannot be read as YAML: {said}") from error
 
 
 def keep_override(run: Path, key: str, value: str) -> None:
     """Note what a setting came to mean, so that the run means the same when it is resumed."""
     file = run / ".hydra" / "overrides.yaml"
     if file.is_file():
-        saved = yaml.safe_load(file.read_text()) or []
+        saved = _read_yaml(file) or []
         kept = [item for item in saved if override_key(item) != key]
         with replacing(file) as target:
             target.write(yaml.safe_dump([*kept, f"{key}={quoted(value)}"]).encode())

@@ -6,6 +6,7 @@ values that it is given, and reach nothing else.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -48,6 +49,8 @@ class PromptTemplate:
             raise InputError(
                 f"{field}, line {error.lineno}: {error.message}; fix the template"
             ) from error
+        except Exception as error:  # of a text that Python cannot take, as a number of 5,000 digits
+            raise InputError(f"{field}: {error}; fix the template") from error
 
     def render(self, **values: Any) -> str:
         """The text with these values in it.
@@ -67,3 +70,19 @@ class PromptTemplate:
                 f"{self._field} cannot be rendered ({type(error).__name__}: {error}); a template "
                 f"may show {self._knows} and do nothing else"
             ) from error
+
+
+def read_template_file(path: Path, field: str) -> str:
+    """Text of a template's file.
+
+    Args:
+        path: of the file.
+        field: of the configuration, with its value, for messages.
+
+    Raises:
+        InputError: it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise InputError(f"{field}: {path} is not UTF-8 ({error}); fix the template") from error

@@ -125,13 +125,12 @@ class PolicySource:
                 token ids than the model has embeddings.
         """
         arguments = self._arguments("tokenizer")
-        try:
+        place = arguments["pretrained_model_name_or_path"]
+        with as_input_errors(
+            f"no tokenizer could be loaded from {place}: set model.tokenizer_path to a folder or "
+            "hub name that has one"
+        ):
             tokenizer = AutoTokenizer.from_pretrained(**arguments)
-        except (ImportError, OSError, ValueError) as error:
-            raise InputError(
-                f"no tokenizer could be loaded from {arguments['pretrained_model_name_or_path']}: "
-                f"set model.tokenizer_path to a folder or hub name that has one ({error})"
-            ) from error
         if self.chat:
             check_chat(tokenizer)
         return prepare_tokenizer(tokenizer, self.load_config())
