@@ -104,6 +104,11 @@ class PolicyCheckpoint(Checkpoint):
     ) -> None:
         if trainer.is_global_zero and "event_files" in checkpoint:  # not in those of before
             cut_back(trainer.loggers, checkpoint["event_files"])
+        if "loops" in checkpoint:
+            # A step that was begun when this was saved begins again. Lightning takes it back in its
+            # count of the epoch, and goes by its count of all steps to know when to validate.
+            count = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+            count["ready"] = count["started"] = count["processed"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._note_whole(trainer)
