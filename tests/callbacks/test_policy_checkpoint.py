@@ -23,6 +23,7 @@ from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.callbacks.export import PolicyExport
 from zerosearch.callbacks.metrics_csv import MetricsCsv
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint, save_whole
+from zerosearch.training.failures import SearchOutage
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
 
 STEPS = 6
@@ -156,20 +157,20 @@ def test_invariant_13_defect_15_killed_and_resumed_equals_uninterrupted(
     assert (folder / "policy" / "exported").read_text() == str(STEPS)
 
 
-@pytest.mark.parametrize("after_updates", [0, 1])
+@pytest.mark.parametrize(("kind", "after_updates"), [(Defect, 0), (Defect, 1), (SearchOutage, 0)])
 @pytest.mark.parametrize("step", [1, 3, 4])
-def test_a_defect_leaves_a_checkpoint_of_the_last_whole_step(
-    step: int, after_updates: int, tmp_path: Path, whole: tuple[Path, PolicyStub]
+def test_an_error_leaves_a_checkpoint_of_the_last_whole_step(
+    step: int, kind: Any, after_updates: int, tmp_path: Path, whole: tuple[Path, PolicyStub]
 ) -> None:
     def fail(number: int) -> None:
         if number == step:
             for _ in range(after_updates):
                 module.optimizers().step()  # type: ignore[union-attr]
-            raise Defect
+            raise kind
 
     module = PolicyStub(STEPS, fail)
     callbacks = [PolicyCheckpoint(tmp_path / "checkpoints", 100), MetricsCsv(tmp_path)]
-    with pytest.raises(Defect):
+    with pytest.raises(kind):
         make_trainer(STEPS, callbacks=callbacks, plugins=[AtomicCheckpointIO()]).fit(module)
     saved = [] if after_updates else ["last.ckpt", f"step_{step:06d}.ckpt"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*")) == saved
