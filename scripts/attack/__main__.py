@@ -30,7 +30,7 @@ FAMILIES: dict[str, tuple[str, int] | None] = {
     "replies": ("replies", 130),
     "requests": ("requests", 2000),
     "files": None,
-    "fuzz": ("examples", 60),
+    "fuzz": ("examples", 20),
 }
 BOUND_S = 1800
 NAMESPACE = "ZEROSEARCH_ATTACK_NAMESPACE"  # set within
