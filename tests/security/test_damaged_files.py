@@ -17,6 +17,7 @@ from zerosearch.core.journal import Journal
 from zerosearch.policy.checkpoints import read_checkpoint, read_notes, read_weights
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.search.store import StoreError, TextStore
 from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.tuning.judges import LLMJudge
 
@@ -128,6 +129,22 @@ def test_overrides_of_a_run_that_are_none(text: str, tmp_path: Path) -> None:
         expand_resume([f"resume={tmp_path}"])
     with pytest.raises(InputError, match=r"hydra\.yaml"):
         command_of_run(tmp_path)
+
+
+def test_a_cache_whose_words_are_others(tmp_path: Path) -> None:
+    TextStore(tmp_path, size_gib=1, changes=True).add("key", "text")
+    for name in ("cache.db-wal", "cache.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    file = tmp_path / "cache.db"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(0.12109375 * len(whole))] + b"\x80")
+    with pytest.raises(StoreError):
+        TextStore(tmp_path, size_gib=1, changes=True).get("key")
+
+
+def test_a_path_that_is_longer_than_any_file_system_takes() -> None:
+    with pytest.raises(InputError, match=r"model\.path cannot be used: .*too long"):
+        PolicySource(path=f"/{'9' * 5000}").check()
 
 
 def test_an_error_of_our_own_code_is_not_of_the_input() -> None:

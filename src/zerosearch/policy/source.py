@@ -64,6 +64,7 @@ class PolicySource:
     random_init: bool = False  # weights from `init_seed` instead of files: tests, benchmarks
     init_seed: Seed = 0  # of random weights and of LoRA matrices: the same on every rank
 
+    @as_input_errors("model.path cannot be used")
     def check(self) -> None:
         """Raise at once, in one sentence, what would make loading fail or train wrongly.
 
