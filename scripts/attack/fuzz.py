@@ -145,7 +145,7 @@ def _policies(folder: Path) -> dict[str, Target]:
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         place = save_word_policy(folder / f"policy_{name}")
         source = PolicySource(path=str(place))
-        reader: Reader = source.load_model if name[0] == "m" else source.load_tokenizer
+        reader: Callable[[], Any] = source.load_model if name[0] == "m" else source.load_tokenizer
         found[name] = (place / name, [lambda _, read=reader: read()])
     place = save_word_policy(folder / "policy_index")
     index = {"weight_map": dict.fromkeys(load_file(place / "model.safetensors"), "a.safetensors")}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
@@ -57,8 +57,8 @@ def _whole(sent: bytes) -> Callable[[], Iterator[bytes]]:
     return lambda: iter([sent])
 
 
-async def _attack(tally: Tally, sent: dict[str, Callable[[], Iterable[bytes]]]) -> None:
-    answer: list[Callable[[], Iterable[bytes]]] = []
+async def _attack(tally: Tally, sent: Mapping[str, Callable[[], Iterator[bytes]]]) -> None:
+    answer: list[Callable[[], Iterator[bytes]]] = []
     with RawServer(lambda: answer[-1]()) as server:
         for name, pieces in sent.items():
             answer.append(pieces)

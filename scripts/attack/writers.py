@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from scripts.attack.tally import Tally, leave
@@ -37,7 +38,7 @@ def attack(folder: Path, *, rows: int = ROWS) -> Tally:
     return tally
 
 
-def _joined(writer: multiprocessing.process.BaseProcess) -> int | None:
+def _joined(writer: BaseProcess) -> int | None:
     writer.join(120)
     return writer.exitcode
 

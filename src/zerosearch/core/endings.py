@@ -110,7 +110,8 @@ def of_the_machine(error: BaseException) -> str | None:
         found = re.search(r"\(os error (\d+)\)", str(cause))  # as Rust says it
         number = cause.errno if isinstance(cause, OSError) else found and int(found[1])
         if not isinstance(cause, ZeroSearchError) and number in _MACHINE:
-            place = f"{cause.filename}: " if getattr(cause, "filename", None) else ""
+            file = getattr(cause, "filename", None)
+            place = f"{file}: " if file else ""
             return f"{place}{os.strerror(number)}: {_MACHINE[number]}"
         cause = cause.__cause__ or cause.__context__
     return None
