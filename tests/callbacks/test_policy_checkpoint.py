@@ -23,13 +23,18 @@ from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.callbacks.export import PolicyExport
 from zerosearch.callbacks.metrics_csv import MetricsCsv
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint, save_whole
+from zerosearch.training.failures import SearchOutage
 from zerosearch.training.sharded_strategy import FullyShardedStrategy
 
 STEPS = 6
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for a process that dies: nothing of the run is saved after it."""
+
+
+class Defect(Exception):
+    """Stands for an error that nobody has foreseen."""
 
 
 class DieAfterLastStep(Callback):
@@ -150,6 +155,45 @@ def test_invariant_13_defect_15_killed_and_resumed_equals_uninterrupted(
     assert torch.equal(second.weight, reference.weight)
     assert metrics_without_times(folder) == metrics_without_times(whole_folder)
     assert (folder / "policy" / "exported").read_text() == str(STEPS)
+
+
+@pytest.mark.parametrize(("kind", "after_updates"), [(Defect, 0), (Defect, 1), (SearchOutage, 0)])
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_an_error_leaves_a_checkpoint_of_the_last_whole_step(
+    step: int, kind: Any, after_updates: int, tmp_path: Path, whole: tuple[Path, PolicyStub]
+) -> None:
+    def fail(number: int) -> None:
+        if number == step:
+            for _ in range(after_updates):
+                module.optimizers().step()  # type: ignore[union-attr]
+            raise kind
+
+    module = PolicyStub(STEPS, fail)
+    callbacks = [PolicyCheckpoint(tmp_path / "checkpoints", 100), MetricsCsv(tmp_path)]
+    with pytest.raises(kind):
+        make_trainer(STEPS, callbacks=callbacks, plugins=[AtomicCheckpointIO()]).fit(module)
+    saved = [] if after_updates else ["last.ckpt", f"step_{step:06d}.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*")) == saved
+    resumed = fit(tmp_path, resume=True)
+    assert [each for each, _, _ in resumed.trained] == [*range(0 if after_updates else step, STEPS)]
+    assert torch.equal(resumed.weight, whole[1].weight)
+    assert metrics_without_times(tmp_path) == metrics_without_times(whole[0])
+
+
+def test_what_ends_a_run_is_shown_where_nothing_can_be_saved(tmp_path, monkeypatch, caplog):
+    def fail(number: int) -> None:
+        if number == 3:
+            monkeypatch.setattr(torch, "save", full)
+            raise Defect
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    callbacks = [PolicyCheckpoint(tmp_path / "checkpoints", 100)]
+    trainer = make_trainer(STEPS, callbacks=callbacks, plugins=[AtomicCheckpointIO()])
+    with pytest.raises(Defect):
+        trainer.fit(PolicyStub(STEPS, fail))
+    assert "Nothing could be saved" in caplog.text and "No space left" in caplog.text
 
 
 @pytest.mark.parametrize("val_every", [3, None])

@@ -279,3 +279,9 @@ def test_the_sweep_over_sizes_is_one_command(light: dict[str, str], tmp_path: Pa
 def test_the_nearest_key(name: str, meant: list[str]) -> None:
     known = ["policy_steps", "seed", "algorithm", "algorithm.kl_coefficient", "optimizer.lr"]
     assert nearest(name, known) == meant
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody can write to")
+def test_a_log_folder_that_cannot_be_written_to_is_named(light: dict[str, str]) -> None:
+    said = refused("train", env=light, logs=Path("/proc/self/logs"))
+    assert "/proc/self/logs cannot be made" in said and "paths.log_dir=FOLDER" in said

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.helpers.configs import ROOT
-from tests.helpers.runs import MEASURED, computed, read_metrics, small_run
-from zerosearch.core.runs import read_summary
+from tests.helpers.runs import computed, facts, read_metrics, small_run, transcripts
 
 KILL = "import os, signal; kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL); "
 DEATHS = {
@@ -33,22 +30,6 @@ def run(*words: str, death: str = "") -> int:
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, "train", *words]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode
-
-
-def facts(folder: Path) -> dict[str, Any]:
-    own = {"process", "command", "seconds"}
-    found = {name: value for name, value in read_summary(folder).items() if name not in own}
-    return {
-        k: v if not k.startswith(MEASURED) and "latency" not in k else "measured"
-        for k, v in found.items()
-    }
-
-
-def transcripts(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): re.sub(r'"latency_s": [\d.e-]+', "", path.read_text())
-        for path in (folder / "transcripts").rglob("*.jsonl")
-    }
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -195,3 +197,31 @@ def test_a_program_that_receives_sigterm_itself_goes_on_to() -> None:
         assert received == [True]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def as_rust(number: int) -> Exception:
+    error = RuntimeError(
+        f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+    )
+    error.__cause__ = ValueError("inner")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free disk space"),
+        (errno.EDQUOT, "free disk space"),
+        (errno.EROFS, "paths.log_dir="),
+        (errno.EMFILE, "ulimit -n"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_whoever_stumbles_over_it(
+    number: int, remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = OSError(number, os.strerror(number), "/runs/a")
+    for error in (plain, as_rust(number)):
+        said, with_traceback = reported(error, caplog)
+        assert os.strerror(number) in said and remedy in said and not with_traceback
+    assert "/runs/a: " in reported(plain, caplog)[0]
+    assert reported(OSError(errno.ENOENT, "No such file", "/x"), caplog)[1], "may be a defect"

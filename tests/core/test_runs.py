@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,16 +12,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tests.helpers.runs import saved_run
 from zerosearch.core import runs
+from zerosearch.core.errors import FileError, InputError
 from zerosearch.core.runs import (
     Summary,
     find_checkpoint,
     git_commit,
     is_checkpoint,
     link_latest,
+    read_summary,
     run_job,
 )
 
@@ -215,3 +218,23 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     code += "print([m for m in ('torch', 'hydra') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_a_disk_that_is_full_at_the_summary_is_one_sentence(
+    status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def work(cfg: DictConfig, summary: Summary) -> None:
+        monkeypatch.setattr("zerosearch.core.files.os.fsync", full)
+        if status == "failed":
+            raise InputError("wrong")
+        summary.facts["status"] = status
+
+    cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "seed": 1, "tags": []})
+    with pytest.raises(FileError, match=r"summary\.json could not be written \(No space left"):
+        run_job(cfg, work)
+    assert read_summary(tmp_path)["status"] == "running", "what was there before is whole"
+    assert not [*tmp_path.glob(".summary*")]

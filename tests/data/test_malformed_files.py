@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,25 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.hostile_rows import GOOD, ROWS, damaged, read_both_ways, write_good
 from zerosearch.core.errors import InputError
 from zerosearch.data.corpus import read_corpus
 from zerosearch.data.json_lines import MAX_ROW_BYTES
 from zerosearch.data.public_sets import count_questions
-from zerosearch.data.sources import QASource
 
-ROW = {"question": "Capital of Italy?", "golden_answers": ["Rome"], "extra_info": {"index": 1}}
-GOOD = json.dumps(ROW)
 DEEP = "[" * 100_000
-
-
-def read_both_ways(path: Path) -> list[str]:
-    """The questions in memory, which those of a stream equal."""
-    loaded = QASource(path=str(path)).load()
-    assert isinstance(loaded, Sequence)
-    stream = QASource(path=str(path), streaming=True).load()
-    assert not isinstance(stream, Sequence)
-    assert list(stream.read(None)) == list(loaded)
-    return [question.text for question in loaded]
 
 
 @pytest.mark.parametrize(
@@ -109,26 +96,6 @@ def test_values_that_python_does_not_have_name_their_place(tmp_path: Path) -> No
         read_both_ways(tmp_path / "a.parquet")
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-    | st.sampled_from(["[", "['a']", "['a' 'b']", "[{}]", "<answer>", "\ud83d", "<|x|>"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["question", "ground_truth", "target", "role", "content", "x"]),
-        inner,
-        max_size=3,
-    ),
-    max_leaves=8,
-)  # fmt: skip
-ROWS = st.dictionaries(
-    st.sampled_from(
-        ["question", "Question", "prompt", "golden_answers", "reward_model", "reward_spec",
-         "answer", "Answer", "answer_aliases", "possible_answers", "data_source", "extra_info",
-         "answerable", "id", "Data"]
-    ),
-    VALUES | st.just("Rome"),
-    max_size=6,
-)  # fmt: skip
 FUZZED = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -157,18 +124,8 @@ def test_any_row_is_a_question_or_one_sentence(row: dict, name: str, tmp_path: P
 def test_any_damage_is_nothing_or_one_sentence(
     kind: str, at: float, cut: int, put: bytes, tmp_path: Path
 ) -> None:
-    path = tmp_path / f"a{kind}"
-    if kind == ".parquet":
-        pq.write_table(pa.Table.from_pylist([ROW] * 3), path)
-    elif kind in (".csv", ".tsv"):
-        separator = "," if kind == ".csv" else "\t"
-        path.write_text(f"question{separator}answer\n" + f"Q?{separator}'A'\n" * 3)
-    else:
-        text = f"[{GOOD}]" if kind == ".json" else f"{GOOD}\n" * 3
-        path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
-    whole = path.read_bytes()
-    start = int(at * len(whole))
-    path.write_bytes(whole[:start] + put + whole[start + cut :])
+    path = write_good(tmp_path / f"a{kind}")
+    path.write_bytes(damaged(path.read_bytes(), at, cut, put))
     try:
         read_both_ways(path)
     except InputError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -95,3 +96,33 @@ def save_policy_folder(folder: Path, *, seed: int = 0, **tokenizer: bool) -> Pat
     make_model(seed).save_pretrained(folder)
     make_tokenizer(**tokenizer).save_pretrained(folder)
     return folder
+
+
+def write_gguf(model: nn.Module, file: Path) -> None:
+    """Write a tiny Llama in the GGUF format, with the row order of its q and k matrices."""
+    import gguf  # pyright: ignore[reportMissingImports]
+
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(16)
+    writer.add_vocab_size(259)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{index}" for index in range(259)])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for name, tensor in model.state_dict().items():
+        heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
+        if heads is not None:
+            tensor = tensor.view(heads, 2, 8, 64).transpose(1, 2).reshape(heads * 16, 64)
+        base = names.get_name(name.removesuffix(".weight"))
+        writer.add_tensor(f"{base}.weight", tensor.float().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

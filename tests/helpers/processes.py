@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.helpers.configs import ROOT
@@ -32,6 +32,7 @@ class Forked:
         env: Mapping[str, str] | None = None,
         cwd: Path = ROOT,
         said: str = "",
+        first: Callable[[], object] | None = None,
     ) -> None:
         """Start `zerosearch ARGUMENTS`.
 
@@ -40,19 +41,30 @@ class Forked:
             env: the whole environment; None: of this process.
             cwd: where it runs.
             said: on standard input.
+            first: called in the process, before the command.
         """
         self._folder = tempfile.TemporaryDirectory()
         self._streams = [Path(self._folder.name) / name for name in ("stdin", "stdout", "stderr")]
         self._streams[0].write_text(said)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        given = (list(arguments), dict(os.environ if env is None else env), cwd, self._streams)
+        given = (
+            list(arguments),
+            dict(os.environ if env is None else env),
+            cwd,
+            self._streams,
+            first,
+        )
         self._process = context.Process(target=_enter, args=given)
         self._process.start()
 
-    def send_signal(self, number: int) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        return self._process.pid
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         self._process.kill()
@@ -84,15 +96,20 @@ def run_forked(
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
     said: str = "",
+    first: Callable[[], object] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `zerosearch ARGUMENTS` to its end; the arguments are those of `Forked`."""
-    running = Forked(*arguments, env=env, cwd=cwd, said=said)
+    running = Forked(*arguments, env=env, cwd=cwd, said=said, first=first)
     output, errors = running.communicate()
     return subprocess.CompletedProcess(list(arguments), running.wait(), output, errors)
 
 
 def _enter(
-    arguments: list[str], environment: dict[str, str], cwd: Path, streams: list[Path]
+    arguments: list[str],
+    environment: dict[str, str],
+    cwd: Path,
+    streams: list[Path],
+    first: Callable[[], object] | None,
 ) -> None:
     for number, path in enumerate(streams):
         mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT
@@ -102,4 +119,6 @@ def _enter(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    if first is not None:
+        first()
     main(arguments)

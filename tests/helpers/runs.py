@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,22 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 def computed(row: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in row.items() if not k.startswith(MEASURED) and "latency" not in k}
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    own = {"process", "command", "seconds"}
+    found = {name: value for name, value in read_summary(folder).items() if name not in own}
+    return {
+        k: v if not k.startswith(MEASURED) and "latency" not in k else "measured"
+        for k, v in found.items()
+    }
+
+
+def transcripts(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): re.sub(r'"latency_s": [\d.e-]+', "", path.read_text())
+        for path in (folder / "transcripts").rglob("*.jsonl")
+    }
 
 
 def saved_run(folder: Path, *overrides: str) -> Path:

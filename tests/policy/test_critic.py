@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers.utils import is_gguf_available
 
-from tests.helpers.models import make_model
+from tests.helpers.models import make_model, write_gguf
 from tests.helpers.ranks import run_ranks
 from tests.policy.test_loading import (
     KINDS,
@@ -24,7 +24,6 @@ from tests.policy.test_loading import (
     make_source,
 )
 from tests.policy.test_logprobs import FAMILIES
-from tests.policy.test_source import write_gguf
 from zerosearch.policy.critic import load_critic, put_value_head, token_values
 from zerosearch.policy.sharding import Sharding, base_model, named_tensors, reshard
 from zerosearch.policy.source import PolicySource

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers.utils import is_gguf_available
 
-from tests.helpers.models import LLAMA, make_model
+from tests.helpers.models import LLAMA, make_model, write_gguf
 from tests.helpers.ranks import run_ranks
-from tests.policy.test_source import write_gguf
 from zerosearch.policy.loading import load_policy, make_reference
 from zerosearch.policy.logprobs import token_logprobs
 from zerosearch.policy.sharding import Sharding, base_model

@@ -16,18 +16,25 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch.distributed.checkpoint import FileSystemWriter
 
-from tests.helpers.configs import compose_config
-from tests.helpers.words import make_word_model, save_word_policy
+from tests.helpers.hostile_files import (
+    EPISODE,
+    ESCAPES,
+    Touch,
+    node,
+    played,
+    policy,
+    run_folder,
+    template,
+)
+from tests.helpers.words import save_word_policy
 from zerosearch.assembly import Run
 from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.command_line.arguments import expand_resume
 from zerosearch.core.errors import InputError
-from zerosearch.evaluation.trained_policy import use_checkpoint
 from zerosearch.policy.checkpoints import read_checkpoint, read_notes, read_weights
 from zerosearch.policy.conversion import convert
 from zerosearch.rollout.settings import EpisodeSettings
@@ -35,7 +42,6 @@ from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.tuning.judges import LLMJudge
 from zerosearch.types import Question, SearchRequest
 
-EPISODE = EpisodeSettings(prompt_template="search", invalid_hint="What?").as_dict()
 SECRET = "sk-of-the-user"
 REQUEST = SearchRequest(query="q", question="q", golden_answers=("a",))
 SOURCE = "zerosearch.policy.source.PolicySource"
@@ -45,42 +51,6 @@ SOURCE = "zerosearch.policy.source.PolicySource"
 def marker(tmp_path: Path) -> Any:
     yield (file := tmp_path / "marker")
     assert not file.exists(), "the attack has run"
-
-
-class Touch:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.file}",)
-
-
-def node(marker: Path) -> dict[str, str]:
-    """Makes a file when it is instantiated."""
-    return {"_target_": "logging.FileHandler", "filename": str(marker)}
-
-
-def template(marker: Path) -> str:
-    """Makes a file when it is rendered."""
-    call = f"cycler.__init__.__globals__.os.system('touch {marker}')"
-    return f"{{{{ question }}}} {{{{ query }}}} {{{{ noisy }}}} {{{{ {call} }}}}"
-
-
-def policy(folder: Path, **settings: Any) -> Path:
-    """An exported policy, with these settings in place of its own."""
-    save_word_policy(folder)
-    text = json.dumps({"episode": EPISODE, "chat": False, **settings})
-    (folder / "zerosearch.json").write_text(text)
-    return folder
-
-
-def played(folder: Path, tmp_path: Path) -> Any:
-    """The agent that plays the policy of a folder."""
-    cfg = compose_config(tmp_path / "out", f"checkpoint={folder}", name="ask")
-    use_checkpoint(cfg, [], tmp_path / "out")
-    return instantiate(cfg.agent, _convert_="all")
 
 
 # -- checkpoints -----------------------------------------------------------------------------------
@@ -218,18 +188,6 @@ def test_saved_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # -- the run folder of a checkpoint ----------------------------------------------------------------
 
 
-def run_folder(tmp_path: Path, model: str) -> Path:
-    """A run that has not ended, whose configuration holds this model."""
-    run = tmp_path / "run"
-    for folder in (".hydra", "checkpoints"):
-        (run / folder).mkdir(parents=True)
-    (run / ".hydra" / "config.yaml").write_text(f"model: {model}\n")
-    weights = {f"model.{n}": w for n, w in make_word_model(1).state_dict().items()}
-    saved = {"state_dict": weights, "zerosearch": {"episode": EPISODE}}
-    torch.save(saved, run / "checkpoints" / "last.ckpt")
-    return run
-
-
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -278,17 +236,6 @@ def test_a_run_folder_of_another_user_is_not_resumed(given_away: str, tmp_path: 
 
 
 # -- templates -------------------------------------------------------------------------------------
-
-ESCAPES = [
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ query.__class__ }}{{ golden_answers.append('x') }}",
-    "{{ lipsum.__globals__['os'].environ }}",
-    "{{ '{0.__class__.__init__.__globals__}'.format(noisy) }}{{ golden_answers.append(1) }}",
-    "{{ range(10 ** 7) | list }}",
-    "{{ 1 // 0 }}",
-    "{% include '/etc/passwd' %}",
-    "{% import 'os' as os %}",
-]
 
 
 def test_the_template_of_a_simulator_runs_nothing(marker: Path, tmp_path: Path) -> None:

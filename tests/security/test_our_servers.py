@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,103 +18,35 @@ import httpx
 import pytest
 
 from tests.helpers.waiting import GUARD_S, wait_until
-from zerosearch.serving.http import HttpLimits, bind, is_local, known_hosts, needed_key
+from zerosearch.serving.http import bind, is_local, known_hosts, needed_key
 from zerosearch.serving.log_limit import FewOfAKind
 
 pytest.importorskip("uvicorn", reason="the servers need zerosearch[retriever]")
 
-from tests.answering.subjects import make_subject
 from tests.helpers.engines import ScriptedEngine
-from zerosearch.answering import app as policy_app
+from tests.helpers.our_servers import (
+    BODIES,
+    FLOOD,
+    JSON_HEAD,
+    PATHS,
+    Gated,
+    connected,
+    get,
+    is_closed,
+    post,
+    running,
+)
 from zerosearch.data.corpus import Passage
 from zerosearch.search.retrieval import Hit
-from zerosearch.serving import http, retriever_app
+from zerosearch.serving import http
 
 KEY = "open sesame"
-JSON_HEAD = "Host: localhost\r\nContent-Type: application/json\r\n"
 EACH = pytest.mark.parametrize("kind", ["retriever", "policy"])
-
-
-class Gated:
-    """An engine over a corpus that answers while `gate` is set, and notes the queries."""
-
-    name = "gated"
-    passage_count = 1
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.asked: list[str] = []
-
-    def prepare(self) -> None:
-        return None
-
-    def retrieve_batch(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
-        self.asked += queries
-        self.gate.wait(GUARD_S)
-        return [[Hit(passage=Passage(id="0", title="", text="x" * 100), score=1.0)]] * len(queries)
 
 
 class Waiting(ScriptedEngine):
     async def search(self, request: Any) -> Any:
         await asyncio.sleep(3600)
-
-
-@contextmanager
-def running(
-    kind: str, folder: Path, *, key: str | None = None, engine: Any = None, **limits: Any
-) -> Iterator[str]:
-    """One of our servers, as its command runs it."""
-    with bind("127.0.0.1", 0) as bound:
-        hosts = known_hosts(bound)
-        if kind == "retriever":
-            made: HttpLimits = retriever_app.RetrievalLimits(**limits)
-            app = retriever_app.make_app(engine or Gated(), made, key=key, hosts=hosts)
-        else:
-            made = policy_app.AnsweringLimits(**limits)
-            subject = make_subject(folder, engine, ask=1.0 if engine else 0.5)
-            app = policy_app.make_app(
-                subject, made, name="policy", formatter="zerosearch", key=key, hosts=hosts
-            )
-        server = http.server_of(app, bound, made)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-        thread.start()
-        try:
-            wait_until(lambda: server.started)
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-PATHS = {"retriever": "/retrieve", "policy": "/v1/chat/completions"}
-BODIES: dict[str, dict[str, Any]] = {
-    "retriever": {"queries": ["x"]},
-    "policy": {"messages": [{"role": "user", "content": "colour 1"}]},
-}
-
-
-def post(url: str, kind: str, **changes: Any) -> httpx.Response:
-    options: dict[str, Any] = {"json": BODIES[kind], "timeout": GUARD_S, "trust_env": False}
-    return httpx.post(url + PATHS[kind], **(options | changes))
-
-
-def get(url: str, path: str, **headers: str) -> httpx.Response:
-    return httpx.get(url + path, headers=headers, timeout=GUARD_S, trust_env=False)
-
-
-def connected(url: str, sent: bytes = b"") -> socket.socket:
-    host, _, port = url.removeprefix("http://").partition(":")
-    made = socket.create_connection((host, int(port)), timeout=GUARD_S)
-    made.sendall(sent)
-    return made
-
-
-def is_closed(connection: socket.socket) -> bool:
-    try:
-        return connection.recv(65536) == b""
-    except ConnectionError:
-        return True
 
 
 # --- who may ask ---
@@ -328,21 +260,6 @@ def test_descriptors_are_left_for_the_work() -> None:
         assert backlog + connections + 128 <= descriptors
         assert backlog >= 200 and connections >= 500
     assert http._shares(65_536, 100) == (2048, 100)
-
-
-FLOOD = """
-import resource, sys, logging
-resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
-logging.basicConfig(level=logging.INFO)
-from tests.security.test_our_servers import Gated
-from zerosearch.serving.http import bind, run_app
-from zerosearch.serving.retriever_app import RetrievalLimits, make_app
-bound = bind("127.0.0.1", 0)
-bound.listen(2048)
-print(bound.getsockname()[1], flush=True)
-limits = RetrievalLimits()
-run_app(make_app(Gated(), limits), bound, limits)
-"""
 
 
 @pytest.mark.slow

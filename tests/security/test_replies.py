@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
-from itertools import chain, repeat
 from typing import Any
 
 import pytest
 
 from tests.generation.vllm.test_server_generator import REPLY, run, synced
-from tests.helpers.hostile_replies import CLIENTS, HOSTILE, JSON, body, bomb, chat
+from tests.helpers.hostile_replies import (
+    CLIENTS,
+    HOSTILE,
+    JSON,
+    body,
+    chat,
+    drops,
+    endless,
+    packed,
+)
 from tests.helpers.policies import greedy
 from tests.helpers.raw_server import RawServer, reply
 from tests.helpers.waiting import GUARD_S, guarded
@@ -25,7 +32,6 @@ from zerosearch.clients.http_failures import retry_after_s
 from zerosearch.generation.vllm.client import VLLMServer
 from zerosearch.types import SearchError, SearchRequest, SearchResult
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
 EACH = pytest.mark.parametrize("client", list(CLIENTS.values()), ids=list(CLIENTS))
 
 
@@ -46,10 +52,6 @@ async def outcome(engine: Any, timeout_s: float = GUARD_S) -> SearchResult | Sea
         return await search(engine, timeout_s)
     except SearchError as error:
         return error
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 @EACH
@@ -92,16 +94,6 @@ def test_a_wait_that_cannot_be_read_is_none() -> None:
 # --- bounds ---
 
 
-def endless(piece: bytes) -> Iterator[bytes]:
-    return chain([CHUNKED + b"\r\n"], repeat(chunk(piece)))
-
-
-def packed(mebibytes: int) -> Iterator[bytes]:
-    yield CHUNKED + b"Content-Encoding: gzip\r\n\r\n"
-    for block in bomb(mebibytes):
-        yield chunk(block)
-
-
 @EACH
 @pytest.mark.parametrize(
     "answer", [lambda: packed(1024), lambda: endless(b" " * 2**16)], ids=["bomb", "endless"]
@@ -135,12 +127,6 @@ async def test_the_bound_is_that_of_the_setting(client: Callable[..., Any]) -> N
 
 @EACH
 async def test_a_slow_reply_ends_at_the_deadline(client: Callable[..., Any]) -> None:
-    def drops() -> Iterator[bytes]:
-        yield CHUNKED + b"\r\n"
-        for _ in range(10_000):
-            yield chunk(b" ")
-            time.sleep(0.02)
-
     with RawServer(drops) as server, guarded():
         found = await outcome(client(server.url), timeout_s=0.3)
     assert isinstance(found, SearchError)

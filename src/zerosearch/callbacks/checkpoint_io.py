@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,9 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.files import replacing
 from zerosearch.policy.checkpoints import (
     is_sharded_checkpoint,
+    naming_damage,
     read_checkpoint,
-    what_was_refused,
 )
-from zerosearch.policy.shards import holding_objects
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +73,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         if is_sharded_checkpoint(path):
             return read_checkpoint(path)
-        if path.exists():
-            _check_whole(path)
-        try:
+        if not path.exists():
+            raise FileNotFoundError(f"checkpoint {path} is not there")
+        _check_whole(path)
+        with naming_damage(path):
             return super().load_checkpoint(path, cast(Any, map_location), True)
-        except pickle.UnpicklingError as error:
-            raise holding_objects(path, what_was_refused(error)) from error
 
 
 def _check_whole(path: Path) -> None:
@@ -94,7 +91,7 @@ def _check_whole(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except Exception as error:  # of many kinds, where bytes are others
         raise InputError(
             f"checkpoint {path} is cut short or not a checkpoint ({error}): {remedy}"
         ) from error

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from zerosearch.callbacks.event_files import cut_back, event_file_sizes
 from zerosearch.callbacks.policy_module import PolicyModule
-from zerosearch.core.errors import FileError, InputError
+from zerosearch.core.errors import FileError, InputError, NonFiniteError
 from zerosearch.core.files import flush_folder, flush_tree, free_space, replacing
 from zerosearch.core.ranges import Count
 from zerosearch.training.failures import SearchOutage, TrainingCollapse
@@ -49,7 +49,8 @@ class PolicyCheckpoint(Checkpoint):
     """Saves `step_000010.ckpt` after 10 policy steps, and `last.ckpt` as a link to the newest.
 
     It saves every n policy steps, after the last one, when training is asked to stop, and when the
-    search engine is lost: then what was there after the last whole step. Where a
+    search engine is lost or an error ends the run before it has changed anything: then what was
+    there after the last whole step. Where a
     validation follows a step, it saves after the validation: a checkpoint made before it would
     make Lightning skip that validation in the resumed run. Such a checkpoint is missing when the
     process dies during the validation; then the run resumes from the one before and repeats it.
@@ -89,6 +90,7 @@ class PolicyCheckpoint(Checkpoint):
         self._saved_step: int | None = None
         self._healthy: Path | None = None  # the newest checkpoint that was found healthy
         self._event_files: dict[str, int] = {}  # sizes after the last whole step
+        self._updates = -1  # of the optimizers until then
         self._candidates: list[int] = []  # steps of later ones, which may yet be found so
 
     def on_save_checkpoint(
@@ -102,9 +104,14 @@ class PolicyCheckpoint(Checkpoint):
     ) -> None:
         if trainer.is_global_zero and "event_files" in checkpoint:  # not in those of before
             cut_back(trainer.loggers, checkpoint["event_files"])
+        if "loops" in checkpoint:
+            # A step that was begun when this was saved begins again. Lightning takes it back in its
+            # count of the epoch, and goes by its count of all steps to know when to validate.
+            count = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+            count["ready"] = count["started"] = count["processed"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._note_event_files(trainer)
+        self._note_whole(trainer)
         self._saved_step = pl_module.policy_step  # what a resumed run starts from is on disk
         present, healthy = self._path(pl_module.policy_step), self.dirpath / HEALTHY
         found = present if pl_module.healthy else healthy
@@ -112,27 +119,45 @@ class PolicyCheckpoint(Checkpoint):
         self._candidates = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        self._note_event_files(trainer)
+        self._note_whole(trainer)
         self._judge(trainer, pl_module.policy_step - 1 - pl_module.lag, pl_module.healthy)
         if not validation_follows(trainer):
             self._save_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._note_event_files(trainer)
+            self._note_whole(trainer)
             self._save_if_due(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        # other errors may come from one rank alone, or from the middle of an update
-        if isinstance(exception, SearchOutage) and pl_module.policy_step != self._saved_step:
-            self._save(trainer, pl_module)
+        if pl_module.policy_step != self._saved_step and (
+            isinstance(exception, SearchOutage) or self._leaves_whole(trainer, exception)
+        ):
+            try:
+                self._save(trainer, pl_module)
+            except FileError as error:  # what ends the run is shown, whatever happens here
+                log.error("Nothing could be saved: %s", error)
         if isinstance(exception, TrainingCollapse) and trainer.is_global_zero:
             self._go_back()
 
-    def _note_event_files(self, trainer: Trainer) -> None:
+    def _note_whole(self, trainer: Trainer) -> None:
         """Before a step begins that may die, having logged something."""
+        self._updates = trainer.global_step
         if trainer.is_global_zero:
             self._event_files = event_file_sizes(trainer.loggers)
+
+    def _leaves_whole(self, trainer: Trainer, exception: BaseException) -> bool:
+        """Whether an error that is no outage, a defect say, leaves what the last step has left.
+
+        Not from the middle of an update, and not on one rank of several: saving takes all of them.
+        """
+        return (
+            isinstance(exception, Exception)
+            and not isinstance(exception, (FileError, NonFiniteError, TrainingCollapse))
+            and trainer.state.fn == TrainerFn.FITTING
+            and trainer.world_size == 1
+            and trainer.global_step == self._updates
+        )
 
     def _save_if_due(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         step = pl_module.policy_step

@@ -66,9 +66,10 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
             f".hydra/overrides.yaml): give latest, a folder of logs/{command}/runs or a .ckpt"
         )
     _check_owner(place, folder, saved_file)
-    saved = yaml.safe_load(saved_file.read_text())
-    if saved is None:
-        raise InputError(f"resume={place}: {saved_file} is empty; give a .ckpt of that run")
+    saved = _read_yaml(saved_file)
+    if not isinstance(saved, list) or not all(isinstance(item, str) for item in saved):
+        what = "empty" if saved is None else "no list of overrides"
+        raise InputError(f"resume={place}: {saved_file} is {what}; give a .ckpt of that run")
     check_version(place, folder)
     if (other := command_of_run(folder)) not in (None, command):
         raise InputError(f"resume={place} is a run of {other}, and this is {command}")
@@ -104,29 +105,40 @@ def _latest_run(arguments: list[str], command: str) -> Path:
 
 def command_of_run(run: Path) -> str | None:
     """Which command a run is of; None where its folder does not say."""
-    settings = _settings_of_run(run)
-    return settings and settings["job"]["config_name"]
+    return _noted(run)[0]
 
 
 def tunes_simulator(run: Path) -> bool:
     """Whether a run tunes a simulator, rather than training or tuning a policy."""
-    settings = _settings_of_run(run)
-    if not settings or settings["job"]["config_name"] != "tune":
-        return False
-    return settings.get("runtime", {}).get("choices", {}).get("tuned") != "policy"
+    command, choices = _noted(run)
+    return command == "tune" and choices.get("tuned") != "policy"
 
 
-def _settings_of_run(run: Path) -> Any:
-    """What Hydra notes of a run; None where its folder does not say."""
+def _noted(run: Path) -> tuple[str | None, dict[str, str]]:
+    """A run's command and choices of groups, as Hydra notes them; None where no file does."""
     file = run / ".hydra" / "hydra.yaml"
-    return yaml.safe_load(file.read_text())["hydra"] if file.is_file() else None
+    if not file.is_file():
+        return None, {}
+    try:
+        noted = _read_yaml(file)["hydra"]
+        return noted["job"]["config_name"], dict(noted.get("runtime", {}).get("choices", {}))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} does not say which command the run is of") from error
+
+
+def _read_yaml(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{file} cannot be read as YAML: {said}") from error
 
 
 def keep_override(run: Path, key: str, value: str) -> None:
     """Note what a setting came to mean, so that the run means the same when it is resumed."""
     file = run / ".hydra" / "overrides.yaml"
     if file.is_file():
-        saved = yaml.safe_load(file.read_text()) or []
+        saved = _read_yaml(file) or []
         kept = [item for item in saved if override_key(item) != key]
         with replacing(file) as target:
             target.write(yaml.safe_dump([*kept, f"{key}={quoted(value)}"]).encode())

@@ -39,7 +39,12 @@ from zerosearch.command_line.sweeps import (
     report_failures,
     run_in_process,
 )
-from zerosearch.core.endings import FULL_ERROR, report_error
+from zerosearch.core.endings import (
+    FULL_ERROR,
+    of_the_machine,
+    quiet_about_the_machine,
+    report_error,
+)
 from zerosearch.core.errors import InputError, ZeroSearchError
 from zerosearch.core.renamed import new_key
 from zerosearch.core.runs import CONFIGS, PROJECT_ROOT, Summary, global_rank
@@ -110,6 +115,7 @@ class Command(Generic[T]):
         os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
         wait_without_spinning()
         clean_logs()
+        quiet_about_the_machine()
         user_configs.register()
         arguments = sys.argv[1:]
         full_error = os.environ.get(FULL_ERROR)
@@ -134,10 +140,12 @@ class Command(Generic[T]):
                 print(user_configs.taken_from(folder), file=sys.stderr)
             raise SystemExit(self.error_code) from error
         except OSError as error:
-            if begun or full_error == "1":
+            made = f"{error.filename} cannot be made ({error.strerror})"
+            made += ": give another folder with paths.log_dir=FOLDER"
+            said = of_the_machine(error) if begun else made
+            if said is None or full_error == "1":
                 raise
-            said = f"{error.filename} cannot be made ({error.strerror})"
-            print(f"{said}: give another folder with paths.log_dir=FOLDER", file=sys.stderr)
+            print(said, file=sys.stderr)
             raise SystemExit(self.error_code) from error
 
     def explain(self, error: Exception, arguments: Sequence[str]) -> str:

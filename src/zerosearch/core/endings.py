@@ -5,11 +5,13 @@ Light on imports, as `zerosearch.core.runs`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +23,16 @@ _LACKING = {
     "or give it a value",
     r"Key '(\w+)' is not in struct": "{key} is needed, and is not there: give {group}=",
     r"Missing mandatory value: ([\w.]+)": "{key} is not set: give {key}=",
+}
+
+# What a machine lacks, wherever that shows: of no line of the program a defect.
+_DISK = "free disk space, then go on with resume=<run folder>"
+_MACHINE = {
+    errno.ENOSPC: _DISK,
+    errno.EDQUOT: _DISK,
+    errno.EROFS: "give a folder that can be written to, paths.log_dir=FOLDER",
+    errno.EMFILE: "let the process open more files (`ulimit -n 4096`), then go on with resume=",
+    errno.ENFILE: "close other programs: the machine can open no more files",
 }
 
 log = logging.getLogger(__name__)
@@ -74,6 +86,8 @@ def _unwrapped(error: Exception) -> tuple[Exception, str, bool]:
         message = of_configuration(message)
     elif "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
         message = _out_of_memory(message)
+    elif (lacking := of_the_machine(error)) is not None:
+        return error, f"{key}: {lacking}" if key else lacking, True
     return error, f"{key}: {message}" if key else message, isinstance(error, own)
 
 
@@ -84,6 +98,37 @@ def of_configuration(said: str) -> str:
         if found := re.search(pattern, line):
             return words.format(key=found[1], group=found[1].partition(".")[0])
     return line
+
+
+def of_the_machine(error: BaseException) -> str | None:
+    """That the disk is full, or what else a machine lacks, and a remedy; None of other errors.
+
+    Libraries raise it as errors of their own, with the system's in front of them or its number.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        found = re.search(r"\(os error (\d+)\)", str(cause))  # as Rust says it
+        number = cause.errno if isinstance(cause, OSError) else found and int(found[1])
+        if not isinstance(cause, ZeroSearchError) and number in _MACHINE:
+            file = getattr(cause, "filename", None)
+            place = f"{file}: " if file else ""
+            return f"{place}{os.strerror(number)}: {_MACHINE[number]}"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def quiet_about_the_machine() -> None:
+    """From now on a full disk is said once, by what ends the run.
+
+    Not by each thread of a library that has stumbled over it too, nor for each line of the log.
+    """
+    logging.raiseExceptions = False
+
+    def say(stumbled: threading.ExceptHookArgs) -> None:
+        if stumbled.exc_value is None or of_the_machine(stumbled.exc_value) is None:
+            threading.__excepthook__(stumbled)
+
+    threading.excepthook = say
 
 
 @contextmanager

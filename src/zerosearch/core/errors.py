@@ -41,7 +41,8 @@ OF_INPUT = (ImportError, OSError, EOFError, ValueError, OverflowError, struct.er
 def as_input_errors(what: str) -> Iterator[None]:
     """Within, or in the function decorated, what a library refuses is wrong with the user's input.
 
-    Values, files and packages that are not there, that is; any other error stays as it is.
+    Values, files and packages that are not there, that is, and whatever a library's own code
+    stumbles over, as over a damaged file; an error of our code stays as it is.
 
     Args:
         what: cannot be done with the input, before the library's own words.
@@ -52,6 +53,17 @@ def as_input_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         of_file = type(error).__name__ == "SafetensorError"  # not imported: this module is light
-        if not of_file and not isinstance(error, OF_INPUT):
+        known = of_file or isinstance(error, OF_INPUT)
+        if not known and _raised_here(error):
             raise
-        raise InputError(f"{what}: {' '.join(str(error).split())}") from error
+        kind = "" if known else f"{type(error).__name__}: "
+        raise InputError(f"{what}: {kind}{' '.join(str(error).split())[:1000]}") from error
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether the line that raised an error is one of this package."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    name = last.tb_frame.f_globals.get("__name__", "") if last is not None else ""
+    return name.partition(".")[0] == __name__.partition(".")[0]

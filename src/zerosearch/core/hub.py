@@ -125,10 +125,25 @@ def _complete(find: Callable[[str], Path | None], names: tuple[str, ...]) -> boo
             continue
         if not name.endswith(".index.json"):
             return True
-        shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(weight_map(file).values())
         if all(find(shard) is not None for shard in shards):
             return True
     return False
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index of shards says.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"{index} is no index of weights ({error}): copy it again") from error
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise InputError(f"{index}: weight_map is no table of files: copy it again")
+    return found
 
 
 def file_metadata(

@@ -112,7 +112,7 @@ class Journal:
             try:
                 row = json.loads(line)
                 rows[row[self._key]] = row
-            except (ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise InputError(
                     f"{self.path}, line {number}: no row with a field {self._key!r} "
                     f"({line[:60]!r}); take the line out, or give another file"
@@ -122,7 +122,13 @@ class Journal:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.path.with_suffix(".settings.json")
         if path.is_file() and self.rows:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                saved = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise InputError(
+                    f"{path} does not say which settings the rows beside it were made with "
+                    f"({error}); give another folder"
+                ) from error
             for name in dict.fromkeys([*settings, *saved]):
                 if saved.get(name) != settings.get(name):
                     raise InputError(

@@ -97,7 +97,7 @@ def check_version(place: str, run: Path) -> None:
         InputError: says with which version it can go on.
     """
     saved = run / ".hydra" / "config.yaml"
-    if saved.is_file() and re.search(_OF_0_1, saved.read_text(encoding="utf-8")):
+    if saved.is_file() and re.search(_OF_0_1, saved.read_text(errors="replace")):
         raise of_old_version(f"resume={place}", read_summary(run).get("git_commit"))
 
 

@@ -6,6 +6,7 @@ show the values that it is given, and reach nothing else.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -48,6 +49,8 @@ class PromptTemplate:
             raise InputError(
                 f"{field}, line {error.lineno}: {error.message}; fix the template"
             ) from error
+        except Exception as error:  # of a text that Python cannot take, as a number of 5,000 digits
+            raise InputError(f"{field}: {error}; fix the template") from error
 
     def render(self, **values: Any) -> str:
         """The text with these values in it.
@@ -80,3 +83,19 @@ def render_page(text: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return pages.from_string(text).render(values)
+
+
+def read_template_file(path: Path, field: str) -> str:
+    """Text of a template's file.
+
+    Args:
+        path: of the file.
+        field: of the configuration, with its value, for messages.
+
+    Raises:
+        InputError: it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise InputError(f"{field}: {path} is not UTF-8 ({error}); fix the template") from error

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from zerosearch.core.errors import InputError
+from zerosearch.core.errors import InputError, ZeroSearchError
 from zerosearch.policy.shards import data_alone, holding_objects
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -118,7 +118,9 @@ def naming_damage(path: Path) -> Iterator[None]:
     try:
         with data_alone(path):
             yield
-    except (OSError, EOFError, UnpicklingError, CheckpointException) as error:
+    except ZeroSearchError:
+        raise
+    except (Exception, CheckpointException) as error:  # of any kind, where bytes are others
         first = next(iter(getattr(error, "failures", {}).values()), (error,))[0]
         if isinstance(first, UnpicklingError) and _REFUSED in str(first):
             raise holding_objects(path, what_was_refused(first)) from error

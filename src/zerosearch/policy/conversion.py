@@ -127,7 +127,8 @@ def _source_of(checkpoint: Path) -> PolicySource:
         values = yaml.safe_load(config.read_bytes())["model"]
         values = {name: values[name] for name in values if name not in _OF_HYDRA}
     except (yaml.YAMLError, RecursionError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{config} has no model ({error}): copy the run folder again") from error
+        said = " ".join(str(error).split())
+        raise InputError(f"{config} has no model ({said}): copy the run folder again") from error
     for name, value in values.items():
         if "${" in json.dumps(value, default=str):
             raise InputError(

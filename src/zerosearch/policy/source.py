@@ -66,6 +66,7 @@ class PolicySource:
     random_init: bool = False  # weights from `init_seed` instead of files: tests, benchmarks
     init_seed: Seed = 0  # of random weights and of LoRA matrices: the same on every rank
 
+    @as_input_errors("model.path cannot be used")
     def check(self) -> None:
         """Raise at once, in one sentence, what would make loading fail or train wrongly.
 
@@ -130,13 +131,12 @@ class PolicySource:
                 token ids than the model has embeddings.
         """
         arguments = self._arguments("tokenizer")
-        try:
+        place = arguments["pretrained_model_name_or_path"]
+        with as_input_errors(
+            f"no tokenizer could be loaded from {place}: set model.tokenizer_path to a folder or "
+            "hub name that has one"
+        ):
             tokenizer = AutoTokenizer.from_pretrained(**arguments)
-        except (ImportError, OSError, ValueError) as error:
-            raise InputError(
-                f"no tokenizer could be loaded from {arguments['pretrained_model_name_or_path']}: "
-                f"set model.tokenizer_path to a folder or hub name that has one ({error})"
-            ) from error
         if self.chat:
             check_chat(tokenizer)
             fix_date(tokenizer, date or run_date())

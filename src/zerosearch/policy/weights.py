@@ -5,14 +5,13 @@ Nothing here reads weights.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
 from transformers.utils import cached_file
 
-from zerosearch.core.hub import WEIGHT_FILES
+from zerosearch.core.hub import WEIGHT_FILES, weight_map
 
 
 def safetensors_files(
@@ -32,7 +31,7 @@ def safetensors_files(
             return dict.fromkeys(opened.keys(), single)
     if (index := find(WEIGHT_FILES[1])) is None:
         return None
-    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    places = weight_map(index)
     files = {name: find(name) for name in set(places.values())}
     return {name: file for name, place in places.items() if (file := files[place]) is not None}
 
@@ -47,7 +46,7 @@ def weight_files(
             continue
         if not name.endswith(".index.json"):
             return [file]
-        shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(weight_map(file).values())
         return sorted(found for shard in shards if (found := find(shard)) is not None)
     return []
 

@@ -12,7 +12,7 @@ from typing import Any
 from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, Positive, check_least
-from zerosearch.core.templates import PromptTemplate
+from zerosearch.core.templates import PromptTemplate, read_template_file
 from zerosearch.search.formatters import get_formatter
 from zerosearch.types import Question
 
@@ -85,11 +85,9 @@ class EpisodeSettings:
         """
         for path in (Path(self.prompt_template), SHIPPED / f"{self.prompt_template}.j2"):
             if path.is_file():
-                return PromptTemplate(
-                    path.read_text(encoding="utf-8"),
-                    f"episode.prompt_template={self.prompt_template!r}",
-                    "question, max_turns and top_k",
-                )
+                field = f"episode.prompt_template={self.prompt_template!r}"
+                text = read_template_file(path, field)
+                return PromptTemplate(text, field, "question, max_turns and top_k")
         names = sorted(path.stem for path in SHIPPED.glob("*.j2"))
         raise InputError(
             f"episode.prompt_template={self.prompt_template!r} is no file and no shipped template: "

@@ -21,6 +21,8 @@ from zerosearch.core.errors import ZeroSearchError
 GIB = 2**30
 # What waits for another process's write is the event loop, so it may not take long.
 BUSY_TIMEOUT_S = 1
+# What SQLite and diskcache raise over a file in which bytes are others.
+_OF_DAMAGE = (sqlite3.Error, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +73,14 @@ class TextStore:
                 size_limit=int(size_gib * GIB),
                 statistics=0,
             )
-        except (sqlite3.Error, OSError, TypeError) as error:
+        except (*_OF_DAMAGE, OSError) as error:
             raise StoreError(str(error)) from error
         weakref.finalize(self, self._cache.close)
 
     def __len__(self) -> int:
         try:
             return len(self._cache)
-        except sqlite3.Error as error:
+        except _OF_DAMAGE as error:
             raise StoreError(str(error)) from error
 
     def get(self, key: str) -> str | None:
@@ -92,7 +94,7 @@ class TextStore:
         except diskcache.Timeout:
             self._warn(f"locked for {BUSY_TIMEOUT_S} s: a text was not looked up")
             return None
-        except sqlite3.Error as error:
+        except _OF_DAMAGE as error:
             raise StoreError(str(error)) from error
 
     def add(self, key: str, text: str) -> str:
@@ -108,7 +110,7 @@ class TextStore:
                 return self.get(key) or text
         except diskcache.Timeout:
             self._warn(f"locked for {BUSY_TIMEOUT_S} s: a text was not kept")
-        except sqlite3.Error as error:
+        except _OF_DAMAGE as error:
             self._warn(f"a text was not kept ({error})")
         return text
 

@@ -16,7 +16,7 @@ from typing import Any
 from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 from zerosearch.core.runs import PROMPT_FILE
-from zerosearch.core.templates import PromptTemplate
+from zerosearch.core.templates import PromptTemplate, read_template_file
 from zerosearch.types import SearchRequest
 
 SHIPPED = Path(str(resources.files("zerosearch.simulator") / "prompts"))
@@ -146,7 +146,7 @@ def read_template(template: str) -> str:
     """
     for path in (Path(template) / PROMPT_FILE, Path(template), SHIPPED / f"{template}.j2"):
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            return read_template_file(path, f"simulator.prompt_template={template!r}")
     names = sorted(path.stem for path in SHIPPED.glob("*.j2"))
     raise InputError(
         f"simulator.prompt_template={template!r} is no file, no folder of a tuned simulator and no "

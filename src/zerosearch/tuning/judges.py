@@ -16,7 +16,7 @@ from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, CountOrZero, NotNegative, Positive, check_least
 from zerosearch.core.seeding import derive_seed
-from zerosearch.core.templates import PromptTemplate
+from zerosearch.core.templates import PromptTemplate, read_template_file
 from zerosearch.core.text import mentions, normalize_answer
 from zerosearch.simulator.fidelity import findable
 from zerosearch.types import Document
@@ -214,7 +214,7 @@ def _words(text: str) -> set[str]:
 def _read(template: str) -> str:
     for path in (Path(template), PROMPTS / f"{template}.j2"):
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            return read_template_file(path, f"judge.prompt_template={template!r}")
     raise InputError(
         f"judge.prompt_template={template!r} is no file and no shipped template: give a path, or "
         "'judge'"

@@ -1,0 +1,63 @@
+"""A run of hundreds of steps: what grows in it with each step is lost in the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+
+from scripts.attack.tally import MIB, Tally, leave
+from tests.helpers.processes import Forked
+from tests.helpers.runs import small_run
+
+# The most that each may grow from a sixth of the steps to the last one.
+BOUNDS = {"memory, MiB": 48.0, "open files": 2.0, "threads": 2.0}
+WRITTEN = ("log, bytes a step", "TensorBoard, bytes a step", "metrics.csv, bytes a step")
+
+
+def attack(folder: Path, *, steps: int = 300) -> Tally:
+    """Train, and compare the process and its files after a sixth of the steps and at the end."""
+    tally, place = Tally(what=f"growth over {steps} steps"), folder / "run"
+    words = [*small_run(leave(folder)), f"policy_steps={steps}", f"hydra.run.dir={place}"]
+    words += [
+        "trainer.val_check_interval=50",
+        "callbacks.checkpoint.every_n_steps=50",
+        "test=false",
+    ]
+    running, seen = Forked("train", *words), list[tuple[int, dict[str, float]]]()
+    early = max(1, steps // 6)
+    process = psutil.Process(running.pid)
+    while running.poll() is None:
+        done = _steps(place)
+        if done >= early + len(seen) * early:
+            seen.append((done, _measured(process, place, done)))
+        time.sleep(0.02)
+    assert running.wait() == 0, running.communicate()
+    (at, first), (end, last) = seen[0], seen[-1]
+    print(f"growth from step {at} to {end}: {first} to {last}", flush=True)
+    for name, bound in BOUNDS.items():
+        with tally.attempt(name):
+            assert last[name] - first[name] <= bound, f"{first[name]:.0f} became {last[name]:.0f}"
+    for name in WRITTEN:
+        with tally.attempt(name):
+            assert last[name] <= 1.1 * first[name], f"{first[name]:.0f} became {last[name]:.0f}"
+    return tally
+
+
+def _steps(place: Path) -> int:
+    try:
+        return (place / "metrics.csv").read_bytes().count(b"\n") - 1
+    except OSError:
+        return 0
+
+
+def _measured(process: psutil.Process, place: Path, steps: int) -> dict[str, float]:
+    events = sum(path.stat().st_size for path in (place / "tensorboard").rglob("*tfevents*"))
+    sizes = ((place / "train.log").stat().st_size, events, (place / "metrics.csv").stat().st_size)
+    return {
+        "memory, MiB": process.memory_info().rss / MIB,
+        "open files": float(process.num_fds()),
+        "threads": float(process.num_threads()),
+        **{name: size / steps for name, size in zip(WRITTEN, sizes, strict=True)},
+    }
