@@ -25,7 +25,7 @@ from zerosearch.core.errors import InputError
 from zerosearch.core.nodes import check_nodes, leaves
 from zerosearch.core.run_date import set_run_date
 from zerosearch.core.runs import Summary, find_checkpoint
-from zerosearch.planning.reading import fit_memory
+from zerosearch.planning.fitting import fit_memory
 from zerosearch.policy.checkpoints import read_notes
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.preflight import check_accelerator

@@ -16,9 +16,10 @@ from zerosearch.commands.plan import main
 from zerosearch.core import memory
 from zerosearch.core.runs import Summary
 from zerosearch.generation.vllm.llm_engine import GPU_BATCH
+from zerosearch.planning.fitting import fit_memory
 from zerosearch.planning.memory import memory_rows
 from zerosearch.planning.memory_table import GIB, total
-from zerosearch.planning.reading import fit_memory, plan_of
+from zerosearch.planning.reading import plan_of
 from zerosearch.planning.run import PlannedRun
 from zerosearch.policy.sharding import base_model
 

@@ -46,10 +46,11 @@ def main(cfg: DictConfig) -> None:
     """Print both plans; exit code 1 where the run does not fit."""
     from zerosearch.core.memory import host_bytes
     from zerosearch.core.nodes import check_nodes
+    from zerosearch.planning.fitting import with_fitting_batches
     from zerosearch.planning.memory import memory_rows
     from zerosearch.planning.memory_table import GIB, check_fits
     from zerosearch.planning.printing import print_memory, print_times
-    from zerosearch.planning.reading import plan_of, with_fitting_batches
+    from zerosearch.planning.reading import plan_of
     from zerosearch.planning.time import times_of
     from zerosearch.planning.work import work_of
 
