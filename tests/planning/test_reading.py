@@ -325,6 +325,15 @@ def test_the_command_plans_this_machine_for_a_run_on_its_cpu(
     assert "batches of 512 tokens" in capsys.readouterr().out
 
 
+def test_the_processes_of_a_cpu_share_the_memory_that_is_planned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu", "trainer.devices=2", "card=cpu"])
+    on_host(monkeypatch, 12)
+    main()
+    assert re.search(r"^of +6\.00", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_the_command_refuses_what_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

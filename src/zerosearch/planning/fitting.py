@@ -62,16 +62,25 @@ def with_fitting_batches(plan: PlannedRun, size: int) -> PlannedRun:
     return plan
 
 
+def process_bytes(trainer: DictConfig) -> int:
+    """Memory of one process of a training on this machine's CPUs, which those of a node share.
+
+    Args:
+        trainer: the node of that name.
+    """
+    from zerosearch.core.memory import host_bytes
+    from zerosearch.planning.reading import devices_of
+
+    return host_bytes() // len(devices_of(trainer, on_cpu=True))
+
+
 def _memory_here(trainer: DictConfig) -> tuple[bool, int | None]:
     """Whether training is on CPUs, and the bytes for each process or GPU; None: not known."""
     import torch
 
-    from zerosearch.core.memory import host_bytes
-    from zerosearch.planning.reading import devices_of
-
     gpus = torch.cuda.is_available()
     if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not gpus):
-        return True, host_bytes() // len(devices_of(trainer, on_cpu=True))
+        return True, process_bytes(trainer)
     return False, torch.cuda.get_device_properties(0).total_memory if gpus else None
 
 
