@@ -129,7 +129,8 @@ def test_other_programs_are_warned_of(
 ) -> None:
     on_host(monkeypatch, 16, free=8)
     chosen = fit_memory(compose_config(tmp_path))
-    assert not caplog.records
+    fit_memory(compose_config(tmp_path, "trainer.num_nodes=8"))
+    assert not caplog.records, "other nodes have memory of their own"
     on_host(monkeypatch, 16, free=1)
     assert fit_memory(compose_config(tmp_path)) == chosen, "no matter of what is free just now"
     assert "other programs leave 1.0" in caplog.text

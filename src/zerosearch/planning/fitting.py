@@ -29,7 +29,7 @@ def fit_memory(cfg: DictConfig) -> int:
     """
     from zerosearch.planning.memory import memory_rows
     from zerosearch.planning.memory_table import check_fits
-    from zerosearch.planning.reading import plan_of
+    from zerosearch.planning.reading import devices_of, plan_of
     from zerosearch.policy.activation_memory import MOST_TOKENS
 
     on_cpu, size = _memory_here(cfg.trainer)
@@ -41,7 +41,7 @@ def fit_memory(cfg: DictConfig) -> int:
     rows = memory_rows(plan, size)
     check_fits(rows, size, on_cpu=on_cpu)
     if on_cpu:
-        _warn_of_others(rows, plan.gpus)
+        _warn_of_others(rows, len(devices_of(cfg.trainer, on_cpu=True)))
     return plan.tokens_per_micro_batch
 
 
@@ -85,7 +85,7 @@ def _memory_here(trainer: DictConfig) -> tuple[bool, int | None]:
 
 
 def _warn_of_others(rows: list[MemoryRow], processes: int) -> None:
-    """Say where what other programs hold now leaves too little."""
+    """Say where what other programs hold now leaves too little for the processes of this node."""
     from zerosearch.core.memory import available_bytes
     from zerosearch.planning.memory_table import GIB, PHASES, total
 
