@@ -14,6 +14,7 @@ from zerosearch import assembly
 from zerosearch.assembly import prepare
 from zerosearch.commands.plan import main
 from zerosearch.core import memory
+from zerosearch.core.errors import InputError
 from zerosearch.core.runs import Summary
 from zerosearch.generation.vllm.llm_engine import GPU_BATCH
 from zerosearch.planning.fitting import fit_memory
@@ -103,7 +104,7 @@ def test_the_size_of_a_micro_batch_follows_from_the_memory(
 def test_a_new_run_takes_them_and_a_resumed_one_those_of_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(assembly, "fit_memory", lambda cfg: 512)
+    monkeypatch.setattr(assembly, "fit_memory", lambda cfg, saved: 512)
     caplog.set_level("INFO")
     new = compose_config(tmp_path, "trainer=cpu")
     assert prepare(new, Summary(tmp_path)) is None
@@ -115,6 +116,43 @@ def test_a_new_run_takes_them_and_a_resumed_one_those_of_its_checkpoint(
     told = compose_config(tmp_path, "trainer=cpu", "module.tokens_per_micro_batch=64")
     prepare(told, Summary(tmp_path))
     assert told.module.tokens_per_micro_batch == 64
+
+
+def saved_run(folder: Path, **notes: object) -> Path:
+    """Its newest checkpoint, without weights."""
+    torch.save({"zerosearch": notes}, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def test_micro_batches_of_a_larger_machine_are_refused_where_they_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = saved_run(tmp_path, tokens_per_micro_batch=16_384)
+    resumed = compose_config(tmp_path, "trainer=cpu", f"resume={file}")
+    on_host(monkeypatch, 1.8)
+    assert fit_memory(resumed) < 16_384, "that of a new run here"
+    with pytest.raises(InputError, match=r"1\.8 GiB.*add module\.tokens_per_micro_batch=512") as no:
+        prepare(resumed, Summary(tmp_path))
+    told = compose_config(tmp_path, "trainer=cpu", f"resume={file}", str(no.value).split()[-1])
+    assert prepare(told, Summary(tmp_path)) == file
+    on_host(monkeypatch, 3)
+    assert fit_memory(resumed, 16_384) == 16_384, "half of the memory is not asked for here"
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ({"tokens_per_micro_batch": "many"}, "tokens_per_micro_batch is 'many'"),
+        ({"date": "yesterday"}, r"the date of the checkpoint of resume= is 'yesterday'"),
+    ],
+)
+def test_what_a_checkpoint_notes_is_checked(
+    notes: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "fit_memory", lambda cfg, saved: 512)
+    file = saved_run(tmp_path, **notes)
+    with pytest.raises(InputError, match=said):
+        prepare(compose_config(tmp_path, "trainer=cpu", f"resume={file}"), Summary(tmp_path))
 
 
 def test_a_gpu_takes_the_largest_that_fits(gpu: SimpleNamespace, tmp_path: Path) -> None:

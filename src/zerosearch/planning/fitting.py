@@ -6,6 +6,8 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
+from zerosearch.core.errors import InputError
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -15,13 +17,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def fit_memory(cfg: DictConfig) -> int:
+def fit_memory(cfg: DictConfig, saved: int | None = None) -> int:
     """Tokens of a micro-batch for this machine; where nothing is known of it, the most.
 
-    What the configuration says stays. Else it is the largest power of two, `MOST_TOKENS` at most,
-    with which training fits into the GPU, or into half of what the processes of this machine or
-    container may take: the rest is for the files it reads and for other programs. That is no matter
-    of what is free just now, so that a run repeated on its machine is the same bit for bit.
+    What the configuration says stays, then what the checkpoint does. Else it is the largest power
+    of two, `MOST_TOKENS` at most, with which training fits into the GPU, or into half of what the
+    processes of this machine or container may take: the rest is for the files it reads and for
+    other programs. That is no matter of what is free just now, so that a run repeated on its
+    machine is the same bit for bit.
+
+    Args:
+        cfg: of a training.
+        saved: tokens of a micro-batch in the checkpoint that it goes on from, if any.
 
     Raises:
         InputError: a run would run out of memory; says what is too large, and which settings make
@@ -34,15 +41,37 @@ def fit_memory(cfg: DictConfig) -> int:
 
     on_cpu, size = _memory_here(cfg.trainer)
     if size is None:
-        return cfg.module.tokens_per_micro_batch or MOST_TOKENS
+        return cfg.module.tokens_per_micro_batch or saved or MOST_TOKENS
     plan = plan_of(cfg, on_cpu=on_cpu)
     if cfg.module.tokens_per_micro_batch is None:
-        plan = with_fitting_batches(plan, size // 2 if on_cpu else size)
+        fitting = with_fitting_batches(plan, size // 2 if on_cpu else size)
+        if saved is None:
+            plan = fitting
+        else:
+            plan = dataclasses.replace(plan, tokens_per_micro_batch=saved)
+            _check_saved(plan, fitting, size)
     rows = memory_rows(plan, size)
     check_fits(rows, size, on_cpu=on_cpu)
     if on_cpu:
         _warn_of_others(rows, len(devices_of(cfg.trainer, on_cpu=True)))
     return plan.tokens_per_micro_batch
+
+
+def _check_saved(plan: PlannedRun, fitting: PlannedRun, size: int) -> None:
+    """Refuse micro-batches of a checkpoint, perhaps of a larger machine, where others would fit."""
+    from zerosearch.planning.memory import memory_rows
+    from zerosearch.planning.memory_table import GIB, PHASES, total
+
+    def fits(planned: PlannedRun) -> bool:
+        rows = memory_rows(planned, size)
+        return all(total(rows, phase) <= size for phase in PHASES)
+
+    if fits(fitting) and not fits(plan):
+        raise InputError(
+            f"resume: the checkpoint's micro-batches of {plan.tokens_per_micro_batch} tokens do "
+            f"not fit into the {size / GIB:.1f} GiB of a GPU or process here: add "
+            f"module.tokens_per_micro_batch={fitting.tokens_per_micro_batch}"
+        )
 
 
 def with_fitting_batches(plan: PlannedRun, size: int) -> PlannedRun:
