@@ -23,9 +23,11 @@ from zerosearch.callbacks.event_files import cut_back
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.core.errors import InputError
 from zerosearch.core.nodes import check_nodes, leaves
+from zerosearch.core.plain import check_plain
+from zerosearch.core.ranges import Count
 from zerosearch.core.run_date import set_run_date
 from zerosearch.core.runs import Summary, find_checkpoint
-from zerosearch.planning.reading import fit_memory
+from zerosearch.planning.fitting import fit_memory
 from zerosearch.policy.checkpoints import read_notes
 from zerosearch.training.module import SearchPolicyModule
 from zerosearch.training.preflight import check_accelerator
@@ -207,16 +209,18 @@ def prepare(cfg: DictConfig, summary: Summary) -> Path | None:
     check_accelerator(cfg.trainer.accelerator)
     check_precision(cfg.trainer.get("precision"))
     checkpoint = find_checkpoint(cfg.resume, summary.path.parent)
-    tokens = fit_memory(cfg)
+    notes = {}
+    if checkpoint is not None:
+        with suppress(InputError):  # what is wrong with it is said when all of it is read
+            notes = read_notes(checkpoint)
+    saved = notes.get("tokens_per_micro_batch")
+    check_plain(Count | None, saved, f"{checkpoint}: tokens_per_micro_batch")
+    tokens = fit_memory(cfg, saved)
     if cfg.module.tokens_per_micro_batch is None and checkpoint is None:  # which would hold it
         log.info("module.tokens_per_micro_batch: %d, by the memory there is", tokens)
         cfg.module.tokens_per_micro_batch = tokens
     seed_everything(cfg.seed, workers=True, verbose=False)
-    date = None
-    if checkpoint is not None:
-        with suppress(InputError):  # what is wrong with it is said when all of it is read
-            date = read_notes(checkpoint).get("date")
-    set_run_date(date)
+    set_run_date(notes.get("date"))
     return checkpoint
 
 

@@ -84,6 +84,10 @@ def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_
         ("broken_tags", [0.0, 0.03] * 10, None),  # many times nothing is nothing
         ("text_repeats", [0.05] * 10 + [0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.9], 17),
         ("text_repeats", [0.0] * 10 + [0.1] * 10, None),
+        # twice a share of 0.45 is never reached
+        ("text_repeats", [0.45] * 10 + [0.95] * 10, None),
+        ("text_mostly_repeats", [0.45] * 10 + [0.95] * 10, 16),
+        ("text_mostly_repeats", [0.45] * 10 + [0.7] * 10, None),
         ("right_answers_unlikely", [0.21, 0.18, 0.16, 0.13, 0.12] + [0.9] * 10, 12),
         ("right_answers_unlikely", [1.4, 1.2, 0.9, 0.8, 0.6, 0.5, 0.45, 0.4, 0.45, 0.5] * 2, None),
     ],

@@ -88,19 +88,42 @@ def test_marks_in_characters_that_a_normal_form_makes_plain(text):
     assert disarm(unicodedata.normalize("NFKC", found)) == unicodedata.normalize("NFKC", found)
 
 
+@pytest.mark.parametrize("text", ["an ＥＯＳ", "an E\uff2fS, ｛ ＜", "ａＸｂＹｃ <ｓ>"])
+def test_marks_without_brackets_in_such_characters(text):
+    found = disarm(text, TOKENS)
+    normal = unicodedata.normalize("NFKC", found)
+    assert not any(mark in normal for mark in [*TOKENS, "<s>"])
+    assert disarm(found, TOKENS) == found
+
+
 def test_a_token_with_the_separator_is_refused():
     with pytest.raises(InputError, match="'a·b' contains '·'"):
         disarm("text", ["a·b"])
 
 
-PIECES = [*MARKS, *TOKENS, *"<>/|[]s ", "SYS", "im_end", "é", "·", "＜", "｜"]
+PIECES = [
+    *MARKS,
+    *TOKENS,
+    *"<>/|[]s ",
+    "SYS",
+    "im_end",
+    "é",
+    "·",
+    "＜",
+    "｜",
+    "ＥＯ",
+    "Ｓ",
+    "\u0338",
+    "\u0301",
+]
 
 
 @settings(max_examples=300)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_no_mark_survives_and_a_second_pass_changes_nothing(text):
     found = disarm(text, TOKENS)
-    assert not any(mark in found for mark in [*MARKS, *TOKENS])
+    normal = unicodedata.normalize("NFKC", found)
+    assert not any(mark in each for mark in [*MARKS, *TOKENS] for each in (found, normal))
     assert disarm(found, TOKENS) == found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
@@ -43,6 +44,22 @@ async def test_an_error_begins_no_row_and_ends_none_that_is_under_way() -> None:
     assert raised.traceback[-1].name == "work", "where it was raised"
 
 
+async def test_an_error_of_the_rows_themselves_ends_none_that_is_under_way() -> None:
+    done = list[int]()
+
+    def rows() -> Iterator[int]:
+        yield from range(2)
+        raise FloatingPointError("row 2 cannot be read")
+
+    async def work(row: int) -> None:
+        await asyncio.sleep(0.01)
+        done.append(row)
+
+    with pytest.raises(FloatingPointError, match="row 2"):
+        await work_off(rows(), work, concurrency=3)
+    assert done == [0, 1]
+
+
 async def test_a_cancellation_waits_until_every_row_has_cleaned_up() -> None:
     cleaned = list[int]()
 
@@ -50,7 +67,7 @@ async def test_a_cancellation_waits_until_every_row_has_cleaned_up() -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01 * (row + 1))
             cleaned.append(row)
 
     task = asyncio.create_task(work_off(range(9), work, concurrency=4))

@@ -54,14 +54,18 @@ def played(folder: Path, tmp_path: Path) -> Any:
     return instantiate(cfg.agent, _convert_="all")
 
 
-def run_folder(tmp_path: Path, model: str) -> Path:
-    """A run that has not ended, whose configuration holds this model."""
+def run_folder(tmp_path: Path, model: str, **notes: Any) -> Path:
+    """A run that has not ended, whose configuration holds this model.
+
+    Args:
+        notes: what its checkpoint notes beside an episode.
+    """
     run = tmp_path / "run"
     for folder in (".hydra", "checkpoints"):
         (run / folder).mkdir(parents=True)
     (run / ".hydra" / "config.yaml").write_text(f"model: {model}\n")
     weights = {f"model.{n}": w for n, w in make_word_model(1).state_dict().items()}
-    saved = {"state_dict": weights, "zerosearch": {"episode": EPISODE}}
+    saved = {"state_dict": weights, "zerosearch": {"episode": EPISODE, **notes}}
     torch.save(saved, run / "checkpoints" / "last.ckpt")
     return run
 

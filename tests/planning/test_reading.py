@@ -14,11 +14,13 @@ from zerosearch import assembly
 from zerosearch.assembly import prepare
 from zerosearch.commands.plan import main
 from zerosearch.core import memory
+from zerosearch.core.errors import InputError
 from zerosearch.core.runs import Summary
 from zerosearch.generation.vllm.llm_engine import GPU_BATCH
+from zerosearch.planning.fitting import fit_memory
 from zerosearch.planning.memory import memory_rows
 from zerosearch.planning.memory_table import GIB, total
-from zerosearch.planning.reading import fit_memory, plan_of
+from zerosearch.planning.reading import plan_of
 from zerosearch.planning.run import PlannedRun
 from zerosearch.policy.sharding import base_model
 
@@ -102,7 +104,7 @@ def test_the_size_of_a_micro_batch_follows_from_the_memory(
 def test_a_new_run_takes_them_and_a_resumed_one_those_of_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(assembly, "fit_memory", lambda cfg: 512)
+    monkeypatch.setattr(assembly, "fit_memory", lambda cfg, saved: 512)
     caplog.set_level("INFO")
     new = compose_config(tmp_path, "trainer=cpu")
     assert prepare(new, Summary(tmp_path)) is None
@@ -114,6 +116,43 @@ def test_a_new_run_takes_them_and_a_resumed_one_those_of_its_checkpoint(
     told = compose_config(tmp_path, "trainer=cpu", "module.tokens_per_micro_batch=64")
     prepare(told, Summary(tmp_path))
     assert told.module.tokens_per_micro_batch == 64
+
+
+def saved_run(folder: Path, **notes: object) -> Path:
+    """Its newest checkpoint, without weights."""
+    torch.save({"zerosearch": notes}, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def test_micro_batches_of_a_larger_machine_are_refused_where_they_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = saved_run(tmp_path, tokens_per_micro_batch=16_384)
+    resumed = compose_config(tmp_path, "trainer=cpu", f"resume={file}")
+    on_host(monkeypatch, 1.8)
+    assert fit_memory(resumed) < 16_384, "that of a new run here"
+    with pytest.raises(InputError, match=r"1\.8 GiB.*add module\.tokens_per_micro_batch=512") as no:
+        prepare(resumed, Summary(tmp_path))
+    told = compose_config(tmp_path, "trainer=cpu", f"resume={file}", str(no.value).split()[-1])
+    assert prepare(told, Summary(tmp_path)) == file
+    on_host(monkeypatch, 3)
+    assert fit_memory(resumed, 16_384) == 16_384, "half of the memory is not asked for here"
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ({"tokens_per_micro_batch": "many"}, "tokens_per_micro_batch is 'many'"),
+        ({"date": "yesterday"}, r"the date of the checkpoint of resume= is 'yesterday'"),
+    ],
+)
+def test_what_a_checkpoint_notes_is_checked(
+    notes: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "fit_memory", lambda cfg, saved: 512)
+    file = saved_run(tmp_path, **notes)
+    with pytest.raises(InputError, match=said):
+        prepare(compose_config(tmp_path, "trainer=cpu", f"resume={file}"), Summary(tmp_path))
 
 
 def test_a_gpu_takes_the_largest_that_fits(gpu: SimpleNamespace, tmp_path: Path) -> None:
@@ -128,7 +167,8 @@ def test_other_programs_are_warned_of(
 ) -> None:
     on_host(monkeypatch, 16, free=8)
     chosen = fit_memory(compose_config(tmp_path))
-    assert not caplog.records
+    fit_memory(compose_config(tmp_path, "trainer.num_nodes=8"))
+    assert not caplog.records, "other nodes have memory of their own"
     on_host(monkeypatch, 16, free=1)
     assert fit_memory(compose_config(tmp_path)) == chosen, "no matter of what is free just now"
     assert "other programs leave 1.0" in caplog.text
@@ -322,6 +362,15 @@ def test_the_command_plans_this_machine_for_a_run_on_its_cpu(
     with pytest.raises(SystemExit):
         main()
     assert "batches of 512 tokens" in capsys.readouterr().out
+
+
+def test_the_processes_of_a_cpu_share_the_memory_that_is_planned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu", "trainer.devices=2", "card=cpu"])
+    on_host(monkeypatch, 12)
+    main()
+    assert re.search(r"^of +6\.00", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_command_refuses_what_does_not_fit(

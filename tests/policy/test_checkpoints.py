@@ -94,6 +94,7 @@ def test_what_cannot_be_converted_is_explained(tmp_path: Path) -> None:
     [
         ({}, "no checkpoint of a run: give one"),
         ([1], "no checkpoint of a run: give one"),
+        ({"zerosearch": "x"}, "no checkpoint of a run: give one"),
         (None, "cut short or no checkpoint"),
     ],
 )

@@ -102,6 +102,17 @@ def test_charts_have_the_metrics_that_there_are(sweep: Path) -> None:
     assert zero == ["cost/usd"]
 
 
+@pytest.mark.parametrize(
+    ("loss", "title"), [("loss/reply", "Loss of replies"), ("loss/turns", "Loss of turns")]
+)
+def test_a_tuning_has_its_loss_once(loss: str, title: str, tmp_path: Path) -> None:
+    rows = [{loss: 2.0, "val/loss": 2.5}, {loss: 1.0, "val/loss": 1.5}]
+    charts, _ = charts_of(find_runs([str(write_run(tmp_path / "run", rows=rows, summary={}))]))
+    assert [chart["title"] for chart in charts] == [title]
+    drawn = {each["label"]: each["y"] for each in charts[0]["series"]}
+    assert drawn == {"training": [2.0, 1.0], "validation": [2.5, 1.5]}
+
+
 def test_of_several_runs_the_main_metric_and_the_headline_are_drawn(tmp_path: Path) -> None:
     rows = [{"rollout/searches": 1.0, "rollout/turns": 2.0}]
     summary = {"test/bm25/f1": 0.5, "test/scripted/f1": 0.4}

@@ -223,6 +223,20 @@ def test_its_target_is_not_looked_at(marker: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "zerosearch.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ({"date": "yesterday"}, r"last\.ckpt: date is 'yesterday': it should be as 2026"),
+        ({"date": 5}, r"date is 5: it should be as"),
+        ({"dtype": "load"}, "dtype is 'load'"),
+    ],
+)
+def test_notes_that_are_none(notes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    run = run_folder(tmp_path, f"{{path: {save_word_policy(tmp_path / 'start', 0)}}}", **notes)
+    with pytest.raises(InputError, match=said):
+        convert(run / "checkpoints" / "last.ckpt", tmp_path / "out")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away, which root alone can")
 @pytest.mark.parametrize("given_away", [".", ".hydra/overrides.yaml"])
 def test_a_run_folder_of_another_user_is_not_resumed(given_away: str, tmp_path: Path) -> None:

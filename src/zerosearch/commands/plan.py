@@ -44,21 +44,21 @@ def _check_card(cfg: DictConfig) -> None:
 )
 def main(cfg: DictConfig) -> None:
     """Print both plans; exit code 1 where the run does not fit."""
-    from zerosearch.core.memory import host_bytes
     from zerosearch.core.nodes import check_nodes
+    from zerosearch.planning.fitting import process_bytes, with_fitting_batches
     from zerosearch.planning.memory import memory_rows
     from zerosearch.planning.memory_table import GIB, check_fits
     from zerosearch.planning.printing import print_memory, print_times
-    from zerosearch.planning.reading import plan_of, with_fitting_batches
+    from zerosearch.planning.reading import plan_of
     from zerosearch.planning.time import times_of
     from zerosearch.planning.work import work_of
 
     gpu_bytes = int((cfg.gpu_gib or cfg.speeds.cards[cfg.card].gib) * GIB)
     on_cpu = cfg.trainer.accelerator == "cpu"
-    if on_cpu and cfg.gpu_gib is None:
-        gpu_bytes = host_bytes()
     with ending_in_words():
         check_nodes(cfg, *COMPONENTS)
+        if on_cpu and cfg.gpu_gib is None:
+            gpu_bytes = process_bytes(cfg.trainer)
         plan = plan_of(cfg)
         if cfg.module.tokens_per_micro_batch is None:
             plan = with_fitting_batches(plan, gpu_bytes // 2 if on_cpu else gpu_bytes)

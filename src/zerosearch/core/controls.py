@@ -48,7 +48,8 @@ def disarm(text: str, extra: Sequence[str] = (), *, keep: Sequence[str] = ()) ->
 
     Marks of the Qwen, Llama, Gemma, Mistral and DeepSeek families get typographic brackets and
     bars. So do the marks of `extra`; those without a bracket get middle dots. A mark in characters
-    that a tokenizer's normal form (NFKC) would turn into plain ones counts as well. Idempotent.
+    that a tokenizer's normal form (NFKC) would turn into plain ones counts as well; where such a
+    mark has no bracket, the whole text is put into that form. Idempotent.
 
     Args:
         text: of a question, an answer, a query, a document or a reply.
@@ -66,7 +67,10 @@ def disarm(text: str, extra: Sequence[str] = (), *, keep: Sequence[str] = ()) ->
     if not text.isascii() and not unicodedata.is_normalized("NFKC", text):
         normal = unicodedata.normalize("NFKC", text)
         if pattern.search(normal):
-            return text.translate(_ALL_LOOKALIKES)
+            text = text.translate(_ALL_LOOKALIKES)
+            normal = unicodedata.normalize("NFKC", text)
+            if pattern.search(normal):  # a mark of other characters than brackets and bars
+                return disarm(normal, extra, keep=keep)
     return text
 
 

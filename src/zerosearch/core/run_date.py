@@ -7,6 +7,9 @@ machine in another time zone, reads the prompts that it read before.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
+
+from zerosearch.core.errors import InputError
 
 _fixed: list[datetime] = []  # of this process: none before anybody asks, then one
 
@@ -23,5 +26,27 @@ def set_run_date(saved: str | None) -> None:
 
     Args:
         saved: in ISO format, of a checkpoint that it goes on from; None: now.
+
+    Raises:
+        InputError: it is none.
     """
-    _fixed[:] = [datetime.now() if saved is None else datetime.fromisoformat(saved)]
+    where = "the date of the checkpoint of resume="
+    _fixed[:] = [datetime.now() if saved is None else read_date(saved, where)]
+
+
+def read_date(saved: Any, where: str) -> datetime:
+    """A moment of a checkpoint.
+
+    Args:
+        saved: in ISO format.
+        where: it stands, for messages.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return datetime.fromisoformat(saved)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{where} is {saved!r:.80}: it should be as 2026-11-28T09:30:00; the file was changed"
+        ) from error

@@ -24,21 +24,22 @@ async def work_off(
         concurrency: rows under way at a time.
 
     Raises:
-        Exception: the first that `work` raised, when nothing is under way any more.
+        Exception: the first that `work` or `rows` raised, when nothing is under way any more.
     """
-    waiting, errors = iter(rows), list[Exception]()
+    waiting, errors = iter(rows), list[BaseException]()
 
     async def worker() -> None:
         while not errors:
             try:
-                row = next(waiting)
+                await work(next(waiting))
             except StopIteration:
                 return
-            try:
-                await work(row)
             except Exception as error:
                 errors.append(error)
 
-    await asyncio.gather(*(worker() for _ in range(concurrency)))
+    workers = (worker() for _ in range(concurrency))
+    # else a cancellation would return with the first that has cleaned up
+    ended = await asyncio.gather(*workers, return_exceptions=True)
+    errors += [each for each in ended if each is not None]
     if errors:
         raise errors[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -16,87 +15,10 @@ if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
 
-    from zerosearch.planning.memory_table import MemoryRow
     from zerosearch.planning.run import Critic, Neighbour, PlannedRun, Sampler
     from zerosearch.policy.source import PolicySource
 
 SHARDED = "FullyShardedStrategy"
-
-log = logging.getLogger(__name__)
-
-
-def fit_memory(cfg: DictConfig) -> int:
-    """Tokens of a micro-batch for this machine; where nothing is known of it, the most.
-
-    What the configuration says stays. Else it is the largest power of two, `MOST_TOKENS` at most,
-    with which training fits into the GPU, or into half of what the processes of this machine or
-    container may take: the rest is for the files it reads and for other programs. That is no matter
-    of what is free just now, so that a run repeated on its machine is the same bit for bit.
-
-    Raises:
-        InputError: a run would run out of memory; says what is too large, and which settings make
-            it smaller.
-    """
-    from zerosearch.planning.memory import memory_rows
-    from zerosearch.planning.memory_table import check_fits
-    from zerosearch.policy.activation_memory import MOST_TOKENS
-
-    on_cpu, size = _memory_here(cfg.trainer)
-    if size is None:
-        return cfg.module.tokens_per_micro_batch or MOST_TOKENS
-    plan = plan_of(cfg, on_cpu=on_cpu)
-    if cfg.module.tokens_per_micro_batch is None:
-        plan = with_fitting_batches(plan, size // 2 if on_cpu else size)
-    rows = memory_rows(plan, size)
-    check_fits(rows, size, on_cpu=on_cpu)
-    if on_cpu:
-        _warn_of_others(rows, plan.gpus)
-    return plan.tokens_per_micro_batch
-
-
-def with_fitting_batches(plan: PlannedRun, size: int) -> PlannedRun:
-    """The plan with the largest micro-batches that fit; the smallest sensible ones if none do.
-
-    Args:
-        plan: with the largest there may be.
-        size: bytes that a GPU or process may take.
-    """
-    from zerosearch.planning.memory import memory_rows
-    from zerosearch.planning.memory_table import total
-
-    while plan.tokens_per_micro_batch > plan.longest:  # of one sequence in any case
-        if total(memory_rows(plan, size), "training") <= size:
-            break
-        plan = dataclasses.replace(plan, tokens_per_micro_batch=plan.tokens_per_micro_batch // 2)
-    return plan
-
-
-def _memory_here(trainer: DictConfig) -> tuple[bool, int | None]:
-    """Whether training is on CPUs, and the bytes for each process or GPU; None: not known."""
-    import torch
-
-    from zerosearch.core.memory import host_bytes
-
-    gpus = torch.cuda.is_available()
-    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not gpus):
-        return True, host_bytes() // len(_devices(trainer, on_cpu=True))
-    return False, torch.cuda.get_device_properties(0).total_memory if gpus else None
-
-
-def _warn_of_others(rows: list[MemoryRow], processes: int) -> None:
-    """Say where what other programs hold now leaves too little."""
-    from zerosearch.core.memory import available_bytes
-    from zerosearch.planning.memory_table import GIB, PHASES, total
-
-    needed = processes * max(total(rows, phase) for phase in PHASES)
-    free = available_bytes()
-    if free is not None and needed > free:
-        log.warning(
-            "this run may take %.1f GiB, and other programs leave %.1f: end some, or lower "
-            "module.tokens_per_micro_batch, or the kernel may end the run without a word",
-            needed / GIB,
-            free / GIB,
-        )
 
 
 def plan_of(cfg: DictConfig, *, on_cpu: bool | None = None) -> PlannedRun:
@@ -122,7 +44,7 @@ def plan_of(cfg: DictConfig, *, on_cpu: bool | None = None) -> PlannedRun:
     model = source.build_on_meta()
     strategy = cfg.trainer.get("strategy")
     settings: Any = strategy if class_name(strategy) == SHARDED else {}
-    devices = _devices(cfg.trainer, on_cpu=on_cpu)
+    devices = devices_of(cfg.trainer, on_cpu=on_cpu)
     gpus = len(devices) * cfg.trainer.num_nodes
     longest, training, validation = _sequences(cfg)
     computed = _computed(cfg.trainer.precision, model.dtype)
@@ -247,7 +169,7 @@ def _neighbour(cfg: DictConfig, devices: Collection[int]) -> Neighbour | None:
     return Neighbour(share=server.gpu_memory_utilization, weights=weights)
 
 
-def _devices(trainer: DictConfig, *, on_cpu: bool) -> list[int]:
+def devices_of(trainer: DictConfig, *, on_cpu: bool) -> list[int]:
     """The GPUs, or processes on CPUs, of each node, as Lightning counts them."""
     import torch
 

@@ -71,7 +71,7 @@ def read_notes(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is cut short or no checkpoint: give another one of the run")
     with naming_damage(path):
         saved = torch.load(where, map_location="cpu", mmap=True, weights_only=True)
-    if not isinstance(saved, dict) or "zerosearch" not in saved:
+    if not isinstance(saved, dict) or not isinstance(saved.get("zerosearch"), dict):
         raise InputError(f"{path} is no checkpoint of a run: give one of its checkpoints/")
     return saved["zerosearch"]
 

@@ -7,7 +7,6 @@ A finished run has exported its policy; this is for any checkpoint. What it writ
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import nn
 from zerosearch.core.errors import InputError
 from zerosearch.core.plain import check_plain, from_plain
 from zerosearch.core.ranges import Dtype
+from zerosearch.core.run_date import read_date
 from zerosearch.policy.checkpoints import (
     check_same_model,
     is_sharded_checkpoint,
@@ -82,6 +82,7 @@ def convert(checkpoint: Path, folder: Path, dtype: Dtype | None = None) -> Path:
             "exports the simulator to simulator/ in its folder"
         )
     computed = notes.get("dtype")  # None: saved by an earlier version
+    check_plain(Dtype | None, computed, f"{checkpoint}: dtype")
     kept = dtype or computed
     # adapters are merged before anything is rounded
     read_as = None if kept is None or source.lora is not None else getattr(torch, kept)
@@ -93,7 +94,7 @@ def convert(checkpoint: Path, folder: Path, dtype: Dtype | None = None) -> Path:
     extra = {"episode": notes["episode"], "chat": source.chat}
     if computed is not None:
         extra["dtype"] = computed
-    date = datetime.fromisoformat(notes["date"]) if "date" in notes else None
+    date = read_date(notes["date"], f"{checkpoint}: date") if "date" in notes else None
     return save_policy(model, source.load_tokenizer(date), folder, extra, dtype=kept)
 
 

@@ -18,7 +18,7 @@ class Chart:
 
     `metrics` are label -> name in `metrics.csv`, the main one first: of several runs only that one
     is drawn, and those of `beside`, whose scale is on the right. What is stacked is left out where
-    it is zero throughout.
+    it is zero throughout; with `needs_main`, so is a run that has no main one.
     """
 
     title: str
@@ -27,6 +27,7 @@ class Chart:
     metrics: dict[str, str]
     beside: dict[str, str] = field(default_factory=dict)
     stacked: bool = False
+    needs_main: bool = False
 
 
 CHARTS = (
@@ -138,9 +139,17 @@ CHARTS = (
     ),
     Chart(
         title="Loss of replies",
-        caption="Of a simulator that is tuned.",
+        caption="Cross-entropy of the replies that a simulator is tuned on.",
         unit="nats per token",
         metrics={"training": "loss/reply", "validation": "val/loss"},
+        needs_main=True,
+    ),
+    Chart(
+        title="Loss of turns",
+        caption="Cross-entropy of the turns that a policy is tuned on, before it learns by reward.",
+        unit="nats per token",
+        metrics={"training": "loss/turns", "validation": "val/loss"},
+        needs_main=True,
     ),
 )
 
@@ -187,6 +196,8 @@ def _plain(chart: Chart, series: list[dict[str, Any]], *, stacked: bool = False)
 
 def _series(chart: Chart, run: RunFolder, index: int, several: bool) -> Iterable[dict[str, Any]]:
     main = list(chart.metrics.items())[: 1 if several else None]
+    if chart.needs_main and not _points(run, main[0][1])[0]:
+        return
     right = [(label, metric, True) for label, metric in chart.beside.items()]
     for hue, (label, metric, is_right) in enumerate([*((*each, False) for each in main), *right]):
         x, y = _points(run, metric)
