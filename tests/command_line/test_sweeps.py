@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.helpers import pausing_simulator as pausing
 from tests.helpers.configs import ROOT
@@ -35,7 +37,11 @@ def start_sweep(folder: Path, *overrides: str, **environment: str) -> subprocess
     return subprocess.Popen(
         [*command, *overrides, f"paths.log_dir='{folder / 'logs'}'"],
         cwd=ROOT,
-        env=own | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"},
+        env=own
+        | {
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{own.get('PYTHONPATH', '')}",
+            "OMP_NUM_THREADS": "1",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -176,3 +182,21 @@ def test_a_sweep_that_is_told_to_stop_lets_its_job_end_in_order(
     assert not (job.parent / "1").exists(), "no further job was begun"
     assert summary(job)["status"] == f"interrupted by {number.name}"
     assert (job / "checkpoints" / "last.ckpt").exists(), "the step that ran was kept"
+
+
+@pytest.mark.slow
+def test_optuna_searches_and_names_the_best_value(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    page = (ROOT / "docs" / "scale.md").read_text()
+    [shown] = re.findall(r"zerosearch train -m (hydra/sweeper=optuna .*(?:\\\n.*)*)", page)
+    words = [*shlex.split(shown.replace("\\\n", "")), "hydra.sweeper.n_trials=2"]
+    assert "policy_steps" in str(words)
+    said = finish(start_sweep(tmp_path, *words, "policy_steps=1", "test=true", "data.test_limit=2"))
+    jobs = jobs_of(tmp_path)
+    assert len(jobs) == 2, said
+    found = OmegaConf.load(jobs[0].parent / "optimization_results.yaml")
+    rates = [OmegaConf.load(job / ".hydra" / "config.yaml").optimizer.lr for job in jobs]
+    assert len({*rates}) == 2 and all(1e-5 <= rate <= 1e-3 for rate in rates)
+    best = max(jobs, key=lambda job: summary(job)["test/f1"])
+    assert found.best_value == summary(best)["test/f1"]
+    assert found.best_params["optimizer.lr"] in rates
