@@ -106,6 +106,8 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "resume=nowhere", "resume=nowhere is neither a checkpoint file nor a run folder"),
         ("train", "simulator=no/such", "simulator=no/such is no folder of a tuned simulator"),
         ("train", "hydra/sweeper=optuna", "hydra/sweeper=optuna: there is no hydra/sweeper/optuna"),
+        ("train", "search=cached", "search=cached is what all engines share and names none"),
+        ("retrieve", "search=cached", "search=cached is what all engines share and names none"),
         ("train", "made_for=none", "made_for=none: give null to take choices as they are"),
         (
             "tune",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.helpers import pausing_simulator as pausing
 from tests.helpers.configs import ROOT
@@ -176,3 +178,35 @@ def test_a_sweep_that_is_told_to_stop_lets_its_job_end_in_order(
     assert not (job.parent / "1").exists(), "no further job was begun"
     assert summary(job)["status"] == f"interrupted by {number.name}"
     assert (job / "checkpoints" / "last.ckpt").exists(), "the step that ran was kept"
+
+
+@pytest.mark.slow
+def test_optuna_searches_and_names_the_best_value(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    page = (ROOT / "docs" / "scale.md").read_text()
+    [shown] = re.findall(r"zerosearch train -m (hydra/sweeper=optuna .*?)\n```", page, re.S)
+    small = ["policy_steps=2", "questions_per_step=2", "algorithm.group_size=2", "trainer=cpu"]
+    small += ["data.validation_limit=2", "data.test_limit=2", "trainer.val_check_interval=2"]
+    words = [*shlex.split(shown.replace("\\\n", "")), "hydra.sweeper.n_trials=2", *small]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "zerosearch",
+            "train",
+            "-m",
+            *words,
+            f"paths.log_dir={tmp_path / 'logs'}",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = jobs_of(tmp_path)
+    rates = [OmegaConf.load(job / ".hydra" / "config.yaml").optimizer.lr for job in jobs]
+    assert len({*rates}) == 2 and all(1e-5 <= rate <= 1e-3 for rate in rates)
+    found = OmegaConf.load(jobs[0].parent / "optimization_results.yaml")
+    assert found.best_params["optimizer.lr"] in rates
+    assert found.best_value == max(summary(job)["test/f1"] for job in jobs)

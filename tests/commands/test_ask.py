@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 
 from tests.helpers.configs import ROOT
 from tests.helpers.processes import run_forked
-from zerosearch.commands.ask import split_arguments
+from zerosearch.commands.ask import split_arguments, typed
 from zerosearch.rollout.settings import EpisodeSettings
 
 WORLD = ["model=quickstart", "search=scripted"]
@@ -95,3 +96,9 @@ def test_a_question_that_gets_no_answer_is_an_exit_code(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in shown.splitlines()]
     assert len(rows) == 20 and any(row["error"] for row in rows)
     assert all(row["answer"] is None for row in rows if row["error"])
+
+
+def test_lines_of_a_pipe_end_at_a_line_feed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = io.BytesIO("Who wrote\rHamlet?\r\n\nWhere is\x85Oslo?\u2028 Now?\n".encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(sent, encoding="utf-8"))
+    assert [*typed(None)] == ["Who wrote\rHamlet?", "Where is\x85Oslo?\u2028 Now?"]

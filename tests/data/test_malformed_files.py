@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.hostile_rows import GOOD, ROWS, damaged, read_both_ways, write_good
 from zerosearch.core.errors import InputError
+from zerosearch.core.memory import PeakMemory
 from zerosearch.data.corpus import read_corpus
 from zerosearch.data.json_lines import MAX_ROW_BYTES
 from zerosearch.data.public_sets import count_questions
@@ -73,8 +74,58 @@ def test_a_parquet_row_larger_than_any_row_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"question": ["Q"], "answer": ["A" * (MAX_ROW_BYTES + 9)]})
     pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
-    with pytest.raises(InputError, match=r"a\.parquet, rows 0 to 0 .* more than 64 MiB a row"):
+    with pytest.raises(InputError, match=r"a\.parquet, row 0 .* more than 64 MiB a row"):
         read_both_ways(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("list", r"row 1 \(counting from 0\): 2048 MiB, more than 64 MiB a row"),
+        ("map", r"row 1 \(counting from 0\): 2048 MiB, more than 64 MiB a row"),
+        (
+            "rows",
+            r"rows 1000 to 1999 \(counting from 0\): 2000 MiB, more than .* 1024 MiB together",
+        ),
+    ],
+)
+def test_a_parquet_value_that_stands_once_and_is_named_often_fills_no_memory(
+    name: str, place: str, tmp_path: Path
+) -> None:
+    path, rows = tmp_path / "a.parquet", 3 if name != "rows" else 2000
+    texts = pa.array(["A" * 2**21, "A"], pa.string())
+    if name == "rows":
+        answers = pa.DictionaryArray.from_arrays([1] * 1000 + [0] * 1000, texts)
+    else:
+        named = pa.DictionaryArray.from_arrays([1] + [0] * 1024 + [1], texts)
+        offsets = pa.array([0, 1, 1025, 1026], pa.int32())
+        keys = pa.array([f"k{number}" for number in range(1026)])
+        answers = (
+            pa.ListArray.from_arrays(offsets, named)
+            if name == "list"
+            else pa.MapArray.from_arrays(offsets, keys, named)
+        )
+    table = pa.table({"question": ["Q"] * rows, "golden_answers": answers})
+    pq.write_table(table, path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 100_000
+    peak = PeakMemory()
+    peak.reset()
+    before = peak.bytes()
+    with pytest.raises(InputError, match=rf"a\.parquet, {place}"):
+        read_both_ways(path)
+    assert peak.bytes() - before < 256 * 2**20
+
+
+def test_answers_that_are_named_often_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zerosearch.data.parquet_files.MAX_ROW_BYTES", 2**18)
+    path = tmp_path / "a.parquet"
+    rows = [
+        {"question": f"Q{n}", "golden_answers": ["yes" * 200] * (n % 2 + 1)} for n in range(2000)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert len(read_both_ways(path)) == 2000
 
 
 def test_files_that_are_read_whole_have_a_bound(

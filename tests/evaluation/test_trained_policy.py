@@ -193,7 +193,7 @@ def test_a_model_from_elsewhere_brings_no_episode(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["checkpoint=owner/model"], "model.path=owner/model"),
+        (["checkpoint=owner/model"], "checkpoint=owner/model"),
         (["model=qwen2_5_3b"], "model.path=Qwen/Qwen2.5-3B"),
         pytest.param(
             ["model=smollm2_135m"],

@@ -176,6 +176,9 @@ def _jobs(overrides: list[str], multirun: bool, compose: Any) -> Iterator[list[s
         yield overrides
         return
     each = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    if "hydra/sweeper=optuna" in each:  # another package's: jobs have what is not searched
+        yield [item for item in each if "interval(" not in item and "hydra" not in item]
+        return
     parsed = OverridesParser.create().parse_overrides(each)
     for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
         yield from (list(job) for job in batch)

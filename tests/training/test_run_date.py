@@ -8,7 +8,8 @@ import pytest
 
 from tests.helpers.sharded_training import Job, make_job_module
 from tests.helpers.words import save_word_policy
-from zerosearch.core.run_date import run_date, set_run_date
+from zerosearch.core.errors import InputError
+from zerosearch.core.run_date import keep_run_date, run_date, set_run_date
 from zerosearch.training.module import SearchPolicyModule
 
 TEMPLATE = '{{ strftime_now("%d %b %Y") }} {{ messages[0].content }}'
@@ -47,3 +48,17 @@ def test_a_checkpoint_of_before_keeps_todays(policy: Path) -> None:
     del saved["date"]
     module.restore_progress({}, saved)
     assert module.tokenizer is not None and "03 Feb" in str(module.tokenizer.chat_template)
+
+
+@pytest.mark.parametrize("started_on", [None, "2026-02-04T09:00:00"])
+def test_rows_of_a_folder_go_on_under_the_date_they_began_with(
+    started_on: str | None, tmp_path: Path
+) -> None:
+    keep_run_date(tmp_path / "rows")
+    began = run_date()
+    set_run_date(started_on)  # a process of another day
+    keep_run_date(tmp_path / "rows")
+    assert run_date() == began
+    (tmp_path / "rows" / "prompt_date.txt").write_text("yesterday")
+    with pytest.raises(InputError, match=r"prompt_date\.txt: no date .*; remove the file"):
+        keep_run_date(tmp_path / "rows")

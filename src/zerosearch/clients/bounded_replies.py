@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
@@ -17,9 +17,11 @@ from zerosearch.core.errors import InputError
 
 MAX_REPLY_BYTES = 8 * 2**20  # by default; a simulator's reply has about 3,000
 HEADERS = {"Accept-Encoding": "gzip"}  # what can be unpacked here
-# Of a reply beyond the first, only the second are read at a time: together they hold some 100 MiB.
-_SHORT_BYTES = 2**20
+# Of a reply beyond the first, only the second are read at a time: together they hold some 100 MiB,
+# and 320 that wait as much again.
+_SHORT_BYTES = 2**18
 _LONG_AT_ONCE = 16
+_PIECE_BYTES = 2**16  # unpacked at a time
 _GZIP = 16 + zlib.MAX_WBITS
 
 Hook = Callable[[Any], Awaitable[None]]
@@ -81,29 +83,45 @@ def no_cookies() -> CookieJar:
 async def _body(stream: Any, packed: str, most: int, long_ones: asyncio.Semaphore) -> bytes:
     if packed not in ("", "identity", "gzip", "x-gzip"):
         raise UnusableReply(f"the reply is damaged: packed as {packed!r}, which was not asked for")
-    unpacker = zlib.decompressobj(_GZIP) if "gzip" in packed else None
     body = bytearray()
+    async with aclosing(_pieces(stream, "gzip" in packed)) as pieces:
+        try:
+            async for piece in pieces:
+                _add(body, piece, most)
+                if len(body) >= _SHORT_BYTES:
+                    break
+            async with long_ones if len(body) >= _SHORT_BYTES else nullcontext():
+                async for piece in pieces:
+                    _add(body, piece, most)
+            return bytes(body)
+        finally:
+            body.clear()  # an error would keep it while the connection is closed
+
+
+async def _pieces(stream: Any, packed: bool) -> AsyncGenerator[bytes]:
+    """What comes, unpacked a piece at a time: a kilobyte may hold a megabyte.
+
+    What follows the end of gzip data is passed over; zlib would keep all of it.
+    """
+    unpacker, came = zlib.decompressobj(_GZIP), False
     async with aclosing(aiter(stream)) as chunks:
         async for chunk in chunks:
-            _add(body, chunk, unpacker, most)
-            if len(body) > _SHORT_BYTES:
-                break
-        async with long_ones if len(body) > _SHORT_BYTES else nullcontext():
-            async for chunk in chunks:
-                _add(body, chunk, unpacker, most)
-    if unpacker is not None and body and not unpacker.eof:
+            came = came or bool(chunk)
+            if not packed:
+                yield chunk
+            while packed and chunk and not unpacker.eof:
+                try:
+                    piece = unpacker.decompress(chunk, _PIECE_BYTES)
+                except zlib.error as error:
+                    raise UnusableReply(f"the reply is damaged: {error}") from None
+                yield piece
+                if chunk := unpacker.unconsumed_tail:
+                    await asyncio.sleep(0)  # 64 KB may hold 64 MiB: others go on meanwhile
+    if packed and came and not unpacker.eof:
         raise UnusableReply("the reply is damaged: its gzip data end too early")
-    return bytes(body)
 
 
-def _add(body: bytearray, chunk: bytes, unpacker: Any, most: int) -> None:
-    """Append a piece, unpacked only as far as there is room: a kilobyte may hold a megabyte."""
-    room = most - len(body)
-    if unpacker is not None:
-        try:
-            chunk = unpacker.decompress(chunk, room + 1)
-        except zlib.error as error:
-            raise UnusableReply(f"the reply is damaged: {error}") from None
-    if len(chunk) > room:
+def _add(body: bytearray, piece: bytes, most: int) -> None:
+    if len(piece) > most - len(body):
         raise UnusableReply(f"the reply has more than max_reply_bytes={most}", transient=True)
-    body += chunk
+    body += piece

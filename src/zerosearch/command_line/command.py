@@ -32,6 +32,7 @@ from zerosearch.command_line.arguments import (
 from zerosearch.command_line.error_text import explain
 from zerosearch.command_line.help_text import FLAGS, help_text
 from zerosearch.command_line.keys import Key
+from zerosearch.command_line.made_for import check_engine
 from zerosearch.command_line.sweeps import (
     JobFailed,
     check_optimized,
@@ -102,7 +103,7 @@ class Command(Generic[T]):
         for name, key in self.keys.items():
             if name in cfg:
                 key.check(name, _plain(cfg, name))
-        for check in self.checks:
+        for check in (check_engine, *self.checks):
             check(cfg)
 
     def __call__(self) -> T | None:

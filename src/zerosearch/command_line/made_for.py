@@ -72,6 +72,15 @@ def check_experiment(arguments: list[str], command: str) -> list[str]:
     return arguments
 
 
+def check_engine(cfg: DictConfig) -> None:
+    """Refuse the file that the engines' own extend: it names none."""
+    if isinstance(cfg.get("search"), DictConfig) and OmegaConf.is_missing(cfg.search, "engine"):
+        raise InputError(
+            "search=cached is what all engines share and names none itself: choose search=bm25, "
+            "search=retriever or another one (--help lists them)"
+        )
+
+
 def check_choices(cfg: DictConfig) -> None:
     """`check_made_for` with the choices that Hydra made for this program."""
     check_made_for(cfg, HydraConfig.get().runtime.choices)

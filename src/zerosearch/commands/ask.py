@@ -6,6 +6,7 @@ Without a question: one after the other from the keyboard, or from the lines of 
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,8 @@ def ask(cfg: DictConfig) -> int:
 def typed(console: Any) -> Iterator[str]:
     """Questions from the keyboard until an empty one, or from the lines of a pipe."""
     if not sys.stdin.isatty():
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(newline="\n")  # a carriage return within a question ends none
         yield from (line.strip() for line in sys.stdin if line.strip())
         return
     while True:

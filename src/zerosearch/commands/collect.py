@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, NOT_NEGATIVE, PLACE, SEED, SHARE, TEXT
 from zerosearch.core.endings import ending_in_words
+from zerosearch.core.run_date import keep_run_date
 from zerosearch.data.availability import check_data
 from zerosearch.simulator.checks import check_simulator
 
@@ -64,6 +65,7 @@ def collect(cfg: DictConfig) -> Outcome:
             await collector.engine.check()
         return await collector.run(questions, journal, budget)
 
+    keep_run_date(folder)
     budget = Budget(folder / "spent.jsonl", **cfg.budget)
     try:
         with (

@@ -27,6 +27,7 @@ from zerosearch.command_line.keys import (
 )
 from zerosearch.core.endings import sigterm_as_ctrl_c
 from zerosearch.core.imports import quick_imports
+from zerosearch.core.run_date import keep_run_date
 from zerosearch.core.runs import Summary, link_latest, run_job
 from zerosearch.data.availability import check_data
 from zerosearch.simulator.checks import check_simulator
@@ -69,6 +70,7 @@ def evaluate(cfg: DictConfig, summary: Summary) -> None:
     prompts = any(method.get("prompted") for method in cfg.methods.values())
     check_nodes(cfg, *COMPONENTS, *(["prompted"] if prompts else []))
     use_checkpoint(cfg, overrides, folder)
+    keep_run_date(folder)
     with launched(cfg, folder):
         run = table_run(cfg, folder)
         results = asyncio.run(run.run())

@@ -13,6 +13,7 @@ from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import FLAG, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
+from zerosearch.core.run_date import keep_run_date
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -44,6 +45,7 @@ def judge(cfg: DictConfig) -> None:
             "only_correct=false"
         )
     folder = Path(cfg.folder)
+    keep_run_date(folder)
     settings = judging.judge.settings()
     with Journal(folder / "verdicts.jsonl", key="key", settings=settings) as journal:
 

@@ -24,18 +24,16 @@ from typing import Any, Protocol
 
 import datasets
 import pyarrow
-import pyarrow.parquet
 from datasets import config
 from datasets.exceptions import DatasetsError
-from datasets.io.parquet import ParquetDatasetReader
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.hub import HubRefusal, offline, reach_dataset
-from zerosearch.data.json_lines import MAX_ROW_BYTES, JsonLines
+from zerosearch.data.json_lines import JsonLines
 from zerosearch.data.json_text import brief, parse_json
+from zerosearch.data.parquet_files import ROWS_PER_TABLE, open_parquet
 from zerosearch.data.whole_files import FILE_SUFFIXES, ROWS_KEY, json_array, table
 
-ROWS_PER_TABLE = 1000
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -219,34 +217,14 @@ def _parse_line(name: str, index: int, raw: bytes) -> tuple[str, Mapping[str, An
 
 
 def _parquet(path: str) -> RowFile:
-    return RowFile(name=path, open=lambda: _open_parquet(path), parse=_parse_record)
+    def opened() -> Any:
+        return open_parquet(path, _scratch_cache())
+
+    return RowFile(name=path, open=opened, parse=_parse_record)
 
 
 def _json_lines(path: str) -> RowFile:
     return RowFile(name=path, open=lambda: JsonLines(path), parse=_parse_line)
-
-
-def _open_parquet(path: str) -> Any:
-    with pyarrow.parquet.ParquetFile(path) as file:
-        groups = [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
-    first = 0
-    for group in groups:
-        if group.total_byte_size > MAX_ROW_BYTES * max(1, group.num_rows):
-            raise InputError(
-                f"{path}, rows {first} to {first + group.num_rows - 1} (counting from 0): they "
-                f"have {group.total_byte_size >> 20} MiB, more than {MAX_ROW_BYTES >> 20} MiB a "
-                "row; keep the columns of questions and answers"
-            )
-        first += group.num_rows
-    # load_dataset would do the same, but first contact the hub to count the download: seconds of
-    # waiting for a name server on a machine without a network
-    escaped = glob.escape(os.path.abspath(path))  # the library reads brackets in names as patterns
-    return ParquetDatasetReader(
-        [escaped],  # type: ignore[arg-type]
-        streaming=True,
-        cache_dir=_scratch_cache(),  # type: ignore[arg-type]
-        batch_size=ROWS_PER_TABLE,  # else whole row groups, of any size
-    ).read()
 
 
 def _json(path: str) -> RowFile:

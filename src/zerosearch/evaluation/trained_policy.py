@@ -79,6 +79,8 @@ def _check_own_episode(cfg: DictConfig, policy: Any) -> None:
         return
     chat = policy is None
     name = f"agent.client.model={cfg.agent.client.model}" if chat else f"model.path={policy.path}"
+    if cfg.checkpoint is not None:
+        name = f"checkpoint={cfg.checkpoint}"
     raise InputError(
         f"{name} is no policy of a training run here and so brings no episodes, and "
         f"episode=quickstart, the default, is made for model={made_for.model}: use "
