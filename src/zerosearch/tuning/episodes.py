@@ -39,9 +39,10 @@ class EpisodeFiles:
 
     Of a question's episodes the first `per_question` in this order are kept: the answer stands in a
     document that was read (another one was known or guessed), no query is repeated, no search comes
-    after the answer was read, the files' order. With several attempts at each question that is the
-    best of n. Few searches are not preferred: that would keep those who were lucky at once, and
-    leave out how to ask again.
+    after the answer was read, the files' order. Where the file does not say what was read, every
+    recorded document counts. With several attempts at each question that is the best of n. Few
+    searches are not preferred: that would keep those who were lucky at once, and leave out how to
+    ask again.
 
     Args:
         train: a file, a pattern of files, or a list of these, as `zerosearch collect` writes them.
@@ -192,7 +193,7 @@ def _preference(episode: RecordedEpisode) -> tuple[bool, bool, bool]:
     """Sorts an episode before those that a policy should learn from less."""
     answers = [episode.answer or ""]
     told = [
-        any(mentions(document.text, answers) for document in search.documents)
+        any(mentions(document.text, answers) for document in search.read)
         for search in episode.searches
     ]
     queries = [search.query for search in episode.searches]
