@@ -179,6 +179,15 @@ def test_an_agent_that_read_other_documents_is_told(
     assert bool(misfit) == bool(said) and re.search(said, misfit), misfit
 
 
+def test_tags_may_be_tokens_of_the_policys_own() -> None:
+    tokenizer, record = make_tokenizer(), make_record()
+    tags = ["<think>", "</think>", "<search>", "</search>", "<answer>", "</answer>"]
+    tokenizer.add_tokens(tags, special_tokens=True)
+    [found] = Replay(tokenizer, EPISODE, chat=False).play([record])
+    assert not found.misfit
+    assert "<think>so</think><answer> red </answer>" in tokenizer.decode(found.encoded.ids)
+
+
 def test_white_space_after_a_closing_tag_is_never_sampled() -> None:
     [found, expected] = Replay(make_tokenizer(), EPISODE, chat=False).play(
         [make_record(searches=0, texts=(f"{ANSWER}{end}",)) for end in ("\n", "")]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.core.controls import THINK
 from zerosearch.core.errors import InputError
 from zerosearch.generation.generator import GREEDY, Completion, CompletionRequest
 from zerosearch.generation.stops import StopMatcher, decode
@@ -48,7 +49,7 @@ class Replay:
     ) -> None:
         self._turns = _RecordedTurns(tokenizer, episode)
         self._rollouter = Rollouter(self._turns, tokenizer, episode, chat=chat)
-        tags = {*SEARCH, *ANSWER}  # which a policy may have as tokens of their own
+        tags = {*THINK, *SEARCH, *ANSWER}  # which a policy may have as tokens of their own
         controls = [each for each in self._rollouter.control_tokens if each not in tags]
         self._turns.control_tokens = tuple(controls)
 
