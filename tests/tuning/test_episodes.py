@@ -151,7 +151,6 @@ MALFORMED = {
     "nobody knows what the agent wrote": {"texts": ()},
     "goes on after a closing tag": {"texts": ("<search> a </search> hm", ANSWER)},
     "goes on after a closing": {"texts": ("<search> a </search><search> b </search>", ANSWER)},
-    "makes no search between": {"texts": ("I think.", "<search> a </search>", ANSWER)},
     "answers before the last turn": {"texts": ("<answer> Ada </answer>", ANSWER)},
     "writes documents itself": {"texts": ("<information> Ada </information>", ANSWER)},
     "'texts' asks 'b' and 'searches' has 'a'": {"texts": ("<search> b </search>", ANSWER)},
@@ -184,6 +183,15 @@ def test_a_last_turn_may_fail_where_wrong_episodes_are_taken(tmp_path: Path) -> 
     ]
     wrong = [dataclasses.replace(each, correct=False, answer=None) for each in ended]
     assert len(load(tmp_path, wrong, only_correct=False).train) == 2
+
+
+def test_an_episode_that_a_hint_led_on_is_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    led_on = episode("hint/0", ["a"], texts=("I think.", "<search> a </search>", ANSWER))
+    with caplog.at_level(logging.INFO):
+        assert ids(load(tmp_path, [episode("q/0"), led_on]).train) == ["q/0"]
+    assert "left out: 1 with a turn that neither searches nor answers" in caplog.text
 
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
