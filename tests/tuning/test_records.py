@@ -77,6 +77,7 @@ def test_a_log_with_a_search_per_row_is_cut_into_episodes(tmp_path: Path) -> Non
         ({"golden_answer": None}, "'golden_answers' is None; give a text or a list"),
         ({"turn": "first"}, "'turn' is 'first'; it must be a number"),
         ({"documents": "text"}, "'documents' is 'text'; it must be a list"),
+        ({"shown": 3}, "'shown' is 3; give the numbers 'documents' and 'cut_at'"),
         ({"documents": [{"title": "no text"}]}, "a document is {'title': 'no text'}"),
     ],
 )
