@@ -117,7 +117,8 @@ class Shown:
     """How much of a search result was read."""
 
     documents: int  # the first ones; one that was cut counts
-    cut_at: int | None = None  # characters of the first one, which then was alone; None: whole
+    # characters of the first one as it was shown, which then was alone; None: whole
+    cut_at: int | None = None
 
 
 @dataclass(kw_only=True, slots=True)

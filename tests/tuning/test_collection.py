@@ -433,7 +433,7 @@ def test_texts_searches_and_answer_of_a_chat_agent_agree(
     [
         (["a" * 30, "b" * 300], Shown(documents=1)),
         (["a" * 30, "b" * 30], Shown(documents=2)),
-        (["a" * 300, "b"], Shown(documents=1, cut_at=134)),
+        (["a" * 300, "b"], Shown(documents=1, cut_at=143)),
     ],
 )
 def test_what_was_read_of_a_search_is_kept(
