@@ -226,6 +226,18 @@ def test_an_evaluation_is_greedy_unless_told_otherwise(tmp_path: Path) -> None:
     assert compose_config(tmp_path, name="collect").agent.sampling.temperature == 1.0
 
 
+def test_rl_after_a_cold_start_has_the_episode_of_the_command_line(tmp_path: Path) -> None:
+    plain = compose_config(tmp_path, "episode=plain", name="collect").episode
+    policy = "model.path=RUN/policy"
+    for chosen in (["smollm2_geography"], ["any_model", "model=hf", "episode=plain"]):
+        assert (
+            compose_config(tmp_path, f"experiment={chosen[0]}", *chosen[1:], policy).episode
+            == plain
+        )
+    usual = compose_config(tmp_path, "experiment=any_model", policy).episode
+    assert (usual.prompt_template, usual.max_turns, usual.top_k) == ("few_shot", 3, 3)
+
+
 TUNING_GPUS = {"simulator_sft_3b": 2, "simulator_sft_7b": 4, "simulator_sft_14b": 8}
 ROWS = "data.files.train=rows.jsonl"
 
@@ -238,6 +250,7 @@ def test_every_tuning_makes_the_objects_of_a_run(name: str, tmp_path: Path) -> N
     callbacks = {type(each).__name__ for each in run.trainer.callbacks}  # type: ignore[attr-defined]
     assert {"MetricsCsv", "PolicyCheckpoint", "PolicyExport", "GracefulStop"} <= callbacks
     assert run.trainer.limit_train_batches == run.module.policy_steps == cfg.steps
+    assert cfg.callbacks.checkpoint.every_n_steps < cfg.steps, "a run that is killed goes on"
     assert "steps" in run.hyper_parameters
     if name in TUNING_GPUS:
         optimizer = run.module.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])

@@ -48,6 +48,7 @@ OWN_FILES = (
     *("logs/simulation/geography/train.jsonl", "logs/simulation/geography/validation.jsonl"),
     *("data/google/train.jsonl", "data/google/validation.jsonl", "log.jsonl.gz"),
     *("episodes.jsonl", "logs/cold_start/rule/episodes.jsonl"),
+    "logs/smollm2_geography/episodes/episodes.jsonl",
     "logs/templates/simulation_google.j2",
     *("logs/tune/latest/simulator/prompt.j2", "logs/simulation/geography/simulator/prompt.j2"),
 )

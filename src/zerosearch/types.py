@@ -112,6 +112,15 @@ class SearchError(ZeroSearchError):
         self.cost_usd = cost_usd
 
 
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Shown:
+    """How much of a search result was read."""
+
+    documents: int  # the first ones; one that was cut counts
+    # characters of the first one as it was shown, which then was alone; None: whole
+    cut_at: int | None = None
+
+
 @dataclass(kw_only=True, slots=True)
 class Turn:
     """One sampled text and what the environment answered to it."""
@@ -121,6 +130,7 @@ class Turn:
     query: str | None = None
     result: SearchResult | None = None
     observation: str | None = None
+    shown: Shown | None = None  # of `result`; None: nothing, or the agent does not say
     sampled_tokens: int = 0
     inserted_tokens: int = 0
 

@@ -62,7 +62,12 @@ def record_of(trajectory: Trajectory) -> RecordedEpisode:
         question=trajectory.question.text,
         golden_answers=trajectory.question.golden_answers,
         searches=tuple(
-            RecordedSearch(turn=place, query=turn.query or "", documents=turn.result.documents)
+            RecordedSearch(
+                turn=place,
+                query=turn.query or "",
+                documents=turn.result.documents,
+                shown=turn.shown,
+            )
             for place, turn in enumerate(searched)
             if turn.result is not None
         ),

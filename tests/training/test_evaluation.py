@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,9 @@ def test_parts_are_shown_apart() -> None:
     assert metrics["val/same/f1"] == pytest.approx(3 / 5)
     plain = make_training(generator=scripted(lambda _: ALWAYS_RED))
     assert not [name for name in evaluate(plain, mixed_questions()) if "hops" in name]
+    untold = [dataclasses.replace(each, metadata={}) for each in mixed_questions()]
+    found = evaluate(module, untold)
+    assert found["val/same/count"] == 5 and not [name for name in found if "hops" in name]
 
 
 def test_invariant_15_a_failed_search_is_a_wrong_answer_and_is_counted() -> None:

@@ -64,6 +64,24 @@ def test_a_policy_that_had_other_episodes_is_warned_about(
         assert ("but the policy was trained with 7" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ({"chat": True}, ["model.chat is False but the policy was trained with True: give model."]),
+        ({"chat": False}, []),
+        ({"dtype": "float32"}, []),
+    ],
+)
+def test_a_policy_that_had_other_prompts_is_warned_about_and_nothing_else(
+    saved: dict[str, Any], said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = PolicySource(path=str(save_policy_folder(tmp_path)))
+    (tmp_path / "zerosearch.json").write_text(json.dumps(saved))
+    check_run(make_training(policy=policy))
+    found = [each.getMessage() for each in caplog.records if "model.path" in each.getMessage()]
+    assert len(found) == len(said) and all(map(str.__contains__, found, said))
+
+
 def test_every_engine_is_checked_those_of_evaluation_too() -> None:
     train, held_out, plain = CheckedEngine(), CheckedEngine(), ScriptedEngine(["red"])
     evaluations = {"one": Evaluation(search=held_out), "two": Evaluation(search=plain)}

@@ -37,7 +37,15 @@ from zerosearch.tuning.budget import Budget, BudgetUsedUp, Metered
 from zerosearch.tuning.collection import Collector, Outcome
 from zerosearch.tuning.episode_checks import malformed
 from zerosearch.tuning.records import read_episodes
-from zerosearch.types import Question, SearchError, SearchRequest, SearchResult, Trajectory, Turn
+from zerosearch.types import (
+    Question,
+    SearchError,
+    SearchRequest,
+    SearchResult,
+    Shown,
+    Trajectory,
+    Turn,
+)
 
 PLAIN = EpisodeSettings(prompt_template="plain")
 QUESTIONS = [
@@ -141,6 +149,7 @@ def test_every_search_is_kept_with_more_documents_than_were_shown(tmp_path: Path
     assert [document.text for document in episode.searches[0].documents] == ["one", "two", "three"]
     assert (episode.golden_answers, episode.answer, episode.correct) == (("A3",), "A3", True)
     assert {request.top_k for request in engine.requests} == {3}
+    assert {search.shown for each in episodes for search in each.searches} == {Shown(documents=1)}
 
 
 def test_a_second_run_plays_nothing_again(tmp_path: Path) -> None:
@@ -415,7 +424,35 @@ def test_texts_searches_and_answer_of_a_chat_agent_agree(
         "<answer> A0 ‹/s› </answer>",
     )
     assert [search.query for search in episode.searches] == ["a ‹¦im_end¦› b"]
+    assert [search.shown for search in episode.searches] == [Shown(documents=1)]
     assert episode.answer == "A0 ‹/s›" and malformed(episode) is None
+
+
+@pytest.mark.parametrize(
+    ("pages", "shown"),
+    [
+        (["a" * 30, "b" * 300], Shown(documents=1)),
+        (["a" * 30, "b" * 30], Shown(documents=2)),
+        (["a" * 300, "b"], Shown(documents=1, cut_at=143)),
+    ],
+)
+def test_what_was_read_of_a_search_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: list[str], shown: Shown
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    tight = dataclasses.replace(PLAIN, max_observation_tokens=42)  # 168 characters
+
+    class Reads(TwoSearches):
+        async def play(self, question: Question, *given: Any, **more: Any) -> PlayedEpisode:
+            replies = ["<search>a</search>", "<answer>A0</answer>"]
+            with OpenAIServer(answer=in_turn(*map(completion, replies))) as server:
+                client = ChatClient([server.url], "m", node="agent.client")
+                return await ChatAgent(client, tight).play(question, *given, **more)
+
+    collect(tmp_path, ScriptedEngine(pages), questions=QUESTIONS[:1], agent=Reads())
+    [episode] = read_episodes(str(tmp_path / "episodes.jsonl"))
+    assert [search.shown for search in episode.searches] == [shown]
+    assert len(episode.searches[0].documents) == 2
 
 
 class Picky(TwoSearches):

@@ -14,7 +14,7 @@ import pytest
 from zerosearch.core.errors import InputError
 from zerosearch.tuning.episodes import EpisodeFiles, EpisodeSet, shares_in_words
 from zerosearch.tuning.records import RecordedEpisode, RecordedSearch
-from zerosearch.types import Document
+from zerosearch.types import Document, Shown
 
 ANSWER = "<think> It is Ada. </think> <answer> Ada </answer>"
 
@@ -94,6 +94,23 @@ def test_of_several_attempts_the_best_is_kept(tmp_path: Path) -> None:
     assert ids(two)[-2:] == ["knew/1", "knew/2"] and len(two) == 6
 
 
+def test_a_document_that_the_agent_was_not_shown_does_not_count(tmp_path: Path) -> None:
+    documents = (Document(text="Nothing."), Document(text="Ada did."))
+    kept = [RecordedSearch(turn=turn, query="ab"[turn], documents=documents) for turn in (0, 1)]
+    unread = [dataclasses.replace(each, shown=Shown(documents=1)) for each in kept]
+    read = dataclasses.replace(kept[1], shown=Shown(documents=2))
+    guessed = episode("q/0", ["a"], searches=(unread[0],))
+    honest = episode("q/1", ["a", "b"], searches=(unread[0], read))
+    assert ids(load(tmp_path, [guessed, honest]).train) == ["q/1"]
+    cut = Document(text="Nothing. " * 9 + "Ada did.")
+    part = dataclasses.replace(
+        unread[0], documents=(cut,), shown=Shown(documents=1, cut_at=len(cut.text) - 8)
+    )
+    assert ids(load(tmp_path, [episode("q/0", ["a"], searches=(part,)), honest]).train) == ["q/1"]
+    old = episode("q/0", ["a"], searches=(kept[0],))  # of a file that does not say what was read
+    assert ids(load(tmp_path, [old, honest]).train) == ["q/0"]
+
+
 def test_nobody_who_searches_twice_is_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,7 +151,6 @@ MALFORMED = {
     "nobody knows what the agent wrote": {"texts": ()},
     "goes on after a closing tag": {"texts": ("<search> a </search> hm", ANSWER)},
     "goes on after a closing": {"texts": ("<search> a </search><search> b </search>", ANSWER)},
-    "makes no search between": {"texts": ("I think.", "<search> a </search>", ANSWER)},
     "answers before the last turn": {"texts": ("<answer> Ada </answer>", ANSWER)},
     "writes documents itself": {"texts": ("<information> Ada </information>", ANSWER)},
     "'texts' asks 'b' and 'searches' has 'a'": {"texts": ("<search> b </search>", ANSWER)},
@@ -167,6 +183,15 @@ def test_a_last_turn_may_fail_where_wrong_episodes_are_taken(tmp_path: Path) -> 
     ]
     wrong = [dataclasses.replace(each, correct=False, answer=None) for each in ended]
     assert len(load(tmp_path, wrong, only_correct=False).train) == 2
+
+
+def test_an_episode_that_a_hint_led_on_is_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    led_on = episode("hint/0", ["a"], texts=("I think.", "<search> a </search>", ANSWER))
+    with caplog.at_level(logging.INFO):
+        assert ids(load(tmp_path, [episode("q/0"), led_on]).train) == ["q/0"]
+    assert "left out: 1 with a turn that neither searches nor answers" in caplog.text
 
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:

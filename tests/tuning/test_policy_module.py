@@ -36,6 +36,7 @@ from zerosearch.callbacks.graceful_stop import GracefulStop
 from zerosearch.callbacks.metrics_csv import MetricsCsv
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.core.plain import from_plain
+from zerosearch.core.run_date import set_run_date
 from zerosearch.policy.conversion import convert
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.saved_episode import saved_episode
@@ -220,6 +221,21 @@ def test_a_policy_can_be_had_from_a_checkpoint(policy: Path, file: Path, tmp_pat
     assert found.model is not None
     for name, weight in found.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
+
+
+def test_all_ranks_train_on_prompts_of_the_date_that_they_agreed_on(
+    policy: Path, file: Path
+) -> None:
+    template = '{{ strftime_now("%d %b") }} {{ messages[0].content }}'
+    (policy / "chat_template.jinja").write_text(template)
+    module, data = make_module(PolicySource(path=str(policy), chat=True), steps=1), make_data(file)
+    set_run_date("2026-02-03T23:59:59")
+    module.take(data.examples)
+    set_run_date("2026-02-04T00:00:00")
+    tune(module, data)
+    assert module.tokenizer is not None
+    for each in module.encode(data.validation):
+        assert str(module.tokenizer.decode(each.ids)).startswith("04 Feb Question")
 
 
 def tune_rank(rank: int, world_size: int, policy: Path, file: Path, out: Path) -> None:

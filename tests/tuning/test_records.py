@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from zerosearch.tuning.records import RecordedEpisode, RecordedSearch, read_episodes
-from zerosearch.types import Document
+from zerosearch.types import Document, Shown
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -37,14 +37,19 @@ def test_episodes_come_back_as_they_were_written(tmp_path: Path) -> None:
             question="Who?",
             golden_answers=("Ada", "A."),
             searches=tuple(
-                RecordedSearch(turn=turn, query="x", documents=(Document(text="t", title="T"),))
+                RecordedSearch(
+                    turn=turn,
+                    query="x",
+                    documents=(Document(text="t", title="T"),),
+                    shown=(None, Shown(documents=1), Shown(documents=1, cut_at=9))[turn],
+                )
                 for turn in range(number)
             ),
             answer=None if number else "Ada",
             correct=not number,
             texts=tuple(f"<search> {turn} </search>" for turn in range(number)),
         )
-        for number in range(3)
+        for number in range(4)
     ]
     path = write(tmp_path / "episodes.jsonl", [each.as_row() for each in episodes])
     assert read_episodes(path) == episodes
@@ -72,6 +77,7 @@ def test_a_log_with_a_search_per_row_is_cut_into_episodes(tmp_path: Path) -> Non
         ({"golden_answer": None}, "'golden_answers' is None; give a text or a list"),
         ({"turn": "first"}, "'turn' is 'first'; it must be a number"),
         ({"documents": "text"}, "'documents' is 'text'; it must be a list"),
+        ({"shown": 3}, "'shown' is 3; give the numbers 'documents' and 'cut_at'"),
         ({"documents": [{"title": "no text"}]}, "a document is {'title': 'no text'}"),
     ],
 )

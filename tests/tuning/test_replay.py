@@ -21,7 +21,7 @@ from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.simulator.scripted import ScriptedSimulator
 from zerosearch.tuning.records import RecordedEpisode
 from zerosearch.tuning.replay import Replay
-from zerosearch.types import Document, Question, Trajectory
+from zerosearch.types import Document, Question, Shown, Trajectory
 
 HINT = "I search or answer."
 
@@ -145,6 +145,47 @@ def test_what_no_rollout_gives_is_told(
 ) -> None:
     [misfit] = replay(record, **settings)
     assert re.search(said, misfit), misfit
+
+
+PAGES = ("y " * 20, "red " * 20)
+
+
+@pytest.mark.parametrize(
+    ("shown", "settings", "said"),
+    [
+        (Shown(documents=2), {}, ""),
+        (None, {"top_k": 1}, ""),
+        (
+            Shown(documents=2),
+            {"top_k": 1},
+            "search 1, 'q0': the agent read 2 whole documents, and episode.top_k=1, "
+            "episode.max_observation_tokens=300, episode.max_context_tokens=640 show 1 whole",
+        ),
+        (Shown(documents=1), {}, "read 1 whole documents, and .* show 2 whole documents"),
+        (Shown(documents=2), {"max_observation_tokens": 150}, ".* show 1 whole documents"),
+        (Shown(documents=1), {"max_observation_tokens": 60}, ".* show [0-9]+ characters of the"),
+        (Shown(documents=1, cut_at=40), {"max_observation_tokens": 60}, ""),
+        (Shown(documents=1, cut_at=400), {"max_observation_tokens": 60}, "read 400 characters of"),
+        (Shown(documents=1, cut_at=40), {"top_k": 1}, "40 characters .* show 1 whole documents"),
+    ],
+)
+def test_an_agent_that_read_other_documents_is_told(
+    shown: Shown | None, settings: dict[str, Any], said: str
+) -> None:
+    pages = tuple(Document(text=text.strip()) for text in PAGES)
+    search = dataclasses.replace(make_record().searches[0], documents=pages, shown=shown)
+    record = dataclasses.replace(make_record(), searches=(search,))
+    [misfit] = replay(record, **{"top_k": 2, "max_observation_tokens": 300, **settings})
+    assert bool(misfit) == bool(said) and re.search(said, misfit), misfit
+
+
+def test_tags_may_be_tokens_of_the_policys_own() -> None:
+    tokenizer, record = make_tokenizer(), make_record()
+    tags = ["<think>", "</think>", "<search>", "</search>", "<answer>", "</answer>"]
+    tokenizer.add_tokens(tags, special_tokens=True)
+    [found] = Replay(tokenizer, EPISODE, chat=False).play([record])
+    assert not found.misfit
+    assert "<think>so</think><answer> red </answer>" in tokenizer.decode(found.encoded.ids)
 
 
 def test_white_space_after_a_closing_tag_is_never_sampled() -> None:

@@ -26,7 +26,7 @@ from zerosearch.tuning.collection import Collector
 from zerosearch.tuning.episode_checks import malformed
 from zerosearch.tuning.records import RecordedEpisode, read_episodes
 from zerosearch.tuning.rule_agent import UNKNOWN, RuleAgent
-from zerosearch.types import Question
+from zerosearch.types import Question, Shown
 
 EPISODE = EpisodeSettings(prompt_template="plain", max_turns=4, top_k=1)
 QUESTIONS = GeographySource(limit=120).load()
@@ -67,6 +67,7 @@ def collected(
 def check_honest(episodes: list[RecordedEpisode]) -> None:
     """Every answer was read, no query is repeated, every episode may be shown to a policy."""
     for each in episodes:
+        assert all(search.shown == Shown(documents=1) for search in each.searches)
         read = [document.text for search in each.searches for document in search.documents]
         assert each.answer is not None
         assert each.answer == UNKNOWN or any(mentions(text, [each.answer]) for text in read)

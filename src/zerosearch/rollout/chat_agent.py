@@ -127,7 +127,10 @@ class ChatAgent:
             SearchError: a model behind the text could not be reached.
         """
         assert step.observation is not None
-        return fit(step.observation, self.episode.max_observation_tokens * CHARS_PER_TOKEN).strip()
+        text = fit(step.observation, self.episode.max_observation_tokens * CHARS_PER_TOKEN)
+        if step.turn.result is not None:
+            step.turn.shown = step.observation.shown_in(text)
+        return text.strip()
 
     async def ask(
         self, talk: Talk, messages: list[dict[str, str]], purpose: str = "sample"

@@ -21,6 +21,7 @@ from zerosearch.types import (
     SearchError,
     SearchRequest,
     SearchResult,
+    Shown,
     StopReason,
     Turn,
 )
@@ -59,6 +60,13 @@ class Observation:
     def render(self, count: int | None = None) -> str:
         """The text with the first `count` documents (all by default)."""
         return self.head + "".join(f"{text}\n" for text in self.documents[:count]) + self.tail
+
+    def shown_in(self, text: str) -> Shown:
+        """How much of the documents is in a text that was made of this, to fit a budget."""
+        for count in range(len(self.documents), -1, -1):
+            if text.strip() == self.render(count).strip():
+                return Shown(documents=count)
+        return Shown(documents=1, cut_at=len(text.strip()) - len(self.render(0).strip()))
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -202,6 +202,8 @@ class Rollouter:
             return False
         text, ids = fitting
         step.turn.observation, step.turn.inserted_tokens = text, len(ids)
+        if step.turn.result is not None:
+            step.turn.shown = step.observation.shown_in(text)
         _append(trajectory, ids, None)
         return True
 

@@ -111,11 +111,14 @@ def answer_metrics(trajectories: list[Trajectory], device: torch.device) -> dict
 
 
 def _parts(trajectories: list[Trajectory], key: str | None) -> dict[str, list[Trajectory]]:
-    """Trajectories by a key of the questions' metadata; the same names on every rank."""
+    """Trajectories by a key of the questions' metadata; the same names on every rank, and none
+    where no question has the key, as those of recorded episodes.
+    """
     if key is None:
         return {}
     parts: dict[str, list[Trajectory]] = {}
+    without = f"{key}_{None}"
     for trajectory in trajectories:
         parts.setdefault(f"{key}_{trajectory.question.metadata.get(key)}", []).append(trajectory)
     names = {name for rank in gather_objects(sorted(parts)) for name in rank}
-    return {name: parts.get(name, []) for name in sorted(names)}
+    return {} if names == {without} else {name: parts.get(name, []) for name in sorted(names)}

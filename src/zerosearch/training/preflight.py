@@ -52,15 +52,28 @@ def check_context(module: SearchPolicyModule) -> None:
 
 
 def _warn_of_other_episode(module: SearchPolicyModule) -> None:
-    """Say where a policy that was trained here before, or had a cold start, had other episodes."""
+    """Say where a policy that was trained here before, or had a cold start, had other episodes, or
+    other prompts; of what was not saved nothing is said.
+    """
     folder = Path(resolve_path(module.policy_source.path))
     if not (folder / SETTINGS_FILE).is_file():
         return
-    saved = load_settings(folder).get("episode")
+    settings = load_settings(folder)
+    saved, chat = settings.get("episode"), settings.get("chat")
     try:
-        module.episode.check_same(saved if isinstance(saved, dict) else {})
+        if isinstance(saved, dict):
+            module.episode.check_same(saved)
     except InputError as error:
         log.warning("model.path=%s: %s", folder, error)
+    if isinstance(chat, bool) and chat != module.policy_source.chat:
+        log.warning(
+            "model.path=%s: model.chat is %s but the policy was trained with %s: "
+            "give model.chat=%s, or train it anew on such prompts",
+            folder,
+            module.policy_source.chat,
+            chat,
+            str(chat).lower(),
+        )
 
 
 async def _check_servers(module: SearchPolicyModule) -> None:

@@ -26,7 +26,7 @@ from zerosearch.rollout.tags import parse_turn
 from zerosearch.search.engine import SearchEngine
 from zerosearch.tuning.budget import Budget, BudgetUsedUp, Metered
 from zerosearch.tuning.records import RecordedEpisode, RecordedSearch
-from zerosearch.types import Question, SearchRequest, SearchResult
+from zerosearch.types import Question, SearchRequest, SearchResult, Shown
 
 MIN_EPISODES = 20  # before a share of failures means anything
 
@@ -211,7 +211,7 @@ class Collector:
 
 
 class _Recorder:
-    """The engine of one episode: asks for more documents than are shown, and keeps them."""
+    """The engine of one episode: asks for more documents than are shown, and keeps them all."""
 
     def __init__(self, engine: SearchEngine, documents: int, noise_probability: float) -> None:
         self._engine = engine
@@ -227,22 +227,39 @@ class _Recorder:
         )
         result = await self._engine.search(wide)
         turn = len(self.searches)
+        given = result.documents[: request.top_k]
         self.searches.append(
-            RecordedSearch(turn=turn, query=request.query, documents=result.documents)
+            RecordedSearch(
+                turn=turn,
+                query=request.query,
+                documents=result.documents,
+                shown=Shown(documents=len(given)),
+            )
         )
-        shown = result.documents[: request.top_k]
-        return dataclasses.replace(result, documents=shown, requested=request.top_k)
+        return dataclasses.replace(result, documents=given, requested=request.top_k)
 
 
 def _as_written(
     played: PlayedEpisode, searches: Sequence[RecordedSearch]
 ) -> tuple[tuple[RecordedSearch, ...], str | None]:
-    """Searches and answer in the characters of the texts, in which control tokens are disarmed."""
+    """Searches with what was read of them and in the characters of the texts, in which control
+    tokens are disarmed; and the answer in these.
+    """
     turns = [parse_turn(text) for text in played.texts]
     queries = [turn.content for turn in turns if turn.action == "search"]
     asked = tuple(
         dataclasses.replace(search, query=query) if query is not None else search
         for search, query in itertools.zip_longest(searches, queries[: len(searches)])
+    )
+    nothing = Shown(documents=0)  # of a search after which no room was left
+    read = [
+        turn.shown or (nothing if turn.observation is None else None)
+        for turn in played.trajectory.turns
+        if turn.result is not None
+    ]
+    asked = tuple(
+        dataclasses.replace(search, shown=shown or search.shown)
+        for search, shown in itertools.zip_longest(asked, read[: len(asked)])
     )
     ended = bool(turns) and turns[-1].action == "answer"
     return asked, turns[-1].content if ended else played.answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zerosearch.core.controls import THINK, disarm
-from zerosearch.rollout.tags import ANSWER, INFORMATION, SEARCH, STOP_TAGS, parse_turn
+from zerosearch.rollout.tags import ANSWER, INFORMATION, STOP_TAGS, parse_turn
 from zerosearch.tuning.records import RecordedEpisode
 
 _RECORD_AGAIN = "record it again with `zerosearch collect`"
@@ -13,9 +13,9 @@ _TAKE_OUT = "take the row out, or leave all such episodes out with skip_malforme
 def malformed(episode: RecordedEpisode) -> str | None:
     """What is wrong with an episode as a demonstration, with field, value and remedy.
 
-    Every turn but the last has to make a search, whose query is the recorded one; no turn goes on
-    after a closing tag, writes documents or holds control tokens. Whether the last one answers, and
-    rightly, is not judged here.
+    The queries are those of the recorded searches; no turn but the last answers; none goes on after
+    a closing tag, writes documents or holds control tokens. Whether the last one answers, and
+    rightly, and whether each turn before it searches (see `lapses`), is not judged here.
 
     Returns:
         None where nothing is wrong.
@@ -44,6 +44,11 @@ def malformed(episode: RecordedEpisode) -> str | None:
     return None
 
 
+def lapses(episode: RecordedEpisode) -> bool:
+    """Whether a turn before the last makes no search: `episode.invalid_hint` followed it."""
+    return any(parse_turn(text).action != "search" for text in episode.texts[:-1])
+
+
 def _wrong_turn(text: str, *, is_last: bool) -> str | None:
     """What is wrong with the text of one turn."""
     if disarm(text, keep=THINK) != text:
@@ -56,11 +61,7 @@ def _wrong_turn(text: str, *, is_last: bool) -> str | None:
         return "which goes on after a closing tag"
     if is_last:
         return None
-    if ANSWER[1] in text:
-        return "which answers before the last turn"
-    if parse_turn(text).action != "search":
-        return f"which is not the last and makes no search between {SEARCH[0]} and {SEARCH[1]}"
-    return None
+    return "which answers before the last turn" if ANSWER[1] in text else None
 
 
 def _end_of(text: str) -> str:

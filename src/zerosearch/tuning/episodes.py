@@ -17,7 +17,7 @@ from zerosearch.core.ranges import Count, CountOrZero, Share
 from zerosearch.core.seeding import derive_random
 from zerosearch.core.text import mentions
 from zerosearch.data.sources import fixed_selection
-from zerosearch.tuning.episode_checks import malformed
+from zerosearch.tuning.episode_checks import lapses, malformed
 from zerosearch.tuning.records import RecordedEpisode, read_episodes
 
 MOST = 3  # searches told apart: so many and more are one row
@@ -39,14 +39,16 @@ class EpisodeFiles:
 
     Of a question's episodes the first `per_question` in this order are kept: the answer stands in a
     document that was read (another one was known or guessed), no query is repeated, no search comes
-    after the answer was read, the files' order. With several attempts at each question that is the
-    best of n. Few searches are not preferred: that would keep those who were lucky at once, and
-    leave out how to ask again.
+    after the answer was read, the files' order. Where the file does not say what was read, every
+    recorded document counts. With several attempts at each question that is the best of n. Few
+    searches are not preferred: that would keep those who were lucky at once, and leave out how to
+    ask again.
 
     Args:
         train: a file, a pattern of files, or a list of these, as `zerosearch collect` writes them.
         validation: the same, held out; None: `validation_share` of the questions of `train`.
-        validation_share: of questions, always the same ones; 0: none.
+        validation_share: of questions, always the same ones; tuning needs some held out, so that 0
+            is for reading a file whole.
         only_correct: leave out episodes with a wrong answer.
         min_searches: leave out episodes with fewer.
         per_question: most episodes of one question; None: all.
@@ -141,12 +143,14 @@ class EpisodeFiles:
                 dropped["wrong"] += 1
             elif len(episode.searches) < self.min_searches:
                 dropped[f"with fewer searches than {self.min_searches}"] += 1
-            elif (problem := malformed(episode)) is None:
-                yield episode
-            elif self.skip_malformed:
+            elif (problem := malformed(episode)) is not None:
+                if not self.skip_malformed:
+                    raise InputError(f"{episode.place}: {problem}")
                 dropped["malformed"] += 1
+            elif lapses(episode):  # sampled where there is a hint, and nothing to learn
+                dropped["with a turn that neither searches nor answers"] += 1
             else:
-                raise InputError(f"{episode.place}: {problem}")
+                yield episode
 
 
 def shares_in_words(by_searches: Mapping[int, int]) -> str:
@@ -192,7 +196,7 @@ def _preference(episode: RecordedEpisode) -> tuple[bool, bool, bool]:
     """Sorts an episode before those that a policy should learn from less."""
     answers = [episode.answer or ""]
     told = [
-        any(mentions(document.text, answers) for document in search.documents)
+        any(mentions(document.text, answers) for document in search.read)
         for search in episode.searches
     ]
     queries = [search.query for search in episode.searches]

@@ -10,12 +10,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Positive, Seed
 from zerosearch.generation.generator import Generator
+from zerosearch.policy.sharding import Sharding
 from zerosearch.policy.source import PolicySource
 from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Rollouter
@@ -128,6 +130,11 @@ class PolicyTuningModule(TuningModule[RecordedEpisode, EpisodeSet]):
                 self.tokenizer = self.policy_source.load_tokenizer()
             self._replay = Replay(self.tokenizer, self.episode, chat=self.policy_source.chat)
         return self._replay.play(examples)
+
+    def load_trained(self, sharding: Sharding | None) -> nn.Module:
+        """See `TrainedModule`."""
+        self._replay = None  # of the checks: its tokenizer shows the date of this rank alone
+        return super().load_trained(sharding)
 
     def measure(self, examples: Sequence[RecordedEpisode]) -> dict[str, float]:
         """Answers to held-out questions with each engine; a collective."""

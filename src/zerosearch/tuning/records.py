@@ -7,12 +7,12 @@ its searches, and logs of others with a search per row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from zerosearch.core.errors import InputError
 from zerosearch.data.readers import local_files
-from zerosearch.types import Document
+from zerosearch.types import Document, Shown
 
 # Names of fields in logs of others, by ours.
 ALIASES = {
@@ -33,6 +33,16 @@ class RecordedSearch:
     turn: int  # of the episode, from 0
     query: str
     documents: tuple[Document, ...]
+    shown: Shown | None = None  # what the agent read of them; None: not recorded
+
+    @property
+    def read(self) -> tuple[Document, ...]:
+        """The documents that the agent read, all where that was not recorded."""
+        if self.shown is None:
+            return self.documents
+        cut_at = self.shown.cut_at  # of a cut one the words around it count, too: a few characters
+        read = self.documents[: self.shown.documents]
+        return tuple(replace(each, text=each.text[:cut_at]) for each in read)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -134,7 +144,21 @@ def _search(row: Mapping[str, Any], place: str) -> RecordedSearch:
         turn=_turn(row, place),
         query=_text(row, "query", place),
         documents=tuple(_document(each, place) for each in documents),
+        shown=_shown(row, place),
     )
+
+
+def _shown(row: Mapping[str, Any], place: str) -> Shown | None:
+    value = row.get("shown")
+    if value is None:
+        return None
+    known = isinstance(value, Mapping) and isinstance(value.get("documents"), int)
+    if not known or not isinstance(value.get("cut_at"), int | None):
+        raise InputError(
+            f"{place}: 'shown' is {value!r:.60}; give the numbers 'documents' and 'cut_at', or "
+            "leave it out where it was not recorded"
+        )
+    return Shown(documents=value["documents"], cut_at=value.get("cut_at"))
 
 
 def _document(value: Any, place: str) -> Document:

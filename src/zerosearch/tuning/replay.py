@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from zerosearch.core.controls import THINK
 from zerosearch.core.errors import InputError
 from zerosearch.generation.generator import GREEDY, Completion, CompletionRequest
 from zerosearch.generation.stops import StopMatcher, decode
@@ -23,7 +24,7 @@ from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.rollout.tags import ANSWER, SEARCH, STOP_TAGS
 from zerosearch.tuning.encoded_examples import EncodedExample
 from zerosearch.tuning.records import RecordedEpisode
-from zerosearch.types import Question, SearchRequest, SearchResult, Trajectory
+from zerosearch.types import Question, SearchRequest, SearchResult, Shown, Trajectory
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -48,7 +49,7 @@ class Replay:
     ) -> None:
         self._turns = _RecordedTurns(tokenizer, episode)
         self._rollouter = Rollouter(self._turns, tokenizer, episode, chat=chat)
-        tags = {*SEARCH, *ANSWER}  # which a policy may have as tokens of their own
+        tags = {*THINK, *SEARCH, *ANSWER}  # which a policy may have as tokens of their own
         controls = [each for each in self._rollouter.control_tokens if each not in tags]
         self._turns.control_tokens = tuple(controls)
 
@@ -179,7 +180,23 @@ class _RecordedTurns:
         answer = extract_answer(trajectory.final_text)
         if (answer or "") != (record.answer or "").strip():
             return f"it answers {answer!r:.80}, and the answer on record is {record.answer!r:.80}"
+        searched = [turn for turn in trajectory.turns if turn.result is not None]
+        for number, (turn, search) in enumerate(zip(searched, record.searches, strict=True), 1):
+            if other := self._read_otherwise(turn.shown, search.shown):
+                return f"search {number}, {search.query!r:.80}: {other}"
         return ""
+
+    def _read_otherwise(self, shown: Shown | None, read: Shown | None) -> str:
+        """Why a policy would have read other documents than the agent; "": it would not, or what
+        the agent read was not recorded.
+        """
+        if shown is None or read is None or _alike(shown, read):
+            return ""
+        limits = ", ".join(
+            f"episode.{name}={getattr(self._episode, name)}"
+            for name in ("top_k", "max_observation_tokens", "max_context_tokens")
+        )
+        return f"the agent read {_in_words(read)}, and {limits} show {_in_words(shown)}"
 
     def _control_token(self, text: str) -> str | None:
         return next((each for each in self.control_tokens if each in text), None)
@@ -199,3 +216,18 @@ class _RecordedTurns:
 
     async def release(self) -> None:
         """Nothing is held."""
+
+
+def _alike(shown: Shown, read: Shown) -> bool:
+    """Whether a policy reads what an agent read; agents cut by characters, policies by tokens."""
+    if shown.documents != read.documents:
+        return False
+    if shown.cut_at is None or read.cut_at is None:
+        return shown.cut_at == read.cut_at
+    return max(shown.cut_at, read.cut_at) <= 2 * min(shown.cut_at, read.cut_at)
+
+
+def _in_words(shown: Shown) -> str:
+    if shown.cut_at is not None:
+        return f"{shown.cut_at} characters of the first document"
+    return f"{shown.documents} whole documents"

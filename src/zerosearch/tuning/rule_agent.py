@@ -153,6 +153,7 @@ class RuleAgent:
         assert step.observation is not None and step.turn.result is not None
         shown = fit(step.observation, self.episode.max_observation_tokens * CHARS_PER_TOKEN)
         step.turn.observation = shown.strip()
+        step.turn.shown = step.observation.shown_in(shown)
         for document in step.turn.result.documents[: self.episode.top_k]:
             text = neutralize_document(document).text
             if text in shown:
