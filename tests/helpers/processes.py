@@ -32,6 +32,7 @@ class Forked:
         env: Mapping[str, str] | None = None,
         cwd: Path = ROOT,
         said: str = "",
+        terminal: Path | None = None,
     ) -> None:
         """Start `zerosearch ARGUMENTS`.
 
@@ -40,10 +41,13 @@ class Forked:
             env: the whole environment; None: of this process.
             cwd: where it runs.
             said: on standard input.
+            terminal: takes what it writes; None: files, for `communicate`.
         """
         self._folder = tempfile.TemporaryDirectory()
         self._streams = [Path(self._folder.name) / name for name in ("stdin", "stdout", "stderr")]
         self._streams[0].write_text(said)
+        if terminal is not None:
+            self._streams[1:] = [terminal, terminal]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         given = (list(arguments), dict(os.environ if env is None else env), cwd, self._streams)
