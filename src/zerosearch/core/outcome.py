@@ -84,11 +84,7 @@ def of_command(folder: Path) -> dict[str, Any]:
     return {
         "differs": [item for item in given if not item.lstrip("+~").startswith(hidden)],
         "go_on": f"zerosearch {_command()} resume={shlex.quote(str(folder))}",
-        "choices": {
-            group: name if isinstance(name, str) else [*name]  # logger=[tensorboard,csv]
-            for group, name in choices.items()
-            if name and "hydra" not in str(group)
-        },
+        "choices": {k: v for k, v in choices.items() if v and "hydra" not in str(k)},
     }
 
 
