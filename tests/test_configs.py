@@ -152,6 +152,13 @@ def test_a_run_may_have_no_logger(override: str, tmp_path: Path) -> None:
     assert make_run(tmp_path, override).trainer.loggers == []
 
 
+def test_a_run_may_have_several_loggers(tmp_path: Path) -> None:
+    made = make_run(tmp_path, "logger=[tensorboard,csv]").trainer.loggers
+    assert [type(each).__name__ for each in made] == ["TensorBoardLogger", "CSVLogger"]
+    folders = [Path(each.log_dir) for each in made if each.log_dir]
+    assert folders == [tmp_path / "tensorboard", tmp_path / "csv" / "version_0"]
+
+
 SERVED = ["agent.client.endpoints=[http://127.0.0.1:9/v1]", "agent.client.model=m"]
 OF_COLLECTING = [  # command, group, choice, node, what the choice needs beside itself
     ("collect", "agent", "local", "collector", []),
