@@ -158,7 +158,8 @@ def say_what_runs(trainer: Trainer, module: Any, per_step: int, summary: Summary
     """
     choices, device = summary.facts.get("choices", {}), trainer.strategy.root_device.type
     devices = trainer.num_devices * trainer.num_nodes
-    compute = f" with {torch.get_num_threads()} threads" if device == "cpu" else ""
+    threads = torch.get_num_threads()
+    compute = f" with {threads} thread{'s' * (threads > 1)}" if device == "cpu" else ""
     experiment = [choices.get("experiment", ""), *summary.facts.get("differs", [])]
     parts = {"experiment": " ".join(experiment), "model": module.policy_source.name}
     if (algorithm := getattr(module, "algorithm", None)) is not None:
