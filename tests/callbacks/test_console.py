@@ -19,7 +19,7 @@ from zerosearch.core.runs import read_summary
 
 STEPS = 3
 STEP = rf"\d\d:\d\d:\d\d step \d/{STEPS}  reward 0\.\d\d  searches \d\.\d  noise 0\.\d\d  kl 0\.\d+"
-F1 = r"F1 0\.\d{3} \(bm25, 5 questions\), 95% interval 0\.\d{3}-[01]\.\d{3}, searches \d\.\d\d"
+F1 = r"F1 0\.\d{3} \(bm25, 5 questions\), 95% CI 0\.\d{3}-[01]\.\d{3}, searches \d\.\d\d"
 
 
 def settings(folder: Path) -> list[str]:
@@ -128,10 +128,10 @@ def test_an_evaluation_names_its_engine_and_its_interval() -> None:
 
     found = named("start/bm25", 0.022) | {"start/bm25/hops_1/f1": 0.5}
     assert evaluation_lines("start/bm25", found) == [
-        "before training: F1 0.022 (bm25, 512 questions), 95% interval 0.012-0.032, searches 0.02"
+        "before training: F1 0.022 (bm25, 512 questions), 95% CI 0.012-0.032, searches 0.02"
     ]
     tuned = {"val/loss": 1.25, "val/token_accuracy": 0.5} | named("val/bm25", 0.5)
     assert evaluation_lines("val", tuned) == [
         "validation: loss 1.250, 50% of tokens foretold",
-        "validation: F1 0.500 (bm25, 512 questions), 95% interval 0.490-0.510, searches 0.02",
+        "validation: F1 0.500 (bm25, 512 questions), 95% CI 0.490-0.510, searches 0.02",
     ]

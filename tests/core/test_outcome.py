@@ -38,7 +38,7 @@ def test_the_result_is_on_top() -> None:
 
 
 def test_the_headline_is_of_a_policy_or_of_what_was_tuned() -> None:
-    assert headline(FACTS) == "F1 0.022 -> 0.906 (bm25, 512 questions), 95% interval 0.880-0.931"
+    assert headline(FACTS) == "F1 0.022 -> 0.906 (bm25, 512 questions), 95% CI 0.880-0.931"
     assert headline({"start/loss": 2.5, "test/loss": 1.25}) == "loss 2.500 -> 1.250"
     assert headline({}) == "not evaluated"
 

@@ -229,7 +229,7 @@ def evaluation_lines(phase: str, metrics: Mapping[str, float]) -> list[str]:
         if "f1" not in of:
             continue
         line = f"F1 {of['f1']:.3f} ({name}, {of['count']:.0f} questions)"
-        line += f", 95% interval {of['f1_low']:.3f}-{of['f1_high']:.3f}"
+        line += f", 95% CI {of['f1_low']:.3f}-{of['f1_high']:.3f}"
         said.append(f"{line}, searches {of['rollout/searches']:.2f}")
     return [f"{_PHASES[kind]}: {each}" for each in said]
 

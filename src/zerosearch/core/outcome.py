@@ -52,7 +52,7 @@ def headline(facts: Mapping[str, Any]) -> str:
             said += f" ({facts['engine']}, {facts['questions']} questions)"
         if f"test/{name}_low" in facts:
             low, high = facts[f"test/{name}_low"], facts[f"test/{name}_high"]
-            said += f", 95% interval {low:.3f}-{high:.3f}"
+            said += f", 95% CI {low:.3f}-{high:.3f}"
         parts.append(said)
     return "; ".join(parts) or "not evaluated"
 
