@@ -6,7 +6,6 @@ Here is decided what is said. How a line looks on the console and in the file: `
 from __future__ import annotations
 
 import logging
-import math
 import re
 import textwrap
 import time
@@ -90,11 +89,7 @@ class ConsoleLines(RecordCallback):
         self._show_training(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._show_evaluation(trainer, pl_module, sum(trainer.num_val_batches))
-
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        if self._advance is not None:
-            self._advance(1)
+        self._show_evaluation(trainer, pl_module, trainer.val_dataloaders)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._close()
@@ -103,10 +98,7 @@ class ConsoleLines(RecordCallback):
             self._show_training(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._show_evaluation(trainer, pl_module, sum(trainer.num_test_batches))
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        self.on_validation_batch_end(trainer, pl_module)
+        self._show_evaluation(trainer, pl_module, trainer.test_dataloaders)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._close()
@@ -136,11 +128,16 @@ class ConsoleLines(RecordCallback):
             bar = terminal_bar("training", pl_module.policy_steps, done=pl_module.policy_step)
             self._advance = self._bar.enter_context(bar)
 
-    def _show_evaluation(self, trainer: Trainer, pl_module: Any, batches: float) -> None:
+    def _show_evaluation(self, trainer: Trainer, pl_module: Any, questions: Any) -> None:
+        """Count the episodes of this rank; a tuning without engines is soon over."""
         self._close()
-        if trainer.is_global_zero and batches != math.inf:
-            what = f"{_PHASES[pl_module.phase]}, batches"
-            self._advance = self._bar.enter_context(progress_bar(what, int(batches)))
+        share = getattr(questions, "share", 0)  # of an `EvalLoader`
+        if not trainer.is_global_zero or not share:
+            return
+        rollouter, total = pl_module.rollouter(), share * len(pl_module.evaluations)
+        bar = progress_bar(f"{_PHASES[pl_module.phase]}, answers", total)
+        rollouter.on_episode = self._bar.enter_context(bar)
+        self._bar.callback(setattr, rollouter, "on_episode", None)
 
     def _close(self) -> None:
         self._advance = None
