@@ -62,7 +62,7 @@ def test_a_run_reads_well_in_a_file_and_says_when_it_is_complete(tmp_path: Path)
     first = read_summary(tmp_path / "run")
     again = run_forked("train", f"resume={tmp_path / 'run'}", env=environment())
     assert again.returncode == 0, again.stdout
-    assert f"this run is complete: it has done its {STEPS} steps" in again.stdout
+    assert f"this run is complete, its {STEPS} steps are done" in again.stdout
     second = read_summary(tmp_path / "run")
     measured = ("process", "began", "host", "seconds", "seconds_of_all")
     assert {k: v for k, v in first.items() if k not in measured} == {

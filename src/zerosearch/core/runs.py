@@ -186,7 +186,8 @@ class Summary:
         saved = is_checkpoint(self.path.parent / LAST_CHECKPOINT)
         if not saved or not is_complete(self.before, self.facts, steps):
             return False
-        log.info("this run is complete: it has done its %d steps, and nothing is left to do", steps)
+        said = "Continuing from %s: this run is complete, its %d steps are done"
+        log.info(said, self.path.parent, steps)
         self.facts = {**self.before, **self.facts, "status": self.before["status"]}
         return True
 
