@@ -120,6 +120,8 @@ def test_a_choice_is_what_the_default_run_is_made_of(group: str, name: str, tmp_
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if group == "generator" and name.startswith("vllm") and not find_spec("vllm"):
         pytest.skip("vLLM is not installed")
+    if name == "wandb":
+        pytest.importorskip("wandb", reason="pip install 'zerosearch[wandb]'")
     run = assemble(cfg)
     module = run.module
     assert module.policy_steps >= 1 and module.evaluations

@@ -152,6 +152,18 @@ def test_a_run_may_have_no_logger(override: str, tmp_path: Path) -> None:
     assert make_run(tmp_path, override).trainer.loggers == []
 
 
+def test_a_run_may_have_several_loggers(tmp_path: Path) -> None:
+    made = make_run(tmp_path, "logger=[tensorboard,csv]").trainer.loggers
+    assert [type(each).__name__ for each in made] == ["TensorBoardLogger", "CSVLogger"]
+    folders = [Path(each.log_dir) for each in made if each.log_dir]
+    assert folders == [tmp_path / "tensorboard", tmp_path / "csv" / "version_0"]
+
+
+def test_a_debug_run_shows_debug_messages_of_this_project_alone(tmp_path: Path) -> None:
+    cfg = compose_config(tmp_path, "debug=default", whole=True)
+    assert cfg.hydra.verbose == "zerosearch", "true would show those of asyncio, too"
+
+
 SERVED = ["agent.client.endpoints=[http://127.0.0.1:9/v1]", "agent.client.model=m"]
 OF_COLLECTING = [  # command, group, choice, node, what the choice needs beside itself
     ("collect", "agent", "local", "collector", []),

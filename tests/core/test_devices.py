@@ -248,6 +248,7 @@ OTHER_THREADS = {
     "search/batching.py": "what computes there takes its device itself: the encoder",
     "simulator/checks.py": "asks servers",
     "core/hub.py": "asks the hub",
+    "core/memory.py": "reads how much memory the process holds",
     "core/bounded.py": "calls a reward function of the user's",
 }
 

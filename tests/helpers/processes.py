@@ -33,6 +33,7 @@ class Forked:
         cwd: Path = ROOT,
         said: str = "",
         first: Callable[[], object] | None = None,
+        terminal: Path | None = None,
     ) -> None:
         """Start `zerosearch ARGUMENTS`.
 
@@ -42,10 +43,13 @@ class Forked:
             cwd: where it runs.
             said: on standard input.
             first: called in the process, before the command.
+            terminal: takes what it writes; None: files, for `communicate`.
         """
         self._folder = tempfile.TemporaryDirectory()
         self._streams = [Path(self._folder.name) / name for name in ("stdin", "stdout", "stderr")]
         self._streams[0].write_text(said)
+        if terminal is not None:
+            self._streams[1:] = [terminal, terminal]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         given = (

@@ -60,5 +60,7 @@ def test_rows_of_a_folder_go_on_under_the_date_they_began_with(
     keep_run_date(tmp_path / "rows")
     assert run_date() == began
     (tmp_path / "rows" / "prompt_date.txt").write_text("yesterday")
-    with pytest.raises(InputError, match=r"prompt_date\.txt: the date is .yesterday.: it should be"):
+    with pytest.raises(
+        InputError, match=r"prompt_date\.txt: the date is .yesterday.: it should be"
+    ):
         keep_run_date(tmp_path / "rows")

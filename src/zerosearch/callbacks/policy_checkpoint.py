@@ -181,7 +181,7 @@ class PolicyCheckpoint(Checkpoint):
                 self._judge(trainer, step, healthy=True)  # no step follows that could doubt it
         if trainer.is_global_zero:
             self._prune(step)
-            log.info("Checkpoint of policy step %d: %s", step, path)
+            log.info("checkpoint of step %d: %s", step, path.name)
 
     def _path(self, step: int) -> Path:
         return self.dirpath / f"step_{step:06d}.ckpt"

@@ -23,9 +23,12 @@ def train(cfg: DictConfig, summary: Summary) -> None:
     """Evaluate, train, evaluate again; notes the final metrics and the status."""
     from zerosearch.simulator.cost import say_plan
 
+    if summary.keep_complete(cfg.policy_steps):
+        return
     say_plan(cfg)
     with quick_imports():
         from zerosearch.assembly import assemble, prepare
+        from zerosearch.callbacks.console import say_what_runs
         from zerosearch.data.loaders import check_shared
         from zerosearch.serving.launch import launched
         from zerosearch.simulator.engine import answered_by
@@ -34,6 +37,7 @@ def train(cfg: DictConfig, summary: Summary) -> None:
     checkpoint = prepare(cfg, summary)
     with launched(cfg, summary.path.parent):
         run = assemble(cfg)
+        say_what_runs(run.trainer, run.module, cfg.questions_per_step, summary)
         check_shared(cfg.questions_per_step, run.trainer.num_devices * run.trainer.num_nodes)
         check_run(run.module)
         run.data.setup("fit")  # a bad row shows before anything is evaluated
@@ -47,7 +51,9 @@ def train(cfg: DictConfig, summary: Summary) -> None:
         if cfg.test and run.status == "completed":
             run.evaluate("test")
     models = {*run.module.models_before, *answered_by(run.module.search)}
-    summary.facts |= run.final_metrics() | {"simulator_models": sorted(models)}
+    metrics = run.final_metrics()
+    summary.facts |= metrics | run.module.headline(metrics) | {"simulator_models": sorted(models)}
+    summary.facts["steps"] = run.module.policy_step
     run.check_searches()
     summary.facts["status"] = run.status
 

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 def tune(cfg: DictConfig, summary: Summary) -> None:
     """Validate, tune, validate again; notes the final metrics and the status."""
+    if summary.keep_complete(cfg.steps):
+        return
     with quick_imports():
         from zerosearch.assembly import assemble_tuning, prepare
+        from zerosearch.callbacks.console import say_what_runs
 
     checkpoint = prepare(cfg, summary)
     run = assemble_tuning(cfg)
+    say_what_runs(run.trainer, run.module, run.data.examples_per_step, summary)
     run.read_examples()
     if checkpoint is None:
         run.start_over()
@@ -35,6 +39,7 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     if cfg.test and run.status == "completed":
         run.evaluate("test")
     summary.facts |= run.final_metrics()
+    summary.facts["steps"] = run.module.policy_step
     summary.facts["status"] = run.status
 
 

@@ -1,13 +1,27 @@
-"""A progress bar on a terminal, nothing elsewhere."""
+"""How far a long work is: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from zerosearch.core.text import duration
+
+LINE_S = 30.0  # at least, between two lines
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -19,10 +33,43 @@ def progress_bar(what: str, total: int, *, done: int = 0) -> Iterator[Callable[[
         total: of these.
         done: already.
     """
-    console = Console(stderr=True)
-    columns: list[Any] = [TextColumn(what), BarColumn(), MofNCompleteColumn()]
+    with terminal_bar(what, total, done=done) as advance:
+        yield advance or _Lines(what, total, done).advance
+
+
+@contextmanager
+def terminal_bar(what: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None] | None]:
+    """As `progress_bar`, on a terminal alone; yields None elsewhere.
+
+    It is gone when the work ends. Logs and prints go above it meanwhile.
+    """
+    console = Console()
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        *columns, TimeRemainingColumn(), console=console, transient=True, refresh_per_second=4
     ) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda count: bar.advance(task, count)
+
+
+class _Lines:
+    """Says how far a work is, every `LINE_S` seconds of it."""
+
+    def __init__(self, what: str, total: int, done: int) -> None:
+        self.what, self.total, self.done = what, total, done
+        self.done_before = done
+        self.began = self.told = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """So many more are done."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.told < LINE_S or self.done >= self.total:
+            return
+        self.told = now
+        rate = (self.done - self.done_before) / (now - self.began)
+        left = f", {duration((self.total - self.done) / rate)} left" if rate else ""
+        log.info("%s: %d of %d%s", self.what, self.done, self.total, left)

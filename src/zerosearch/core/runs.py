@@ -23,6 +23,7 @@ from zerosearch.core import run_names
 from zerosearch.core.endings import report_error
 from zerosearch.core.errors import InputError
 from zerosearch.core.files import replacing
+from zerosearch.core.outcome import arranged, ending, is_complete, of_command, seconds_of
 from zerosearch.core.run_lock import locked, this_process
 
 if TYPE_CHECKING:
@@ -127,16 +128,6 @@ def link_latest(run_folder: Path, task_folder: Path) -> None:
     os.replace(temporary, task_folder / LATEST)
 
 
-def chosen() -> dict[str, str]:
-    """The choice of every group, as Hydra made it; empty outside of a program of Hydra's."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():
-        return {}
-    choices = HydraConfig.get().runtime.choices
-    return {group: name for group, name in choices.items() if name and "hydra" not in str(group)}
-
-
 def git_commit() -> str | None:
     """Commit of the checkout, with "+changes" where files differ from it; None outside git."""
     if CHECKOUT is None:
@@ -166,25 +157,39 @@ class Summary:
     """`summary.json` of a run folder: written when the run begins and when it ends.
 
     One that says "running" is that of a run which runs, or was killed: `process` on `host`.
+
+    Attributes:
+        before: what the run that goes on here has noted; empty for a new one.
     """
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.path = folder / SUMMARY
         self._started = time.time()
+        self.before = read_summary(folder)
+        self._seconds_before = seconds_of(self.before, folder)
+        command = shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
         self.facts: dict[str, Any] = {
             "status": RUNNING,
             **this_process(),
-            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "began": round(self._started, 1),  # this process, in seconds since 1970
+            "command": self.before.get("command", command),  # the first one
             **({"version": __version__} if CHECKOUT is None else {"git_commit": git_commit()}),
             **facts,
         }
 
-    def headline(self) -> str:
-        """The run in one line: status, headline before and after, where to look."""
-        names = ("start/f1", "test/f1", "start/loss", "test/loss")  # of a policy, of a simulator
-        shown = [f"{name} {self.facts[name]:.3f}" for name in names if name in self.facts]
-        said = ", ".join(shown) or "not evaluated"
-        return f"{self.facts['status']}: {said}; see {self.path.parent}"
+    def keep_complete(self, steps: int) -> bool:
+        """Whether the run has ended in order, with the same settings; then what it noted stays.
+
+        Args:
+            steps: that are asked for.
+        """
+        saved = is_checkpoint(self.path.parent / LAST_CHECKPOINT)
+        if not saved or not is_complete(self.before, self.facts, steps):
+            return False
+        said = "Continuing from %s: this run is complete, its %d steps are done"
+        log.info(said, self.path.parent, steps)
+        self.facts = {**self.before, **self.facts, "status": self.before["status"]}
+        return True
 
     def end(self) -> None:
         """Write it for the last time: as failed where nothing else was said."""
@@ -200,9 +205,11 @@ class Summary:
         """
         if global_rank() != 0:
             return
-        self.facts["seconds"] = round(time.time() - self._started, 1)
+        seconds = time.time() - self._started
+        self.facts["seconds"] = round(seconds, 1)  # of this process
+        self.facts["seconds_of_all"] = round(self._seconds_before + seconds, 1)
         with replacing(self.path) as file:
-            file.write(json.dumps(self.facts, indent=2, default=str).encode() + b"\n")
+            file.write(json.dumps(arranged(self.facts), indent=2, default=str).encode() + b"\n")
 
 
 def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dict[str, Any]:
@@ -229,12 +236,13 @@ def run_job(cfg: DictConfig, work: Callable[[DictConfig, Summary], None]) -> dic
 def _run_locked(
     cfg: DictConfig, folder: Path, work: Callable[[DictConfig, Summary], None]
 ) -> dict[str, Any]:
-    summary = Summary(folder, seed=cfg.seed, tags=list(cfg.tags), choices=chosen())
+    summary = Summary(folder, **of_command(folder), seed=cfg.seed, tags=list(cfg.tags))
     summary.write()
     _under_way[:] = [summary]
     try:
         work(cfg, summary)
-        log.info(summary.headline())
+        summary.write()
+        log.info(ending(summary.facts, folder))
     except KeyboardInterrupt:
         summary.facts["status"] = "interrupted by SIGINT"
         saved = is_checkpoint(folder / LAST_CHECKPOINT) or (folder / JOURNAL).is_dir()

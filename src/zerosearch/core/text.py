@@ -66,3 +66,14 @@ def _words(text: str) -> str:
     if not words.isascii():
         words = " ".join(_UNSPACED_CHARACTER.sub(r" \g<0> ", words).split())
     return f" {words} "
+
+
+def duration(seconds: float) -> str:
+    """A time for people, in one unit."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 3600:
+        return f"{round(seconds / 60)} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

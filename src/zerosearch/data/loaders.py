@@ -212,6 +212,11 @@ class EvalLoader:
         self._rank = rank
         self._world_size = world_size
 
+    @property
+    def share(self) -> int:
+        """Questions of this rank."""
+        return sum(map(len, self))
+
     def __len__(self) -> int:
         return -(-len(self._questions) // self._batch_size)
 

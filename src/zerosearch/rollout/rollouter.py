@@ -61,6 +61,7 @@ class Rollouter:
         self.settings = settings
         self.chat = chat
         self.lockstep = lockstep
+        self.on_episode: Callable[[int], None] | None = None  # is told of each that has ended
         self.control_tokens = control_tokens(tokenizer)
         self._check_observation_budget()
 
@@ -159,6 +160,8 @@ class Rollouter:
                 await gate.arrive(index)
         if gate is not None:
             gate.leave()
+        if self.on_episode is not None:
+            self.on_episode(1)
 
     async def _take_turn(
         self,

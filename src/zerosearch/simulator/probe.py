@@ -183,7 +183,7 @@ async def warn_where_unknown(
         return None
     rest = await ask(pairs[1:])
     probed = Probed(asked=[*first.asked, *rest.asked], whose=whose)
-    log.info("evaluation with %s: %s", label, probed.sentence())
+    log.info("evaluation engine %s, a %s", label, probed.sentence())
     if probed.metrics().get("answer_in_useful", 1.0) < LEAST_ANSWERS:
         log.warning(
             "The engine %s knows little of these questions, and the figures will say more of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +13,8 @@ from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.base_module import TrainedModule
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
 from zerosearch.training.failures import RESUME, SearchOutage
-from zerosearch.training.metrics import Costs, line, rollout_metrics
+from zerosearch.training.metrics import Costs, rollout_metrics
 from zerosearch.types import Question, Trajectory
-
-log = logging.getLogger(__name__)
-
-_PHASES = {"start": "test before training", "val": "validation", "test": "test"}
 
 
 class EvaluatingModule(TrainedModule):
@@ -79,6 +74,21 @@ class EvaluatingModule(TrainedModule):
             )
         return self._rollouter
 
+    def headline(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Engine, questions and 95% intervals of the headline F1 before and after training.
+
+        Args:
+            metrics: of the evaluations, under their TensorBoard paths.
+        """
+        engine = next(iter(self.evaluations))
+        found: dict[str, Any] = {}
+        for phase in ("start", "test"):
+            if f"{phase}/{engine}/f1" in metrics:
+                found |= {"engine": engine, "questions": int(metrics[f"{phase}/{engine}/count"])}
+                for end in ("_low", "_high"):
+                    found[f"{phase}/f1{end}"] = metrics[f"{phase}/{engine}/f1{end}"]
+        return found
+
     def record_unfinished(self, trajectories: list[Trajectory] | None) -> None:
         """Keep what a step played that ends the run; a collective.
 
@@ -114,7 +124,6 @@ class EvaluatingModule(TrainedModule):
             self.costs.add_evaluation(trajectories)
             named = {f"{self.phase}/{name}/{key}": value for key, value in metrics.items()}
             every |= named
-            log.info("%s with %s: %s", _PHASES[self.phase], name, line(metrics))
             self.evaluation_records.append(
                 self.record(
                     named,
@@ -126,7 +135,7 @@ class EvaluatingModule(TrainedModule):
             )
         headline = next(iter(self.evaluations))
         f1 = every[f"{self.phase}/{headline}/f1"]
-        self.log("f1", f1, prog_bar=True, logger=False, batch_size=1, sync_dist=True)
+        self.log("f1", f1, logger=False, batch_size=1, sync_dist=True)
         if self.phase == "start":
             self.start_metrics |= every
         self.evaluation_metrics = every

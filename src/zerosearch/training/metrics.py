@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -19,16 +19,6 @@ from zerosearch.types import StopReason, Trajectory
 
 _TRUNCATED = ("turn_budget", "context")
 _FAILURES = ("search_failed", "model_failed", "reward_failed")
-_SHOWN = {
-    "reward/total": "reward {:.3f}",
-    "f1": "F1 {:.3f}",
-    "em": "EM {:.3f}",
-    "rollout/searches": "{:.2f} searches an episode",
-    "loss/entropy": "entropy {:.2f}",
-    "loss/kl": "KL {:.4f}",
-    "time/rollout_s": "rollout {:.1f} s",
-    "time/train_s": "training {:.1f} s",
-}
 
 
 class Means:
@@ -249,11 +239,6 @@ def throughput(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, 
     }
     ranks = gather_objects(own)
     return {f"throughput/{name}_per_s": sum(rank[name] for rank in ranks) / seconds for name in own}
-
-
-def line(metrics: Mapping[str, float]) -> str:
-    """What people follow a run by, in one line; what a step or an engine lacks is left out."""
-    return ", ".join(text.format(metrics[name]) for name, text in _SHOWN.items() if name in metrics)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -7,7 +7,6 @@ tokens are trained as sampled, losses normalised by global counts, failed search
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,7 +36,7 @@ from zerosearch.training.evaluation import Evaluation
 from zerosearch.training.evaluation_hooks import EvaluatingModule
 from zerosearch.training.failures import RESUME, SearchOutage, find_outage
 from zerosearch.training.learner import make_learner
-from zerosearch.training.metrics import line, peak_memory_gib, reset_peak_memory, step_metrics
+from zerosearch.training.metrics import peak_memory_gib, reset_peak_memory, step_metrics
 from zerosearch.training.optimization import (
     check_strategy,
     check_suits,
@@ -49,8 +48,6 @@ from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.rollout_plan import RolloutPlan, make_next_plan, make_plan
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.types import Trajectory
-
-log = logging.getLogger(__name__)
 
 
 class SearchPolicyModule(EvaluatingModule):
@@ -216,7 +213,6 @@ class SearchPolicyModule(EvaluatingModule):
         )
         self.train_metrics = metrics
         self.policy_step += 1
-        log.info("policy step %d of %d: %s", self.policy_step, self.policy_steps, line(metrics))
 
     def _find_outage(self, trajectories: Sequence[Trajectory]) -> SearchOutage | None:
         return find_outage(trajectories, self.max_failed_share, whose="this step", remedy=RESUME)

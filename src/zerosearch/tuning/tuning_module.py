@@ -175,7 +175,7 @@ class TuningModule(TrainedModule, Generic[E, S]):
             self.start_metrics = named
         self.evaluation_records = [self.record(named, phase=self.phase)]
         loss = metrics["loss"]
-        self.log("loss", loss, prog_bar=True, logger=False, batch_size=1, sync_dist=True)
+        self.log("loss", loss, logger=False, batch_size=1, sync_dist=True)
 
     def test_step(self, batch: ExampleBatch[E], batch_index: int) -> None:
         """As `validation_step`."""

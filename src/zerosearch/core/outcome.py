@@ -1,0 +1,158 @@
+"""What a run came to, in words and in the order of `summary.json`.
+
+Light on imports, as `zerosearch.core.runs`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zerosearch.core.text import duration
+
+SIMULATOR = "simulator"  # in the folder of a tuning: the model that was tuned
+_NAMES = ("start/f1", "test/f1", "start/loss", "test/loss")  # of a policy, of what was tuned
+TOP = (  # of summary.json, in this order
+    "status",
+    "error",
+    *(f"{name}{end}" for name in _NAMES for end in ("", "_low", "_high")),
+    "engine",
+    "questions",
+    "differs",
+    "seconds_of_all",
+    "seconds",
+    "command",
+    "go_on",
+    "seed",
+    "version",
+    "git_commit",
+)
+_OF_THE_MACHINE = ("hydra.", "hydra/", "threads=", "resume=", "paths.")  # say nothing of a method
+
+
+def arranged(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a run with the result on top and everything else below, in its own order."""
+    top = {name: facts[name] for name in TOP if name in facts}
+    return top | {name: value for name, value in facts.items() if name not in top}
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    """What was measured before and after, in one line."""
+    parts = []
+    for name, shown in (("f1", "F1"), ("loss", "loss")):
+        values = [facts[key] for key in (f"start/{name}", f"test/{name}") if key in facts]
+        if not values:
+            continue
+        said = f"{shown} " + " -> ".join(f"{value:.3f}" for value in values)
+        if "engine" in facts and name == "f1":
+            said += f" ({facts['engine']}, {facts['questions']} questions)"
+        if f"test/{name}_low" in facts:
+            low, high = facts[f"test/{name}_low"], facts[f"test/{name}_high"]
+            said += f", 95% CI {low:.3f}-{high:.3f}"
+        parts.append(said)
+    return "; ".join(parts) or "not evaluated"
+
+
+def ending(facts: Mapping[str, Any], folder: Path) -> str:
+    """How a run ended, what came out, where it lies, and what to do next."""
+    said = f"{facts['status']} after {duration(facts['seconds_of_all'])}: {headline(facts)}"
+    lines = [said, f"folder: {short_path(folder)}"]
+    command = _command()
+    if command in ("train", "tune"):
+        lines += [f"next: {each}" for each in next_commands(command, folder, facts)]
+    return "\n".join(lines)
+
+
+def of_command(folder: Path) -> dict[str, Any]:
+    """What Hydra was asked for: the choice of every group, the settings in which the run differs
+    from its experiment, and the command that goes on with it.
+
+    Args:
+        folder: of the run.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {"choices": {}}
+    choices = HydraConfig.get().runtime.choices
+    hidden = (*_OF_THE_MACHINE, "experiment=")
+    given = HydraConfig.get().overrides.task
+    return {
+        "differs": [item for item in given if not item.lstrip("+~").startswith(hidden)],
+        "go_on": f"zerosearch {_command()} resume={shlex.quote(str(folder))}",
+        "choices": {k: v for k, v in choices.items() if v and "hydra" not in str(k)},
+    }
+
+
+def is_complete(before: Mapping[str, Any], facts: Mapping[str, Any], steps: int) -> bool:
+    """Whether a run that is to go on has nothing left to do.
+
+    Args:
+        before: what it has noted of itself.
+        facts: of the present process.
+        steps: that are asked for.
+    """
+    same = all(before.get(name, "") == facts.get(name) for name in ("differs", "choices", "seed"))
+    return before.get("status") == "completed" and same and before.get("steps", 0) >= steps
+
+
+def seconds_of(before: Mapping[str, Any], folder: Path) -> float:
+    """Seconds of all processes that have worked on a run; of one killed, to its last step."""
+    seconds = float(before.get("seconds_of_all", 0.0))
+    metrics = folder / "metrics.csv"
+    if before.get("status") == "running" and "began" in before and metrics.is_file():
+        seconds += max(0.0, metrics.stat().st_mtime - before["began"])
+    return seconds
+
+
+def _command() -> str | None:
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.get().job.config_name if HydraConfig.initialized() else None
+
+
+def next_commands(command: str, folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    """What to do after a training, the likeliest first.
+
+    Args:
+        command: that was run, `train` or `tune`.
+        folder: of the run.
+        facts: of its summary.
+    """
+    place, completed = short_path(folder), facts["status"] == "completed"
+    steps = "policy_steps" if command == "train" else "steps"
+    more = f" {steps}={2 * facts['steps']}" if completed and "steps" in facts else ""
+    goes_on = f"{program(command)} resume={place}{more}"
+    if (folder / SIMULATOR / "zerosearch.json").is_file():
+        use = f"{program('train')} simulator={place}/{SIMULATOR}"
+    else:
+        use = f"{program('evaluate')} checkpoint={place}"
+    look = f"tensorboard --logdir {place}/tensorboard"
+    if _has_makefile():
+        look = "make tensorboard"
+    looks = [look] if (folder / "tensorboard").is_dir() else []
+    return [use, *looks, goes_on] if completed else [goes_on, *looks]
+
+
+def program(command: str) -> str:
+    """How `zerosearch COMMAND` is called where this process was started."""
+    if shutil.which("zerosearch"):
+        return f"zerosearch {command}"
+    if _has_makefile():
+        return f"make {command}"
+    return f"{short_path(Path(sys.executable))} -m zerosearch {command}"
+
+
+def _has_makefile() -> bool:
+    """Whether `make COMMAND` works here, and is needed: the environment is not active."""
+    return not shutil.which("zerosearch") and Path("Makefile").is_file() and Path("src").is_dir()
+
+
+def short_path(path: Path) -> str:
+    """A path from the working directory where it lies below that, quoted for a shell."""
+    own = Path.cwd()
+    return shlex.quote(str(path.relative_to(own) if path.is_relative_to(own) else path))
