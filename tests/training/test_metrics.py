@@ -11,7 +11,6 @@ from zerosearch.training.metrics import (
     Costs,
     Means,
     likelihood_metrics,
-    line,
     rollout_metrics,
     step_metrics,
 )
@@ -309,9 +308,3 @@ def test_a_value_that_is_not_finite_is_not_hidden() -> None:
     means.add("loss/policy", math.nan)
     means.add("loss/policy", 1.0)
     assert math.isnan(means.reduced()["loss/policy"])
-
-
-def test_what_is_said_of_a_step_leaves_out_what_it_lacks() -> None:
-    metrics = {"loss/kl": 0.01234, "reward/total": 0.5, "rollout/searches": 1.456, "stop/eos": 0.0}
-    assert line(metrics) == "reward 0.500, 1.46 searches an episode, KL 0.0123"
-    assert line({"f1": 0.9, "em": 0.85, "f1_low": 0.8}) == "F1 0.900, EM 0.850"

@@ -85,8 +85,9 @@ def _unpacked(values: Any) -> int:
     if isinstance(values, pyarrow.RecordBatch):
         return sum(_unpacked(column) for column in values.columns)
     if isinstance(values, pyarrow.DictionaryArray):
-        lengths = pyarrow.compute.binary_length(values.dictionary)
-        return pyarrow.compute.sum(lengths.take(values.indices)).as_py() or 0
+        lengths = pyarrow.compute.call_function("binary_length", [values.dictionary])
+        each = lengths.take(values.indices)
+        return pyarrow.compute.call_function("sum", [each]).as_py() or 0
     if isinstance(values, pyarrow.StructArray):
         return sum(_unpacked(field) for field in values.flatten())
     if isinstance(values, (pyarrow.ListArray, pyarrow.LargeListArray)):  # maps, too
