@@ -158,7 +158,7 @@ def say_what_runs(trainer: Trainer, module: Any, per_step: int, summary: Summary
     threads = torch.get_num_threads()
     compute = f" with {threads} thread{'s' * (threads > 1)}" if device == "cpu" else ""
     experiment = [choices.get("experiment", ""), *summary.facts.get("differs", [])]
-    parts = {"experiment": " ".join(experiment), "model": module.policy_source.name}
+    parts = {"experiment": " ".join(filter(None, experiment)), "model": module.policy_source.name}
     if (algorithm := getattr(module, "algorithm", None)) is not None:
         simulated = choices.get("search") == "simulated"
         parts |= {
