@@ -491,14 +491,12 @@ def test_a_gpu_that_is_missing(
     assert not list((tmp_path / "run").iterdir()), "nothing was begun"
 
 
-def test_the_weights_of_the_paper_run_are_missing(
+def test_the_weights_of_a_model_of_the_hub_are_missing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    endpoint = f"simulator.endpoints=[http://127.0.0.1:{free_port()}/v1]"
-    paper = ["experiment=zerosearch_7b", "trainer=cpu", "generator=transformers"]
-    said = refuse(tmp_path, caplog, *paper, endpoint)
-    assert "model.path=Qwen/Qwen2.5-7B is neither a folder nor in the local hub cache" in said
+    said = refuse(tmp_path, caplog, "experiment=any_model", "model=qwen2_5_0_5b", "trainer=cpu")
+    assert "model.path=Qwen/Qwen2.5-0.5B is neither a folder nor in the local hub cache" in said
 
 
 def test_the_simulator_of_the_paper_run_is_missing(
