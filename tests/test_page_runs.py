@@ -49,6 +49,8 @@ ELSEWHERE = {
     "make test": "this is a test",
     "make test-gpu": "needs a GPU",
     "make test-package": "tests/test_package.py",
+    "make smollm2-quickstart": "half an hour; its parts are in tests/tuning and tests/training",
+    "pip install 'zerosearch[wandb]'": "needs an account",
     "zerosearch COMMAND": "tests/test_cli.py",
     "python -m zerosearch COMMAND": "the same",
     "zerosearch --help": "the same",

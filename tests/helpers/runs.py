@@ -107,7 +107,7 @@ def computed(row: dict[str, str]) -> dict[str, str]:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    own = {"process", "command", "seconds"}
+    own = {"process", "began", "command", "go_on", "seconds", "seconds_of_all"}
     found = {name: value for name, value in read_summary(folder).items() if name not in own}
     return {
         k: v if not k.startswith(MEASURED) and "latency" not in k else "measured"
