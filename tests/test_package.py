@@ -57,7 +57,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     local.parent.mkdir(exist_ok=True)
     local.write_text("# @package _global_\nseed: 7\n")  # of one machine: is not shipped
     with tarfile.open(built("build_sdist", folder / "tree", folder / "sdist")) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+        # Python 3.11.0 to 3.11.3 has no filters
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        archive.extractall(folder / "unpacked")
     [source] = (folder / "unpacked").iterdir()
     return built("build_wheel", source, folder / "dist")
 
