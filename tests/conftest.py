@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 
@@ -13,6 +14,9 @@ from tests.helpers import composing
 # The policies of the tests are so small that threads cost more than they bring; set before torch is
 # imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts jobs in the background lets them ignore it, and asyncio then does, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples everywhere, and no limit on their time: a slow or busy machine is no failure.
 hypothesis.settings.register_profile(
