@@ -74,6 +74,11 @@ def disarm(text: str, extra: Sequence[str] = (), *, keep: Sequence[str] = ()) ->
     return text
 
 
+def marks_in(text: str) -> tuple[str, ...]:
+    """The control marks of all families that stand in a text, each once."""
+    return tuple(dict.fromkeys(found[0] for found in _pattern((), ()).finditer(text)))
+
+
 @lru_cache(maxsize=32)
 def _pattern(extra: tuple[str, ...], keep: tuple[str, ...]) -> re.Pattern[str]:
     tokens = sorted({token for token in extra if token} - set(keep), key=len, reverse=True)

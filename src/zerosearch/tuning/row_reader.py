@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from zerosearch.core.controls import THINK, disarm
+from zerosearch.core.controls import THINK, disarm, marks_in
 from zerosearch.core.errors import InputError
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.tuning.template.alignment import SYSTEM_END
@@ -57,7 +57,7 @@ class TuningRow:
 def read_rows(
     path: str, *, prompt_key: str | None, joiner: str, reply_key: str | None = None
 ) -> list[TuningRow]:
-    """Read a data set; control tokens in it are disarmed, and how many rows had some is logged.
+    """Read a data set, as it is written: see `without_controls`.
 
     Args:
         path: .json, .jsonl or .parquet file, or hub name.
@@ -86,7 +86,19 @@ def read_rows(
             f"{len(lacking)} of {len(rows)} rows have no system message, such as {lacking[0]}: "
             "a template sends one with every prompt or with none, give rows of one kind"
         )
-    harmless = [_disarmed(row) for row in rows]
+    return rows
+
+
+def without_controls(path: str, rows: Sequence[TuningRow], template: str) -> list[TuningRow]:
+    """Rows without control tokens but those of their template; how many had some is logged.
+
+    Args:
+        path: of the rows, for the log.
+        rows: of `read_rows`.
+        template: of their prompts, which is trusted.
+    """
+    keep = (*THINK, *marks_in(template))
+    harmless = [_disarmed(row, keep) for row in rows]
     log_disarmed(path, sum(a != b for a, b in zip(rows, harmless, strict=True)), len(rows))
     return harmless
 
@@ -103,9 +115,9 @@ def log_disarmed(path: str, count: int, rows: int) -> None:
         )
 
 
-def _disarmed(row: TuningRow) -> TuningRow:
+def _disarmed(row: TuningRow, keep: tuple[str, ...]) -> TuningRow:
     def harmless(text: str) -> str:
-        return disarm(text, keep=THINK)
+        return disarm(text, keep=keep)
 
     return replace(
         row,

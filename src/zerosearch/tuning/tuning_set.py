@@ -19,7 +19,7 @@ from zerosearch.core.seeding import derive_random
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.simulator.prompt import SimulatorPrompt, read_template
 from zerosearch.simulator.replies import parse_reply
-from zerosearch.tuning.row_reader import TuningRow, log_disarmed, read_rows
+from zerosearch.tuning.row_reader import TuningRow, log_disarmed, read_rows, without_controls
 from zerosearch.tuning.template.inference import derive_template
 from zerosearch.tuning.template.quality import split_by_quality
 from zerosearch.types import SearchRequest
@@ -147,6 +147,7 @@ class TuningFiles:
                 "were made with it is not checked",
                 self.prompt_template,
             )
+        read = [without_controls(path, p, template) for path, p in zip(paths, read, strict=True)]
         noisy = iter(split_by_quality([row.text for row in rows], None))
         parts = [[_published_example(row, next(noisy)) for row in part] for part in read]
         usable = [[example for example in part if example is not None] for part in parts]
