@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from zerosearch.command_line.arguments import expand_resume
 from zerosearch.core.errors import InputError
 from zerosearch.policy.checkpoints import read_checkpoint, read_notes, read_weights
 from zerosearch.policy.conversion import convert
+from zerosearch.policy.shards import data_alone
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.tuning.judges import LLMJudge
@@ -103,6 +105,20 @@ def test_the_metadata_of_shards_are_not_unpickled(shards: Path, marker: Path) ->
     for read in (read_checkpoint, lambda path: read_weights(path, "model.")):
         with pytest.raises(InputError, match=r"other than tensors.*\.system\)"):
             read(shards)
+
+
+def test_an_attribute_in_the_metadata_is_that_of_an_enumeration_alone(shards: Path) -> None:
+    # as Python 3.11.0 to 3.11.3 pickles a member, and as a way to anything else
+    for owner, name, right in (
+        ("_MEM_FORMAT_ENCODING", "TORCH_PRESERVE_FORMAT", True),
+        ("Metadata", "__init__", False),
+    ):
+        module = "torch.distributed.checkpoint.metadata"
+        code = f"cbuiltins\ngetattr\n(c{module}\n{owner}\nV{name}\ntR."
+        (shards / ".metadata").write_bytes(code.encode())
+        refused = pytest.raises(InputError, match="getattr of '__init__'")
+        with nullcontext() if right else refused, data_alone(shards):
+            pass
 
 
 def test_a_value_in_shards_is_not_unpickled(marker: Path, tmp_path: Path) -> None:

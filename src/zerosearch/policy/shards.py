@@ -10,6 +10,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,15 @@ class _Metadata(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _OF_METADATA.get(module, ()):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return self._member
         raise holding_objects(self._path, f"{module}.{name}")
+
+    def _member(self, owner: Any, name: str) -> Any:
+        """Of an enumeration, which Python 3.11.0 to 3.11.3 pickles as an attribute of its class."""
+        if isinstance(owner, EnumType) and name in owner.__members__:
+            return owner[name]
+        raise holding_objects(self._path, f"builtins.getattr of {name!r}")
 
 
 def holding_objects(path: Path, what: object) -> InputError:
