@@ -105,4 +105,5 @@ async def test_as_many_replies_as_a_training_asks_for_take_bounded_memory(
     assert asked >= at_once
     assert all(isinstance(each, SearchError | CallFailure) for each in found), found[0]
     assert peak.bytes() - before < 600 * 2**20
-    assert turns[0] > 20, "others go on meanwhile"  # one where the loop stands until all is read
+    # eight replies are read within fewer; one turn is a loop that stands until all is read
+    assert turns[0] > (100 if at_once > 8 else 20), "others go on meanwhile"
