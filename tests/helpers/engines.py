@@ -13,6 +13,7 @@ class ScriptedEngine:
     Args:
         answer: the texts, or a function of the request that gives them; it may raise.
         failing: questions (by text) whose searches fail.
+        real: plays an engine without noise, not a simulator.
     """
 
     def __init__(
@@ -20,7 +21,9 @@ class ScriptedEngine:
         answer: list[str] | Callable[[SearchRequest], list[str]],
         *,
         failing: tuple[str, ...] = (),
+        real: bool = False,
     ) -> None:
+        self.real = real
         self.requests: list[SearchRequest] = []
         self._answer = answer
         self._failing = failing
@@ -32,5 +35,7 @@ class ScriptedEngine:
             raise SearchError("http://search.test/retrieve", "no answer after 3 attempts")
         texts = self._answer(request) if callable(self._answer) else self._answer
         return SearchResult(
-            documents=tuple(Document(text=text) for text in texts), requested=request.top_k
+            documents=tuple(Document(text=text) for text in texts),
+            requested=request.top_k,
+            noisy=None if self.real else False,
         )

@@ -212,6 +212,13 @@ def test_noise_of_the_curriculum_reaches_the_engine() -> None:
     assert [r.step for r in records] == [0, 1]
 
 
+def test_noise_is_not_reported_of_a_real_engine() -> None:
+    engine = ScriptedEngine(["red"], real=True)
+    records = fit(make_training(search=engine, policy_steps=2), make_questions(4))
+    assert all(record.metrics["rollout/searches"] > 0 for record in records)
+    assert not any("curriculum/noise_probability" in record.metrics for record in records)
+
+
 # -- the KL term ----------------------------------------------------------------------------------
 
 

@@ -203,14 +203,18 @@ def step_metrics(
     lags = Means()
     for lag in sampled.lags:
         lags.add("rollout/lag", lag)
+    found = rollout_metrics(sampled.trajectories, scores)
+    # a real engine draws no noise: what the curriculum asked of it was not done
+    unheard = found.get("rollout/searches", 0.0) > 0 and "search/noisy" not in found
+    noise = {} if unheard else {"curriculum/noise_probability": sampled.noise_probability}
     return {
-        **rollout_metrics(sampled.trajectories, scores),
+        **found,
         **resampling_metrics(sampled),
         **likelihood_metrics(sampled.trajectories, scores),
         **lags.reduced(),
         **costs.add(sampled.played),
         **throughput(sampled.played, seconds),
-        "curriculum/noise_probability": sampled.noise_probability,
+        **noise,
     }
 
 
