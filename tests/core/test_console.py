@@ -46,10 +46,17 @@ def test_a_long_work_that_is_not_on_a_terminal_has_a_line_now_and_then(
         for _ in range(8):
             now[0] += 20.0
             advance(1)
+    with progress_bar("answers", 512) as advance:  # by batches: the first one of a batch is early
+        for now[0] in (200.0, 240.0, 280.0):
+            advance(1)
+            advance(127)
     assert caplog.messages == [
         "documents: 4 of 10, 2 min left",
         "documents: 6 of 10, 1 min left",
         "documents: 8 of 10, 40 s left",
+        "answers: 1 of 512",
+        "answers: 129 of 512, 4 min left",
+        "answers: 257 of 512, 2 min left",
     ]
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
 from zerosearch.core.text import duration
 
 LINE_S = 30.0  # at least, between two lines
+_ESTIMATED_FROM = 0.05  # share of the work that is done before the time that is left is said
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,9 @@ class _Lines:
         if now - self.told < LINE_S or self.done >= self.total:
             return
         self.told = now
-        rate = (self.done - self.done_before) / (now - self.began)
-        left = f", {duration((self.total - self.done) / rate)} left" if rate else ""
+        new = self.done - self.done_before
+        rate = new / (now - self.began)
+        # what comes in batches says nothing of their pace with its first one
+        told = new >= _ESTIMATED_FROM * (self.total - self.done_before)
+        left = f", {duration((self.total - self.done) / rate)} left" if told else ""
         log.info("%s: %d of %d%s", self.what, self.done, self.total, left)
