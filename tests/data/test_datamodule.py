@@ -435,6 +435,13 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         data(**settings)
 
 
+def test_a_file_and_a_pattern_of_it_are_that_file_twice(tmp_path: Path) -> None:
+    files = [write_lines(tmp_path / "b.jsonl", 2), str(tmp_path / "*.jsonl")]
+    for given in (files, files[::-1]):
+        with pytest.raises(ValueError, match=r"data\.files names .*\.jsonl' twice: name it once"):
+            data(files=given)
+
+
 def test_files_of_one_name_have_questions_of_their_own(tmp_path: Path) -> None:
     """Noise is drawn by a question's identity, and journals and transcripts know it by that."""
     train, held_out, test, more = (
