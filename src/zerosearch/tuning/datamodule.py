@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import count
 from typing import Any, Generic, Protocol, TypeVar
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Seed, check_least
 from zerosearch.core.seeding import derive_random
 from zerosearch.data.loaders import rank_slice
@@ -23,6 +27,10 @@ class ExampleSet(Protocol[E_co]):
 
     @property
     def train(self) -> Sequence[E_co]: ...
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of(self.examples.train)
 
     @property
     def validation(self) -> Sequence[E_co]: ...
@@ -103,6 +111,19 @@ class TuningLoader(Generic[E]):
         return self._examples[self._order[1][position]]
 
 
+def digest_of(examples: Sequence[Any]) -> str:
+    """16 hexadecimal digits of examples in their order, wherever their files lie.
+
+    Args:
+        examples: data classes; fields that do not count where they are compared do not here.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for each in examples:
+        told = [getattr(each, field.name) for field in dataclasses.fields(each) if field.compare]
+        digest.update(repr(told).encode(errors="replace"))
+    return digest.hexdigest()
+
+
 class TuningData(LightningDataModule, Generic[S]):
     """Training and validation examples of what is tuned.
 
@@ -135,6 +156,7 @@ class TuningData(LightningDataModule, Generic[S]):
         self._validation_limit = validation_limit
         self._seed = seed
         self._set: S | None = None
+        self._resume: dict[str, Any] | None = None  # what a checkpoint says of its data
 
     @property
     def examples_per_step(self) -> int:
@@ -155,9 +177,30 @@ class TuningData(LightningDataModule, Generic[S]):
         derive_random("tuning validation limit", len(chosen)).shuffle(chosen)
         return chosen[: self._validation_limit]
 
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which examples a step gets."""
+        return {
+            "seed": self._seed,
+            "examples_per_step": self._per_step,
+            "digest": self._digest,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = state_dict  # compared when training goes on
+
     def train_dataloader(self) -> TuningLoader[Any]:
         trainer = self.trainer
         assert trainer is not None
+        current = self.state_dict()
+        saved = self._resume or current
+        if changed := [name for name in current if saved.get(name) != current[name]]:
+            said = "; ".join(
+                f"{name} was {saved.get(name)}, is {current[name]}" for name in changed
+            )
+            raise InputError(
+                f"the examples differ from those of the checkpoint: {said}. Resume with the same "
+                "data settings and files, or start a new run from what was exported"
+            )
         module = trainer.lightning_module
         return TuningLoader(
             self.examples.train,
