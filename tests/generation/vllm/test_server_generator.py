@@ -157,9 +157,10 @@ def test_a_reply_without_what_training_needs(choice: dict) -> None:
     """One is asked for again, elsewhere where there is somebody; too many end the run."""
     generator, _ = synced(A, B)
     bad = REPLY | {"choices": [choice]}
-    calls = script(generator, A, "a:1", bad), script(generator, B, "a:1", bad, REPLY)
-    assert run(generator.generate([1], greedy(1)))[0].token_ids == [5]
-    assert sum(map(len, calls)) == 3
+    calls = script(generator, A, "a:1", bad), script(generator, B, "a:1", REPLY)
+    for _ in range(2):
+        assert run(generator.generate([1], greedy(1)))[0].token_ids == [5]
+    assert [len(each) > 0 for each in calls] == [True, True]
     script(generator, B, "a:1", bad)
     with pytest.raises(
         RuntimeError, match=r"finish reason (stop|abort); start it with `zerosearch gen"
