@@ -54,7 +54,7 @@ def test_a_resumed_run_refuses_other_examples(tmp_path: Path) -> None:
     def data(name: str, count: int = 40, **changes: Any) -> TuningData:
         rows = write_rows(tmp_path / f"{name}.jsonl", count)
         made = TuningData(TuningFiles(train=str(rows)), **{"examples_per_step": 2, **changes})
-        made.trainer = make_trainer(1)
+        made.trainer = make_trainer(1, callbacks=[])
         made.trainer.strategy.connect(PolicyStub(1))
         return made
 

@@ -28,10 +28,6 @@ class ExampleSet(Protocol[E_co]):
     @property
     def train(self) -> Sequence[E_co]: ...
 
-    @cached_property
-    def _digest(self) -> str:
-        return digest_of(self.examples.train)
-
     @property
     def validation(self) -> Sequence[E_co]: ...
 
@@ -169,6 +165,10 @@ class TuningData(LightningDataModule, Generic[S]):
         if self._set is None:
             self._set = self._files.load()
         return self._set
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of(self.examples.train)
 
     @property
     def validation(self) -> list[Any]:
