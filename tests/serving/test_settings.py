@@ -205,6 +205,7 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
         ({"host": "0.0.0.0"}, True),
         ({"host": "0.0.0.0", "environment": {"VLLM_API_KEY": "k"}}, False),
         ({"host": "0.0.0.0", "extra_args": ["--api-key", "k"]}, False),
+        ({"host": "0.0.0.0", "extra_args": ["--api-key=k"]}, False),
     ],
 )
 def test_who_answers_the_network_without_a_key_is_told(

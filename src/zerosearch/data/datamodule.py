@@ -17,13 +17,12 @@ from lightning.pytorch import LightningDataModule
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Seed
-from zerosearch.data.loaders import EvalLoader, TrainLoader
+from zerosearch.data.loaders import EvalLoader, TrainLoader, digest_of
 from zerosearch.data.mixing import Draws, ShuffledQuestions, ShuffledStream, SourceMix
 from zerosearch.data.source_lists import (
     Sources,
     check_unique,
     checked_sources,
-    digest_of,
     file_sources,
     told_apart,
     weights_of,
@@ -175,7 +174,10 @@ class QADataModule(LightningDataModule):
         loaded = {source.label: source.load() for source in self._train}
         in_memory = {k: v for k, v in loaded.items() if isinstance(v, Sequence)}
         check_unique([question for questions in in_memory.values() for question in questions])
-        self._digests = {label: digest_of(questions) for label, questions in in_memory.items()}
+        self._digests = {
+            label: digest_of((each.uid, each.text, each.golden_answers) for each in questions)
+            for label, questions in in_memory.items()
+        }
         for label in loaded:
             size = len(in_memory[label]) if label in in_memory else "streamed"
             log.info("training questions of %s: %s", label, size)

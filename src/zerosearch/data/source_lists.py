@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -121,14 +119,6 @@ def check_unique(questions: Sequence[Question]) -> None:
                 f"source must make uids unique, such as label:position"
             )
         seen.add(question.uid)
-
-
-def digest_of(questions: Sequence[Question]) -> str:
-    """16 hexadecimal digits of what is asked, in its order."""
-    digest = hashlib.blake2b(digest_size=8)
-    for each in questions:
-        digest.update(json.dumps([each.uid, each.text, each.golden_answers]).encode())
-    return digest.hexdigest()
 
 
 def weights_of(sources: Sequence[QuestionSource], loaded: Mapping[str, Any]) -> list[float]:

@@ -160,8 +160,10 @@ class ServerSettings:
 
     def _warn_of_others(self, ports: list[int]) -> None:
         """Say that the network is answered, unless with a key."""
-        has_key = "VLLM_API_KEY" in {**os.environ, **self.environment}
-        if self.host not in LOOPBACK_NAMES and not has_key and "--api-key" not in self.extra_args:
+        has_key = "VLLM_API_KEY" in {**os.environ, **self.environment} or any(
+            str(each).split("=")[0] == "--api-key" for each in self.extra_args
+        )
+        if self.host not in LOOPBACK_NAMES and not has_key:
             log.warning(
                 "%s.host=%s: everybody who reaches the ports %s is answered: let only the machines "
                 "of the run through (docs/scale.md)",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import count
@@ -15,7 +13,7 @@ from torch.utils.data import DataLoader
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Seed, check_least
 from zerosearch.core.seeding import derive_random
-from zerosearch.data.loaders import rank_slice
+from zerosearch.data.loaders import digest_of, rank_slice
 
 E = TypeVar("E")  # an example
 E_co = TypeVar("E_co", covariant=True)
@@ -107,19 +105,6 @@ class TuningLoader(Generic[E]):
         return self._examples[self._order[1][position]]
 
 
-def digest_of(examples: Sequence[Any]) -> str:
-    """16 hexadecimal digits of examples in their order, wherever their files lie.
-
-    Args:
-        examples: data classes; fields that do not count where they are compared do not here.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for each in examples:
-        told = [getattr(each, field.name) for field in dataclasses.fields(each) if field.compare]
-        digest.update(repr(told).encode(errors="replace"))
-    return digest.hexdigest()
-
-
 class TuningData(LightningDataModule, Generic[S]):
     """Training and validation examples of what is tuned.
 
@@ -179,11 +164,8 @@ class TuningData(LightningDataModule, Generic[S]):
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which examples a step gets."""
-        return {
-            "seed": self._seed,
-            "examples_per_step": self._per_step,
-            "digest": self._digest,
-        }
+        made_of = {"seed": self._seed, "examples_per_step": self._per_step}
+        return {**made_of, "digest": self._digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict  # compared when training goes on
@@ -195,7 +177,7 @@ class TuningData(LightningDataModule, Generic[S]):
         saved = self._resume or current
         if changed := [name for name in current if saved.get(name) != current[name]]:
             said = "; ".join(
-                f"{name} was {saved.get(name)}, is {current[name]}" for name in changed
+                f"{each} was {saved.get(each)}, is {current[each]}" for each in changed
             )
             raise InputError(
                 f"the examples differ from those of the checkpoint: {said}. Resume with the same "
