@@ -20,6 +20,7 @@ from tests.helpers.configs import compose_config
 from tests.helpers.hub import COMMIT, Hub, lines, parquet, run_with_hub, serving
 from zerosearch.commands.data import fetch, main
 from zerosearch.data.corpus import read_corpus
+from zerosearch.data.download import whole
 from zerosearch.data.sources import QASource
 
 NQ = "Alibaba-NLP/ZeroSearch_dataset"
@@ -189,6 +190,13 @@ def test_repeating_it_downloads_nothing_and_gives_the_same_bytes(hub: Hub, tmp_p
     run_small(tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert hub.downloads == [TRAIN, VALIDATION] * 2
+
+
+@pytest.mark.parametrize("damaged", ["[", "[" * 5_000, '{"files": ["a"]}', '{"files": {"a": 1}}'])
+def test_a_set_with_a_damaged_manifest_is_not_whole(damaged: str, tmp_path: Path) -> None:
+    for name in ("a", "manifest.json"):
+        (tmp_path / name).write_text(damaged)
+    assert whole(tmp_path) is None
 
 
 def test_an_interrupted_download_is_not_there_and_goes_on(

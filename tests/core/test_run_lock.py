@@ -62,6 +62,12 @@ def test_a_holder_is_named_where_the_one_before_had_a_longer_name(tmp_path: Path
         assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
 
 
+def test_what_a_lock_says_may_be_anything(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("[" * 4096)
+    with locked(tmp_path):
+        pass
+
+
 def test_a_child_that_outlives_the_writer_does_not_hold_the_folder(tmp_path: Path) -> None:
     with locked(tmp_path):
         child = os.fork()

@@ -81,7 +81,7 @@ def _take(folder: Path) -> int:
 
 def _read(descriptor: int) -> dict[str, str | int]:
     """Who holds a lock, or held it and did not end in order; empty where nobody is named."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         found = json.loads(os.pread(descriptor, 4096, 0))
         return found if isinstance(found, dict) else {}
     return {}

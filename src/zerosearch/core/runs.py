@@ -145,7 +145,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     """What the `summary.json` of a run folder says; empty where there is none."""
     try:
         found = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

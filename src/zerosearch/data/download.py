@@ -38,10 +38,10 @@ def whole(target: Path) -> dict[str, Any] | None:
     """What the manifest of a set says, or None where the set is not there or files have changed."""
     try:
         facts = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        sizes = {name: (target / name).stat().st_size for name in facts["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        as_made = {name: file["bytes"] for name, file in facts["files"].items()}
+        sizes = {name: (target / name).stat().st_size for name in as_made}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    as_made = {name: file["bytes"] for name, file in facts["files"].items()}
     return facts if sizes == as_made else None
 
 
