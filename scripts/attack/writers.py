@@ -56,7 +56,7 @@ def _runs(folder: Path) -> None:
     codes = sorted(each.wait() for each in both)
     said = "".join("".join(each.communicate()) for each in both)
     assert codes == [0, 1], f"exit codes {codes}"
-    assert "is writing to this run folder" in said and "Traceback" not in said, said[-500:]
+    assert "is writing to this folder" in said and "Traceback" not in said, said[-500:]
     assert_same(place, whole)
 
 

@@ -18,9 +18,13 @@ class Killed(Exception):
 
 
 def noise(
-    folder: Path, resume: bool = False, killed_in: int | None = None, **settings: Any
+    folder: Path,
+    resume: bool = False,
+    killed_in: int | None = None,
+    lost: tuple[int, ...] = (),
+    **settings: Any,
 ) -> list[float]:
-    """Noise probability of each policy step of a run whose step i scores SCORES[i]."""
+    """Noise probability of each policy step of a run whose step i scores SCORES[i], or is lost."""
 
     def die(step: int) -> None:
         if step == killed_in:
@@ -28,7 +32,9 @@ def noise(
 
     steps = len(SCORES)
     module = PolicyStub(steps, die)
-    module.extra_metrics = lambda step: {"reward/f1": SCORES[step]}
+    module.extra_metrics = lambda step: (
+        {"rollout/valid": 0.0} if step in lost else {"reward/f1": SCORES[step]}
+    )
     callbacks = [
         AdaptiveCurriculum(**{"start": 0.1, "end": 0.35, "rate": 0.3, **settings}),
         PolicyCheckpoint(folder, every_n_steps=1),
@@ -45,6 +51,10 @@ EXPECTED = [0.1, 0.1, 0.25, 0.35, 0.2, 0.1]
 
 def test_noise_rises_with_success_and_falls_without(tmp_path: Path) -> None:
     assert noise(tmp_path) == pytest.approx(EXPECTED)
+
+
+def test_a_step_whose_searches_all_failed_changes_nothing(tmp_path: Path) -> None:
+    assert noise(tmp_path, lost=(1,)) == pytest.approx([0.1, 0.1, 0.1, 0.25, 0.1, 0.1])
 
 
 def test_a_resumed_run_goes_on_with_its_noise(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from tests.helpers.http_server import HttpServer, Sent
 from tests.helpers.waiting import GUARD_S, HANG_S, until
 from zerosearch.clients import http_pool
+from zerosearch.clients.bounded_replies import UnusableReply
 from zerosearch.clients.http_pool import open_client
 
 
@@ -48,6 +49,26 @@ async def test_a_call_given_up_leaves_a_client_that_works():
                 await ask(client, server.url, 10)
     given_up, answered = server.asked[:10], server.asked[10:]
     assert not {asked.client for asked in given_up} & {asked.client for asked in answered}
+
+
+async def test_requests_share_no_connection_after_a_reply_that_is_not_read():
+    all_are_here = threading.Barrier(2)
+
+    def answer(asked):
+        if asked.path == "/moved":
+            return Sent(status=302, headers={"Location": "http://elsewhere.invalid/"})
+        if asked.path == "/":
+            all_are_here.wait(GUARD_S)
+        return Sent(body=b"x" * (2_000 if asked.path == "/long" else 20))
+
+    with HttpServer(answer) as server:
+        async with open_client(server.url, max_reply_bytes=1_000) as client:
+            for path in ("/long", "/moved", "/long"):
+                with pytest.raises(UnusableReply):
+                    await client.get(f"{server.url}{path}")
+            async with asyncio.timeout(GUARD_S):
+                await ask(client, server.url, 2)
+    assert server.most_at_once == 2
 
 
 async def test_closing_the_client_closes_its_connections(recwarn):

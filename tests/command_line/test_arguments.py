@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,18 @@ def test_the_link_to_the_latest_run_is_resumed_under_its_own_name(tmp_path: Path
     run = saved_run(tmp_path / "runs" / "2026-01-01")
     link_latest(run, tmp_path)
     assert expand_resume([f"resume={tmp_path}/latest"])[-1] == f"hydra.run.dir='{run}'"
+
+
+def test_runs_that_begin_at_once_all_link_themselves(tmp_path: Path) -> None:
+    """Also on hosts that share the folder, where processes may have the same number."""
+
+    def begin(number: int) -> None:
+        for _ in range(50):
+            link_latest(tmp_path / "runs" / str(number), tmp_path)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(begin, range(4)))
+    assert [each.name for each in tmp_path.iterdir()] == ["latest"]
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

@@ -62,6 +62,14 @@ def test_lines_of_json_from_a_pipe_and_nothing_else() -> None:
     assert "ERROR" not in done.stderr
 
 
+def test_a_question_that_does_not_fit_costs_no_other() -> None:
+    said = f"In which country is Lyon?\n{'word ' * 3_000}\nIn which country is Lyon?\n"
+    out, _ = ask("--json", *WORLD, said=said, code=1)
+    first, long, last = [json.loads(line) for line in out.splitlines()]
+    assert first["answer"] and last["answer"] and not (first["error"] or last["error"])
+    assert long["answer"] is None and "episode.max_prompt_tokens" in long["error"]
+
+
 def test_bad_settings_are_one_sentence_on_standard_error() -> None:
     shown, errors = ask("Who?", "checkpoint=no/such/place", "--json", code=2)
     assert shown == "" and "checkpoint=no/such/place: there is nothing" in errors

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.helpers.configs import compose_config
 from tests.helpers.hub import COMMIT, Hub, lines, parquet, run_with_hub, serving
 from zerosearch.commands.data import fetch, main
 from zerosearch.data.corpus import read_corpus
+from zerosearch.data.download import whole
 from zerosearch.data.sources import QASource
 
 NQ = "Alibaba-NLP/ZeroSearch_dataset"
@@ -189,6 +192,13 @@ def test_repeating_it_downloads_nothing_and_gives_the_same_bytes(hub: Hub, tmp_p
     assert hub.downloads == [TRAIN, VALIDATION] * 2
 
 
+@pytest.mark.parametrize("damaged", ["[", "[" * 5_000, '{"files": ["a"]}', '{"files": {"a": 1}}'])
+def test_a_set_with_a_damaged_manifest_is_not_whole(damaged: str, tmp_path: Path) -> None:
+    for name in ("a", "manifest.json"):
+        (tmp_path / name).write_text(damaged)
+    assert whole(tmp_path) is None
+
+
 def test_an_interrupted_download_is_not_there_and_goes_on(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +211,27 @@ def test_an_interrupted_download_is_not_there_and_goes_on(
     hub.downloads.clear()
     run_small(tmp_path)
     assert hub.downloads == [VALIDATION], "what was whole is used again"
+
+
+def test_a_set_that_another_process_makes_is_left_to_it(hub: Hub, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from zerosearch.core.run_lock import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    stage = tmp_path / "data" / ".hotpotqa_small.partial"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(stage)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"process {other.pid} .* is writing to this folder"):
+            run_small(tmp_path)
+    assert hub.downloads == []
+    run_small(tmp_path)
+    assert not stage.exists()
 
 
 def test_a_damaged_download_is_found_by_its_hash(hub: Hub, tmp_path: Path) -> None:

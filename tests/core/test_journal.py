@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,29 @@ def test_a_line_that_a_kill_cut_short_is_taken_away(tmp_path: Path) -> None:
         assert list(journal.rows) == ["a"]
         journal.append({"id": "b"})
     assert path.read_text() == '{"id": "a"}\n{"id": "b"}\n'
+
+
+@pytest.mark.parametrize("arranged", [False, True])
+def test_a_row_that_the_disk_cuts_short_leaves_those_before_and_after(
+    tmp_path: Path, arranged: bool
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(path, key="id") as journal:
+        journal.append({"id": "b"})
+        journal.append({"id": "a"})
+        if arranged:
+            journal.arrange(["a", "b"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+        try:
+            with pytest.raises(OSError, match="the last row was cut short; free disk space"):
+                journal.append({"id": "c", "text": "x" * 100})
+            assert "c" not in journal
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        journal.append({"id": "d"})
+    with Journal(path, key="id") as journal:
+        assert list(journal.rows) == (["a", "b", "d"] if arranged else ["b", "a", "d"])
 
 
 def test_a_killed_writer_leaves_whole_rows(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -52,6 +53,19 @@ def test_a_second_writer_is_told_who_holds_the_folder_until_that_process_is_kill
         assert "did not end in order" in caplog.text
         assert str(os.getpid()) in (tmp_path / LOCK).read_text()
     assert (tmp_path / LOCK).read_text() == "", "it ended in order"
+
+
+def test_a_holder_is_named_where_the_one_before_had_a_longer_name(tmp_path: Path) -> None:
+    before = {"process": 2**22, "host": "h" * 99, "since": "2026-11-28 09:30:00"}
+    (tmp_path / LOCK).write_text(json.dumps(before))
+    with locked(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+
+
+def test_what_a_lock_says_may_be_anything(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("[" * 4096)
+    with locked(tmp_path):
+        pass
 
 
 def test_a_child_that_outlives_the_writer_does_not_hold_the_folder(tmp_path: Path) -> None:

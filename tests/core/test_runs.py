@@ -238,3 +238,9 @@ def test_a_disk_that_is_full_at_the_summary_is_one_sentence(
         run_job(cfg, work)
     assert read_summary(tmp_path)["status"] == "running", "what was there before is whole"
     assert not [*tmp_path.glob(".summary*")]
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "[" * 5_000])
+def test_a_damaged_summary_says_nothing(damaged: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(damaged)
+    assert read_summary(tmp_path) == {}

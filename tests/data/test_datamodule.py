@@ -24,14 +24,19 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 class Facts:
     """A source that yields questions directly, as the embedded ones do."""
 
-    def __init__(self, label: str, count: int, weight: float | None = 1.0) -> None:
+    def __init__(
+        self, label: str, count: int, weight: float | None = 1.0, text: str = "Q?"
+    ) -> None:
         self.label = label
         self.weight = weight
         self.count = count
+        self.text = text
 
     def load(self) -> Sequence[Question]:
         return [
-            Question(uid=f"{self.label}:{i}", text="Q?", golden_answers=("A",), source=self.label)
+            Question(
+                uid=f"{self.label}:{i}", text=self.text, golden_answers=("A",), source=self.label
+            )
             for i in range(self.count)
         ]
 
@@ -208,6 +213,7 @@ def test_checkpoint_holds_plain_values_only(tmp_path: Path) -> None:
         ({"questions_per_step": 2}, "questions_per_step was 4, is 2"),
         ({"train": [Facts("a", 8), Facts("b", 11, 2.0)]}, "sources was .*'a': 7.*'a': 8"),
         ({"train": [Facts("a", 7), Facts("b", 11)]}, "weights was"),
+        ({"train": [Facts("a", 7, text="Who?"), Facts("b", 11, 2.0)]}, "digests was .*is"),
     ],
 )
 def test_resume_with_other_data_is_an_error(
@@ -433,6 +439,13 @@ def test_hydra_builds_it_from_yaml_and_overrides(tmp_path: Path) -> None:
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data(**settings)
+
+
+def test_a_file_and_a_pattern_of_it_are_that_file_twice(tmp_path: Path) -> None:
+    files = [write_lines(tmp_path / "b.jsonl", 2), str(tmp_path / "*.jsonl")]
+    for given in (files, files[::-1]):
+        with pytest.raises(ValueError, match=r"data\.files names .*\.jsonl' twice: name it once"):
+            data(files=given)
 
 
 def test_files_of_one_name_have_questions_of_their_own(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.waiting import guarded
 from zerosearch.data.rows import Columns, question_to_row, row_to_question
 from zerosearch.types import Question
 
@@ -205,3 +206,8 @@ def test_round_trip_through_each_of_the_redundant_columns(dropped: set[str]) -> 
     row = {k: v for k, v in question_to_row(question, "train", 4).items() if k not in dropped}
     back = read(row, uid="geo:1")
     assert (back.text, back.golden_answers, back.source) == ("Q?", ("A", "B"), "geo")
+
+
+def test_spaces_in_the_text_of_a_list_are_not_gone_through_again_and_again() -> None:
+    with guarded(), pytest.raises(ValueError, match="looks like a list"):
+        read({"question": "Q?", "answer": f"['Rome'{' ' * 200_000}x]"})

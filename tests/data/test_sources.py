@@ -252,6 +252,12 @@ def test_paths_that_name_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert path in str(error.value)
 
 
+def test_a_pattern_that_matches_a_folder_names_it(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ValueError, match=r"folder\.json' cannot be read \(Is a directory\); name"):
+        load(str(tmp_path / "*.json"))
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_data_sets_go_through_the_library(
     monkeypatch: pytest.MonkeyPatch, streaming: bool

@@ -114,6 +114,28 @@ def test_tables_of_several_runs_are_merged(tmp_path: Path) -> None:
         merged([tmp_path / "a"])
 
 
+def test_a_merged_row_holds_the_figures_of_one_run(tmp_path: Path) -> None:
+    for name, benchmarks in (("a", ["nq"]), ("b", ["nq", "popqa"]), ("c", ["popqa"])):
+        write_tables(tmp_path / name, results(**{each: each for each in benchmarks}), None)
+    both = merged([tmp_path / "a", tmp_path / "b"])
+    of_policy = {row: name for row, name in both.cells if "policy" in row}
+    assert [name for row, name in both.cells if row == "policy/search"] == ["nq"]
+    assert [name for row, name in both.cells if row == "b:policy/search"] == ["nq", "popqa"]
+    assert len(of_policy) == 2
+    joined = merged([tmp_path / "a", tmp_path / "c"])  # each lacks what the other has
+    assert [*joined.rows] == ["policy/search", "cot"]
+
+
+def test_runs_of_one_name_are_merged_without_losing_any(tmp_path: Path) -> None:
+    runs = [tmp_path / sweep / "0" for sweep in ("first", "second", "third")]
+    for run in runs:
+        write_tables(run, results(nq="NQ"), None)
+    names = [name for name in merged(runs).rows if "policy" in name]
+    assert names == ["policy/search", "0:policy/search", "third/0:policy/search"]
+    with pytest.raises(ValueError, match="a run is named twice: name each run once"):
+        merged([runs[0], *runs])
+
+
 def test_markdown_and_latex_keep_signs_that_mean_something_to_them() -> None:
     cells = [["method", "a|b"], ["CoT & co_2", "50.00"], ["x", "60.00"]]
     assert as_markdown(cells).splitlines()[:2] == ["| method | a\\|b |", "| --- | --- |"]

@@ -178,6 +178,7 @@ def test_all_visible_gpus_are_counted(gpu: SimpleNamespace, tmp_path: Path) -> N
     auto = [*LARGE[:2], "trainer.devices=auto", "trainer.num_nodes=2"]
     assert plan(tmp_path, *auto).gpus == 16
     assert plan(tmp_path, "trainer.devices=[0,2,3]").gpus == 3
+    assert plan(tmp_path, "trainer.devices='0,2'").gpus == 2
 
 
 def test_where_no_gpu_is_visible_their_number_must_be_said(

@@ -128,6 +128,7 @@ def test_rubric_is_made_from_yaml() -> None:
         ("1.0", "'1.0' (str)"),
         (torch.zeros(2), "(Tensor)"),
         (1j, "1j (complex)"),
+        (10**400, "(int)"),
     ],
 )
 def test_a_reward_that_is_no_number_names_its_function_and_the_question(value, said) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.helpers.waiting import guarded
 from zerosearch.rollout.free_text import read_free_text
 
 
@@ -43,3 +44,8 @@ def test_repetition_is_counted_in_words_outside_queries_and_answers(
     text: str, share: float
 ) -> None:
     assert read_free_text(text).repetition == pytest.approx(share)
+
+
+def test_spaces_after_a_bracket_are_not_gone_through_again_and_again() -> None:
+    with guarded():
+        assert read_free_text(f"<{' ' * 200_000}").broken_tags == 0

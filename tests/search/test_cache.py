@@ -367,7 +367,13 @@ async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 async def test_an_entry_of_another_form_is_damage(tmp_path: Path) -> None:
     await make_cache(CountingEngine(), tmp_path).search(make_request())
-    for text in ("{}", "[", '{"result": {"documents": [1], "problems": []}}', '{"result": []}'):
+    for text in (
+        "{}",
+        "[",
+        "[" * 100_000,
+        '{"result": {"documents": [1], "problems": []}}',
+        '{"result": []}',
+    ):
         with sqlite3.connect(tmp_path / DATABASE) as database:
             database.execute("UPDATE Cache SET value = ?", (text,))
         with pytest.raises(SearchError, match="an entry is damaged; delete"):

@@ -43,6 +43,7 @@ def scored(*rows):
         ("zerosearch_wiki", [{"text": LYON["contents"]}, {"text": LIMA["contents"]}]),
         ("search_r1", scored(*TITLED)),
         ("skyrl", {"result": [TITLED]}),
+        ("search_r1", scored(TITLED[0], {"id": "1", "text": "The capital of Peru."})),
         ("zerosearch_wiki", TITLED),
     ],
 )
@@ -67,7 +68,7 @@ def test_no_documents_are_an_answer(name):
         ("search_r1", {"result": [[], []]}, "one list of documents, but a list of 2"),
         ("search_r1", {"result": [LYON]}, "one list of documents, but a list of 1"),
         ("search_r1", {"result": {"0": []}}, "one list of documents, but an object with '0'"),
-        ("skyrl", scored({"text": "x"}), "'contents' is missing in an object with 'text'"),
+        ("skyrl", scored({"id": "x"}), "'contents' is missing in an object with 'id'"),
         ("skyrl", scored(None), "'contents' is missing in null"),
         ("skyrl", scored({"title": "x"}), "'text' is missing in an object with 'title'"),
         ("skyrl", scored({"title": "x", "text": 3}), "'text' is no text, but a value of type int"),

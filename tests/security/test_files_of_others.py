@@ -40,6 +40,7 @@ from zerosearch.policy.checkpoints import read_checkpoint, read_notes, read_weig
 from zerosearch.policy.conversion import convert
 from zerosearch.policy.shards import data_alone
 from zerosearch.rollout.settings import EpisodeSettings
+from zerosearch.search.embedding import E5Encoder
 from zerosearch.simulator.prompt import SimulatorPrompt
 from zerosearch.tuning.judges import LLMJudge
 from zerosearch.types import Question, SearchRequest
@@ -53,6 +54,23 @@ SOURCE = "zerosearch.policy.source.PolicySource"
 def marker(tmp_path: Path) -> Any:
     yield (file := tmp_path / "marker")
     assert not file.exists(), "the attack has run"
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def test_an_encoder_runs_nothing_whatever_stands_in_the_input(
+    marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`zerosearch ask` reads questions there, and the library would ask whether to run the code."""
+    save_word_policy(tmp_path / "encoder")
+    file = tmp_path / "encoder" / "config.json"
+    code = {"AutoConfig": "theirs.Theirs", "AutoModel": "theirs.Theirs"}
+    file.write_text(json.dumps({"model_type": "theirs", "auto_map": code}))
+    (tmp_path / "encoder" / "theirs.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(InputError, match="cannot be loaded as an encoder"):
+        E5Encoder(str(tmp_path / "encoder"))
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

@@ -198,6 +198,29 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
             make(tmp_path, port=port).commands()
 
 
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "0.0.0.0", "environment": {"VLLM_API_KEY": "k"}}, False),
+        ({"host": "0.0.0.0", "extra_args": ["--api-key", "k"]}, False),
+        ({"host": "0.0.0.0", "extra_args": ["--api-key=k"]}, False),
+    ],
+)
+def test_who_answers_the_network_without_a_key_is_told(
+    changes: dict[str, Any],
+    warned: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    [command] = make(tmp_path, **changes).commands()
+    said = f"simulator.server.host=0.0.0.0: everybody who reaches the ports {command.port} is"
+    assert (said in caplog.text) is warned
+
+
 def test_every_simulator_that_has_a_server_can_be_served(tmp_path: Path) -> None:
     from hydra import compose, initialize_config_dir
 

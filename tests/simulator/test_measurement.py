@@ -113,6 +113,18 @@ async def test_failed_searches_are_counted_and_explained(tmp_path: Path) -> None
     assert json.loads((tmp_path / "fidelity.json").read_text())["noisy"]["failed"] == 1.0
 
 
+async def test_an_error_over_one_search_costs_no_other() -> None:
+    class Stumbling:
+        async def search(self, request: SearchRequest) -> SearchResult:
+            if request.query == "query 3":
+                raise KeyError("a defect")
+            return SearchResult(documents=(), requested=request.top_k)
+
+    asked = await ask(Stumbling())
+    assert [each.query for each in asked if each.result is None] == ["query 3"] * 2
+    assert "Stumbling: KeyError: 'a defect'" in str(asked[6].failure)
+
+
 async def test_an_engine_that_cannot_answer_says_so_at_once() -> None:
     with (
         OpenAIServer(models=["another"]) as server,

@@ -9,6 +9,7 @@ import torch
 
 from tests.helpers.policy_stub import make_trajectory
 from zerosearch.training.rollout_plan import SampledBatch, put_together, take_apart
+from zerosearch.types import Shown
 
 
 def test_a_trajectory_survives_a_checkpoint_of_plain_containers() -> None:
@@ -16,6 +17,7 @@ def test_a_trajectory_survives_a_checkpoint_of_plain_containers() -> None:
         before = make_trajectory(sibling=2, error=error)
         before.response_ids, before.sampled, before.logprobs = [5, 6], [True, False], [-0.1, 0.0]
         before.weight_versions = [3, 4]
+        before.turns[0].shown = Shown(documents=1, cut_at=9)
         file = io.BytesIO()
         torch.save(take_apart(before), file)
         file.seek(0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.policy_stub import PolicyStub, make_trainer
 from tests.helpers.tuning import write_rows
 from zerosearch.tuning.datamodule import TuningData, TuningLoader
 from zerosearch.tuning.tuning_set import TuningFiles
@@ -46,6 +48,27 @@ def test_validation_keeps_a_fixed_choice(tmp_path: Path) -> None:
     more = TuningData(files, examples_per_step=1, validation_limit=9).validation
     assert len(few) == 5 and more[:5] == few
     assert len(TuningData(files, examples_per_step=1).validation) == 30
+
+
+def test_a_resumed_run_refuses_other_examples(tmp_path: Path) -> None:
+    def data(name: str, count: int = 40, **changes: Any) -> TuningData:
+        rows = write_rows(tmp_path / f"{name}.jsonl", count)
+        made = TuningData(TuningFiles(train=str(rows)), **{"examples_per_step": 2, **changes})
+        made.trainer = make_trainer(1, callbacks=[])
+        made.trainer.strategy.connect(PolicyStub(1))
+        return made
+
+    saved = data("rows").state_dict()
+    for other, said in (
+        (data("moved"), None),
+        (data("rows", 44), "digest was"),
+        (data("rows", examples_per_step=4), "examples_per_step was 2, is 4"),
+        (data("rows", seed=1), "seed was 0, is 1"),
+    ):
+        other.load_state_dict(saved)
+        refused = pytest.raises(ValueError, match=f"differ .*{said}") if said else nullcontext()
+        with refused:
+            other.train_dataloader()
 
 
 @pytest.mark.parametrize("fields", [{"examples_per_step": 0}, {"validation_limit": 0}])

@@ -115,6 +115,10 @@ def test_published_rows_without_usable_replies(tmp_path: Path) -> None:
     [
         ({"quality": "fair"}, "KeyError: 'fair'"),
         ({"query": None}, "line 2"),
+        ({"documents": [{"text": None}]}, "line 2: .*documents and golden_answers must be lists"),
+        ({"documents": []}, "line 2: .*documents and golden_answers must be lists"),
+        ({"golden_answers": "Peru"}, "line 2: .*golden_answers is 'Peru'; it must be a list"),
+        ({"question": "Where? \ud83d"}, "line 2: .*half a character"),
         ({"documents": ["text"]}, "line 2: not a row of `zerosearch judge`"),
     ],
 )
@@ -124,6 +128,13 @@ def test_an_own_row_that_cannot_be_used_is_named(
     rows = make_rows(4)
     rows[1] |= changes
     with pytest.raises(ValueError, match=message):
+        TuningFiles(train=write(tmp_path / "rows.jsonl", rows)).load()
+
+
+def test_a_published_row_with_half_a_character_is_named(tmp_path: Path) -> None:
+    rows = alpaca(plain_prompt, make_examples(8))
+    rows[2]["output"] += " \ud83d"
+    with pytest.raises(ValueError, match=r"line 3: the row is .*half a character"):
         TuningFiles(train=write(tmp_path / "rows.jsonl", rows)).load()
 
 

@@ -50,8 +50,8 @@ class AdaptiveCurriculum(RecordCallback):
         self._set(pl_module)
 
     def on_record(self, trainer: Trainer, pl_module: PolicyModule, record: StepRecord) -> None:
-        if record.phase != "train":
-            return
+        if record.phase != "train" or record.metrics.get("rollout/valid") == 0.0:
+            return  # of a step in which every search failed nothing is known of the policy
         if self.metric not in record.metrics:
             known = ", ".join(sorted(name for name in record.metrics if "reward/" in name))
             raise InputError(f"curriculum metric={self.metric!r} is not measured: use {known}")

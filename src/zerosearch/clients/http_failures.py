@@ -149,17 +149,19 @@ def checked_url(field: str, url: str) -> str:
     Raises:
         InputError: it is no http(s) URL, or it holds what may be a secret.
     """
-    parts = urlsplit(str(url).strip())
-    if parts.username or parts.password or parts.query or parts.fragment:
+    text = str(url).strip()
+    host = text.partition("//")[2].partition("/")[0]
+    if "@" in host or "?" in text or "#" in text:
         raise InputError(  # not shown: it may hold a key
             f"{field}: the URL holds a user name, a password, a query or a fragment; give "
             "http://HOST:PORT/PATH, and put a key into an environment variable"
         )
     try:
-        port_is_valid = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_valid = False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port, or brackets, that are none
+        parts, is_url = urlsplit(""), False
+    if not is_url:
         raise InputError(f"{field}={url!r} is no URL; give one such as http://HOST:PORT/PATH")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 

@@ -84,12 +84,16 @@ class _Borrowed(httpx.AsyncByteStream):
         self._stream = stream
         self._transport = transport
         self._free = free
+        self._is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._stream:
             yield chunk
 
     async def aclose(self) -> None:
+        if self._is_closed:  # httpx closes what a hook has closed again, where the hook raises
+            return
+        self._is_closed = True  # given back twice, the connection would serve two at a time
         await self._stream.aclose()
         self._free.append(self._transport)
 

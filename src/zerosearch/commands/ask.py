@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from zerosearch.command_line.chosen_policy import choose_policy
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import FLAG, NOT_NEGATIVE, PLACE, SEED
 from zerosearch.core.endings import ending_in_words
+from zerosearch.core.errors import ZeroSearchError
 from zerosearch.core.imports import quick_imports
 from zerosearch.data.availability import check_data
 from zerosearch.simulator.checks import check_simulator
@@ -25,6 +27,9 @@ from zerosearch.simulator.checks import check_simulator
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from zerosearch.answering.events import Ended
+
+log = logging.getLogger(__name__)
 KEYS = {
     "seed": SEED,
     "checkpoint": PLACE,
@@ -72,10 +77,15 @@ def ask(cfg: DictConfig) -> int:
 
         async def one(question: str) -> bool:
             ended: Any = None
-            async for event in subject.answer(question):
-                ended = event
+            try:
+                async for event in subject.answer(question):
+                    ended = event
+                    if not cfg.json:
+                        screen.show(event)
+            except Exception as error:  # whatever it is, the questions beside it are answered
+                ended = failed(question, error)
                 if not cfg.json:
-                    screen.show(event)
+                    screen.show(ended)
             if cfg.json:
                 print(as_json(question, ended), flush=True)
             return ended.played.answer is not None
@@ -84,6 +94,18 @@ def ask(cfg: DictConfig) -> int:
         for question in QUESTIONS or typed(console):
             lacking += not asyncio.run(one(question))
     return lacking
+
+
+def failed(question: str, error: Exception) -> Ended:
+    """The end of an episode that an error has ended; one of our own is said, another logged."""
+    from zerosearch.answering.events import Ended
+    from zerosearch.rollout.agent import lost_episode
+    from zerosearch.types import Question
+
+    if not isinstance(error, ZeroSearchError):
+        log.exception("question %r was not answered", question)
+    asked = Question(uid=question, text=question, golden_answers=())
+    return Ended(played=lost_episode(asked, error), seconds=0.0)
 
 
 def typed(console: Any) -> Iterator[str]:

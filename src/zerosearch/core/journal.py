@@ -73,8 +73,10 @@ class Journal:
         key = row[self._key]
         if key in self.rows:
             raise InputError(f"{self.path}: there is a row with {self._key}={key!r} already")
-        line = _line(row)
+        line, end = _line(row), os.fstat(self._file).st_size
         if os.write(self._file, line) < len(line):
+            os.ftruncate(self._file, end)  # else the next row would stand in its line
+            os.lseek(self._file, end, os.SEEK_SET)
             raise FileError(f"{self.path}: the last row was cut short; free disk space, run again")
         self.rows[key] = dict(row)
 

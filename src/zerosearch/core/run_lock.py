@@ -1,4 +1,4 @@
-"""One writer at a time in a run folder.
+"""One writer at a time in a folder, of a run or of public data in the making.
 
 The lock is the kernel's: it is gone with the process that holds it, however that ends, also on
 network file systems whose server keeps locks. The file says who holds it, or held it last.
@@ -19,7 +19,7 @@ from pathlib import Path
 from zerosearch.core.errors import InputError
 from zerosearch.core.files import remove_leftovers
 
-LOCK = ".lock"  # in a run folder
+LOCK = ".lock"  # in the folder
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def this_process() -> dict[str, str | int]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder; what an earlier process left half-written there is removed.
+    """Hold the lock of a folder; what an earlier process left half-written there is removed.
 
     Raises:
         InputError: another process holds it; says which.
@@ -43,6 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
             log.warning("%s: %s did not end in order", folder, _name(said))
         remove_leftovers(folder)
         held = {**this_process(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.ftruncate(descriptor, 0)  # the one before may have written more
         os.pwrite(descriptor, json.dumps(held).encode(), 0)
         yield
         os.ftruncate(descriptor, 0)
@@ -51,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise an InputError where another process holds the lock of a run folder."""
+    """Raise an InputError where another process holds the lock of a folder."""
     if (folder / LOCK).exists():
         os.close(_take(folder))
 
@@ -65,14 +66,14 @@ def _take(folder: Path) -> int:
         said = _read(descriptor)
         os.close(descriptor)
         raise InputError(
-            f"{folder}: {_name(said)} is writing to this run folder: wait for it, or stop it first"
+            f"{folder}: {_name(said)} is writing to this folder: wait for it, or stop it first"
         ) from error
     except OSError as error:  # a file system without locks
         said = _read(descriptor)
         if said and _may_live(said):
             os.close(descriptor)
             raise InputError(
-                f"{folder}: {_name(said)} may be writing to this run folder, whose file system has "
+                f"{folder}: {_name(said)} may be writing to this folder, whose file system has "
                 f"no locks ({error.strerror}): where that process is dead, remove {folder / LOCK}"
             ) from error
     return descriptor
@@ -80,7 +81,7 @@ def _take(folder: Path) -> int:
 
 def _read(descriptor: int) -> dict[str, str | int]:
     """Who holds a lock, or held it and did not end in order; empty where nobody is named."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         found = json.loads(os.pread(descriptor, 4096, 0))
         return found if isinstance(found, dict) else {}
     return {}

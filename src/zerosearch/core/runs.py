@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,8 +123,7 @@ def link_latest(run_folder: Path, task_folder: Path) -> None:
     if (task_folder / LATEST).is_dir() and not (task_folder / LATEST).is_symlink():
         log.warning("%s is a folder: it is left as it is, no link", task_folder / LATEST)
         return
-    temporary = task_folder / f".latest-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
+    temporary = task_folder / f".latest-{uuid.uuid4().hex}"  # its own, on whatever host
     temporary.symlink_to(os.path.relpath(run_folder, task_folder), target_is_directory=True)
     os.replace(temporary, task_folder / LATEST)
 
@@ -145,7 +145,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     """What the `summary.json` of a run folder says; empty where there is none."""
     try:
         found = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

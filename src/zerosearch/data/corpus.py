@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from zerosearch.core.errors import InputError
+from zerosearch.core.files import replacing
 from zerosearch.data.json_lines import JsonLines
 from zerosearch.data.json_text import brief, parse_json
 
@@ -98,22 +98,17 @@ def write_corpus(path: str | Path, passages: Iterable[Passage]) -> None:
 
     Raises:
         InputError: wrong suffix, or an id occurs twice.
+        FileError: the disk.
     """
     path = Path(path)
     _check_suffix(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as raw:
-            if path.name.endswith(".gz"):
-                # A time stamp in the gzip header would make two equal corpora differ in bytes.
-                with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
-                    _write_rows(path, passages, cast(IO[bytes], packed))
-            else:
-                _write_rows(path, passages, raw)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as raw:
+        if path.name.endswith(".gz"):
+            # A time stamp in the gzip header would make two equal corpora differ in bytes.
+            with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
+                _write_rows(path, passages, cast(IO[bytes], packed))
+        else:
+            _write_rows(path, passages, raw)
 
 
 def split_contents(contents: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Seed
-from zerosearch.data.loaders import EvalLoader, TrainLoader
+from zerosearch.data.loaders import EvalLoader, TrainLoader, digest_of
 from zerosearch.data.mixing import Draws, ShuffledQuestions, ShuffledStream, SourceMix
 from zerosearch.data.source_lists import (
     Sources,
@@ -95,6 +95,7 @@ class QADataModule(LightningDataModule):
         self._shuffle_block = shuffle_block
         self._evaluation: dict[str, list[Question]] = {}
         self._loaded: dict[str, Any] | None = None
+        self._digests: dict[str, str] = {}  # of the sources that are held in memory
         self._train_loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -173,6 +174,10 @@ class QADataModule(LightningDataModule):
         loaded = {source.label: source.load() for source in self._train}
         in_memory = {k: v for k, v in loaded.items() if isinstance(v, Sequence)}
         check_unique([question for questions in in_memory.values() for question in questions])
+        self._digests = {
+            label: digest_of((each.uid, each.text, each.golden_answers) for each in questions)
+            for label, questions in in_memory.items()
+        }
         for label in loaded:
             size = len(in_memory[label]) if label in in_memory else "streamed"
             log.info("training questions of %s: %s", label, size)
@@ -240,13 +245,15 @@ class QADataModule(LightningDataModule):
             "questions_per_step": self._questions_per_step,
             "spare_rounds": self._of_module("spare_rounds"),
             "sources": sizes,
+            "digests": self._digests,
             "weights": dict(zip(sizes, weights, strict=True)),
             "shuffle_block": self._shuffle_block if None in sizes.values() else None,
         }
 
     def _check_same_data(self, saved: dict[str, Any]) -> None:
         current = self._fingerprint()
-        saved = {"spare_rounds": 0, **saved}  # checkpoints from before there were any
+        before = {"spare_rounds": 0, "digests": self._digests}  # of checkpoints without them
+        saved = {**before, **saved}
         changed = [key for key in current if current[key] != saved.get(key)]
         if changed:
             difference = "; ".join(f"{k} was {saved.get(k)}, is {current[k]}" for k in changed)

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
+from huggingface_hub.file_download import HfFileMetadata
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.files import GIB, flush_tree
 from zerosearch.core.hub import HubRefusal, file_metadata, refusal
+from zerosearch.core.run_lock import locked
 
 if TYPE_CHECKING:
     from zerosearch.data.public_sets import PublicSet
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"  # in the folder of a set: where it is from; size and rows of each file
 SHA256_DIGITS = 64
+Heads = Mapping[str, HfFileMetadata]  # by the key of the file
 AGAIN = "the same command goes on, and keeps the files that are whole"
 
 
@@ -35,10 +38,10 @@ def whole(target: Path) -> dict[str, Any] | None:
     """What the manifest of a set says, or None where the set is not there or files have changed."""
     try:
         facts = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        sizes = {name: (target / name).stat().st_size for name in facts["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        as_made = {name: file["bytes"] for name, file in facts["files"].items()}
+        sizes = {name: (target / name).stat().st_size for name in as_made}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    as_made = {name: file["bytes"] for name, file in facts["files"].items()}
     return facts if sizes == as_made else None
 
 
@@ -46,12 +49,18 @@ def make(public: PublicSet, target: Path) -> dict[str, Any]:
     """Download, check, build and put in place; returns the manifest.
 
     Raises:
-        InputError: a file cannot be had, or is damaged.
+        InputError: a file cannot be had, or is damaged, or another process makes this set.
         FileError: the disk.
     """
     stage = target.with_name(f".{target.name}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
-    commit, fetched = download(public, stage)
+    heads = look_up(public, stage.parent)
+    with locked(stage):
+        return _make(public, heads, stage, target)
+
+
+def _make(public: PublicSet, heads: Heads, stage: Path, target: Path) -> dict[str, Any]:
+    commit, fetched = download(public, heads, stage)
     built = stage / "built"
     shutil.rmtree(built, ignore_errors=True)  # of a run that was killed
     built.mkdir()
@@ -80,11 +89,11 @@ def make(public: PublicSet, target: Path) -> dict[str, Any]:
     return facts
 
 
-def download(public: PublicSet, stage: Path) -> tuple[str, dict[str, Path]]:
-    """The files of a set, all of one commit, below `stage`.
+def look_up(public: PublicSet, folder: Path) -> Heads:
+    """What the hub says of the files of a set, for which there is room.
 
     Raises:
-        InputError: the hub refuses one, cannot be reached, or the disk is too small.
+        InputError: the hub refuses one, cannot be reached, or the disk of `folder` is too small.
     """
     try:
         heads = {
@@ -95,16 +104,25 @@ def download(public: PublicSet, stage: Path) -> tuple[str, dict[str, Path]]:
         }
     except HubRefusal as why:
         raise InputError(_refused(public, why)) from why
-    commit = next(iter(heads.values())).commit_hash or public.revision
     needed = sum(head.size or 0 for head in heads.values()) + public.extra_bytes
-    free = shutil.disk_usage(stage.parent).free
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
             f"{public.repo} needs {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free in "
-            f"{stage.parent}: free disk space, or give another place with folder=FOLDER"
+            f"{folder}: free disk space, or give another place with folder=FOLDER"
         )
-    stage.mkdir(exist_ok=True)
-    log.info("fetching %.3f GiB from %s", (needed - public.extra_bytes) / GIB, public.repo)
+    return heads
+
+
+def download(public: PublicSet, heads: Heads, stage: Path) -> tuple[str, dict[str, Path]]:
+    """The files of a set, all of one commit, below `stage`.
+
+    Raises:
+        InputError: one cannot be had, or is damaged.
+    """
+    commit = next(iter(heads.values())).commit_hash or public.revision
+    size = sum(head.size or 0 for head in heads.values())
+    log.info("fetching %.3f GiB from %s", size / GIB, public.repo)
     fetched = {key: _one(public, file.path, commit, stage) for key, file in public.files.items()}
     for key, head in heads.items():
         if len(head.etag or "") == SHA256_DIGITS and _sha256(fetched[key]) != head.etag:

@@ -5,7 +5,8 @@ Both cut the same global batches for any number of ranks; a rank takes its conti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, overload
 
@@ -57,6 +58,14 @@ class QuestionBatch:
 
     def __repr__(self) -> str:
         return f"QuestionBatch({[question.uid for question in self._questions]})"
+
+
+def digest_of(values: Iterable[object]) -> str:
+    """16 hexadecimal digits of what the values say of themselves, in their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for value in values:
+        digest.update(repr(value).encode(errors="replace"))
+    return digest.hexdigest()
 
 
 def rank_slice(count: int, rank: int, world_size: int) -> slice:

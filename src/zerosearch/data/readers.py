@@ -253,7 +253,13 @@ assert tuple(_FORMATS) == FILE_SUFFIXES
 def _row_file(path: str) -> RowFile:
     for suffix, make in _FORMATS.items():
         if path.endswith(suffix):
-            return make(path)
+            try:
+                return make(path)
+            except OSError as error:  # JSON is looked into
+                raise InputError(
+                    f"data file {path!r} cannot be read ({error.strerror}); name a file that can, "
+                    "or a pattern without it"
+                ) from error
     raise InputError(
         f"data file {path!r} has extension {Path(path).suffix!r}, which is not supported; convert "
         f"it to one of {', '.join(_FORMATS)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -85,19 +87,26 @@ def file_sources(files: Sequence[str]) -> list[QuestionSource]:
     """
     if isinstance(files, str) or not files:
         raise InputError(f"data.files={files!r} must be a list of files: data.files=[my.parquet]")
-    places = [os.path.realpath(os.path.expanduser(path)) for path in files]
-    if twice := [
-        path for path, place in zip(files, places, strict=True) if places.count(place) > 1
-    ]:
+    places = [(os.path.realpath(file), path) for path in files for file in _matches(path)]
+    count = Counter(place for place, _ in places)
+    if twice := [path for place, path in places if count[place] > 1]:
+        files_of = "a file of " if glob.has_magic(twice[-1]) else ""
         raise InputError(
-            f"data.files names {twice[-1]!r} twice: name it once (weights in data.train have some "
-            "questions asked more often)"
+            f"data.files names {files_of}{twice[-1]!r} twice: name it once (weights in data.train "
+            "have some questions asked more often)"
         )
     names = [os.path.basename(path) for path in files]
     return [
         QASource(path=path, weight=None, label=name if names.count(name) == 1 else path)
         for path, name in zip(files, names, strict=True)
     ]
+
+
+def _matches(path: str) -> list[str]:
+    """The files that a path or a pattern names, as `local_files` reads it."""
+    expanded = os.path.expanduser(path)
+    is_pattern = glob.has_magic(expanded) and not os.path.exists(expanded)
+    return glob.glob(expanded, recursive=True) if is_pattern else [expanded]
 
 
 def check_unique(questions: Sequence[Question]) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 from zerosearch.core.errors import InputError
 from zerosearch.core.journal import Journal
 from zerosearch.evaluation.answers import TIMES, answer_row
-from zerosearch.rollout.agent import Agent, PlayedEpisode
+from zerosearch.rollout.agent import Agent, lost_episode
 from zerosearch.search.engine import SearchEngine
-from zerosearch.types import Question, Trajectory
+from zerosearch.types import Question
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ async def ask_all(
             played = await agent.play(question, engine, seed=seed, attempt=0)
         except Exception as error:  # whatever it is, the questions beside it are answered
             log.exception("question %r (%s) was not answered", question.uid, question.text)
-            played = _lost(question, error)
+            played = lost_episode(question, error)
         return answer_row(question, played, time.perf_counter() - started)
 
     for start in range(0, len(questions), block):
@@ -84,14 +84,6 @@ async def ask_all(
                     journal.append(row)
         on_answers(len(asked))
     return [journal.rows[question.uid] for question in questions]
-
-
-def _lost(question: Question, error: Exception) -> PlayedEpisode:
-    """An episode that an error ended: it counts as failed, as those without a model do."""
-    trajectory = Trajectory(question=question, group=0, sibling=0, prompt_ids=[])
-    trajectory.stop_reason = "model_failed"
-    trajectory.error = f"{type(error).__name__}: {error}"
-    return PlayedEpisode(trajectory=trajectory, answer=None)
 
 
 def _check_failures(rows: Sequence[dict[str, Any]], max_failed_share: float) -> None:

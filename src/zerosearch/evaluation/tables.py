@@ -136,11 +136,13 @@ def from_csv(text: str) -> Results:
 
 
 def merged(runs: Sequence[Path]) -> Results:
-    """All cells of some run folders; a name that is there before is told apart by its run.
+    """All cells of some run folders; a row that is there before is told apart by its run.
 
     Raises:
-        InputError: one holds no table, or a damaged one.
+        InputError: one holds no table, or a damaged one, or is named twice.
     """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise InputError("a run is named twice: name each run once")
     benchmarks: dict[str, str] = {}
     rows: dict[str, str] = {}
     cells = {}
@@ -153,12 +155,28 @@ def merged(runs: Sequence[Path]) -> Results:
         except ValueError as error:
             raise InputError(f"{path}: {error}") from error
         benchmarks |= found.benchmarks
-        for (row, benchmark), metrics in found.cells.items():
-            taken = (row, benchmark) in cells or (row in rows and rows[row] != found.rows[row])
-            name = f"{run.resolve().name}:{row}" if taken else row
-            rows[name] = found.rows[row]
-            cells[name, benchmark] = metrics
+        for row, label in found.rows.items():
+            own = {name: metrics for (each, name), metrics in found.cells.items() if each == row}
+            # whole rows: the figures of one method never stand in two, nor those of two in one
+            names = (row, *(f"{place}:{row}" for place in _names_of(run.resolve())))
+            name = next(
+                name
+                for name in names
+                if rows.get(name, label) == label and not own.keys() & _filled(cells, name)
+            )
+            rows[name] = label
+            cells |= {(name, benchmark): metrics for benchmark, metrics in own.items()}
     return Results(benchmarks=benchmarks, rows=rows, cells=cells)
+
+
+def _names_of(run: Path) -> list[str]:
+    """The end of a path, ever more of it."""
+    return ["/".join(run.parts[-count:]) for count in range(1, len(run.parts) + 1)]
+
+
+def _filled(cells: Mapping[tuple[str, str], object], row: str) -> set[str]:
+    """Benchmarks that a row has figures of."""
+    return {benchmark for each, benchmark in cells if each == row}
 
 
 def as_markdown(cells: Cells) -> str:

@@ -183,6 +183,8 @@ def devices_of(trainer: DictConfig, *, on_cpu: bool) -> list[int]:
                 "trainer.devices=auto, but no GPU is visible here: say how many each node has, "
                 "such as trainer.devices=8"
             )
+    if isinstance(devices, str) and "," in devices:
+        return [int(each) for each in devices.split(",")]
     return list(range(int(devices)) if isinstance(devices, int | str) else devices)
 
 

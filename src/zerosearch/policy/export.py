@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def save_policy(
     The files are written to a folder beside it, flushed to disk and then renamed; an earlier
     export under the same name is replaced. LoRA adapters are merged into copies of the weights:
     the model in training is not changed. (Replacing takes two renames: a machine that dies just
-    between them leaves the earlier export as `.<name>.<pid>.old`.)
+    between them leaves the earlier export as `.<name>.*.old`.)
 
     Args:
         model: causal LM or PeftModel around one.
@@ -67,7 +68,7 @@ def save_policy(
             continue
         return folder
     weights = {n: t.cpu() if sharded else t for n, t in stream_weights(model, dtype=kept)}
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
         _plain_model(base_model(model), weights, kept).save_pretrained(temporary)
@@ -146,7 +147,7 @@ def _replace(temporary: Path, folder: Path) -> None:
     if not folder.exists():
         os.rename(temporary, folder)
         return
-    earlier = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    earlier = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.old")
     os.rename(folder, earlier)
     try:
         os.rename(temporary, folder)

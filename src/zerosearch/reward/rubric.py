@@ -126,7 +126,7 @@ class Rubric:
             raise
         try:
             number = math.nan if isinstance(value, str | bytes) else float(value)
-        except (TypeError, ValueError, RuntimeError):  # the last: a tensor of several numbers
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor of several numbers
             number = math.nan
         if not math.isfinite(number):
             raise InputError(

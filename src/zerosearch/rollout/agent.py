@@ -26,6 +26,14 @@ class PlayedEpisode:
     texts: tuple[str, ...] = ()
 
 
+def lost_episode(question: Question, error: Exception) -> PlayedEpisode:
+    """An episode that an error ended: it counts as failed, as those without a model do."""
+    trajectory = Trajectory(question=question, group=0, sibling=0, prompt_ids=[])
+    trajectory.stop_reason = "model_failed"
+    trajectory.error = f"{type(error).__name__}: {error}"
+    return PlayedEpisode(trajectory=trajectory, answer=None)
+
+
 class Agent(Protocol):
     """Plays episodes; safe to call concurrently."""
 

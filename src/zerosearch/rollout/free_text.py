@@ -13,8 +13,9 @@ from zerosearch.core.controls import THINK
 from zerosearch.rollout.tags import ANSWER, INFORMATION, SEARCH
 
 _NAMES = "|".join(tags[0].strip("<>") for tags in (THINK, SEARCH, INFORMATION, ANSWER))
-# Also what was meant for a tag: "<think]", "</ answer>", "<Search>".
-_TAG = re.compile(rf"<\s*/?\s*(?:{_NAMES})\b>?", re.IGNORECASE)
+# Also what was meant for a tag: "<think]", "</ answer>", "<Search>". Spaces are taken whole (*+):
+# given back one by one, 50,000 of them would take half a minute.
+_TAG = re.compile(rf"<\s*+/?\s*+(?:{_NAMES})\b>?", re.IGNORECASE)
 _CLOSING: dict[str, str] = dict((THINK, SEARCH, ANSWER))  # information is not the policy's to write
 _WORD = re.compile(r"\w+|[^\w\s]")
 _WORDS = 4  # as in seq-rep-4 of arXiv 1908.04319

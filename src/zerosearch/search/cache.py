@@ -231,7 +231,7 @@ def _read_result(text: str) -> SearchResult:
         documents = tuple(Document(**document) for document in fields.pop("documents"))
         problems = tuple(fields.pop("problems"))
         return _unpaid(SearchResult(documents=documents, problems=problems, **fields))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError("an entry is damaged") from error
 
 

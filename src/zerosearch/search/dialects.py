@@ -2,7 +2,7 @@
 
 Four are in use, all of them one POST of JSON: Search-R1's (verl and slime share it), SkyRL's, that
 of Search-R1's web search servers, and that of ZeroSearch's Wikipedia server. A document is a
-text, or in either form of a corpus: `{"id", "contents"}` or `{"id", "title", "text"}`.
+text, or in either form of a corpus: `{"id", "contents"}`, or `{"id", "text"}` with a title or not.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _document(item: Any) -> Document:
         item = item["document"]
     if isinstance(item, str):
         return _document_of_text(item, "document")
-    if isinstance(item, dict) and "title" in item and "contents" not in item:
+    if isinstance(item, dict) and "contents" not in item and item.keys() & {"title", "text"}:
         return _document_of_fields(item, _field(item, "text"))
     return _document_of_text(_field(item, "contents"), "contents")
 

@@ -41,7 +41,8 @@ class E5Encoder:
         self._batch_size = batch_size
         self._max_tokens = max_tokens
         whole = [check_files(model, part, field="search.engine.model") for part in PARTS]
-        where = {"local_files_only": all(whole)}  # what is on this machine is not asked of the hub
+        # What is on this machine is not asked of the hub; nor are people whether code may be run.
+        where = {"local_files_only": all(whole), "trust_remote_code": False}
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, **where)
             encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32, **where)

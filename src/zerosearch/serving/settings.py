@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Port, Positive, ShareAboveZero, check_least
+from zerosearch.serving.http import LOOPBACK_NAMES
+
+log = logging.getLogger(__name__)
 
 # Of a distributed training run; vLLM would take them for its own.
 _LAUNCHER_VARIABLES = [
@@ -100,6 +104,7 @@ class ServerSettings:
         """
         groups = self._gpu_groups()
         ports = self._ports(len(groups))
+        self._warn_of_others(ports)
         prefix = self.command or vllm_command()
         return [
             ServerCommand(
@@ -152,6 +157,20 @@ class ServerSettings:
                     "already; stop it, give another port, or null for any free one"
                 )
         return ports
+
+    def _warn_of_others(self, ports: list[int]) -> None:
+        """Say that the network is answered, unless with a key."""
+        has_key = "VLLM_API_KEY" in {**os.environ, **self.environment} or any(
+            str(each).split("=")[0] == "--api-key" for each in self.extra_args
+        )
+        if self.host not in LOOPBACK_NAMES and not has_key:
+            log.warning(
+                "%s.host=%s: everybody who reaches the ports %s is answered: let only the machines "
+                "of the run through (docs/scale.md)",
+                self.node,
+                self.host,
+                ", ".join(map(str, ports)),
+            )
 
     def _arguments(self, port: int) -> list[str]:
         flags = {

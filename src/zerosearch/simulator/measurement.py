@@ -1,13 +1,14 @@
 """Asks an engine for useful and for noisy documents to the same questions, and judges them.
 
-The report on a simulator does so (`fidelity_report`), and so do runs before they rely on one
-(`probing`).
+The report on a simulator does so (`measurement_report`), and so do runs before they rely on one
+(`probe`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,9 @@ _JUDGED = (
     ("failed", "useful", False, "searches for useful documents failed in"),
     ("failed", "noisy", False, "searches for noisy documents failed in"),
 )
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -108,6 +112,11 @@ async def ask_all(
                 result = await engine.search(request)
             except SearchError as error:
                 failure = error
+            except InputError:  # which every other search would meet, too
+                raise
+            except Exception as error:  # whatever it is, the searches beside it are measured
+                log.exception("the search for %r failed", query)
+                failure = SearchError(type(engine).__name__, f"{type(error).__name__}: {error}")
         return Asked(
             question=question, query=query, quality=quality, result=result, failure=failure
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from zerosearch.core.errors import InputError
 from zerosearch.data.loaders import QuestionBatch
-from zerosearch.types import Document, Question, SearchResult, Trajectory, Turn
+from zerosearch.types import Document, Question, SearchResult, Shown, Trajectory, Turn
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -93,4 +93,5 @@ def _turn(plain: Mapping[str, Any]) -> Turn:
     if result is not None:
         documents = tuple(Document(**document) for document in result["documents"])
         result = SearchResult(**{**result, "documents": documents})
-    return Turn(**{**plain, "result": result})
+    shown = plain.get("shown")
+    return Turn(**{**plain, "result": result, "shown": None if shown is None else Shown(**shown)})

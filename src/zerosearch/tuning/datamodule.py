@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import count
 from typing import Any, Generic, Protocol, TypeVar
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Seed, check_least
 from zerosearch.core.seeding import derive_random
-from zerosearch.data.loaders import rank_slice
+from zerosearch.data.loaders import digest_of, rank_slice
 
 E = TypeVar("E")  # an example
 E_co = TypeVar("E_co", covariant=True)
@@ -135,6 +137,7 @@ class TuningData(LightningDataModule, Generic[S]):
         self._validation_limit = validation_limit
         self._seed = seed
         self._set: S | None = None
+        self._resume: dict[str, Any] | None = None  # what a checkpoint says of its data
 
     @property
     def examples_per_step(self) -> int:
@@ -148,6 +151,10 @@ class TuningData(LightningDataModule, Generic[S]):
             self._set = self._files.load()
         return self._set
 
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of(self.examples.train)
+
     @property
     def validation(self) -> list[Any]:
         """The validation examples that are used: a fixed choice of all kinds."""
@@ -155,9 +162,27 @@ class TuningData(LightningDataModule, Generic[S]):
         derive_random("tuning validation limit", len(chosen)).shuffle(chosen)
         return chosen[: self._validation_limit]
 
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which examples a step gets."""
+        made_of = {"seed": self._seed, "examples_per_step": self._per_step}
+        return {**made_of, "digest": self._digest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = state_dict  # compared when training goes on
+
     def train_dataloader(self) -> TuningLoader[Any]:
         trainer = self.trainer
         assert trainer is not None
+        current = self.state_dict()
+        saved = self._resume or current
+        if changed := [name for name in current if saved.get(name) != current[name]]:
+            said = "; ".join(
+                f"{each} was {saved.get(each)}, is {current[each]}" for each in changed
+            )
+            raise InputError(
+                f"the examples differ from those of the checkpoint: {said}. Resume with the same "
+                "data settings and files, or start a new run from what was exported"
+            )
         module = trainer.lightning_module
         return TuningLoader(
             self.examples.train,

@@ -57,7 +57,7 @@ class RecordedEpisode:
     correct: bool
     # What the agent wrote, a text per turn in the tags of the policy; empty: not recorded.
     texts: tuple[str, ...] = ()
-    place: str = field(default="", compare=False)  # file and row it was read from
+    place: str = field(default="", compare=False, repr=False)  # file and row it was read from
 
     def as_row(self) -> dict[str, Any]:
         """As JSON values, without the place."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from zerosearch.core.controls import THINK, disarm, marks_in
 from zerosearch.core.errors import InputError
+from zerosearch.data.json_text import check_writable
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.tuning.template.alignment import SYSTEM_END
 
@@ -155,13 +156,9 @@ def _read_row(
         prompt = f"{value}{joiner}{row['input']}"
     else:
         prompt = value
-    return TuningRow(
-        location=location,
-        prompt=prompt,
-        system=system,
-        reply=reply,
-        fields=_fields(row, prompt_key),
-    )
+    fields = _fields(row, prompt_key)
+    check_writable([prompt, system, reply, fields], f"{location}: the row")
+    return TuningRow(location=location, prompt=prompt, system=system, reply=reply, fields=fields)
 
 
 def _from_chat(messages: Any, location: str, key: str) -> tuple[str, str, str]:
@@ -192,5 +189,5 @@ def _fields(row: Mapping[str, Any], prompt_key: str | None) -> dict[str, str | l
             if isinstance(value, str):
                 found[name] = value
             elif isinstance(value, Sequence):
-                found[name] = [str(item) for item in value]
+                found[name] = [str(item) for item in value if item is not None]
     return found

@@ -16,6 +16,7 @@ from zerosearch.core.controls import disarm
 from zerosearch.core.errors import InputError
 from zerosearch.core.ranges import Count, Share
 from zerosearch.core.seeding import derive_random
+from zerosearch.data.json_text import check_writable
 from zerosearch.data.readers import hub_file, local_files
 from zerosearch.simulator.prompt import SimulatorPrompt, read_template
 from zerosearch.simulator.replies import parse_reply
@@ -172,10 +173,16 @@ def write_reply(texts: Sequence[str]) -> str:
 def _own_example(row: Mapping[str, Any], place: str, prompt: SimulatorPrompt) -> TuningExample:
     try:
         texts = [document["text"] for document in row["documents"]]
+        answers = row["golden_answers"]
+        if not texts or not all(isinstance(text, str) for text in (*texts, *answers)):
+            raise InputError("documents and golden_answers must be lists of texts")
+        if isinstance(answers, str):
+            raise InputError(f"golden_answers is {answers!r:.60}; it must be a list of texts")
+        check_writable([row["question"], row["query"], answers, texts], "it")
         request = SearchRequest(
             query=row["query"],
             question=row["question"],
-            golden_answers=tuple(row["golden_answers"]),
+            golden_answers=tuple(answers),
             top_k=len(texts),
         )
         noisy = {"useful": False, "noisy": True}[row["quality"]]

@@ -13,7 +13,7 @@ from tests.helpers.policies import greedy, run
 from tests.helpers.waiting import guarded
 from zerosearch.clients.endpoints import CallFailure
 from zerosearch.core.devices import device_thread
-from zerosearch.generation.vllm.client import VLLMServer, sampled_of
+from zerosearch.generation.vllm.client import VLLMServer
 from zerosearch.generation.vllm.server_generator import VLLMServerGenerator
 from zerosearch.generation.vllm.sync import Synced
 
@@ -154,10 +154,18 @@ def test_settings_out_of_range(settings: dict, says: str) -> None:
     ],
 )
 def test_a_reply_without_what_training_needs(choice: dict) -> None:
+    """One is asked for again, elsewhere where there is somebody; too many end the run."""
+    generator, _ = synced(A, B)
+    bad = REPLY | {"choices": [choice]}
+    calls = script(generator, A, "a:1", bad), script(generator, B, "a:1", REPLY)
+    for _ in range(2):
+        assert run(generator.generate([1], greedy(1)))[0].token_ids == [5]
+    assert [len(each) > 0 for each in calls] == [True, True]
+    script(generator, B, "a:1", bad)
     with pytest.raises(
-        ValueError, match=r"finish reason (stop|abort); start it with `zerosearch gen"
+        RuntimeError, match=r"finish reason (stop|abort); start it with `zerosearch gen"
     ):
-        sampled_of(REPLY | {"choices": [choice]}, 1, url=A, vocabulary=9, most_tokens=1)
+        run(generator.generate([1], greedy(1)))
 
 
 def test_workers_that_cannot_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:

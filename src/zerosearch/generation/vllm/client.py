@@ -18,7 +18,6 @@ from zerosearch.clients.endpoints import CallFailure
 from zerosearch.clients.http_failures import call, checked_url, json_body, understood
 from zerosearch.clients.http_pool import open_client
 from zerosearch.clients.per_loop import PerLoop
-from zerosearch.core.errors import InputError
 from zerosearch.generation.vllm.forms import (
     CompletionForm,
     Models,
@@ -200,16 +199,16 @@ def sampled_of(
         most_tokens: that were asked for.
 
     Raises:
-        InputError: the server lacks a flag, or has aborted the request.
-        CallFailure: it sent what no policy samples.
+        CallFailure: it lacks a flag, has aborted the request, or sent what no policy samples.
     """
     choice = reply["choices"][0]
     ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
     if not ids or not logprobs or choice.get("finish_reason") not in ("stop", "length"):
-        raise InputError(
+        reason = (
             f"its reply has {len(ids or [])} token ids, {len(logprobs or [])} log-probs and the "
             f"finish reason {choice.get('finish_reason')}; {START}"
         )
+        raise CallFailure(url, reason, kind="faulty")
     if not len(ids) == len(logprobs) <= most_tokens or max(ids) >= vocabulary:
         reason = (
             f"its reply has {len(ids)} token ids up to {max(ids)} and {len(logprobs)} log-probs, "
