@@ -70,7 +70,7 @@ def test_buffers_go_with_the_last_name_of_their_cache():
         cache = RowCache(1, rows=2, past=0, new=4)
         cache.layers[0].allocate(1, 2, torch.float32, torch.device("cpu"))
         assert cache.layers[0].data is not None
-        buffer = weakref.ref(cache.layers[0].data.untyped_storage())
+        buffer = weakref.ref(cache.layers[0].data)
         owner = weakref.ref(cache)
         del cache
         assert owner() is None and buffer() is None
