@@ -1,10 +1,12 @@
 """A policy step of SmolLM2-135M on a CPU: seconds by stage, tokens a second and peak memory.
 
-Run:  python benchmarks/bench_real_policy.py [--precisions 32-true bf16-mixed] [--steps 40] [--help]
+Run:  python benchmarks/bench_real_policy.py [--precisions 32-true bf16-mixed] [--steps 40]
+          [--validation 64] [--help]
 
 Each precision trains in a process of its own, on the quickstart's questions and episodes, with the
-plan of memory beside what the process took. `--prompt few_shot` has prompts of 330 tokens. Where
-the weights are not installed (`make smollm2`) nothing runs.
+plan of memory beside what the process took: below each row are the peaks of all steps, with a bar
+after each validation (`--validation` questions, every five steps). `--prompt few_shot` has prompts
+of 330 tokens. Where the weights are not installed (`make smollm2`) nothing runs.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 
+from zerosearch.core.memory import bound_kernel_caches
+
 GIB = 2**30
+EVERY = 5  # steps between validations
+COUNTS = {"steps": 1, "questions": 2, "siblings": 4, "threads": 1, "validation": 0}
 
 
 class Step(Callback):
@@ -69,8 +75,8 @@ def overrides(args: argparse.Namespace, precision: str, folder: str) -> list[str
         f"algorithm.group_size={args.siblings}",
         f"episode.prompt_template={args.prompt}",
         *(few_shot if args.prompt == "few_shot" else []),
-        f"trainer.val_check_interval={args.steps}",
-        "data.validation_limit=1",
+        f"trainer.val_check_interval={min(EVERY, args.steps) if args.validation else args.steps}",
+        f"data.validation_limit={args.validation or 1}",
         "callbacks.checkpoint=null",
         "callbacks.export=null",
         f"paths.output_dir={folder}",
@@ -113,16 +119,19 @@ def row(found: dict[str, Any], precision: str) -> str:
     last, early = steps[-1], steps[min(4, len(steps) - 1)]
     times = (last["time/rollout_s"], last["logprobs"], last["update"])
     whole = last["time/rollout_s"] + last["time/train_s"]
+    peaks = [f"{step['memory/peak_gib']:.1f}" for step in steps]
+    groups = [" ".join(peaks[first : first + EVERY]) for first in range(0, len(peaks), EVERY)]
     return (
         f"{precision:10} {whole:7.1f} {times[0]:8.1f} {times[1]:9.1f} {times[2]:7.1f} "
         f"{last['throughput/tokens_per_s']:9.0f} {found['tokens']:12d} "
-        f"{early['memory/peak_gib']:10.2f} {last['memory/peak_gib']:10.2f} {found['plan']:6.2f}"
+        f"{early['memory/peak_gib']:10.2f} {last['memory/peak_gib']:10.2f} {found['plan']:6.2f}\n"
+        f"peaks: {' | '.join(groups)}"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("steps", 1), ("questions", 2), ("siblings", 4), ("threads", 1)):
+    for name, default in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precisions", nargs="+", default=["32-true", "bf16-mixed"])
     parser.add_argument("--prompt", default="plain", choices=("plain", "few_shot"))
@@ -141,6 +150,7 @@ def main() -> None:
         "precision     step  rollout  logprobs  update  tokens/s  micro-batch  "
         f"peak at {min(5, args.steps):2d}  peak at {args.steps:2d}   plan"
     )
+    bound_kernel_caches()  # as every command does
     for precision in args.precisions:
         command = [sys.executable, *sys.argv, "--own", precision]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

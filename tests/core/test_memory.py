@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,8 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.configs import ROOT
 from zerosearch.core import memory
-from zerosearch.core.memory import PeakMemory, available_bytes, give_back_heap, host_bytes
+from zerosearch.core.memory import (
+    PeakMemory,
+    available_bytes,
+    bound_kernel_caches,
+    give_back_heap,
+    host_bytes,
+)
 
 MIB = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -44,6 +53,52 @@ def test_what_was_freed_goes_back_to_the_system() -> None:
 def test_another_c_library_gives_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_malloc_trim", lambda: None)
     give_back_heap()
+
+
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+NEW_SHAPES = """
+from zerosearch.core.memory import bound_kernel_caches, give_back_heap
+bound_kernel_caches()
+import torch
+from tests.core.test_memory import resident
+torch.set_num_threads(1)
+weight = torch.ones(512, 512, dtype=torch.bfloat16)
+def held_after(first):
+    for rows in range(first, first + 80):
+        torch.ones(rows, 512, dtype=torch.bfloat16) @ weight
+    give_back_heap()
+    return resident()
+held = [held_after(first) for first in (1, 81, 161)]
+print(held[2] - held[1])
+"""
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_kernels_that_are_kept_are_bounded_unless_the_user_says_how(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in CACHES:
+        monkeypatch.delenv(name, raising=False)
+        if given is not None:
+            monkeypatch.setenv(name, given)
+    bound_kernel_caches()
+    assert [os.environ[name] for name in CACHES] == 2 * [given or "128"]
+
+
+@linux
+@pytest.mark.slow  # 3 s: torch is loaded anew
+def test_products_of_ever_new_shapes_take_no_more_memory() -> None:
+    """80 shapes more take 45 MiB where CPUs multiply bfloat16 and the caches are torch's own."""
+    environment = {name: value for name, value in os.environ.items() if name not in CACHES}
+    environment["PYTHONPATH"] = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    done = subprocess.run(
+        [sys.executable, "-c", NEW_SHAPES],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 15 * MIB
 
 
 def fake_process(folder: Path) -> Path:

@@ -352,14 +352,15 @@ def test_the_pages_show_what_the_command_prints(
 def test_the_command_plans_this_machine_for_a_run_on_its_cpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu", "card=cpu"])
+    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu"])
     on_host(monkeypatch, 6)
     main()
     printed = capsys.readouterr().out
     assert printed.startswith("GiB in the process;") and "batches of 16,384 tokens" in printed
+    assert "policy step on cpu" in printed
     assert re.search(r"^of +6\.00", printed, re.MULTILINE) and "CUDA" not in printed
     on_host(monkeypatch, 1)
-    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu", "card=cpu"])  # Hydra has changed it
+    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu"])  # Hydra has changed it
     with pytest.raises(SystemExit):
         main()
     assert "batches of 512 tokens" in capsys.readouterr().out
@@ -368,7 +369,7 @@ def test_the_command_plans_this_machine_for_a_run_on_its_cpu(
 def test_the_processes_of_a_cpu_share_the_memory_that_is_planned(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu", "trainer.devices=2", "card=cpu"])
+    monkeypatch.setattr("sys.argv", ["plan", "trainer=cpu", "trainer.devices=2"])
     on_host(monkeypatch, 12)
     main()
     assert re.search(r"^of +6\.00", capsys.readouterr().out, re.MULTILINE)

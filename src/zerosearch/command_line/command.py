@@ -47,6 +47,7 @@ from zerosearch.core.endings import (
     report_error,
 )
 from zerosearch.core.errors import InputError, ZeroSearchError
+from zerosearch.core.memory import bound_kernel_caches
 from zerosearch.core.renamed import new_key
 from zerosearch.core.runs import CONFIGS, PROJECT_ROOT, Summary, global_rank
 from zerosearch.core.shown import clean_logs, shown
@@ -115,6 +116,7 @@ class Command(Generic[T]):
         """
         os.environ.setdefault("PROJECT_ROOT", str(PROJECT_ROOT))
         wait_without_spinning()
+        bound_kernel_caches()
         clean_logs()
         quiet_about_the_machine()
         user_configs.register()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zerosearch.command_line.command import command
-from zerosearch.command_line.keys import COUNT_OR_NULL, TEXT, Key
+from zerosearch.command_line.keys import COUNT_OR_NULL, Key
 from zerosearch.command_line.made_for import command_of, experiments
 from zerosearch.core import ranges
 from zerosearch.core.endings import ending_in_words
@@ -25,7 +25,7 @@ def choose_command(arguments: list[str]) -> list[str]:
 
 
 def _check_card(cfg: DictConfig) -> None:
-    if cfg.card not in cfg.speeds.cards:
+    if cfg.card is not None and cfg.card not in cfg.speeds.cards:
         raise InputError(
             f"card={cfg.card}: choose one of {', '.join(cfg.speeds.cards)}, or describe it: "
             f"+speeds.cards.{cfg.card}={{flop_s: , memory_bytes_s: , link_bytes_s: , gib: }}"
@@ -34,7 +34,7 @@ def _check_card(cfg: DictConfig) -> None:
 
 @command(
     keys={
-        "card": TEXT,
+        "card": Key(str | None, "a text, or null"),
         "gpu_gib": Key(ranges.Positive | None, "a number above 0, or null for the card's"),
         "simulator_gpus": COUNT_OR_NULL,
         "sampler_gpus": COUNT_OR_NULL,
@@ -49,12 +49,13 @@ def main(cfg: DictConfig) -> None:
     from zerosearch.planning.memory import memory_rows
     from zerosearch.planning.memory_table import GIB, check_fits
     from zerosearch.planning.printing import print_memory, print_times
-    from zerosearch.planning.reading import plan_of
+    from zerosearch.planning.reading import card_of, plan_of
     from zerosearch.planning.time import times_of
     from zerosearch.planning.work import work_of
 
-    gpu_bytes = int((cfg.gpu_gib or cfg.speeds.cards[cfg.card].gib) * GIB)
     on_cpu = cfg.trainer.accelerator == "cpu"
+    card = card_of(cfg)
+    gpu_bytes = int((cfg.gpu_gib or cfg.speeds.cards[card].gib) * GIB)
     with ending_in_words():
         check_nodes(cfg, *COMPONENTS)
         if on_cpu and cfg.gpu_gib is None:
@@ -66,5 +67,5 @@ def main(cfg: DictConfig) -> None:
         print_memory(plan, rows, gpu_bytes)
         if cfg.get("algorithm") is not None:  # tuning plays no episodes
             kv_cache = sum(row.sampling for row in rows if row.name.startswith("vLLM: KV"))
-            print_times(times_of(work_of(cfg, plan, kv_cache)), cfg.card, cfg.episode.top_k)
+            print_times(times_of(work_of(cfg, plan, kv_cache)), card, cfg.episode.top_k)
         check_fits(rows, gpu_bytes, on_cpu=on_cpu)

@@ -28,6 +28,19 @@ def _malloc_trim() -> Any:
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
+def bound_kernel_caches() -> None:
+    """Let torch keep fewer of the products of matrices that oneDNN has compiled for a CPU.
+
+    Two caches, oneDNN's of primitives and torch's of what wraps them, keep 1024 each by default,
+    of half a MiB and more, and every new width or number of rows is a new one: batches of ever new
+    shapes, as in sampling and in evaluations, fill them with gigabytes that nothing empties. A pass
+    makes the same few dozen in every layer, so that 128 do. No figure depends on it. Read when
+    torch first computes; what the user has set wins.
+    """
+    for capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(capacity, "128")
+
+
 def give_back_heap() -> None:
     """Let the C allocator return what was freed to the system.
 

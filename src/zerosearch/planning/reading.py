@@ -77,6 +77,15 @@ def plan_of(cfg: DictConfig, *, on_cpu: bool | None = None) -> PlannedRun:
     )
 
 
+def card_of(cfg: DictConfig) -> str:
+    """Name of the card that time is planned for.
+
+    Args:
+        cfg: of `configs/plan.yaml`.
+    """
+    return cfg.card or ("cpu" if cfg.trainer.accelerator == "cpu" else "h100")
+
+
 def _sequences(cfg: DictConfig) -> tuple[int, int, int]:
     """Tokens of the longest sequence; sequences sampled at a time over all GPUs by training, and by
     validation.

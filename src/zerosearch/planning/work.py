@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from zerosearch.planning.episodes import EpisodeTokens, SearchSpeed
 from zerosearch.planning.memory import shard_bytes
 from zerosearch.planning.memory_table import GIB
-from zerosearch.planning.reading import class_name
+from zerosearch.planning.reading import card_of, class_name
 from zerosearch.planning.speeds import BYTES, Card, ReplicatedModel, Size, Speeds
 from zerosearch.planning.time import Evaluations, Work
 from zerosearch.policy.sharding import base_model
@@ -45,7 +45,7 @@ def work_of(cfg: DictConfig, plan: PlannedRun, kv_cache: int = 0) -> Work:
         kv_cache: bytes on each GPU of an engine beside the policy; 0: no bound.
     """
     speeds: Speeds = hydra.utils.instantiate(cfg.speeds)
-    card = Card(**speeds.cards[cfg.card])
+    card = Card(**speeds.cards[card_of(cfg)])
     algorithm: Any = hydra.utils.instantiate(cfg.algorithm, _convert_="all")
     parameters = [*plan.model.parameters()]
     numbers = sum(p.numel() for p in parameters)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 
 from zerosearch.generation.transformers.kv import PrefixStore, RowCache, RowKV
@@ -58,6 +61,21 @@ def test_views_given_to_attention_are_the_visible_columns_only():
     assert values[:, 0, :, 0].tolist() == [[-3, -4, 0], [-8, -9, 0]]
     assert cache.cache.get_seq_length() == 2
     assert cache.cache.get_mask_sizes(1, 0) == (3, 0)
+
+
+def test_buffers_go_with_the_last_name_of_their_cache():
+    """Not when Python next looks for cycles, which it does by the number of objects."""
+    gc.disable()
+    try:
+        cache = RowCache(1, rows=2, past=0, new=4)
+        cache.layers[0].allocate(1, 2, torch.float32, torch.device("cpu"))
+        assert cache.layers[0].data is not None
+        buffer = weakref.ref(cache.layers[0].data)
+        owner = weakref.ref(cache)
+        del cache
+        assert owner() is None and buffer() is None
+    finally:
+        gc.enable()
 
 
 def test_unwritten_columns_are_finite():

@@ -14,6 +14,7 @@ windows stay right. Only [start, end) is ever read; columns before a row's first
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ class _BufferLayer(CacheLayerMixin):
 
     def __init__(self, owner: RowCache) -> None:
         super().__init__()
-        self._owner = owner
+        # a cycle would keep the buffers until Python happens to look for cycles, gigabytes later
+        self._owner: RowCache = weakref.proxy(owner)
         self.data: torch.Tensor | None = None
 
     def allocate(self, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
