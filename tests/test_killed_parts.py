@@ -38,7 +38,7 @@ PARTS = {
 }
 # Killed before one of the operations that change its files, by their share, or, where its work
 # goes into a journal row by row, in the middle of one of these.
-OPERATIONS = (0.1, 0.4, 0.8, 1.0)
+OPERATIONS = (0.1, 0.4, 0.8, 0.98)  # a run has one more or less at times
 ROWS = {"episodes": 50, "evaluated": 7, "searches": 30, "rows": 15}
 KILLS = [*itertools.product(PARTS, OPERATIONS), *ROWS.items()]
 
