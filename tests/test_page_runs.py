@@ -49,7 +49,7 @@ ELSEWHERE = {
     "make test": "this is a test",
     "make test-gpu": "needs a GPU",
     "make test-package": "tests/test_package.py",
-    "make smollm2-quickstart": "half an hour; its parts are in tests/tuning and tests/training",
+    "make smollm2-quickstart": "half an hour; its parts are in tests/test_killed_parts.py",
     "pip install 'zerosearch[wandb]'": "needs an account",
     "zerosearch COMMAND": "tests/test_cli.py",
     "python -m zerosearch COMMAND": "the same",

@@ -12,7 +12,7 @@ import signal
 import time
 from pathlib import Path
 
-from scripts.attack.moments import Moment
+from scripts.attack.moments import Moment, kill_at
 from scripts.attack.tally import Tally
 from scripts.attack.whole_run import WholeRun, assert_same, complete, make_whole_run
 from tests.helpers.processes import Forked
@@ -27,18 +27,13 @@ def attack(folder: Path, *, kills: int = 20, seed: int = 0) -> Tally:
         place = folder / f"killed_{number:02d}"
         with tally.attempt(f"kill {number} at {share:.0%} of its life"):
             if number % 2:
-                _kill_at_operation(place, whole, 1 + int(share * whole.operations))
+                moment = Moment(folder=place, operation=1 + int(share * whole.operations))
+                kill_at(moment, "train", *whole.words, f"hydra.run.dir={place}")
             else:
                 _kill_after(place, whole, share * whole.seconds)
             complete(place, whole.words)
             assert_same(place, whole)
     return tally
-
-
-def _kill_at_operation(place: Path, whole: WholeRun, operation: int) -> None:
-    moment = Moment(folder=place, operation=operation)
-    running = Forked("train", *whole.words, f"hydra.run.dir={place}", first=moment)
-    assert running.wait() == -signal.SIGKILL, "it was not killed"
 
 
 def _kill_after(place: Path, whole: WholeRun, seconds: float) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from scripts.attack.moments import Moment
 from scripts.attack.tally import leave
 from tests.helpers.processes import run_forked
-from tests.helpers.runs import computed, facts, read_metrics, small_run, transcripts
+from tests.helpers.runs import differing, small_run
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,12 +54,5 @@ def complete(folder: Path, words: list[str]) -> None:
 
 def assert_same(folder: Path, whole: WholeRun) -> None:
     """Raise where a run differs in anything but times: metrics, facts, transcripts, the export."""
-    ours, theirs = ([*map(computed, read_metrics(each))] for each in (folder, whole.folder))
-    assert ours == theirs, "metrics.csv differs"
-    found, wanted = facts(folder), facts(whole.folder)
-    names = {n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n)}
-    names.discard("git_commit")  # somebody may work in the checkout meanwhile
-    assert not names, f"summary.json differs: {sorted(names)[:8]}"
-    assert transcripts(folder) == transcripts(whole.folder), "transcripts differ"
-    for path in (whole.folder / "policy").iterdir():
-        assert (folder / "policy" / path.name).read_bytes() == path.read_bytes(), path.name
+    names = differing(folder, whole.folder)
+    assert not names, f"these differ: {names[:8]}"

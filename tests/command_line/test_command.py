@@ -88,7 +88,7 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "--seed", "--seed: there is no such flag; keys are given as seed=VALUE"),
         ("data", "folder=here", "name is not set: choose one of nq_hotpotqa"),
         ("train", "tags=[a", "tags=[a: no viable alternative"),
-        ("train", "policy_steps", "policy_steps: overrides have the form key=value"),
+        ("train", "policy_steps", "policy_steps: settings are given as key=value"),
         (
             "train",
             "+policy_steps=3",
@@ -100,7 +100,7 @@ def refused(program: str, *arguments: str, env: dict[str, str], logs: Path) -> s
         ("train", "algorithm=null", "give a choice of its group, or a node with _target_"),
         ("train", "rubric=null", "is not there: choose another rubric="),
         ("train", "endpoints=[http://h/v1]", "; keys are set as endpoints.KEY=value"),
-        ("tune", "data=hotpotqa_small", "data=hotpotqa_small chooses a corpus=, which zerosearch"),
+        ("tune", "data=hotpotqa_small", "data=hotpotqa_small is not for zerosearch tune: it choo"),
         ("evaluate", "engines=null", "engines: give one of its choices"),
         ("ask", "question=who", "question: zerosearch ask has no such key; `--cfg job` shows"),
         ("train", "resume=nowhere", "resume=nowhere is neither a checkpoint file nor a run folder"),
@@ -134,6 +134,14 @@ def test_a_wrong_word_is_one_sentence(
     program: str, word: str, sentence: str, tmp_path: Path
 ) -> None:
     assert sentence in said_here(program, [word], tmp_path)
+
+
+def test_of_two_choices_that_do_not_go_together_both_are_named(tmp_path: Path) -> None:
+    words = ["experiment=cold_start_smollm2", "seed=1", "data=geography"]
+    assert (
+        "data=geography does not go with experiment=cold_start_smollm2: that one chooses episode=, "
+        "which is not there with data=geography; leave one of the two out"
+    ) in said_here("tune", words, tmp_path)
 
 
 @pytest.mark.parametrize(

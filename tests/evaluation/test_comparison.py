@@ -67,10 +67,33 @@ def test_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
     cells = comparison_table(str(tmp_path / "a"), f"{tmp_path / 'b'}:rag/bm25")
     em = next(row for row in cells if row[1] == "em")
     assert em[:5] == ["geography", "em", "50.0", "100.0", "+50.0"] and em[-1] == "1 : 0"
-    with pytest.raises(ValueError, match=r"give .*b:METHOD with one of cot, rag/bm25"):
+    with pytest.raises(ValueError, match=r"give .*b:NAME with one of cot, rag/bm25"):
         comparison_table(str(tmp_path / "a"), str(tmp_path / "b"))
     with pytest.raises(ValueError, match="holds no answers/"):
         comparison_table(str(tmp_path), str(tmp_path / "b"))
+
+
+def test_a_training_is_compared_by_its_first_and_last_evaluation(tmp_path: Path) -> None:
+    def write(run: str, file: str, given: list[str]) -> None:
+        path = tmp_path / run / "transcripts" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{**row, "uid": row["id"], "id": None} for row in answers(given)]
+        rows[-1] |= {"em": None, "cover_em": None, "f1": None}  # its search failed
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("a", "start/bm25/step_000000.jsonl", ["x", "x", "red"])
+    write("a", "test/bm25/step_000006.jsonl", ["x", "x", "red"])  # it went on from here
+    write("a", "test/bm25/step_000012.rank0.jsonl", ["red", "x", "red"])
+    write("a", "train/step_000000.jsonl", ["blue"])
+    write("b", "test/bm25/step_000002.jsonl", ["red", "red", "red"])
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    for first, second, em in (
+        (f"{a}:start", f"{a}:test", ["bm25", "em", "0.0", "33.3", "+33.3"]),
+        (a, b, ["bm25", "em", "33.3", "66.7", "+33.3"]),
+    ):
+        assert next(row for row in comparison_table(first, second) if row[1] == "em")[:5] == em
+    with pytest.raises(ValueError, match=r"give .*a:NAME with one of start, test"):
+        comparison_table(f"{a}:train", b)
 
 
 def test_answers_with_separators_of_unicode_are_read(tmp_path: Path) -> None:

@@ -16,10 +16,14 @@ import yaml
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.words import COLOURS, save_word_policy
 from zerosearch.commands.train import train
+from zerosearch.core.run_date import FILE as DATE
 from zerosearch.core.runs import Summary, read_summary
 
 STEPS = 6
 MEASURED = ("time/", "throughput/", "memory/")  # and latencies: not of the computation
+# what says who worked in a folder, and when; a query that a killed process sent is spent
+OF_PROCESSES = {".hydra", ".lock", "tensorboard", "times.csv", "spent.jsonl", DATE}
+_TIMES = re.compile(r'"(?:latency|times|seconds)\w*": (?:\{.*?\}|[^,}\n]+)')
 
 
 def write_questions(path: Path, count: int) -> Path:
@@ -98,7 +102,11 @@ def train_by_command(
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
+    return read_rows(folder / "metrics.csv")
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
         return list(csv.DictReader(file))
 
 
@@ -107,7 +115,7 @@ def computed(row: dict[str, str]) -> dict[str, str]:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    own = {"process", "began", "command", "go_on", "seconds", "seconds_of_all"}
+    own = {"process", "began", "command", "go_on", "seconds", "seconds_of_all", "git_commit"}
     found = {name: value for name, value in read_summary(folder).items() if name not in own}
     return {
         k: v if not k.startswith(MEASURED) and "latency" not in k else "measured"
@@ -115,11 +123,33 @@ def facts(folder: Path) -> dict[str, Any]:
     }
 
 
-def transcripts(folder: Path) -> dict[str, str]:
+def differing(folder: Path, other: Path) -> list[str]:
+    """The files that one has otherwise than the other, or alone; times and logs are left out."""
+    ours, theirs = _contents(folder), _contents(other)
+    changed = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
+    return sorted(changed | (ours.keys() ^ theirs.keys()))
+
+
+def _contents(folder: Path) -> dict[str, Any]:
     return {
-        str(path.relative_to(folder)): re.sub(r'"latency_s": [\d.e-]+', "", path.read_text())
-        for path in (folder / "transcripts").rglob("*.jsonl")
+        str(path.relative_to(folder)): _content(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not {*path.relative_to(folder).parts} & OF_PROCESSES
+        if path.suffix != ".log"
     }
+
+
+def _content(path: Path) -> Any:
+    if path.name == "summary.json":
+        return facts(path.parent)
+    if path.suffix == ".csv":
+        return [*map(computed, read_rows(path))]
+    if "checkpoints" in path.parts:
+        return None  # one holds times, too; what it comes to is the export
+    if path.suffix.startswith(".json"):
+        rows = _TIMES.sub("", path.read_text()).splitlines()
+        return sorted(rows) if "journal" in path.parts else rows  # written as work ends
+    return path.read_bytes()
 
 
 def saved_run(folder: Path, *overrides: str) -> Path:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
 from tests.helpers.policy_stub import make_trainer
+from tests.helpers.runs import computed, read_metrics
+from zerosearch.callbacks.graceful_stop import GracefulStop
+from zerosearch.callbacks.metrics_csv import MetricsCsv
+from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.generation.transformers.generator import TransformersGenerator
 from zerosearch.policy.source import PolicySource
 from zerosearch.policy.weight_stream import gather
@@ -118,6 +124,31 @@ def make_module(
     )
     made.template = data.examples.template
     return made
+
+
+def assert_goes_on_bit_for_bit(run: Callable[..., Any], folder: Path) -> None:
+    """Run six steps, stop another run after three, and go on from its second to the same end.
+
+    Args:
+        run: with callbacks, `steps` and `resume`; returns the module.
+        folder: takes what the runs write.
+    """
+
+    def callbacks(name: str) -> list[Callback]:
+        place = folder / name
+        return [MetricsCsv(place), GracefulStop(), PolicyCheckpoint(place / "checkpoints", 1)]
+
+    alone = run(*callbacks("alone"), steps=6)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(StopAfter(3), *callbacks("stopped"), steps=6)
+    last = folder / "stopped" / "checkpoints" / "step_000002.ckpt"
+    again = run(*callbacks("stopped"), steps=6, resume=last)
+    assert again.losses == alone.losses[-len(again.losses) :] and len(again.losses) >= 3
+    for name, weight in alone.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], weight), name
+    assert again.validation_metrics == alone.validation_metrics
+    ours, theirs = ([*map(computed, read_metrics(folder / name))] for name in ("stopped", "alone"))
+    assert ours == theirs
 
 
 def tune(

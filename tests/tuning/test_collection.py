@@ -355,25 +355,6 @@ def test_a_run_ended_half_way_goes_on_to_the_same_episodes(
     assert [*content(tmp_path)] == [*content(alone)], "in the same order"
 
 
-@pytest.mark.slow
-def test_a_killed_run_of_the_rule_goes_on_to_the_same_file(tmp_path: Path) -> None:
-    def rule(folder: Path, *overrides: str) -> list[str]:
-        noise = ("search=scripted", "noise_probability=0.5", "documents_per_search=1")
-        return command(folder, "agent=rule", *noise, *overrides)
-
-    running = Forked(*rule(tmp_path / "killed", "search.engine.latency_s=0.01", "concurrency=4"))
-    wait_until(lambda: lines(tmp_path / "killed") >= 10)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -9
-    assert 10 <= lines(tmp_path / "killed") < 80
-    for folder in ("killed", "alone"):
-        done = run_forked(*rule(tmp_path / folder))
-        assert done.returncode == 0, done.stderr
-        assert "80 episodes by number of searches: 0: 0.0%, 1: " in done.stdout + done.stderr
-    files = [tmp_path / folder / "episodes.jsonl" for folder in ("killed", "alone")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
 def test_the_texts_of_a_local_policy_are_what_it_sampled(alone: Path) -> None:
     episodes = read_episodes(str(alone / "episodes.jsonl"))
     assert sum(malformed(each) is None for each in episodes) > 60

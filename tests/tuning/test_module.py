@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.models import save_policy_folder
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tuning import StopAfter, Watching, make_data, make_module, tune, write_rows
+from tests.helpers.tuning import (
+    Watching,
+    assert_goes_on_bit_for_bit,
+    make_data,
+    make_module,
+    tune,
+    write_rows,
+)
 from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.callbacks.export import PolicyExport
-from zerosearch.callbacks.graceful_stop import GracefulStop
-from zerosearch.callbacks.metrics_csv import MetricsCsv
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.callbacks.written_documents import WrittenDocuments
 from zerosearch.policy.source import PolicySource
@@ -168,22 +174,8 @@ def test_the_export_is_served_with_the_prompt_of_training(
     assert settings == {"simulator": {"max_reply_tokens": 12}}
 
 
-def test_a_killed_run_goes_on_bit_for_bit(policy: Path, rows: Path, tmp_path: Path) -> None:
-    def callbacks(name: str) -> list[Callback]:
-        folder = tmp_path / name
-        return [MetricsCsv(folder), GracefulStop(), PolicyCheckpoint(folder / "checkpoints", 1)]
-
-    alone = run(policy, rows, *callbacks("alone"), steps=6)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(policy, rows, StopAfter(3), *callbacks("killed"), steps=6)
-    last = tmp_path / "killed" / "checkpoints" / "step_000002.ckpt"
-    again = run(policy, rows, *callbacks("killed"), steps=6, resume=last)
-    assert again.losses == alone.losses[-len(again.losses) :] and len(again.losses) >= 3
-    assert alone.model is not None and again.model is not None
-    for name, weight in alone.model.state_dict().items():
-        assert torch.equal(again.model.state_dict()[name], weight), name
-    columns = ("loss/reply", "val/loss", "val/incomplete", "optimizer/gradient_norm")
-    assert read(tmp_path / "killed", columns) == read(tmp_path / "alone", columns)
+def test_a_stopped_run_goes_on_bit_for_bit(policy: Path, rows: Path, tmp_path: Path) -> None:
+    assert_goes_on_bit_for_bit(partial(run, policy, rows), tmp_path)
 
 
 def test_a_gradient_that_is_no_number_is_skipped_and_counted_in_a_resumed_run_too(
@@ -200,12 +192,6 @@ def test_a_gradient_that_is_no_number_is_skipped_and_counted_in_a_resumed_run_to
     assert again.train_metrics["optimizer/skipped"] == 2.0
     with pytest.raises(FloatingPointError, match=r"in 2 updates in a row.*optimizer\.lr or"):
         run(policy, rows, steps=4, poisoned=poisoned, resume=resume, max_skipped_updates=2)
-
-
-def read(folder: Path, columns: tuple[str, ...]) -> list[list[str]]:
-    header, *lines = (folder / "metrics.csv").read_text().splitlines()
-    places = [header.split(",").index(name) for name in columns]
-    return [[line.split(",")[place] for place in places] for line in lines]
 
 
 def test_a_checkpoint_with_another_prompt_is_refused(

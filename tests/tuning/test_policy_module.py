@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,10 @@ from tests.helpers.models import save_policy_folder
 from tests.helpers.policy_stub import make_trainer
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import fit, make_questions, make_training
-from tests.helpers.tuning import StopAfter, Watching, tune
+from tests.helpers.tuning import Watching, assert_goes_on_bit_for_bit, tune
 from zerosearch.algorithms.algorithm import Algorithm
 from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
 from zerosearch.callbacks.export import PolicyExport
-from zerosearch.callbacks.graceful_stop import GracefulStop
-from zerosearch.callbacks.metrics_csv import MetricsCsv
 from zerosearch.callbacks.policy_checkpoint import PolicyCheckpoint
 from zerosearch.core.plain import from_plain
 from zerosearch.core.run_date import set_run_date
@@ -180,21 +179,8 @@ def test_bfloat16_keeps_master_weights_and_every_trained_bit(
     assert json.loads((folder / "zerosearch.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_a_killed_run_goes_on_bit_for_bit(policy: Path, file: Path, tmp_path: Path) -> None:
-    def callbacks(name: str) -> list[Callback]:
-        folder = tmp_path / name
-        return [MetricsCsv(folder), GracefulStop(), PolicyCheckpoint(folder / "checkpoints", 1)]
-
-    alone = run(policy, file, *callbacks("alone"), steps=6)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(policy, file, StopAfter(3), *callbacks("killed"), steps=6)
-    last = tmp_path / "killed" / "checkpoints" / "step_000002.ckpt"
-    again = run(policy, file, *callbacks("killed"), steps=6, resume=last)
-    assert again.losses == alone.losses[-len(again.losses) :] and len(again.losses) >= 3
-    assert alone.model is not None and again.model is not None
-    for name, weight in alone.model.state_dict().items():
-        assert torch.equal(again.model.state_dict()[name], weight), name
-    assert again.validation_metrics == alone.validation_metrics
+def test_a_stopped_run_goes_on_bit_for_bit(policy: Path, file: Path, tmp_path: Path) -> None:
+    assert_goes_on_bit_for_bit(partial(run, policy, file), tmp_path)
 
 
 def test_a_checkpoint_of_other_episodes_or_of_another_kind_is_refused(

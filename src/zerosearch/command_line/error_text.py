@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
@@ -55,7 +55,7 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
     if isinstance(error, OverrideParseException):
         name, sign, _ = error.override.partition("=")
         if not sign:
-            return f"{name}: overrides have the form key=value"
+            return f"{name}: settings are given as key=value"
         said = error.message.partition("\n")[0]
         return f"{error.override}: {said}; quote values with special signs: key='value'"
     if found := _COMPOSING.match(str(error)):
@@ -75,7 +75,7 @@ def explain(error: Exception, command: str, arguments: Sequence[str]) -> str:
             if said := explain_word(word):
                 return said
         if chooser := _chooser(name, arguments):
-            return f"{chooser} chooses a {name}=, which zerosearch {command} has not: give another"
+            return _not_together(chooser, name, command, arguments)
         known = _known_keys(command, arguments, name)
         if name in known and "." not in name:
             return f"{name}: give one of its choices, or its keys one by one, as {name}.KEY=value"
@@ -127,20 +127,45 @@ def _chooser(group: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
+def _not_together(chooser: str, group: str, command: str, arguments: Sequence[str]) -> str:
+    """Why a word of the command line chooses from a group that is not there, and what to leave out.
+
+    Some groups come with a choice of another one, as those of a policy with `data=episodes`.
+    """
+    for word in arguments:
+        others = [each for each in arguments if each != word]
+        if word != chooser and find(word.partition("=")[0]) and _composed(command, others):
+            return (
+                f"{word} does not go with {chooser}: that one chooses {group}=, which is not there "
+                f"with {word}; leave one of the two out"
+            )
+    own = chooser.partition("=")[0]
+    return (
+        f"{chooser} is not for zerosearch {command}: it chooses {group}=, which that command does "
+        f"not have; give another {own}="
+    )
+
+
 def _known_keys(command: str, arguments: Sequence[str], unknown: str) -> list[str]:
     """Keys and groups of the command as it is composed without the key that is not known."""
-    rest = [item for item in arguments if "=" in item and override_key(item) != unknown]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        try:
-            words = [item for item in rest if not item.startswith("-")]
-            cfg = hydra.compose(command, words, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException):
-            cfg = hydra.compose(command, return_hydra_config=True)
+    rest = [item for item in arguments if override_key(item) != unknown]
+    cfg = _composed(command, rest) or _composed(command, [])
+    assert cfg is not None
     groups = sorted(str(group) for group in cfg.hydra.runtime.choices)
     own = {name: value for name, value in cfg.items_ex(resolve=False) if name != "hydra"}
     known = [*_dotted(OmegaConf.to_container(OmegaConf.create(own), resolve=False)), *groups]
     return list(dict.fromkeys(known))
+
+
+def _composed(command: str, arguments: Sequence[str]) -> DictConfig | None:
+    """A command's configuration with Hydra's own; None where its overrides do not compose."""
+    words = [item for item in arguments if "=" in item and not item.startswith("-")]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            return hydra.compose(command, words, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException):
+            return None
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:

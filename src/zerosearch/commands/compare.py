@@ -1,7 +1,8 @@
 """Compare two methods: `zerosearch compare RUN:METHOD RUN:METHOD`.
 
 `logs/evaluate/latest:policy/search` is a row of a run, as `table.csv` names it; a run of one row
-needs no name. Compared are all benchmarks that both have.
+needs no name. Of a training RUN:start and RUN:test are its evaluations before and after, RUN is
+the latter. Compared are all benchmarks, or engines, that both have.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from zerosearch.command_line.flags import ending_in_a_sentence, flag_parser
 def main() -> None:
     """Command line."""
     parser = flag_parser("compare", __doc__)
-    parser.add_argument("first", help="RUN or RUN:METHOD")
+    parser.add_argument("first", help="RUN or RUN:METHOD, of a training RUN:start or RUN:test")
     parser.add_argument("second", help="the same of the other")
     parser.add_argument("--markdown", action="store_true", help="for a report")
     arguments = parser.parse_args()

@@ -13,6 +13,7 @@ from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import FLAG, TEXT
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.errors import InputError
+from zerosearch.core.files import remove_leftovers_of
 from zerosearch.core.run_date import keep_run_date
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ def judge(cfg: DictConfig) -> None:
 
         missing = asyncio.run(run())
         searches = judged_searches(found, journal)
-    summary = summarize(searches)
-    train, validation = maker.split(maker.make(searches))
-    write_rows(folder / "train.jsonl", train)
-    write_rows(folder / "validation.jsonl", validation)
+        summary = summarize(searches)
+        train, validation = maker.split(maker.make(searches))
+        files = folder / "train.jsonl", folder / "validation.jsonl"
+        remove_leftovers_of(*files)
+        for file, rows in zip(files, (train, validation), strict=True):
+            write_rows(file, rows)
     summary |= {"rows": len(train), "rows_validation": len(validation)}
     write_report(folder, summary, searches)
     print_summary(summary)

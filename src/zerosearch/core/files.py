@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -61,6 +62,13 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(Path(parent, name), ignore_errors=True)
         for name in filter(_LEFTOVER.fullmatch, files):
             Path(parent, name).unlink(missing_ok=True)
+
+
+def remove_leftovers_of(*paths: Path) -> None:
+    """Remove what killed processes were writing for files that are now written by us alone."""
+    for path in paths:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def flush_tree(folder: Path) -> None:

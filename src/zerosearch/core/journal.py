@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from zerosearch.core.errors import FileError, InputError
-from zerosearch.core.files import replacing
+from zerosearch.core.files import remove_leftovers_of, replacing
 
 
 class Journal:
@@ -42,6 +42,7 @@ class Journal:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._lock()
+            remove_leftovers_of(self.path)
             self.rows: dict[str, dict[str, Any]] = self._read()
             if settings is not None:
                 self._check_settings(json.loads(json.dumps(settings)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.core.errors import InputError
-from zerosearch.core.files import replacing
+from zerosearch.core.files import remove_leftovers_of, replacing
 
 FILE = "prompt_date.txt"  # of a folder whose work goes on
 
@@ -63,6 +63,7 @@ def keep_run_date(folder: Path) -> None:
         InputError: what is written there is no date.
     """
     path = folder / FILE
+    remove_leftovers_of(path)
     if path.is_file():
         set_run_date(path.read_text(encoding="utf-8").strip(), f"{path}: the date")
         return

@@ -15,7 +15,9 @@ from zerosearch.core.errors import InputError
 from zerosearch.evaluation.tables import Cells
 from zerosearch.reward.metrics import bootstrap_interval
 
-ANSWERS = "answers"  # in a run folder
+ANSWERS, TRANSCRIPTS = "answers", "transcripts"  # in a run folder: of evaluate, of train
+TESTED = "test"  # the phase of a training that is meant where none is named
+STEP = len("step_000000")  # what the names of transcripts begin with
 SCORES = ("em", "cover_em", "f1")
 DRAWS = 10_000
 _CHUNK = 500
@@ -112,28 +114,56 @@ def randomisation(change: torch.Tensor, seed: int) -> float:
 
 
 def answers_of(place: str) -> dict[str, list[dict[str, Any]]]:
-    """Rows by benchmark of `RUN` or `RUN:METHOD`.
+    """Rows by benchmark of `RUN` or `RUN:METHOD`; by engine of `RUN:PHASE` of a training.
 
     Raises:
-        InputError: there is no such run or method, or the run has several.
+        InputError: there is no such run, method or phase, or the run has several.
     """
     run, _, method = place.partition(":")
-    root = Path(run) / ANSWERS
-    methods = sorted({str(path.parent.relative_to(root)) for path in root.rglob("*.jsonl")})
-    if not methods:
-        raise InputError(f"{run} holds no answers/: give the run folder of a finished evaluation")
-    if not method and len(methods) == 1:
-        method = methods[0]
-    if method not in methods:
-        raise InputError(f"{place}: give {run}:METHOD with one of {', '.join(methods)}")
+    found = _files(Path(run))
+    if not found:
+        raise InputError(
+            f"{run} holds no answers/ and no transcripts/ of an evaluation: give the run folder of "
+            "a finished evaluation or training"
+        )
+    if not method:
+        method = next(iter(found)) if len(found) == 1 else TESTED
+    if method not in found:
+        raise InputError(f"{place}: give {run}:NAME with one of {', '.join(sorted(found))}")
     return {
-        path.stem: [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-        for path in sorted((root / method).glob("*.jsonl"))
+        name: [
+            _as_answer(json.loads(line))
+            for file in files
+            for line in file.read_bytes().split(b"\n")
+            if line
+        ]
+        for name, files in sorted(found[method].items())
     }
 
 
+def _files(run: Path) -> dict[str, dict[str, list[Path]]]:
+    """By method and benchmark, or by phase and engine: of each phase the last one, all ranks."""
+    found: dict[str, dict[str, list[Path]]] = {}
+    for file in (run / ANSWERS).rglob("*.jsonl"):
+        method = str(file.parent.relative_to(run / ANSWERS))
+        found.setdefault(method, {})[file.stem] = [file]
+    for engine in (run / TRANSCRIPTS).glob("*/*/"):
+        files = sorted(engine.glob("*.jsonl"))
+        last = [file for file in files if file.name[:STEP] == files[-1].name[:STEP]]
+        if last:
+            found.setdefault(engine.parent.name, {})[engine.name] = last
+    return found
+
+
+def _as_answer(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of answers; one of transcripts, too, in which an episode that failed has no score."""
+    if "uid" not in row:
+        return row
+    return {**row, "id": row["uid"], **{name: row[name] or 0.0 for name in SCORES}}
+
+
 def comparison_table(first: str, second: str) -> Cells:
-    """A line per benchmark and score.
+    """A line per benchmark, or engine of a training, and score.
 
     Raises:
         InputError: as `answers_of` and `compare`, or no benchmark is in both.
@@ -142,7 +172,7 @@ def comparison_table(first: str, second: str) -> Cells:
     shared = [name for name in ours if name in theirs]
     if not shared:
         raise InputError(f"no benchmark is in both: {sorted(ours)} there, {sorted(theirs)} here")
-    cells = [["benchmark", "score", "first", "second", "difference", "95%", "p", "wins : losses"]]
+    cells = [["on", "score", "first", "second", "difference", "95%", "p", "wins : losses"]]
     for name in shared:
         cells += [[name, *_cells(each)] for each in compare(ours[name], theirs[name])]
     return cells
@@ -155,6 +185,6 @@ def _cells(found: Difference) -> list[str]:
         f"{100 * found.second:.1f}",
         f"{100 * (found.second - found.first):+.1f}",
         f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
-        f"{found.p_value:.4f}",
+        f"{found.p_value:.4f}" if found.p_value >= 1e-4 else "<0.0001",
         f"{found.wins} : {found.losses}",
     ]

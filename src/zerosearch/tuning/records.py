@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from zerosearch.core.errors import InputError
+from zerosearch.data.json_text import check_writable
 from zerosearch.data.readers import local_files
 from zerosearch.types import Document, Shown
 
@@ -94,15 +95,19 @@ def read_episodes(path: str) -> list[RecordedEpisode]:
 
 def _episode(row: Mapping[str, Any], place: str) -> RecordedEpisode:
     searches = row.get("searches")
-    if not isinstance(searches, Sequence) or not isinstance(row.get("id"), str):
-        raise InputError(f"{place}: an episode has the fields 'id' (text) and 'searches' (list)")
+    if not _is_list(searches) or not all(isinstance(each, Mapping) for each in searches):
+        raise InputError(
+            f"{place}: 'searches' is {searches!r:.60}; give a list with an object for each search"
+        )
+    if not isinstance(row.get("id"), str):
+        raise InputError(f"{place}: 'id' is {row.get('id')!r:.60}; it must be a text")
     return RecordedEpisode(
-        id=row["id"],
+        id=_whole(row["id"], f"{place}: 'id'"),
         question=_text(row, "question", place),
         golden_answers=_answers(row, place),
         searches=tuple(_search(each, place) for each in searches),
-        answer=_field(row, "answer"),
-        correct=bool(_field(row, "correct")),
+        answer=_answer(row, place),
+        correct=_correct(row, place),
         texts=_texts(row, place),
         place=place,
     )
@@ -130,15 +135,15 @@ def _joined(part: Sequence[tuple[str, Mapping[str, Any]]], number: int) -> Recor
         question=_text(first, "question", place),
         golden_answers=_answers(first, place),
         searches=tuple(_search(row, place) for place, row in part),
-        answer=_field(first, "answer"),
-        correct=bool(_field(first, "correct")),
+        answer=_answer(first, place),
+        correct=_correct(first, place),
         place=place,
     )
 
 
 def _search(row: Mapping[str, Any], place: str) -> RecordedSearch:
     documents = _field(row, "documents")
-    if not isinstance(documents, Sequence) or isinstance(documents, str):
+    if not _is_list(documents):
         raise InputError(f"{place}: 'documents' is {documents!r:.60}; it must be a list")
     return RecordedSearch(
         turn=_turn(row, place),
@@ -152,11 +157,11 @@ def _shown(row: Mapping[str, Any], place: str) -> Shown | None:
     value = row.get("shown")
     if value is None:
         return None
-    known = isinstance(value, Mapping) and isinstance(value.get("documents"), int)
-    if not known or not isinstance(value.get("cut_at"), int | None):
+    known = isinstance(value, Mapping) and _is_count(value.get("documents"))
+    if not known or not (value.get("cut_at") is None or _is_count(value["cut_at"])):
         raise InputError(
-            f"{place}: 'shown' is {value!r:.60}; give the numbers 'documents' and 'cut_at', or "
-            "leave it out where it was not recorded"
+            f"{place}: 'shown' is {value!r:.60}; give the numbers 'documents' and 'cut_at', 0 or "
+            "more, or leave it out where it was not recorded"
         )
     return Shown(documents=value["documents"], cut_at=value.get("cut_at"))
 
@@ -164,15 +169,19 @@ def _shown(row: Mapping[str, Any], place: str) -> Shown | None:
 def _document(value: Any, place: str) -> Document:
     if isinstance(value, str):
         return Document(text=value)
-    if isinstance(value, Mapping) and isinstance(value.get("text"), str):
-        return Document(title=str(value.get("title") or ""), text=value["text"])
-    raise InputError(f"{place}: a document is {value!r:.60}; give a text, or an object with 'text'")
+    title = (value.get("title") or "") if isinstance(value, Mapping) else None
+    if isinstance(title, str) and isinstance(value.get("text"), str):
+        return Document(title=title, text=value["text"])
+    raise InputError(
+        f"{place}: a document is {value!r:.60}; give a text, or an object with the texts 'text' "
+        "and 'title'"
+    )
 
 
 def _turn(row: Mapping[str, Any], place: str) -> int:
     turn = _field(row, "turn")
-    if not isinstance(turn, int):
-        raise InputError(f"{place}: 'turn' is {turn!r:.60}; it must be a number")
+    if not _is_count(turn):
+        raise InputError(f"{place}: 'turn' is {turn!r:.60}; it must be a number, 0 or more")
     return turn
 
 
@@ -180,7 +189,21 @@ def _text(row: Mapping[str, Any], name: str, place: str) -> str:
     value = _field(row, name)
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{place}: '{name}' is {value!r:.60}; it must be a text")
-    return value
+    return _whole(value, f"{place}: '{name}'")
+
+
+def _answer(row: Mapping[str, Any], place: str) -> str | None:
+    answer = _field(row, "answer")
+    if not isinstance(answer, str | None):
+        raise InputError(f"{place}: 'answer' is {answer!r:.60}; give a text, or null for none")
+    return _whole(answer, f"{place}: 'answer'")
+
+
+def _correct(row: Mapping[str, Any], place: str) -> bool:
+    correct = _field(row, "correct")
+    if correct is not None and correct not in (False, True):  # 0 and 1 are equal to them
+        raise InputError(f"{place}: 'correct' is {correct!r:.60}; give true or false")
+    return bool(correct)
 
 
 def _texts(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
@@ -190,15 +213,35 @@ def _texts(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
             f"{place}: 'texts' is {texts!r:.60}; give a list with the text of each turn, or leave "
             "it out where the texts were not recorded"
         )
-    return tuple(texts)
+    return tuple(_whole(text, f"{place}: 'texts'") for text in texts)
 
 
 def _answers(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
     value = _field(row, "golden_answers")
     answers = (value,) if isinstance(value, str) else value
-    if not isinstance(answers, Sequence) or not answers:
+    texts = isinstance(answers, list | tuple) and all(
+        isinstance(each, str | int | float) for each in answers
+    )
+    if not texts or not answers:
         raise InputError(f"{place}: 'golden_answers' is {value!r:.60}; give a text or a list")
-    return tuple(str(answer) for answer in answers)
+    return tuple(_whole(str(each), f"{place}: 'golden_answers'") for each in answers)
+
+
+T = TypeVar("T", str, str | None)
+
+
+def _whole(value: T, what: str) -> T:
+    """A text as it is, if it can be encoded."""
+    check_writable(value, what)
+    return value
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _field(row: Mapping[str, Any], name: str) -> Any:
