@@ -218,7 +218,8 @@ def _set_full_error(value: str | None) -> None:
 def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
     """Within, an error of ours ends the program with its sentence, which `summary.json` keeps.
 
-    A run that is to go on in its folder keeps the summary that it has: nothing was changed there.
+    A run that is to go on in its folder keeps the summary that it has, unless it had failed before:
+    nothing was changed there.
     """
     try:
         yield
@@ -226,7 +227,8 @@ def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
         said = report_error(error)
         if HydraConfig.get().output_subdir is not None:  # a run folder of its own
             summary = Summary(Path(cfg.paths.output_dir), error=said)
-            if not summary.path.exists():
+            if summary.before.get("status", "failed") == "failed":
+                summary.facts = summary.before | summary.facts
                 summary.end()
         raise SystemExit(error_code) from error
 
