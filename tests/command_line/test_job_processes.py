@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from zerosearch.command_line import job_processes
-from zerosearch.command_line.job_processes import JobProcesses, shares_of_machine, visible_gpus
+from zerosearch.command_line.job_processes import JobProcesses
 
 # A job that says when it has begun, ends in order at SIGTERM, and by itself after a while.
 JOB = """
@@ -130,40 +129,3 @@ def test_lines_of_jobs_side_by_side_say_whose_they_are(capfd: pytest.CaptureFixt
     assert run(say, say, at_a_time=2) == ([0, 0], None)
     said = sorted(capfd.readouterr().out.splitlines())
     assert said == ["[0] one\\x1b[2J", "[0] two", "[1] one\\x1b[2J", "[1] two"]
-
-
-@pytest.mark.parametrize(
-    ("visible", "count", "shares"),
-    [
-        ("4,5,6,7", 4, ["4", "5", "6", "7"]),
-        ("4,5,6,7", 2, ["4,5", "6,7"]),
-        ("0,1", 3, ["0", "1", "0"]),
-        ("GPU-a", 2, ["GPU-a", "GPU-a"]),
-    ],
-)
-def test_each_job_has_its_gpus(
-    visible: str, count: int, shares: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in shares_of_machine(count)] == shares
-    assert shares_of_machine(1) == [{}], "a job alone has the machine"
-
-
-def test_each_job_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(job_processes.os, "sched_getaffinity", lambda _: {*range(8)})
-    assert shares_of_machine(3) == [{"OMP_NUM_THREADS": "2"}] * 3
-    assert shares_of_machine(9) == [{"OMP_NUM_THREADS": "1"}] * 9
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert shares_of_machine(2) == [{"OMP_NUM_THREADS": "5"}] * 2
-
-
-def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert visible_gpus() == []
-    listed = "GPU 0: NVIDIA H100 (UUID: GPU-a)\\n  MIG 1g: Device 0\\nGPU 1: NVIDIA H100"
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{listed}\\n'\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    assert visible_gpus() == ["0", "1"]

@@ -75,7 +75,7 @@ def test_each_job_says_what_it_does(tmp_path: Path, caplog: pytest.LogCaptureFix
         jobs = planned(tmp_path)
     assert [job.is_done for job in jobs] == [True, False, False]
     assert caplog.messages == [
-        f"sweep: {tmp_path}: 3 jobs, 2 of them to do",
+        f"sweep: {tmp_path}: jobs: 3, to do: 2",
         "  seed=0: completed: kept",
         "  seed=1: goes on from the last checkpoint (it was killed)",
         "  seed=2: starts",

@@ -175,7 +175,7 @@ def test_a_sweep_with_a_killed_job_goes_on_bit_for_bit(tmp_path: Path) -> None:
     output = finish(again)
     assert again.returncode == 1, output
     for said in (
-        "3 jobs, 2 of them to do",
+        "jobs: 3, to do: 2",
         "seed=1: goes on from the last checkpoint (it was killed)",
         "seed=2: completed: kept",
         "seed=x: is tried again from the beginning (InputError: seed=x: give",

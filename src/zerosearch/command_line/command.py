@@ -114,8 +114,8 @@ class Command(Generic[T]):
         clean_logs()
         quiet_about_the_machine()
         user_configs.register()
-        sweeps.register()
         end_with_sweep()
+        sweeps.register()
         arguments = sys.argv[1:]
         full_error = os.environ.get(FULL_ERROR)
         begun: list[DictConfig] = []

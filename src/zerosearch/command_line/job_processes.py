@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from zerosearch.core.job_share import shares_of_machine
 from zerosearch.core.runs import REQUEUE_SIGNALS
 from zerosearch.core.shown import shown
 
@@ -147,36 +147,6 @@ class JobProcesses:
         finally:
             for each in mine:
                 signal.signal(each, earlier[each])
-
-
-def shares_of_machine(count: int) -> list[dict[str, str]]:
-    """Environment variables that give each of so many jobs its share of the cores and GPUs.
-
-    Compute threads of all jobs together are the cores; a number that the user has set stays. With
-    as many GPUs as jobs or more, no two jobs share one; with fewer, they take turns.
-    """
-    if count == 1:
-        return [{}]
-    cores, gpus = len(os.sched_getaffinity(0)), visible_gpus()
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
-    shares = []
-    for place in range(count):
-        each = len(gpus) // count
-        own = gpus[place * each : (place + 1) * each] or gpus[place % max(1, len(gpus)) :][:1]
-        of_gpus = {"CUDA_VISIBLE_DEVICES": ",".join(own)} if gpus else {}
-        shares.append({"OMP_NUM_THREADS": threads, **of_gpus})
-    return shares
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, without torch."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for each in visible.split(",") if (name := each.strip()) not in ("", "-1")]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(number) for number in range(len(found))]
 
 
 def end_with_sweep() -> None:

@@ -112,7 +112,7 @@ def plan(
         planned.append(job)
     plan_jobs(folder, [job.found for job in planned])
     left = sum(not job.is_done for job in planned)
-    log.info("sweep: %s: %d jobs, %d of them to do", folder, len(planned), left)
+    log.info("sweep: %s: jobs: %d, to do: %d", folder, len(planned), left)
     for job in planned:
         log.info("  %s: %s", job.title, job.to_do())
     return planned
@@ -126,7 +126,7 @@ def _differs(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[dict[str
     given = [dict(word.partition("=")[::2] for word in job) for job in jobs]
     # a sweeper may have further keys, of its own settings
     keys = dict.fromkeys([*swept, *(key for job in given for key in job if key not in fixed)])
-    return [{key: job[key] for key in keys if key in job} for job in given]
+    return [{key.lstrip("+"): job[key] for key in keys if key in job} for job in given]
 
 
 def _check(job: PlannedJob) -> None:

@@ -20,10 +20,11 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.command_line.arguments import quoted
-from zerosearch.command_line.job_processes import JobProcesses, visible_gpus
+from zerosearch.command_line.job_processes import JobProcesses
 from zerosearch.command_line.optimized import JobFailed, optimized_value
 from zerosearch.command_line.sweep_plan import PlannedJob, plan
 from zerosearch.core.errors import InputError
+from zerosearch.core.job_share import visible_gpus
 from zerosearch.core.runs import read_summary
 
 # Of Hydra's own settings those that make a sweep: a job has none of them.
