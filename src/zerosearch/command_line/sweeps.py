@@ -35,6 +35,7 @@ SIDE_BY_SIDE = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLaunch
 log = logging.getLogger(__name__)
 _failures: list[str] = []  # of this sweep's jobs, in words
 _environment: dict[str, str] = {}  # of jobs here
+_others: dict[str, type[Launcher]] = {}  # launchers that `JobsElsewhere` has replaced, by name
 
 
 class JobsHere(Launcher):
@@ -77,17 +78,17 @@ class JobsElsewhere(Launcher):
     """Another launcher, such as submitit's, that gets the jobs which are left to do.
 
     Args:
-        launcher: its class.
-        settings: its own.
+        settings: of that launcher.
     """
 
-    def __init__(self, launcher: type[Launcher], **settings: Any) -> None:
-        self._launcher = launcher(**settings)
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         self._config, self._loader = config, hydra_context.config_loader
+        self._launcher = _others[config.hydra.launcher["_target_"]](**self._settings)
         self._launcher.setup(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -136,8 +137,8 @@ def register() -> None:
     for name, launcher in list(found.items()):
         if name in (ONE_BY_ONE, SIDE_BY_SIDE):
             found[name] = JobsHere
-        elif isinstance(launcher, type) and issubclass(launcher, Launcher):
-            found[name] = functools.partial(JobsElsewhere, launcher)  # type: ignore[assignment]
+        elif issubclass(launcher, Launcher) and launcher is not JobsElsewhere:
+            found[name], _others[name] = JobsElsewhere, launcher
 
 
 @contextmanager
