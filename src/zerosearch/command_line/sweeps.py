@@ -103,8 +103,9 @@ class JobsElsewhere(Launcher):
         returns = self._wait(own, initial_job_idx) if own else []
         ended = dict(zip([job.number for job in left], returns, strict=True))
         for job in left:
-            if ended[job.number].status == JobStatus.FAILED:
-                _failures.append(f"{_named(job)}: {ended[job.number]._return_value}")
+            if (each := ended[job.number]).status == JobStatus.FAILED:
+                _failures.append(f"{_named(job)}: {each._return_value}")
+                ended[job.number] = _Failed(status=each.status, _return_value=each._return_value)
         return [ended.get(job.number) or _returned(job, 0) for job in planned]
 
     def _wait(self, jobs: list[list[str]], first: int) -> Sequence[JobReturn]:
@@ -129,8 +130,9 @@ class _Failed(JobReturn):
 
 
 def register() -> None:
-    """Put these launchers in the place of those that Hydra has found; jobs here get the present
-    environment, in which nothing is set for the sweep's own process.
+    """Put these launchers in the place of those that Hydra has found.
+
+    Jobs here get the present environment: later some is set for the process of the sweep alone.
     """
     _environment.update(os.environ)
     found = Plugins.instance().class_name_to_class
