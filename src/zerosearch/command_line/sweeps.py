@@ -125,7 +125,7 @@ class _Failed(JobReturn):
     """What a failed job returns: it raises, without Hydra's own line of all its overrides."""
 
     @property
-    def return_value(self) -> Any:
+    def return_value(self) -> Any:  # type: ignore[override]
         raise self._return_value
 
 
