@@ -58,7 +58,8 @@ def jobs_of_sweep(folder: Path) -> list[SweepJob]:
         InputError: its list cannot be read.
     """
     return [
-        _job(folder / each["folder"], each["overrides"], each["differs"]) for each in _list(folder)
+        job_at(folder / each["folder"], each["overrides"], each["differs"])
+        for each in _list(folder)
     ]
 
 
@@ -112,7 +113,8 @@ def _found(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _job(folder: Path, overrides: list[str], differs: dict[str, str]) -> SweepJob:
+def job_at(folder: Path, overrides: list[str], differs: dict[str, str]) -> SweepJob:
+    """A job by its folder, see `SweepJob`."""
     facts = read_summary(folder)
     status = str(facts.get("status", ""))
     state, said = FAILED, facts.get("error") or status or None

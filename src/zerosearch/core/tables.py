@@ -13,11 +13,14 @@ Cells = list[list[str]]  # the heading first
 _MARKDOWN = str.maketrans({"|": r"\|", "\\": r"\\", "<": "&lt;"})
 
 
+def markdown(text: str) -> str:
+    """Text in a line of Markdown: no cell ends in it, and neither HTML nor links come of it."""
+    return shown(text).translate(_MARKDOWN).replace("](", r"]\(")
+
+
 def as_markdown(cells: Cells) -> str:
-    """A pipe table; neither HTML nor links come of what is in it."""
-    heading, *rows = [
-        [shown(cell).translate(_MARKDOWN).replace("](", r"]\(") for cell in row] for row in cells
-    ]
+    """A pipe table; of what is in a cell, see `markdown`."""
+    heading, *rows = [[*map(markdown, row)] for row in cells]
     rule = ["---"] * len(heading)
     return "".join(f"| {' | '.join(row)} |\n" for row in (heading, rule, *rows))
 
