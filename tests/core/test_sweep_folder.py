@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from zerosearch.core.errors import InputError
-from zerosearch.core.sweep_folder import JOBS, jobs_of_sweep, plan_jobs
+from zerosearch.core.sweep_folder import JOBS, jobs_of_sweep, plan_jobs, read_job
 
 ENDINGS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "seed=0": ({"status": "completed"}, "completed", None),
@@ -24,7 +24,8 @@ ENDINGS: dict[str, tuple[dict[str, Any], str, str | None]] = {
 
 
 def plan(folder: Path, *names: str) -> None:
-    plan_jobs(folder, [(name, ["x=1", name], dict([name.split("=")])) for name in names])
+    jobs = [read_job(folder / name, ["x=1", name], dict([name.split("=")])) for name in names]
+    plan_jobs(folder, jobs)
 
 
 def test_each_job_has_its_state_and_what_it_said(tmp_path: Path) -> None:

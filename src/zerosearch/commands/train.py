@@ -9,7 +9,7 @@ from zerosearch.command_line.arguments import expand_resume, expand_simulator
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, OF_TRAINING
 from zerosearch.command_line.made_for import check_choices, check_experiment
-from zerosearch.command_line.sweeps import check_optimized, optimized_value
+from zerosearch.command_line.optimized import check_optimized, optimized_value
 from zerosearch.core.imports import quick_imports
 from zerosearch.core.runs import Summary, run_job
 from zerosearch.data.availability import check_data

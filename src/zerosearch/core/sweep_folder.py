@@ -6,7 +6,7 @@ Light on imports, as `zerosearch.core.runs`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,14 @@ def is_sweep_folder(folder: Path) -> bool:
     return (folder / JOBS).is_file() or (folder / "multirun.yaml").is_file()
 
 
+def name_a_run(folder: Path) -> str:
+    """What is said of a sweep's folder where a run is wanted."""
+    runs = [path for path in folder.iterdir() if (path / ".hydra").is_dir()]
+    if not runs:
+        return "is a sweep, of which no run has begun"
+    return f"is a sweep: name one of its runs, such as {min(runs)}"
+
+
 def jobs_of_sweep(folder: Path) -> list[SweepJob]:
     """The jobs of a sweep in their order, those never begun included.
 
@@ -58,19 +66,49 @@ def jobs_of_sweep(folder: Path) -> list[SweepJob]:
         InputError: its list cannot be read.
     """
     return [
-        job_at(folder / each["folder"], each["overrides"], each["differs"])
+        read_job(folder / each["folder"], each["overrides"], each["differs"])
         for each in _list(folder)
     ]
 
 
-def plan_jobs(folder: Path, jobs: Iterable[tuple[str, list[str], Mapping[str, str]]]) -> None:
+def read_job(folder: Path, overrides: list[str], differs: dict[str, str]) -> SweepJob:
+    """A job and its state; the arguments are those of `SweepJob`."""
+    facts = read_summary(folder)
+    status = str(facts.get("status", ""))
+    state, said = FAILED, facts.get("error") or status or None
+    if not facts:
+        state, said = NOT_STARTED, None
+    elif status == COMPLETED or status.startswith("stopped: "):
+        state, said = COMPLETED, status.removeprefix(COMPLETED) or None
+    elif status.startswith(INTERRUPTED):
+        state = INTERRUPTED
+    elif status == RUNNING:
+        state, said = (RUNNING, None) if _is_held(folder) else (INTERRUPTED, "it was killed")
+    return SweepJob(
+        folder=folder,
+        overrides=overrides,
+        differs=differs,
+        state=state,
+        said=said,
+        summary=facts,
+    )
+
+
+def plan_jobs(folder: Path, jobs: Iterable[SweepJob]) -> None:
     """Note which jobs a sweep is to have; earlier ones that have begun stay in the list.
 
     Args:
         folder: of the sweep.
-        jobs: name of the folder, overrides and `SweepJob.differs` of each.
+        jobs: in folders of it.
     """
-    new = {name: {"folder": name, "overrides": list(o), "differs": dict(d)} for name, o, d in jobs}
+    new = {
+        job.folder.name: {
+            "folder": job.folder.name,
+            "overrides": job.overrides,
+            "differs": job.differs,
+        }
+        for job in jobs
+    }
     old = {each["folder"]: each for each in _list(folder)} if is_sweep_folder(folder) else {}
     kept = {name: each for name, each in old.items() if name in new or (folder / name).is_dir()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,29 +149,6 @@ def _found(folder: Path) -> list[dict[str, Any]]:
         }
         for run, overrides, each in zip(runs, saved, given, strict=True)
     ]
-
-
-def job_at(folder: Path, overrides: list[str], differs: dict[str, str]) -> SweepJob:
-    """A job by its folder, see `SweepJob`."""
-    facts = read_summary(folder)
-    status = str(facts.get("status", ""))
-    state, said = FAILED, facts.get("error") or status or None
-    if not facts:
-        state, said = NOT_STARTED, None
-    elif status == COMPLETED or status.startswith("stopped: "):
-        state, said = COMPLETED, status.removeprefix(COMPLETED) or None
-    elif status.startswith(INTERRUPTED):
-        state = INTERRUPTED
-    elif status == RUNNING:
-        state, said = (RUNNING, None) if _is_held(folder) else (INTERRUPTED, "it was killed")
-    return SweepJob(
-        folder=folder,
-        overrides=overrides,
-        differs=differs,
-        state=state,
-        said=said,
-        summary=facts,
-    )
 
 
 def _is_held(folder: Path) -> bool:

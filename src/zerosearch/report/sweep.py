@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zerosearch.core.sweep_folder import COMPLETED, SweepJob, job_at, jobs_of_sweep
+from zerosearch.core.sweep_folder import COMPLETED, SweepJob, read_job, jobs_of_sweep
 from zerosearch.report.facts import LAST_STEPS, Measured, engine_scores, tested
 from zerosearch.report.run_folder import RunFolder, number, read_run
 
@@ -108,7 +108,7 @@ def trials_of_sweep(folder: Path) -> list[Trial]:
 
 def trials_of(runs: Iterable[RunFolder]) -> list[Trial]:
     """Runs that were started one by one."""
-    return [Trial(job=job_at(run.path, run.overrides, run.differing), run=run) for run in runs]
+    return [Trial(job=read_job(run.path, run.overrides, run.differing), run=run) for run in runs]
 
 
 def settings_of(trials: Iterable[Trial]) -> list[Setting]:
