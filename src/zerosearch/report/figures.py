@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", ":")
+DASHES = ("-", "--", "-.")
 GREY = "#595959"
 SUFFIXES = (".png", ".svg", ".pdf")
-_LONGEST = 44  # characters of a text from outside
+_LONGEST = 40  # characters of a text from outside
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zerosearch.core.sweep_folder import COMPLETED, SweepJob, read_job, jobs_of_sweep
+from zerosearch.core.sweep_folder import COMPLETED, SweepJob, jobs_of_sweep, read_job
 from zerosearch.report.facts import LAST_STEPS, Measured, engine_scores, tested
 from zerosearch.report.run_folder import RunFolder, number, read_run
 

@@ -40,6 +40,14 @@ class _Layout:
         value = setting.values.get(self.axis, "")
         return self.values.index(value), self.colours.index(_others(setting, self.axis))
 
+    def shifted(self, value: str, colour: int) -> float:
+        """A number, moved a little so that curves do not hide one another's intervals."""
+        numbers = [float(each) for each in self.values]
+        part = 0.015 * (colour - (len(self.colours) - 1) / 2)
+        if _is_wide(numbers):
+            return float(value) * (max(numbers) / min(numbers)) ** part
+        return float(value) + part * (max(numbers) - min(numbers))
+
     @property
     def wide(self) -> float:
         """Inches of a panel: room for bars and words, within the width of a page."""
@@ -133,7 +141,7 @@ def _panel(axis: Axes, layout: _Layout, settings: Sequence[Setting], measure: Me
             number,
             label(word),
         )
-    axis.set_ylabel(measure.heading)
+    axis.set_ylabel(measure.heading.replace(", ", "\n"))
     axis.set_xlabel(label(layout.axis))
     if layout.is_line:
         _numbers_below(axis, layout.values)
@@ -146,10 +154,14 @@ def _panel(axis: Axes, layout: _Layout, settings: Sequence[Setting], measure: Me
     axis.set_xlim(-0.6, len(texts) - 0.4)
 
 
+def _is_wide(numbers: Sequence[float]) -> bool:
+    return min(numbers) > 0 and max(numbers) / min(numbers) >= _WIDE
+
+
 def _numbers_below(axis: Axes, values: Sequence[str]) -> None:
     """A numeric axis with the values as they were given; of many, some."""
     numbers = [float(value) for value in values]
-    if min(numbers) > 0 and max(numbers) / min(numbers) >= _WIDE:
+    if _is_wide(numbers):
         axis.set_xscale("log")
     every = -(-len(values) // _MOST_TICKS)
     axis.set_xticks(numbers[::every], [label(value) for value in values[::every]])
@@ -193,7 +205,7 @@ def _lines(
     word: str,
 ) -> None:
     points = [
-        (float(each.values[layout.axis]), found, each.seeds(measure))
+        (layout.shifted(each.values[layout.axis], number), found, each.seeds(measure))
         for each in settings
         if (found := each.estimate(measure)) is not None
     ]

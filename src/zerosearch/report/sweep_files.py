@@ -10,7 +10,7 @@ from rich.console import Console
 from zerosearch.core.files import replacing
 from zerosearch.core.outcome import short_path
 from zerosearch.core.shown import shown
-from zerosearch.core.tables import as_rich
+from zerosearch.core.tables import Cells, as_rich
 from zerosearch.report.figures import save
 from zerosearch.report.sweep import Trial, measures_of, settings_of
 from zerosearch.report.sweep_figure import draw_sweep
@@ -18,7 +18,6 @@ from zerosearch.report.sweep_tables import as_csv, as_page, count, not_finished,
 
 NAME = "sweep"  # of the files, without their ends
 _AFTER = ("test/", "reward/", "rollout/", "curriculum/")  # on the console: what came out
-_ON_CONSOLE = 5  # such measures fit the width of a terminal
 
 
 def write_sweep(folder: Path, trials: Sequence[Trial]) -> list[Path]:
@@ -52,11 +51,25 @@ def show_sweep(folder: Path, trials: Sequence[Trial], files: Sequence[Path]) -> 
     settings = settings_of(trials)
     measures = [each for each in measures_of(settings) if each.name.startswith(_AFTER)]
     if measures:
-        cells = table(settings, measures[:_ON_CONSOLE], short=True)
-        Console().print(as_rich(cells, count(trials)))
+        console = Console()
+        while True:
+            cells = table(settings, measures, short=True)
+            if len(measures) == 1 or _width(cells) <= console.width:
+                break
+            measures.pop()
+        console.print(as_rich(cells, count(trials)))
     else:
         print(count(trials))
     for line in not_finished(trials):
         print(shown(line))
     names = ", ".join(path.name for path in files)
     print(f"{names} in {short_path(folder.resolve())}", flush=True)
+
+
+def _width(cells: Cells) -> int:
+    """Characters of a table whose headings may break at spaces and whose cells may not."""
+    words = [[max(heading.split(), key=len, default="")] for heading in cells[0]]
+    rows = [
+        [*each, *column] for each, column in zip(words, zip(*cells[1:], strict=True), strict=True)
+    ]
+    return sum(max(map(len, each)) + 2 for each in rows)
