@@ -24,7 +24,8 @@ from zerosearch.command_line.arguments import quoted
 from zerosearch.command_line.job_processes import JobProcesses
 from zerosearch.command_line.optimized import JobFailed, optimized_value
 from zerosearch.command_line.sweep_plan import PlannedJob, plan
-from zerosearch.core.errors import InputError, ZeroSearchError
+from zerosearch.core.endings import report_error
+from zerosearch.core.errors import InputError
 from zerosearch.core.job_share import visible_gpus
 from zerosearch.core.runs import read_summary
 
@@ -202,7 +203,7 @@ def reported(report: Callable[[Path], None] | None) -> Iterator[None]:
     """Within, a sweep ends with a report, however it ends.
 
     Args:
-        report: makes it of the sweep's folder; an error of ours there ends in a sentence.
+        report: makes it of the sweep's folder; an error there is logged.
     """
     try:
         yield
@@ -210,8 +211,8 @@ def reported(report: Callable[[Path], None] | None) -> Iterator[None]:
         if report is not None and _folders:
             try:
                 report(_folders[-1])
-            except (ZeroSearchError, OSError) as error:
-                log.error("the sweep's table could not be made: %s", error)
+            except Exception as error:  # what the jobs came to is said all the same
+                report_error(error)
 
 
 def _plan(
