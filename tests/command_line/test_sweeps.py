@@ -119,6 +119,9 @@ def test_invariant_20_a_job_of_two_processes_that_dies_takes_nothing_along(tmp_p
     assert summary(failed)["status"] != "completed"
     assert summary(completed)["status"] == "completed", output
     assert len(read_metrics(completed)) == 2
+    table = (failed.parent / "sweep.md").read_text()
+    assert "2 jobs: 1 completed, 1 failed." in table and "2 jobs: 1 completed, 1 failed" in output
+    assert summary(failed)["error"] in table and (failed.parent / "sweep.png").exists()
     assert re.search(r"jobs that failed: 1\n *job 0 \(optimizer.lr=1e\+?30\): ", output), output
 
 
@@ -144,6 +147,8 @@ def test_a_sweep_that_is_told_to_stop_lets_its_jobs_end_in_order(
     assert summary(job)["status"] == f"interrupted by {number.name}"
     assert (job / "checkpoints" / "last.ckpt").exists(), "the step that ran was kept"
     assert [found.state for found in jobs_of_sweep(job.parent)][2] == "not started"
+    table = (job.parent / "sweep.md").read_text()
+    assert f"| seed=1 | interrupted | interrupted by {number.name} |" in table
     for found in jobs_of_sweep(job.parent):
         if found.summary:
             assert not Path(f"/proc/{found.summary['process']}").exists(), "none is left behind"

@@ -70,6 +70,7 @@ class Command(Generic[T]):
         expand: turn the words of the command line into Hydra's, in this order; each raises a
             InputError with one sentence.
         error_code: exit code where the command line is wrong.
+        after_sweep: makes a report of a sweep's folder, however the sweep ended.
     """
 
     task: Callable[[DictConfig], T]
@@ -77,6 +78,7 @@ class Command(Generic[T]):
     checks: Sequence[Callable[[DictConfig], None]]
     expand: Sequence[Callable[[list[str]], list[str]]]
     error_code: int
+    after_sweep: Callable[[Path], None] | None
 
     @property
     def name(self) -> str:
@@ -128,7 +130,8 @@ class Command(Generic[T]):
                 print(help_text(self.name, arguments))
                 return None
             run = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=self.name)
-            with _full_error("1"):  # Hydra then raises what is said in other words below
+            # with "1" Hydra raises what is said in other words below
+            with _full_error("1"), sweeps.reported(self.after_sweep):
                 return run(self._job(full_error, begun))()
         except JobFailed as error:
             sweeps.report_failures(error)
@@ -185,11 +188,12 @@ def command(
     checks: Sequence[Callable[[DictConfig], None]] = (),
     expand: Sequence[Callable[[list[str]], list[str]]] = (),
     error_code: int = 1,
+    after_sweep: Callable[[Path], None] | None = None,
 ) -> Callable[[Callable[[DictConfig], T]], Command[T]]:
     """Make a function a `Command`, whose arguments these are."""
 
     def decorate(task: Callable[[DictConfig], T]) -> Command[T]:
-        return Command(task, keys, checks, expand, error_code)
+        return Command(task, keys, checks, expand, error_code, after_sweep)
 
     return decorate
 

@@ -7,11 +7,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log
@@ -23,6 +24,7 @@ from zerosearch.command_line.arguments import quoted
 from zerosearch.command_line.job_processes import JobProcesses
 from zerosearch.command_line.optimized import JobFailed, optimized_value
 from zerosearch.command_line.sweep_plan import PlannedJob, plan
+from zerosearch.core.endings import report_error
 from zerosearch.core.errors import InputError
 from zerosearch.core.job_share import visible_gpus
 from zerosearch.core.runs import read_summary
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 _failures: list[str] = []  # of this sweep's jobs, in words
 _environment: dict[str, str] = {}  # of jobs here
 _others: dict[str, type[Launcher]] = {}  # launchers that `JobsElsewhere` has replaced, by name
+_folders: list[Path] = []  # of this process's sweep, once it is planned
 
 
 class JobsHere(Launcher):
@@ -56,7 +59,7 @@ class JobsHere(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         _set_up_log(self._config)
-        planned = plan(self._config, self._loader.load_sweep_config, job_overrides, initial_job_idx)
+        planned = _plan(self._config, self._loader, job_overrides, initial_job_idx)
         left = [job for job in planned if not job.is_done]
         returned = {job.number: _returned(job, 0) for job in planned if job.is_done}
 
@@ -95,7 +98,7 @@ class JobsElsewhere(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         _set_up_log(self._config)
-        planned = plan(self._config, self._loader.load_sweep_config, job_overrides, initial_job_idx)
+        planned = _plan(self._config, self._loader, job_overrides, initial_job_idx)
         left = [job for job in planned if not job.is_done]
         own = [[*job.found.overrides, *_in_its_folder(job)] for job in left]
         returns = self._wait(own, initial_job_idx) if own else []
@@ -191,6 +194,31 @@ def _side_by_side(n_jobs: Any, left: Sequence[PlannedJob]) -> int:
                 "by side would meet there: give simulator.server.port=null, any free one"
             )
     return count
+
+
+@contextmanager
+def reported(report: Callable[[Path], None] | None) -> Iterator[None]:
+    """Within, a sweep ends with a report, however it ends.
+
+    Args:
+        report: makes it of the sweep's folder; an error there is logged.
+    """
+    try:
+        yield
+    finally:
+        if report is not None and _folders:
+            try:
+                report(_folders[-1])
+            except Exception as error:  # what the jobs came to is said all the same
+                report_error(error)
+
+
+def _plan(
+    config: DictConfig, loader: ConfigLoader, jobs: Sequence[Sequence[str]], first: int
+) -> list[PlannedJob]:
+    planned = plan(config, loader.load_sweep_config, jobs, first)
+    _folders[:] = [job.found.folder.parent for job in planned[:1]]
+    return planned
 
 
 def _set_up_log(config: DictConfig) -> None:
