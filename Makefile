@@ -37,6 +37,7 @@ PYTEST   = $(PYTHON) -m pytest -n $(workers) --maxprocesses 4 --dist loadfile
 PROGRAMS      := data train tune plan sweep evaluate ask serve simulator generator retriever
 OWN_ask       := question
 OWN_report    := run
+OWN_simulator-quickstart := size
 OWN_test      := workers
 OWN_test-full := workers
 
@@ -100,20 +101,30 @@ simulator: $(STAMP) ## Serve a simulator: simulator=prompted_7b, or simulator=ti
 	  || $(MAKE) --no-print-directory smollm2
 	$(PYTHON) -m zerosearch simulate $(OVERRIDES)
 
-simulator-quickstart: $(STAMP) ## Make a small simulator: collect, judge, tune, measure; again: go on where it stopped
-	$(PYTHON) -m zerosearch collect
-	$(PYTHON) -m zerosearch judge judge.follow_ups=true only_correct=true 'rows.top_k=[1]'
-	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_untuned
-	$(PYTHON) -m zerosearch tune experiment=simulator_sft_tiny hydra.run.dir=logs/simulation/geography/tune
-	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_tuned
-	@echo 'Train with it: make train simulator=tiny_tuned'
-
-# A part of a chain that is a run in a folder: left out when it is finished, resumed when it was cut off, begun where nothing of it was written.
+# A part of a chain that is a run in a folder: left out when it is finished, resumed when it was cut off, begun
+# where nothing of it was written.
 define once
 	@if grep -qs '"status": "completed"' $2/summary.json; then echo '$2: finished already'; \
 	elif test -s $2/.hydra/overrides.yaml; then $(PYTHON) -m zerosearch $(firstword $1) resume=$2; \
 	else $(PYTHON) -m zerosearch $1 hydra.run.dir=$2; fi
 endef
+
+# Episodes and rows serve every size.
+GEOGRAPHY = logs/simulation/geography
+SIZED     = $(if $(size),_$(size))
+SIZES     = $(patsubst configs/experiment/simulator_sft_tiny_%.yaml,%,$(wildcard configs/experiment/simulator_sft_tiny_*.yaml))
+
+unexport size
+simulator-quickstart: $(STAMP) ## Make a small simulator [size=0_7m or 3m]: collect, judge, tune, measure; again: go on where it stopped
+	$(if $(filter-out $(SIZES),$(size)),$(error size=$(size): leave it out for a million parameters, or give one of $(SIZES)))
+	$(PYTHON) -m zerosearch collect
+	$(PYTHON) -m zerosearch judge judge.follow_ups=true only_correct=true 'rows.top_k=[1]'
+	$(if $(size),,$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_untuned)
+	$(if $(size),$(PYTHON) -m scripts.quickstart_policy.resize $(size) --output $(GEOGRAPHY)/start$(SIZED))
+	$(call once,tune experiment=simulator_sft_tiny$(SIZED),$(GEOGRAPHY)/tune$(SIZED))
+	$(PYTHON) -m zerosearch fidelity $(MEASURE) simulator=tiny_tuned$(SIZED)
+	@echo 'Train with it: make train simulator=tiny_tuned$(SIZED)'
+
 STUDY = logs/smollm2_geography
 
 smollm2-quickstart: $(STAMP) ## SmolLM2-135M learns to search: episodes, cold start, RL, test; again: go on where it stopped

@@ -83,6 +83,8 @@ NEEDED: dict[tuple[str, str], list[str]] = {
     ("simulator", "exported"): [ENDPOINT, "simulator.folder=x", SHIPPED],
     ("simulator", "in_process"): ["simulator.folder=x", SHIPPED],
     ("simulator", "tiny_tuned"): [SHIPPED],
+    ("simulator", "tiny_tuned_0_7m"): [SHIPPED],
+    ("simulator", "tiny_tuned_3m"): [SHIPPED],
     ("simulator", "tiny_untuned"): [],
     ("simulator", "tiny_tuned_vllm"): [SHIPPED],
     **{  # the template is derived first

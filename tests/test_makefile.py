@@ -16,6 +16,9 @@ from tests.helpers.recorded import calls, make_environment, run
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 
+RESIZE = "scripts.quickstart_policy.resize"
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
     return make_environment(tmp_path)
@@ -107,6 +110,47 @@ def test_a_report_takes_its_runs_as_words(environment: Path) -> None:
     given = called(environment, "report", "run=logs/a logs/b", "args=--trajectories 5")
     assert given == ["zerosearch", "report", "logs/a", "logs/b", "--trajectories", "5"]
     assert called(environment, "report") == ["zerosearch", "report"]
+
+
+@pytest.mark.parametrize(
+    ("words", "ending"), [([], ""), (["size=0_7m"], "_0_7m"), (["size=3m"], "_3m")], ids=str
+)
+def test_a_small_simulator_is_made_in_several_sizes_each_in_its_own_folder(
+    words: list[str], ending: str, environment: Path
+) -> None:
+    folder = environment / "made"
+    chain = ["simulator-quickstart", *words, f"GEOGRAPHY={folder}"]
+    assert make(environment, *chain).returncode == 0
+    given = [
+        call.arguments[-2:] if RESIZE in call.arguments else call.arguments[2:]
+        for call in calls(environment)
+    ]
+    resized = [["--output", f"{folder}/start{ending}"]] if words else []
+    before = [["fidelity", "simulator=tiny_untuned"]] if not words else []
+    assert [[each[0], each[-1]] for each in given[2:]] == [
+        *before,
+        *resized,
+        ["tune", f"hydra.run.dir={folder}/tune{ending}"],
+        ["fidelity", f"simulator=tiny_tuned{ending}"],
+    ]
+    assert f"experiment=simulator_sft_tiny{ending}" in given[-2]
+    assert not any(word.startswith("size=") for each in called for word in each)
+
+    (folder / f"tune{ending}" / ".hydra").mkdir(parents=True)  # cut off
+    assert make(environment, *chain).returncode == 0
+    assert calls(environment)[-2].arguments[2:] == ["tune", f"resume={folder}/tune{ending}"]
+    (folder / f"tune{ending}" / "summary.json").write_text('{"status": "completed"}')
+    so_far = len(calls(environment))
+    assert make(environment, *chain).returncode == 0
+    assert not [each for each in calls(environment)[so_far:] if "tune" in each.arguments]
+
+
+def test_a_small_simulator_of_no_known_size_is_refused_before_anything_runs(
+    environment: Path,
+) -> None:
+    ended = make(environment, "simulator-quickstart", "size=7b")
+    assert ended.returncode == 2 and not calls(environment)
+    assert "size=7b: leave it out for a million parameters, or give one of 0_7m 3m" in ended.stderr
 
 
 @pytest.mark.parametrize("words", [["lint"], ["test"], ["types"], [], ["train", "lint"]])

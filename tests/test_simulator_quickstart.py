@@ -9,8 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import LlamaForCausalLM
 
+from scripts.quickstart_policy.__main__ import DEFAULT_OUTPUT, SETTINGS
+from scripts.quickstart_policy.resize import SIZES, with_layers
+from tests.helpers.configs import CONFIGS, compose_config
 from tests.helpers.recorded import calls, make_environment, run
+from zerosearch.rollout.settings import EpisodeSettings
 
 COLLECT, JUDGE, FIDELITY, TUNE = "collect", "judge", "fidelity", "tune"
 SMALL = {
@@ -40,19 +47,58 @@ def call(folder: Path, command: str, *overrides: str) -> str:
     return done.stdout + done.stderr
 
 
+def test_every_size_of_the_miniature_is_one_that_make_makes(tmp_path: Path) -> None:
+    swept = OmegaConf.load(CONFIGS / "hparams_search" / "simulator_size_tiny.yaml")
+    assert OmegaConf.select(swept, "hydra.sweeper.params.seed") == "0,1,2"
+    names = OmegaConf.select(swept, "hydra.sweeper.params.simulator").split(",")
+    assert names == ["tiny_tuned_0_7m", "tiny_tuned", "tiny_tuned_3m"]
+    for name in names:
+        size = name.removeprefix("tiny_tuned")
+        experiment = f"experiment=simulator_sft_tiny{size}"
+        tuning = compose_config(tmp_path, experiment, name="tune")
+        made = OmegaConf.load(CONFIGS / "simulator" / f"{name}.yaml")
+        places = [OmegaConf.to_container(node, resolve=False) for node in (tuning, made)]
+        assert places[0]["export_dir"] == places[1]["folder"], name  # type: ignore[index,call-overload]
+        if size:
+            assert size[1:] in SIZES and tuning.model.path.endswith(f"geography/start{size}")
+
+
+def test_the_script_of_the_quickstart_reads_the_settings_of_its_episodes() -> None:
+    assert isinstance(SETTINGS, EpisodeSettings) and SETTINGS.prompt_template == "plain"
+
+
+def test_a_size_begins_with_what_the_policy_of_the_quickstart_knows() -> None:
+    policy = LlamaForCausalLM.from_pretrained(DEFAULT_OUTPUT).eval()
+    ids = torch.arange(300, 340)[None]
+    made = {size: with_layers(policy, layers).eval() for size, layers in SIZES.items()}
+    found = {size: model.num_parameters() for size, model in made.items()}
+    assert found == {"0_7m": 655_872, "3m": 3_018_240}
+    with torch.no_grad():
+        known = policy(input_ids=ids).logits
+        assert torch.equal(made["3m"](input_ids=ids).logits, known)
+        assert not torch.allclose(made["0_7m"](input_ids=ids).logits, known, atol=0.1)
+    made["3m"](input_ids=ids, labels=ids).loss.backward()
+    for layer in made["3m"].model.layers:
+        assert layer.self_attn.o_proj.weight.grad.any(), "a silent copy would stay silent"
+    reloaded = policy.generate(ids, max_new_tokens=3, do_sample=False)
+    grown = made["3m"].generate(ids, max_new_tokens=3, do_sample=False)  # each layer has its cache
+    assert torch.equal(grown, reloaded)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # seven processes one after the other, on a busy machine too
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_collect_judge_tune_measure_and_train(tmp_path: Path) -> None:
     (tmp_path / "environment").mkdir()
     environment = make_environment(tmp_path / "environment")
-    assert run(environment, "make", "simulator-quickstart").returncode == 0
+    folder = tmp_path / "logs" / "simulation" / "geography"
+    made = run(environment, "make", "simulator-quickstart", f"GEOGRAPHY={folder}")
+    assert made.returncode == 0
     steps = [each.arguments[2:] for each in calls(environment)]
     assert [command for command, *_ in steps] == [COLLECT, JUDGE, FIDELITY, TUNE, FIDELITY]
     for command, *overrides in steps:
         call(tmp_path, command, *overrides, *SMALL[command])
 
-    folder = tmp_path / "logs" / "simulation" / "geography"
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert {row["quality"] for row in rows} == {"useful", "noisy"}
     summary = json.loads((folder / "tune" / "summary.json").read_text())

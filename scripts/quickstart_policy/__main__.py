@@ -29,7 +29,7 @@ from zerosearch.data.geography.facts import FactStore, load_facts
 from zerosearch.rollout.settings import EpisodeSettings
 
 # The run reads the same file, so that the weights and the run cannot disagree.
-SETTINGS: EpisodeSettings = instantiate(OmegaConf.load("configs/episode/quickstart.yaml"))
+SETTINGS: EpisodeSettings = instantiate(OmegaConf.load("configs/episode/quickstart.yaml").episode)
 BATCH, SHARD_BATCHES = 64, 16
 
 
