@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,10 @@ from tests.helpers.configs import ROOT
 from tests.helpers.openai_server import free_port
 from tests.helpers.processes import run_forked
 from tests.helpers.runs import small_run
-from tests.helpers.waiting import wait_until
 from zerosearch.callbacks.tensorboard_layout import POLICY
 
 pytestmark = pytest.mark.slow
-SECONDS_MS = 120_000  # ends what hangs; a page takes seconds
+GUARD_MS = 300_000  # ends what hangs; a page takes seconds
 CARDS = "tf-custom-scalar-multi-line-chart-card, tf-custom-scalar-margin-chart-card"
 
 
@@ -47,7 +47,8 @@ def tensorboard(folder: Path) -> Iterator[str]:
                 return False
 
         try:
-            wait_until(has_read)
+            while not has_read():
+                time.sleep(0.2)
             yield address
         finally:
             server.terminate()
@@ -65,6 +66,12 @@ class Board:
         self.page.goto("about:blank")
         self.page.goto(f"{self.address}/#{tab}")
         return self.page
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + GUARD_MS / 1000
+        while not condition():
+            assert time.monotonic() < end, what
+            self.page.wait_for_timeout(100)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +94,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def board(logs: Path) -> Iterator[Board]:
     with browser() as chromium, tensorboard(logs / "tensorboard" / "train") as address:
         page = chromium.new_page(viewport={"width": 1500, "height": 1600})
-        page.set_default_timeout(SECONDS_MS)
+        page.set_default_timeout(GUARD_MS)
         view = Board(page, address, [])
         page.on("pageerror", lambda error: view.wrong.append(f"error: {error}"))
         page.on("dialog", lambda dialog: view.wrong.append(f"dialog: {dialog.message}"))
@@ -116,13 +123,13 @@ def test_every_headline_chart_is_drawn(board: Board) -> None:
     page = board.open("custom_scalars")
     page.locator(CARDS).first.wait_for()
     titles = [title for charts in POLICY.values() for title in charts]
-    wait_until(lambda: page.locator(CARDS).count() == len(titles))
+    board.wait(lambda: page.locator(CARDS).count() == len(titles), "a card for each chart")
     cards = {card.evaluate("card => card.title"): card for card in page.locator(CARDS).all()}
     assert cards.keys() == set(titles)
     drawn = "paths => paths.map(path => path.getAttribute('d') || '').filter(d => d.length > 20)"
     for title in titles:
         lines = cards[title].locator("path.line")
-        wait_until(lambda lines=lines: bool(lines.evaluate_all(drawn)))
+        board.wait(lambda lines=lines: bool(lines.evaluate_all(drawn)), title)
     reward = cards["reward, and the share of noise"].locator("path.line")
     assert len(reward.evaluate_all(drawn)) >= 2
     interval = cards["F1 of validation questions, by engine"].locator("path.area")

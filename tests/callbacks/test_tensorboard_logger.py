@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +48,8 @@ def test_values_keep_the_time_at_which_they_were_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([100.0, 200.0, 300.0])
-    monkeypatch.setattr("zerosearch.callbacks.tensorboard_logger.time.time", lambda: next(times))
+    clock = SimpleNamespace(time=lambda: next(times))
+    monkeypatch.setattr("zerosearch.callbacks.tensorboard_logger.time", clock)
     log(CurveLogger(tmp_path), [{"late": 0.0}, {"late": 0.0}, {"late": 1.0}])
     board = EventAccumulator(str(tmp_path)).Reload()
     assert [event.wall_time for event in board.Scalars("late")] == [100.0, 200.0, 300.0]

@@ -119,7 +119,7 @@ def test_failed_search_has_an_error_and_no_reward():
     row = transcript_json(record, 0)
     assert (row["error"], row["reward"], row["answer"]) == ("search engine x: down", None, None)
     assert (row["turns"][0]["query"], row["turns"][0]["search"]) == ("capital of Italy", None)
-    html = markdown_to_safe_html(transcript_markdown(record, 0))
+    html = unescape(markdown_to_safe_html(transcript_markdown(record, 0)))
     assert "<strong>invalid</strong> search engine x: down" in html
 
 
@@ -143,9 +143,9 @@ def test_tensorboard_shows_tags_literally_at_each_evaluation(run):
     events.Reload()
     shown = events.Tensors("transcripts/val/bm25/text_summary")
     assert [event.step for event in shown] == [2, 4]
-    html = markdown_to_safe_html(shown[1].tensor_proto.string_val[0])
+    html = unescape(markdown_to_safe_html(shown[1].tensor_proto.string_val[0]))
     assert "<h4>Capital of Italy?</h4>" in html
-    assert "<strong>&lt;search&gt;</strong>capital of Italy<strong>&lt;/search&gt;</strong>" in html
+    assert "<strong><search></strong>capital of Italy<strong></search></strong>" in html
     assert "<strong>reward</strong> 1.000 (F1 1.000, EM 1)<br>" in html
     assert "<strong>turn 1: search, 1 of 2 useful documents</strong>" in html
     assert html.count("<blockquote>") == 3, "two turns, and documents within the first"

@@ -236,7 +236,7 @@ def test_a_run_leaves_curves_hyper_parameters_and_texts_for_tensorboard(runs: Ru
         assert event.value == pytest.approx(rewards[event.step])
     texts = {"transcripts/val/bm25", "results/bm25", "results/scripted"}
     assert {f"{name}/text_summary" for name in texts} <= set(tags["tensors"])
-    assert tags["histograms"] == ["episodes/turns", "episodes/tokens", "episodes/reward"]
+    assert {*tags["histograms"]} == {"episodes/turns", "episodes/tokens", "episodes/reward"}
     row = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     values = parse_session_start_info_plugin_data(row).hparams
     summary = read_summary(runs.whole)
