@@ -144,13 +144,10 @@ def test_the_run_is_listed_once_and_by_what_differs(board: Board, logs: Path) ->
 
 def test_hparams_has_few_columns_and_no_none(board: Board) -> None:
     page = board.open("hparams")
-    page.get_by_text("test/f1", exact=True).first.wait_for()
-    names = page.locator(
-        "tf-hparams-query-pane .section-title, tf-hparams-query-pane paper-checkbox"
-    )
-    listed = [name.strip() for name in names.all_inner_texts()]
-    columns = [name for name in listed if "/" in name or "=" in name or name in ("seed", "more")]
-    assert {"test/f1", "start/f1", "val/bm25/f1", "reward/total"} <= {*columns}
+    page.locator(".metric-checkbox").first.wait_for()
+    boxes = page.locator(".hparam-checkbox, .metric-checkbox")
+    columns = [name.strip() for name in boxes.all_inner_texts()]
+    assert {"seed", "start/f1", "test/f1", "val/bm25/f1", "reward/total"} <= {*columns}
     assert len(columns) <= 15
     assert "None" not in page.locator("tf-hparams-main").inner_text()
 
