@@ -78,7 +78,8 @@ class Board:
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a small run, which asks a question that would like to be more than text."""
     folder = tmp_path_factory.mktemp("board")
-    settings = small_run(folder)
+    kept = [each for each in small_run(folder) if "max_prompt_tokens" not in each]
+    settings = [*kept, "episode.max_prompt_tokens=96"]
     hostile = r'<img src=x onerror="document.title=1">![](http://evil/x.png) *colour* 1'
     held_out = folder / "held_out.jsonl"
     row = held_out.read_text().splitlines()[0].replace("colour 0", hostile.replace('"', r"\""))
