@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util import tensor_util
 
 from tests.helpers.policy_stub import PolicyStub, make_trainer
 from zerosearch.callbacks.checkpoint_io import AtomicCheckpointIO
@@ -19,9 +21,17 @@ STEPS = 9
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    board = EventAccumulator(str(folder)).Reload()
-    names = board.Tags()["scalars"]
-    return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in names}
+    """In the order in which they were written, file after file.
+
+    TensorBoard orders files by the second in their names; here several are of one second.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.iterdir(), key=lambda file: int(file.name.rpartition(".")[2])):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                point = (event.step, tensor_util.make_ndarray(value.tensor).item())
+                found.setdefault(value.tag, []).append(point)
+    return found
 
 
 def log(logger: CurveLogger, rows: list[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:

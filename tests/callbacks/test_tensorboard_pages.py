@@ -38,7 +38,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     module.phase = "test"
     trainer.test(module, verbose=False)
     logger.save()
-    return EventAccumulator(str(folder)).Reload()
+    return EventAccumulator(str(folder), size_guidance={"histograms": 0}).Reload()
 
 
 def texts(board: EventAccumulator, tag: str) -> list[str]:
