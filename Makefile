@@ -38,6 +38,7 @@ PROGRAMS      := data train tune plan sweep evaluate ask serve simulator generat
 OWN_ask       := question
 OWN_report    := run
 OWN_simulator-quickstart := size
+OWN_tensorboard := task
 OWN_test      := workers
 OWN_test-full := workers
 
@@ -150,8 +151,10 @@ unexport run
 report: $(STAMP) ## One page about runs, curves and trajectories: run=FOLDER, run="FOLDER FOLDER" or a sweep
 	@$(PYTHON) -m zerosearch report $(run) $(args)
 
-tensorboard: $(STAMP) ## Show all runs under logs/, on this machine only
-	$(PYTHON) -m tensorboard.main --logdir logs --host 127.0.0.1 $(args)
+tensorboard: $(STAMP) ## Charts of all trainings, on this machine only: task=tune for those of tunings
+	@mkdir -p logs/tensorboard/$(or $(task),train)
+	@echo 'Charts: http://localhost:6006/#custom_scalars, or another port where 6006 is taken'
+	$(PYTHON) -m tensorboard.main --logdir logs/tensorboard/$(or $(task),train) --host 127.0.0.1 $(args)
 
 bench: $(STAMP) ## Run every benchmarks/bench_*.py
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(PYTHON) "$$file" $(args); done

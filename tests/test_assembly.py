@@ -17,7 +17,7 @@ def test_a_run_that_has_done_more_than_is_asked_for_says_so(
 ) -> None:
     def run(steps: int) -> Any:
         trainer = make_trainer(steps, callbacks=[], val_every=None)
-        return Run(trainer=trainer, module=PolicyStub(steps), data=None, hyper_parameters={})  # type: ignore[type-var, arg-type]
+        return Run(trainer=trainer, module=PolicyStub(steps), data=None)  # type: ignore[type-var, arg-type]
 
     first = run(3)
     first.fit(None)

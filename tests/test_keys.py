@@ -20,7 +20,6 @@ OTHERWISE = {
     "questions": "what is measured in fidelity; their number in simulator_check",
     "strategy": "Lightning's: a word or an object",
     "devices": "Lightning's: a number or auto",
-    "version": "of a set-up of Python's logging its form, of a logger's folder its name",
     "test": "of a run whether, of data on what, as Lightning calls the phase",
 }
 

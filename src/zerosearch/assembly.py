@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,17 @@ import datasets
 import hydra
 import transformers
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from zerosearch.callbacks.budget_stop import used_up_budget
 from zerosearch.callbacks.event_files import cut_back
 from zerosearch.callbacks.graceful_stop import stopped_by_signal
+from zerosearch.callbacks.tensorboard_columns import columns
+from zerosearch.callbacks.tensorboard_logger import CurveLogger
 from zerosearch.core.errors import InputError
-from zerosearch.core.nodes import check_nodes, leaves
+from zerosearch.core.nodes import check_nodes
+from zerosearch.core.outcome import columns_of
 from zerosearch.core.plain import check_plain
 from zerosearch.core.ranges import Count
 from zerosearch.core.run_date import set_run_date
@@ -51,7 +53,6 @@ class Run(Generic[M, D]):
     trainer: Trainer
     module: M
     data: D
-    hyper_parameters: dict[str, Any]
 
     @property
     def stop_signal(self) -> str | None:
@@ -91,13 +92,21 @@ class Run(Generic[M, D]):
             self.trainer.test(self.module, self.data, verbose=False)
         self.module.phase = "val"
 
-    def log_hyper_parameters(self, metrics: dict[str, float]) -> None:
-        """Show settings beside final metrics (TensorBoard's HParams tab)."""
-        shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
-        step = max(0, self.module.policy_step - 1)  # of the last row: no stray point at 0
+    @property
+    def headline_curves(self) -> list[str]:
+        """Metrics whose last values stand in TensorBoard's table of runs."""
+        return []
+
+    def show_columns(self, facts: Mapping[str, Any]) -> None:
+        """Show settings beside results, in TensorBoard's tab HParams.
+
+        Args:
+            facts: of the run's summary.
+        """
+        values, first = columns_of(facts)
         for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.hyper_parameters, shown, step)
+            if isinstance(logger, CurveLogger):
+                logger.add(*columns(values, self.headline_curves, first))
                 logger.save()
 
 
@@ -111,6 +120,11 @@ class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
         if budget is None or self.stop_signal:
             return super().status
         return f"stopped: {budget.describe(self.module)}"
+
+    @property
+    def headline_curves(self) -> list[str]:
+        """Metrics whose last values stand in TensorBoard's table of runs."""
+        return [f"val/{next(iter(self.module.evaluations))}/f1", "reward/total", "rollout/searches"]
 
     def fit(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint where one is given."""
@@ -141,12 +155,16 @@ class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
             for name in ("f1", "em", "cover_em"):
                 if (value := metrics.get(f"{phase}/{headline}/{name}")) is not None:
                     metrics[f"{phase}/{name}"] = value
-        self.log_hyper_parameters(metrics)
         return metrics
 
 
 class TuningRun(Run[TuningModule[Any, Any], TuningData[Any]]):
     """A simulator learns to write documents, or a policy to play episodes."""
+
+    @property
+    def headline_curves(self) -> list[str]:
+        """Metrics whose last values stand in TensorBoard's table of runs."""
+        return [self.module.loss_name, "val/loss"]
 
     def read_examples(self) -> None:
         """Read the data, before any model is loaded; an example that cannot be used is an error.
@@ -169,9 +187,7 @@ class TuningRun(Run[TuningModule[Any, Any], TuningData[Any]]):
     def final_metrics(self) -> dict[str, float]:
         """Metrics of the last step, and of the validations before and after."""
         module = self.module
-        metrics = {**module.train_metrics, **module.start_metrics, **module.validation_metrics}
-        self.log_hyper_parameters(metrics)
-        return metrics
+        return {**module.train_metrics, **module.start_metrics, **module.validation_metrics}
 
 
 def quiet_libraries() -> None:
@@ -247,7 +263,7 @@ def _objects(cfg: DictConfig) -> dict[str, Any]:
         for name in ("callbacks", "logger")
     )
     trainer = hydra.utils.instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
-    return {"trainer": trainer, "module": module, "data": data, "hyper_parameters": _flat(cfg)}
+    return {"trainer": trainer, "module": module, "data": data}
 
 
 def _nodes(cfg: DictConfig, name: str) -> Iterator[DictConfig]:
@@ -260,13 +276,3 @@ def _nodes(cfg: DictConfig, name: str) -> Iterator[DictConfig]:
             )
         if node:
             yield node
-
-
-def _flat(cfg: DictConfig) -> dict[str, Any]:
-    """Settings as one level of dotted names, without paths."""
-    hidden = ("paths.", "module.", "callbacks.", "logger.")  # repeat other groups, or are folders
-    return {
-        key: value if isinstance(value, (int, float, str, bool)) else str(value)
-        for key, value in leaves(OmegaConf.to_container(cfg, resolve=True))
-        if not key.startswith(hidden)
-    }

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -8,8 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from tests.helpers.policy_stub import PolicyStub, make_record, make_trainer, make_trajectory
-from zerosearch.callbacks.transcript_text import transcript_json, transcript_markdown
+from zerosearch.callbacks.transcript_markdown import LONGEST, transcript_markdown
+from zerosearch.callbacks.transcript_text import transcript_json
 from zerosearch.callbacks.transcripts import TranscriptWriter
+from zerosearch.core.shown import shown as written
+from zerosearch.types import Question
 
 
 def lines(path) -> list[dict]:
@@ -114,7 +119,8 @@ def test_failed_search_has_an_error_and_no_reward():
     row = transcript_json(record, 0)
     assert (row["error"], row["reward"], row["answer"]) == ("search engine x: down", None, None)
     assert (row["turns"][0]["query"], row["turns"][0]["search"]) == ("capital of Italy", None)
-    assert "invalid:   search engine x: down" in transcript_markdown(record, 0)
+    html = unescape(markdown_to_safe_html(transcript_markdown(record, 0)))
+    assert "<strong>invalid</strong> search engine x: down" in html
 
 
 def test_max_per_step_keeps_the_first(tmp_path):
@@ -137,19 +143,45 @@ def test_tensorboard_shows_tags_literally_at_each_evaluation(run):
     events.Reload()
     shown = events.Tensors("transcripts/val/bm25/text_summary")
     assert [event.step for event in shown] == [2, 4]
-    html = markdown_to_safe_html(shown[1].tensor_proto.string_val[0])
-    assert "&lt;search&gt;capital of Italy&lt;/search&gt;" in html
-    assert "reward:    1.000 (F1 1.000, EM 1)" in html
-    assert "search, 1 of 2 useful documents" in html
+    html = unescape(markdown_to_safe_html(shown[1].tensor_proto.string_val[0]))
+    assert "<h4>Capital of Italy?</h4>" in html
+    assert "<strong><search></strong>capital of Italy<strong></search></strong>" in html
+    assert "<strong>reward</strong> 1.000 (F1 1.000, EM 1)<br>" in html
+    assert "<strong>turn 1: search, 1 of 2 useful documents</strong>" in html
+    assert html.count("<blockquote>") == 3, "two turns, and documents within the first"
     assert "transcripts/train/text_summary" not in events.Tags()["tensors"]
 
 
-def test_backticks_of_the_policy_do_not_end_the_block():
-    record = make_record(0, "val/bm25", [make_trajectory("```\n# Rome\n```")])
-    text = transcript_markdown(record, 0)
-    assert text.startswith("````text\n")
-    assert text.endswith("\n````")
-    assert "<h1>" not in markdown_to_safe_html(text)
+HOSTILE = [
+    "```\n# Rome\n```",
+    "~~~\n<script>alert(1)</script>",
+    "</blockquote><img src=x onerror=alert(1)> ![](http://evil/x.png) <http://evil>",
+    "[x](javascript:alert(1)) [y]: http://evil\n[y] [z][y] www.evil.com",
+    "a | b\n--- | ---\n| c | d |",
+    "# head\n1. one\n- two\n    code\n\tcode\n***\n===\n> quote",
+    "*a* **b** _c_ `d` &amp; &lt; &#60;script&#62; \\*e\\*",
+    "\x1b]0;owned\x07\u202eevil\x00",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_others_wrote_is_text_in_markdown(text):
+    trajectory = make_trajectory(text, golden=text)
+    trajectory.question = Question(uid="q", text=text, golden_answers=(text,))
+    trajectory.turns[0].observation = text
+    html = markdown_to_safe_html(transcript_markdown(make_record(0, "val/x", [trajectory]), 0))
+    tags = set(re.findall(r"<(\w+)", html))
+    assert tags <= {"h4", "p", "strong", "br", "blockquote"}, html
+    said = unescape(re.sub(r"<[^>]+>", "", html)).replace("\xa0", " ")
+    for line in written(text, lines=True).expandtabs(4).split("\n"):
+        assert line.strip() in said, line
+
+
+def test_a_long_text_is_cut():
+    trajectory = make_trajectory()
+    trajectory.turns[0].observation = "x" * 1_000_000
+    text = transcript_markdown(make_record(0, "val/x", [trajectory]), 0)
+    assert len(text) < 3 * LONGEST and f"({1_000_000 - LONGEST} characters more" in unescape(text)
 
 
 def test_examples_can_be_switched_off(tmp_path):

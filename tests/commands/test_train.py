@@ -20,6 +20,10 @@ import pytest
 import torch
 from hydra.errors import HydraException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import (
+    parse_experiment_plugin_data,
+    parse_session_start_info_plugin_data,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers import pausing_simulator as pausing
@@ -220,16 +224,45 @@ def test_a_run_leaves_curves_hyper_parameters_and_texts_for_tensorboard(runs: Ru
     board = EventAccumulator(str(runs.whole / "tensorboard"))
     board.Reload()
     tags = board.Tags()
-    assert {"reward/f1", "loss/policy", "val/bm25/f1", "start/bm25/f1", "test/f1"} <= set(
-        tags["scalars"]
-    )
+    curves = {name: board.Scalars(name) for name in tags["scalars"]}
+    assert {"reward/f1", "loss/policy", "val/bm25/f1"} <= curves.keys() and len(curves) <= 120
+    for name, events in curves.items():
+        assert len(events) > 1, name
+        assert any(event.value for event in events) or name.endswith("_low"), name
+        assert not name.startswith(("start/", "test/")), name
     rewards = [float(row["reward/f1"]) for row in read_metrics(runs.whole)]
     assert {event.step for event in board.Scalars("reward/f1")} == set(range(STEPS))
     for event in board.Scalars("reward/f1"):
         assert event.value == pytest.approx(rewards[event.step])
-    assert "transcripts/val/bm25/text_summary" in tags["tensors"]
-    plugins = board.SummaryMetadata("_hparams_/session_start_info").plugin_data
-    assert b"optimizer.lr" in plugins.content and b"seed" in plugins.content
+    texts = {"transcripts/val/bm25", "results/bm25", "results/scripted"}
+    assert {f"{name}/text_summary" for name in texts} <= set(tags["tensors"])
+    assert {*tags["histograms"]} == {"episodes/turns", "episodes/tokens", "episodes/reward"}
+    row = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = parse_session_start_info_plugin_data(row).hparams
+    summary = read_summary(runs.whole)
+    assert values["test/f1"].number_value == round(summary["test/f1"], 4)
+    assert values["experiment"].string_value == "quickstart" and "more" in values
+    columns = board.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    found = parse_experiment_plugin_data(columns)
+    assert len(found.hparam_infos) + len(found.metric_infos) <= 15
+    assert "None" not in {value.string_value for value in values.values()}
+
+
+def test_invariant_13_curves_of_a_run_stopped_twice_are_those_of_one_left_alone(
+    runs: Runs,
+) -> None:
+    def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+        board = EventAccumulator(str(run / "tensorboard")).Reload()
+        names = computed(dict.fromkeys(board.Tags()["scalars"], ""))
+        return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in names}
+
+    assert curves(runs.broken) == curves(runs.whole)
+
+
+def test_a_run_is_linked_once_for_tensorboard(runs: Runs) -> None:
+    (link,) = (runs.logs / "tensorboard" / "train").iterdir()
+    assert link.name.startswith("quickstart made_for=null")
+    assert link.resolve() == (runs.whole / "tensorboard").resolve()
 
 
 def test_sigterm_ends_a_run_after_the_step_with_a_checkpoint(runs: Runs) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from zerosearch.core import outcome
-from zerosearch.core.outcome import arranged, headline, is_complete, next_commands
+from zerosearch.core.outcome import (
+    arranged,
+    charts_address,
+    headline,
+    is_complete,
+    next_commands,
+)
 from zerosearch.core.runs import Summary, read_summary
 
 FACTS: dict[str, Any] = {
@@ -62,6 +68,23 @@ def test_what_is_next_depends_on_how_it_ended(
     (run / "simulator" / "zerosearch.json").touch()
     use, *_, more = next_commands("tune", run, FACTS)
     assert use == "zerosearch train simulator='a run'/simulator" and more.endswith(" steps=60")
+
+
+def test_the_charts_of_all_runs_have_a_command_and_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.chdir(tmp_path)
+    charts = tmp_path / "logs" / "tensorboard" / "train"
+    address = "then http://localhost:6006/#custom_scalars"
+    assert charts_address(charts) == f"tensorboard --logdir logs/tensorboard/train, {address}"
+    monkeypatch.setattr(outcome.shutil, "which", lambda name: None)
+    (tmp_path / "Makefile").touch()
+    (tmp_path / "src").mkdir()
+    assert charts_address(charts) == f"make tensorboard, {address}"
+    assert charts_address(charts.with_name("tune")) == f"make tensorboard task=tune, {address}"
+    other = f"make tensorboard args='--logdir mine/tensorboard/train', {address}"
+    assert charts_address(tmp_path / "mine" / "tensorboard" / "train") == other
 
 
 def test_a_checkout_without_an_active_environment_is_used_by_make(

@@ -109,6 +109,7 @@ class PolicyStub(LightningModule):
         self.lag = 0
         self.latest: StepRecord | None = None
         self.evaluation_records: list[StepRecord] = []
+        self.start_metrics: dict[str, float] = {}
         self.phase = "val"
         self.trained: list[tuple[int, float, float]] = []  # step, batch, noise probability
         self.validated: list[int] = []

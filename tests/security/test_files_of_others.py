@@ -95,7 +95,7 @@ def test_a_run_goes_on_from_data_alone(marker: Path, tmp_path: Path) -> None:
     trainer = Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, **quiet)
     torch.save({"state_dict": {}, "hyper_parameters": Touch(marker)}, file)
     make_run: Any = Run  # of any module
-    run = make_run(trainer=trainer, module=BoringModel(), data=None, hyper_parameters={})
+    run = make_run(trainer=trainer, module=BoringModel(), data=None)
     with pytest.raises(pickle.UnpicklingError, match="Weights only"):
         run.fit(file)
 

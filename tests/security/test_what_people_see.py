@@ -16,7 +16,7 @@ from rich.console import Console
 
 from zerosearch.answering.events import Ended, Found, Searching, Wrote
 from zerosearch.answering.terminal import Screen, as_json
-from zerosearch.callbacks.transcript_text import transcript_markdown
+from zerosearch.callbacks.transcript_markdown import transcript_markdown
 from zerosearch.core.shown import clean_logs, csv_cell, from_csv_cell, shown
 from zerosearch.core.tables import as_markdown, as_rich
 from zerosearch.core.text import whole_characters

@@ -17,10 +17,12 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from zerosearch.callbacks.latest import LatestRun
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.record_callback import RecordCallback
+from zerosearch.callbacks.tensorboard_logger import CurveLogger
 from zerosearch.core.errors import InputError
-from zerosearch.core.outcome import short_path
+from zerosearch.core.outcome import charts_address, name_of, short_path
 from zerosearch.core.progress import progress_bar, terminal_bar
 from zerosearch.core.ranges import Count
 from zerosearch.core.runs import Summary
@@ -157,8 +159,7 @@ def say_what_runs(trainer: Trainer, module: Any, per_step: int, summary: Summary
     devices = trainer.num_devices * trainer.num_nodes
     threads = torch.get_num_threads()
     compute = f" with {threads} thread{'s' * (threads > 1)}" if device == "cpu" else ""
-    experiment = [choices.get("experiment", ""), *summary.facts.get("differs", [])]
-    parts = {"experiment": " ".join(filter(None, experiment)), "model": module.policy_source.name}
+    parts = {"experiment": name_of(summary.facts), "model": module.policy_source.name}
     if (algorithm := getattr(module, "algorithm", None)) is not None:
         simulated = choices.get("search") == "simulated"
         parts |= {
@@ -175,9 +176,17 @@ def say_what_runs(trainer: Trainer, module: Any, per_step: int, summary: Summary
         "a step": f"{size}, {module.policy_steps} steps in all",
         "device": f"{devices} x {device}{compute}",
         "folder": short_path(summary.path.parent),
+        "charts": _charts(trainer),
     }
     told = [_fill(f"{name:<11} ", said) for name, said in parts.items() if said.strip()]
     log.info("what runs:\n%s", "\n".join(told))
+
+
+def _charts(trainer: Trainer) -> str:
+    if not any(isinstance(logger, CurveLogger) for logger in trainer.loggers):
+        return ""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return "".join(charts_address(each.charts) for each in callbacks if isinstance(each, LatestRun))
 
 
 def _fill(name: str, said: str) -> str:

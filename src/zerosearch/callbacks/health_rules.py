@@ -22,7 +22,7 @@ class HealthRule:
         InputError: a setting is out of its range, or there is not exactly one bound.
     """
 
-    metric: str  # as in TensorBoard, for example reward/total
+    metric: str  # as in metrics.csv, for example reward/total
     above: float | None = None  # unhealthy beyond this many times the base
     below: float | None = None  # unhealthy under this many times the base
     of: Base = "value"  # base: 1; the first average; the healthiest average so far

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint import CheckpointException
 
-from zerosearch.callbacks.event_files import cut_back, event_file_sizes
+from zerosearch.callbacks.event_files import cut_back, event_file_sizes, held_back
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.core.errors import FileError, InputError, NonFiniteError
 from zerosearch.core.files import flush_folder, flush_tree, free_space, replacing
@@ -60,8 +60,9 @@ class PolicyCheckpoint(Checkpoint):
     that it did find healthy. When the run collapses, nothing more is saved and `last.ckpt` becomes
     that one.
 
-    A checkpoint says how long TensorBoard's files were: what a killed process has logged after it
-    is taken back when the run goes on, and each step stands there once.
+    A checkpoint says how long TensorBoard's files were, and what was held back from them: what a
+    killed process has logged after it is taken back when the run goes on, and each step stands
+    there once.
 
     Being a `Checkpoint`, it runs after all other callbacks, so that what they wrote for a step is
     there whenever the checkpoint of the step is.
@@ -90,6 +91,7 @@ class PolicyCheckpoint(Checkpoint):
         self._saved_step: int | None = None
         self._healthy: Path | None = None  # the newest checkpoint that was found healthy
         self._event_files: dict[str, int] = {}  # sizes after the last whole step
+        self._held_back: list[dict[str, Any]] = []  # by their loggers then
         self._updates = -1  # of the optimizers until then
         self._candidates: list[int] = []  # steps of later ones, which may yet be found so
 
@@ -98,12 +100,13 @@ class PolicyCheckpoint(Checkpoint):
     ) -> None:
         if trainer.is_global_zero:
             checkpoint["event_files"] = self._event_files
+            checkpoint["held_back"] = self._held_back
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero and "event_files" in checkpoint:  # not in those of before
-            cut_back(trainer.loggers, checkpoint["event_files"])
+            cut_back(trainer.loggers, checkpoint["event_files"], checkpoint.get("held_back", []))
         if "loops" in checkpoint:
             # A step that was begun when this was saved begins again. Lightning takes it back in its
             # count of the epoch, and goes by its count of all steps to know when to validate.
@@ -145,6 +148,7 @@ class PolicyCheckpoint(Checkpoint):
         self._updates = trainer.global_step
         if trainer.is_global_zero:
             self._event_files = event_file_sizes(trainer.loggers)
+            self._held_back = held_back(trainer.loggers)
 
     def _leaves_whole(self, trainer: Trainer, exception: BaseException) -> bool:
         """Whether an error that is no outage, a defect say, leaves what the last step has left.

@@ -22,6 +22,7 @@ class PolicyModule(Protocol):
     next_noise_probability: float  # of the step after that one, which may be sampled with it
     healthy: bool  # False while the last policy step looks like a collapse
     lag: int  # policy steps that sampling is ahead of training
+    start_metrics: dict[str, float]  # of the evaluation before training, also of a resumed run
     latest: StepRecord | None  # the last policy step of this process
     evaluation_records: list[StepRecord]  # of the last validation or test, one per evaluation
 

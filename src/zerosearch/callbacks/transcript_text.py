@@ -1,11 +1,9 @@
-"""A trajectory with its score as JSON for tools and as text for people."""
+"""A trajectory with its score as JSON."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from zerosearch.core.shown import shown
 from zerosearch.reward.answer import extract_answer
 from zerosearch.training.step_record import StepRecord
 from zerosearch.types import SearchResult, Turn
@@ -56,41 +54,3 @@ def _search_json(result: SearchResult) -> dict[str, Any]:
         "latency_s": result.latency_s,
         "cached": result.cached,
     }
-
-
-def transcript_markdown(record: StepRecord, index: int) -> str:
-    """One trajectory as a fenced Markdown block, in which tags show as they are."""
-    trajectory, score = record.trajectories[index], record.scores[index]
-    answer = extract_answer(trajectory.final_text)
-    lines = [
-        f"question:  {trajectory.question.text}",
-        f"golden:    {' | '.join(trajectory.question.golden_answers)}",
-        f"answer:    {'(none)' if answer is None else answer}",
-    ]
-    if score is None:
-        lines.append(f"invalid:   {trajectory.error}")
-    else:
-        lines.append(f"reward:    {score.total:.3f} (F1 {score.f1:.3f}, EM {score.em:.0f})")
-    if record.advantages:
-        lines.append(f"advantage: {record.advantages[index]:+.3f}")
-    lines.append(f"stop:      {trajectory.stop_reason}")
-    for number, turn in enumerate(trajectory.turns, start=1):
-        lines += ["", f"── turn {number}: {_turn_title(turn)} ──", turn.text]
-        if turn.observation is not None:
-            lines.append(turn.observation)
-    return _fenced(shown("\n".join(lines), lines=True))
-
-
-def _turn_title(turn: Turn) -> str:
-    if turn.result is None:
-        return turn.action
-    quality = {None: "", True: "noisy ", False: "useful "}[turn.result.noisy]
-    found, asked = len(turn.result.documents), turn.result.requested
-    return f"{turn.action}, {found} of {asked} {quality}documents"
-
-
-def _fenced(text: str) -> str:
-    """A code block whose fence is longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"

@@ -10,7 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from zerosearch.callbacks.policy_module import PolicyModule
 from zerosearch.callbacks.record_callback import RecordCallback
-from zerosearch.callbacks.transcript_text import transcript_json, transcript_markdown
+from zerosearch.callbacks.transcript_markdown import transcript_markdown
+from zerosearch.callbacks.transcript_text import transcript_json
 from zerosearch.core.errors import InputError
 from zerosearch.core.files import replacing
 from zerosearch.core.ranges import Count, CountOrZero
@@ -81,7 +82,7 @@ class TranscriptWriter(RecordCallback):
         count = min(self.tensorboard_examples, len(record.trajectories))
         if count == 0:
             return
-        text = "\n\n".join(transcript_markdown(record, index) for index in range(count))
+        text = "\n\n---\n\n".join(transcript_markdown(record, index) for index in range(count))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text(f"transcripts/{record.phase}", text, record.step)

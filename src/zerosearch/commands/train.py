@@ -55,6 +55,7 @@ def train(cfg: DictConfig, summary: Summary) -> None:
     metrics = run.final_metrics()
     summary.facts |= metrics | run.module.headline(metrics) | {"simulator_models": sorted(models)}
     summary.facts["steps"] = run.module.policy_step
+    run.show_columns(summary.facts)
     run.check_searches()
     summary.facts["status"] = run.status
 

@@ -41,6 +41,7 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
         run.evaluate("test")
     summary.facts |= run.final_metrics()
     summary.facts["steps"] = run.module.policy_step
+    run.show_columns(summary.facts)
     summary.facts["status"] = run.status
 
 

@@ -5,6 +5,7 @@ Light on imports, as `zerosearch.core.runs`.
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
@@ -31,6 +32,8 @@ TOP = (  # of summary.json, in this order
     "version",
     "git_commit",
 )
+_RESULTS = (*_NAMES, "test/f1_low", "test/f1_high")
+_COLUMNS = 8  # of settings in a table of runs: the experiment, the seed, and what differs
 _OF_THE_MACHINE = ("hydra.", "hydra/", "threads=", "resume=", "paths.")  # say nothing of a method
 
 
@@ -88,6 +91,46 @@ def of_command(folder: Path) -> dict[str, Any]:
     }
 
 
+def name_of(facts: Mapping[str, Any]) -> str:
+    """What a run is, in one line: its experiment and the settings in which it differs."""
+    experiment = facts.get("choices", {}).get("experiment", "")
+    return " ".join(filter(None, [experiment, *facts.get("differs", [])]))
+
+
+def columns_of(facts: Mapping[str, Any]) -> tuple[dict[str, float | str], list[str]]:
+    """A run as a row of a table: its settings, at most `_COLUMNS`, and what came out.
+
+    Args:
+        facts: of its summary.
+
+    Returns:
+        Values by column, numbers where they are numbers; and the columns to begin with.
+    """
+    given = dict(item.partition("=")[::2] for item in facts.get("differs", []))
+    fixed = {"experiment": facts.get("choices", {}).get("experiment"), "seed": facts.get("seed")}
+    differs = [key for key in given if key not in fixed]
+    room = _COLUMNS - len(fixed)
+    if len(differs) > room:  # the last one takes what is left
+        rest = " ".join(f"{key}={given[key]}" for key in differs[room - 1 :])
+        differs, given["more"] = [*differs[: room - 1], "more"], rest
+    settings = {**fixed, **{key: given[key] for key in differs}}
+    found = {
+        **{key: _number(value) for key, value in settings.items() if value is not None},
+        **{key: round(facts[key], 4) for key in _RESULTS if key in facts},
+    }
+    first = {*differs, *_NAMES} | ({"seed"} & {*given})
+    return found, [key for key in found if key in first]
+
+
+def _number(value: Any) -> float | str:
+    """A number where it is one; what is switched off is said to be."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value) or "removed"  # by ~key
+    return number if math.isfinite(number) else str(value)
+
+
 def is_complete(before: Mapping[str, Any], facts: Mapping[str, Any], steps: int) -> bool:
     """Whether a run that is to go on has nothing left to do.
 
@@ -133,10 +176,29 @@ def next_commands(command: str, folder: Path, facts: Mapping[str, Any]) -> list[
         use = f"{program('evaluate')} checkpoint={place}"
     look = f"tensorboard --logdir {place}/tensorboard"
     if _has_makefile():
-        look = "make tensorboard"
+        look = make_tensorboard(command)
     looks = [report_command(folder)]
     looks += [look] if (folder / "tensorboard").is_dir() else []
     return [use, *looks, goes_on] if completed else [goes_on, *looks]
+
+
+def charts_address(charts: Path) -> str:
+    """The command that shows the charts of all runs, and where.
+
+    Args:
+        charts: folder of links to the runs, `logs/tensorboard/<task>`.
+    """
+    look = f"tensorboard --logdir {short_path(charts)}"
+    if _has_makefile():
+        look = make_tensorboard(charts.name)
+        if charts.parent != Path.cwd() / "logs" / "tensorboard":
+            look += f" args='--logdir {short_path(charts)}'"
+    return f"{look}, then http://localhost:6006/#custom_scalars"
+
+
+def make_tensorboard(task: str) -> str:
+    """How a checkout shows the charts of the runs of a task."""
+    return "make tensorboard" if task == "train" else f"make tensorboard task={task}"
 
 
 def program(command: str) -> str:

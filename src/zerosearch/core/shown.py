@@ -21,6 +21,7 @@ from typing import Any, TextIO
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_MARKUP = re.compile(r"[!#$&()*+\-.:<=>@\[\\\]^_`{|}~]")  # that may begin markup, in any dialect
 _FORMULA = re.compile(r"'*\s*[=+\-@]")
 _CONTINUED = "\n    "  # the message of a log goes on
 
@@ -44,6 +45,21 @@ def shown_json(value: Any) -> str:
     """A line of JSON that a terminal shows as it is; it says the same."""
     text = json.dumps(value, ensure_ascii=False)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def shown_markdown(text: str) -> str:
+    """Text as Markdown that shows it as it is: no markup, link, picture or HTML comes of it.
+
+    Lines stay, and how far they are indented; a list of them is no paragraph yet.
+    """
+    lines = shown(text, lines=True).expandtabs(4).split("\n")
+    return "\n".join(map(_literal_line, lines))
+
+
+def _literal_line(line: str) -> str:
+    text = line.lstrip(" ")
+    written = _MARKUP.sub(lambda match: f"&#{ord(match[0])};", text)
+    return "&nbsp;" * (len(line) - len(text)) + written
 
 
 def csv_cell(value: Any) -> Any:
