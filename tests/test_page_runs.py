@@ -26,6 +26,7 @@ from tests.helpers.configs import ROOT
 from tests.helpers.pages import commands_of
 from tests.helpers.recorded import make_environment
 from tests.helpers.waiting import wait_until
+from zerosearch.core.sweep_folder import jobs_of_sweep
 
 README = ROOT / "README.md"
 EMBEDDED = ROOT / "src" / "zerosearch" / "data" / "geography" / "assets"
@@ -204,7 +205,7 @@ def test_a_policy_is_trained_resumed_evaluated_asked_and_served(words: Words, fo
 def test_a_sweep_trains_each_simulator(words: Words, tmp_path: Path) -> None:
     run(tmp_path, words[SWEEP], [*SMALL, "test=false"])
     [sweep] = (tmp_path / "logs" / "train" / "multiruns").iterdir()
-    ran = [facts(sweep / str(number)) for number in range(3)]
+    ran = [facts(job.folder) for job in jobs_of_sweep(sweep)]
     assert [each["status"] for each in ran] == ["completed"] * 3
     names = [each["choices"]["simulator"] for each in ran]
     assert names == ["scripted", "scripted_good", "scripted_fair"]

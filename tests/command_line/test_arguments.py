@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.helpers.runs import saved_run
@@ -13,9 +14,11 @@ from zerosearch.command_line.arguments import (
     expand_resume,
     expand_simulator,
     keep_override,
+    quote_paths,
     refuse_two_modes,
 )
 from zerosearch.core.runs import link_latest
+from zerosearch.core.sweep_folder import plan_jobs, read_job
 
 # -- simulator= on the command line ---------------------------------------------------------------
 
@@ -138,6 +141,52 @@ def test_what_shows_and_what_sweeps_exclude_one_another(words: list[str]) -> Non
     with pytest.raises(ValueError, match=r"^(--cfg|-i) shows one configuration .* leave one of"):
         refuse_two_modes(words)
     refuse_two_modes([word for word in words if word not in ("-m", "--multirun")])
+
+
+def saved_sweep(folder: Path, command: str = "train") -> Path:
+    job = read_job(folder / "seed=0,x=1", ["steps=2", "seed=0", "x=1"], {"seed": "0", "x": "1"})
+    plan_jobs(folder, [job])
+    saved_run(job.folder, *job.overrides)
+    given = {"task": ["seed=0,1", "x=1,2", "steps=2"], "hydra": ["hydra.mode=MULTIRUN"]}
+    given["hydra"] += ["hydra/launcher=joblib", "hydra.sweep.dir=elsewhere"]
+    saved = {"hydra": {"overrides": given, "job": {"config_name": command}}}
+    (folder / "multirun.yaml").write_text(yaml.safe_dump(saved))
+    return folder
+
+
+def test_a_sweep_is_resumed_by_its_folder(tmp_path: Path) -> None:
+    sweep = saved_sweep(tmp_path / "seed+x-0a1b2c")
+    words = expand_resume(["hydra.launcher.n_jobs=2", f"resume={sweep}"])
+    assert words == [
+        "seed=0,1",
+        "x=1,2",
+        "steps=2",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "hydra.mode=MULTIRUN",
+        f"hydra.sweep.dir='{sweep}'",
+    ]
+    assert expand_resume([f"resume={sweep}", "seed=5"])[:2] == ["x=1,2", "steps=2"]
+    with pytest.raises(ValueError, match="is a sweep of train, and this is tune"):
+        expand_resume([f"resume={sweep}"], "tune")
+    (sweep / "multirun.yaml").write_text("[]")
+    with pytest.raises(ValueError, match=r"multirun\.yaml does not say how the sweep was started"):
+        expand_resume([f"resume={sweep}"])
+    (sweep / "multirun.yaml").unlink()
+    with pytest.raises(ValueError, match=r"has no multirun\.yaml: give the sweep's command again"):
+        expand_resume([f"resume={sweep}"])
+
+
+def test_paths_of_what_is_there_need_no_quotes(tmp_path: Path) -> None:
+    job = saved_sweep(tmp_path / "sweep") / "seed=0,x=1"
+    words = [f"checkpoint={job}", "seed=0,1", f"data.files=[{job},{job}]", f"x={job}/none,a"]
+    found = quote_paths(words)
+    assert found == [f"checkpoint='{job}'", *words[1:]]
+    assert OverridesParser.create().parse_override(found[0]).value() == str(job)
+    assert quote_paths(found) == found
+    assert expand_resume(quote_paths([f"resume={job}"]))[:3] == ["steps=2", "seed=0", "x=1"]
+    (job / "prompt.j2").touch()
+    assert expand_simulator(quote_paths([f"simulator={job}"]))[0] == "simulator=exported"
 
 
 def test_a_sweep_is_no_run(tmp_path: Path) -> None:

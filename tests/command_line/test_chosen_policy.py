@@ -198,7 +198,7 @@ def test_what_a_place_lacks_is_said(tmp_path: Path) -> None:
     for name in ("prompt.j2", "zerosearch.json", "config.json"):
         (export / name).touch()
     make_run(tmp_path / "empty", status="failed", error="InputError: no model")
-    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "seed=0" / ".hydra").mkdir(parents=True)
     (tmp_path / "sweep" / "multirun.yaml").touch()
     (tmp_path / "other").mkdir()
     for place, said in {
@@ -206,7 +206,7 @@ def test_what_a_place_lacks_is_said(tmp_path: Path) -> None:
         "tuned/checkpoints/last.ckpt": "it tuned a simulator",
         "tuned/simulator": "is a tuned simulator, no policy: simulator=",
         "empty": r"has no policy: .*last\.ckpt .*policy/.*ended with InputError: no model",
-        "sweep": "is a sweep: name one of its runs, such as .*/sweep/0",
+        "sweep": "is a sweep: name one of its runs, such as .*/sweep/seed=0",
         "other": r"neither a run folder nor a model \(it has no config\.json\)",
         "nowhere": "there is nothing at this path",
         "empty/checkpoints/last.ckpt": "there is nothing at this path",

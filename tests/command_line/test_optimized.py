@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from zerosearch.command_line import sweeps
-from zerosearch.command_line.sweeps import JobFailed, check_optimized, optimized_value
+from zerosearch.command_line import optimized
+from zerosearch.command_line.optimized import JobFailed, check_optimized, optimized_value
 
 
 def settings(**changes: Any) -> Any:
@@ -38,7 +38,7 @@ def test_a_job_without_the_metric_fails_a_search_and_no_other_sweep(
     facts = json.loads('{"test/f1": 0.5}')
     assert optimized_value(settings(), facts) == 0.5
     assert optimized_value(settings(metric="loss/policy"), facts) is None
-    monkeypatch.setattr(sweeps, "_searches", lambda: True)
+    monkeypatch.setattr(optimized, "_searches", lambda: True)
     with pytest.raises(JobFailed, match=r"loss/policy: summary\.json has none"):
         optimized_value(settings(metric="loss/policy"), facts)
     cfg = settings()

@@ -9,10 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +19,11 @@ from omegaconf import OmegaConf
 from tests.helpers import pausing_simulator as pausing
 from tests.helpers.configs import ROOT
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, documents
-from tests.helpers.runs import read_metrics, small_run
-from zerosearch.command_line.sweeps import _run
+from tests.helpers.runs import computed, read_metrics, small_run, transcripts
+from zerosearch.core.sweep_folder import jobs_of_sweep
 
 SHORT = ["policy_steps=1", "test=false", "trainer.val_check_interval=1", "data.validation_limit=2"]
+SIDE_BY_SIDE = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 SIZES = ("3b", "7b", "14b")
 
 
@@ -51,57 +49,28 @@ def finish(process: subprocess.Popen[str]) -> str:
         process.kill()
 
 
+def start_pausing(job: Path, folder: Path, *overrides: str, steps: int) -> subprocess.Popen[str]:
+    """Start a sweep in the folder of a job's folder; that job halts after so many steps."""
+    job.mkdir(parents=True, exist_ok=True)
+    engine = f"simulator.engine._target_={pausing.__name__}.PausingSimulator"
+    place = f"hydra.sweep.dir='{job.parent}'"
+    environment = {pausing.FOLDER: str(job), pausing.STEPS: str(steps)}
+    return start_sweep(folder, engine, place, *overrides, **environment)
+
+
+def wait_for(file: Path, sweep: subprocess.Popen[str]) -> None:
+    while not file.exists():
+        assert sweep.poll() is None, sweep.communicate()[0]
+        time.sleep(0.05)
+
+
 def jobs_of(folder: Path) -> list[Path]:
     [sweep] = (folder / "logs" / "train" / "multiruns").iterdir()
-    return sorted(path for path in sweep.iterdir() if path.is_dir())
+    return [job.folder for job in jobs_of_sweep(sweep)]
 
 
 def summary(job: Path) -> dict[str, Any]:
     return json.loads((job / "summary.json").read_text())
-
-
-# A job that says when it has begun, ends in order at SIGTERM, and by itself after a while.
-JOB = """
-import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-assert sys.stdin.read() == "", "nobody types into it"
-pathlib.Path(sys.argv[1]).touch()
-time.sleep(float(sys.argv[2]))
-"""
-
-
-@contextmanager
-def sent_when_begun(number: signal.Signals, begun: Path) -> Iterator[None]:
-    """Within, a signal comes to this process when a job has begun."""
-
-    def send() -> None:
-        while not begun.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
-    yield
-    thread.join(timeout=60)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
-def test_a_job_ends_in_order_when_its_sweep_is_told_to_stop(
-    number: signal.Signals, tmp_path: Path
-) -> None:
-    before, begun = signal.getsignal(number), tmp_path / "begun"
-    with sent_when_begun(number, begun):
-        assert _run([sys.executable, "-c", JOB, str(begun), "60"]) == (7, number)
-    assert signal.getsignal(number) is before
-
-
-def test_what_nohup_lets_a_sweep_ignore_reaches_no_job(tmp_path: Path) -> None:
-    before, begun = signal.signal(signal.SIGHUP, signal.SIG_IGN), tmp_path / "begun"
-    try:
-        with sent_when_begun(signal.SIGHUP, begun):
-            assert _run([sys.executable, "-c", JOB, str(begun), "0.5"]) == (0, None)
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow
@@ -146,44 +115,95 @@ def test_invariant_20_a_job_of_two_processes_that_dies_takes_nothing_along(tmp_p
     output = finish(sweep)
     assert sweep.returncode == 1, output
     failed, completed = jobs_of(tmp_path)
+    assert failed.name == "optimizer.lr=1e+30"
     assert summary(failed)["status"] != "completed"
     assert summary(completed)["status"] == "completed", output
     assert len(read_metrics(completed)) == 2
+    table = (failed.parent / "sweep.md").read_text()
+    assert "2 jobs: 1 completed, 1 failed." in table and "2 jobs: 1 completed, 1 failed" in output
+    assert summary(failed)["error"] in table and (failed.parent / "sweep.png").exists()
     assert re.search(r"jobs that failed: 1\n *job 0 \(optimizer.lr=1e\+?30\): ", output), output
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_told_to_stop_lets_its_job_end_in_order(
-    number: signal.Signals, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "launcher"),
+    [(signal.SIGINT, SIDE_BY_SIDE), (signal.SIGTERM, [])],
+    ids=["SIGINT, side by side", "SIGTERM"],
+)
+def test_a_sweep_that_is_told_to_stop_lets_its_jobs_end_in_order(
+    number: signal.Signals, launcher: list[str], tmp_path: Path
 ) -> None:
-    job = tmp_path / "sweep" / "0"
-    job.mkdir(parents=True)
-    engine = f"simulator.engine._target_={pausing.__name__}.PausingSimulator"
-    sweep = start_sweep(
-        tmp_path,
-        *("seed=1,2", engine, "policy_steps=3"),
-        f"hydra.sweep.dir='{job.parent}'",
-        **{pausing.FOLDER: str(job), pausing.STEPS: "1"},
-    )
+    job = tmp_path / "sweep" / "seed=1"
+    sweep = start_pausing(job, tmp_path, "seed=1,2,3", "policy_steps=3", *launcher, steps=1)
     try:
-        while not (job / pausing.PAUSED).exists():
-            assert sweep.poll() is None, sweep.communicate()[0]
-            time.sleep(0.05)
+        wait_for(job / pausing.PAUSED, sweep)
         sweep.send_signal(number)
         (job / pausing.GO_ON).touch()
     finally:
         output = finish(sweep)
     assert sweep.returncode == 128 + number, output
-    assert not (job.parent / "1").exists(), "no further job was begun"
+    assert not (job.parent / "seed=3").exists(), "no further job was begun"
     assert summary(job)["status"] == f"interrupted by {number.name}"
     assert (job / "checkpoints" / "last.ckpt").exists(), "the step that ran was kept"
+    assert [found.state for found in jobs_of_sweep(job.parent)][2] == "not started"
+    table = (job.parent / "sweep.md").read_text()
+    assert f"| seed=1 | interrupted | interrupted by {number.name} |" in table
+    for found in jobs_of_sweep(job.parent):
+        if found.summary:
+            assert not Path(f"/proc/{found.summary['process']}").exists(), "none is left behind"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_sweep_with_a_killed_job_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Side by side one job is killed and one fails; again, one after the other, nothing is lost."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    sweep = tmp_path / "sweep"
+    words = ["seed=1,2,x", "policy_steps=4", "callbacks.checkpoint.every_n_steps=2"]
+    first = start_pausing(sweep / "seed=1", tmp_path, *words, *SIDE_BY_SIDE, steps=3)
+    try:
+        wait_for(sweep / "seed=1" / pausing.PAUSED, first)
+        os.kill(summary(sweep / "seed=1")["process"], signal.SIGKILL)
+        (sweep / "seed=1" / pausing.GO_ON).touch()
+    finally:
+        output = finish(first)
+    assert first.returncode == 1, output
+    assert "jobs that failed: 2" in output and "job 0 (seed=1): killed by SIGKILL" in output
+    assert "[seed=2] " in output and "Traceback" not in output
+    ended = {job.differs["seed"]: (job.state, job.said) for job in jobs_of_sweep(sweep)}
+    assert ended["1"] == ("interrupted", "it was killed") and ended["2"] == ("completed", None)
+    assert ended["x"][0] == "failed" and str(ended["x"][1]).startswith("InputError: seed=x: give")
+
+    done = (sweep / "seed=2" / "summary.json").read_bytes()
+    again = start_pausing(sweep / "seed=1", tmp_path, *words, steps=3)
+    output = finish(again)
+    assert again.returncode == 1, output
+    for said in (
+        "jobs: 3, to do: 2",
+        "seed=1: goes on from the last checkpoint (it was killed)",
+        "seed=2: completed: kept",
+        "seed=x: is tried again from the beginning (InputError: seed=x: give",
+    ):
+        assert said in output, output
+    assert re.search(r"jobs that failed: 1\n *job 2 \(seed=x\): InputError: seed=x: give", output)
+    assert (sweep / "seed=2" / "summary.json").read_bytes() == done
+
+    whole, cut = tmp_path / "alone" / "0", sweep / "seed=1"
+    alone = start_pausing(whole, tmp_path, "seed=1", *words[1:], steps=9)
+    output = finish(alone)
+    assert alone.returncode == 0, output
+    assert summary(cut)["status"] == "completed"
+    assert [*map(computed, read_metrics(cut))] == [*map(computed, read_metrics(whole))]
+    assert transcripts(cut) == transcripts(whole)
+    [weights] = (whole / "policy").glob("*.safetensors")
+    assert (cut / "policy" / weights.name).read_bytes() == weights.read_bytes()
 
 
 @pytest.mark.slow
 def test_optuna_searches_and_names_the_best_value(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    page = (ROOT / "docs" / "scale.md").read_text()
+    page = (ROOT / "docs" / "sweeps.md").read_text()
     [shown] = re.findall(r"zerosearch train -m (hydra/sweeper=optuna .*?)\n```", page, re.S)
     small = ["policy_steps=2", "questions_per_step=2", "algorithm.group_size=2", "trainer=cpu"]
     small += ["data.validation_limit=2", "data.test_limit=2", "trainer.val_check_interval=2"]

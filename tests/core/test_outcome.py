@@ -50,17 +50,17 @@ def test_what_is_next_depends_on_how_it_ended(
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "a run"
     (run / "tensorboard").mkdir(parents=True)
-    look = "tensorboard --logdir 'a run'/tensorboard"
+    looks = ["zerosearch report 'a run'", "tensorboard --logdir 'a run'/tensorboard"]
     assert next_commands("train", run, FACTS) == [
         "zerosearch evaluate checkpoint='a run'",
-        look,
+        *looks,
         "zerosearch train resume='a run' policy_steps=60",
     ]
     stopped = FACTS | {"status": "interrupted by SIGTERM"}
-    assert next_commands("train", run, stopped) == ["zerosearch train resume='a run'", look]
+    assert next_commands("train", run, stopped) == ["zerosearch train resume='a run'", *looks]
     (run / "simulator").mkdir()
     (run / "simulator" / "zerosearch.json").touch()
-    use, _, more = next_commands("tune", run, FACTS)
+    use, *_, more = next_commands("tune", run, FACTS)
     assert use == "zerosearch train simulator='a run'/simulator" and more.endswith(" steps=60")
 
 
@@ -73,6 +73,7 @@ def test_a_checkout_without_an_active_environment_is_used_by_make(
     (tmp_path / "Makefile").touch()
     (tmp_path / "src").mkdir()
     assert outcome.program("train") == "make train"
+    assert outcome.report_command(tmp_path / "run") == "make report run=run"
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.rows import answers
+from zerosearch.core.tables import as_markdown
 from zerosearch.evaluation.cells import cell_metrics, cell_times
 from zerosearch.evaluation.table_files import show, write_tables
 from zerosearch.evaluation.tables import (
     Results,
     as_csv,
     as_latex,
-    as_markdown,
     detail_table,
     main_table,
     merged,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from zerosearch.callbacks.transcript_text import transcript_json
+from zerosearch.core.sweep_folder import plan_jobs, read_job
 from zerosearch.reward.rubric import Rubric
 from zerosearch.training.step_record import StepRecord
 from zerosearch.types import Document, Question, SearchResult, Trajectory, Turn
@@ -103,4 +105,35 @@ def write_run(
     lines = [[str(row.get(name, "")) for name in names] for row in rows]
     numbered = [["step", *names], *([str(n), *line] for n, line in enumerate(lines))]
     (folder / "metrics.csv").write_text("".join(",".join(line) + "\n" for line in numbered))
+    return folder
+
+
+def tested(f1: float) -> dict[str, Any]:
+    """A summary with an F1 before and after training."""
+    bounds = {"test/bm25/f1_low": f1 - 0.1, "test/bm25/f1_high": f1 + 0.1}
+    return {"start/bm25/f1": 0.1, "test/bm25/f1": f1, "test/bm25/count": 8, **bounds}
+
+
+def make_sweep(
+    folder: Path,
+    axes: Mapping[str, Sequence[str]],
+    scores: Sequence[float],
+    endings: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Every combination as a job with its score; `endings` are the summaries of those that differ,
+    empty for one that has not begun.
+    """
+    combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    given = [["x=1", *(f"{k}={v}" for k, v in each.items())] for each in combinations]
+    names = [str(number) for number in range(len(combinations))]
+    for name, overrides, f1 in zip(names, given, scores, strict=True):
+        summary = (endings or {}).get(int(name), tested(f1))
+        if summary:
+            rows = [
+                {"reward/total": f1 / 2, "rollout/searches": 1.0, "curriculum/noise_probability": n}
+                for n in (0.0, 0.5)
+            ]
+            write_run(folder / name, rows=rows, summary=summary, overrides=overrides)
+    listed = zip(names, given, combinations, strict=True)
+    plan_jobs(folder, [read_job(folder / name, o, own) for name, o, own in listed])
     return folder

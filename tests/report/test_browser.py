@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 
 from tests.helpers.chromium import Opened, browser
-from tests.helpers.run_folders import episode, with_tokens, write_run, write_transcripts
+from tests.helpers.run_folders import (
+    episode,
+    make_sweep,
+    with_tokens,
+    write_run,
+    write_transcripts,
+)
 from tests.helpers.waiting import wait_until
 from zerosearch.report.page import write_page
 from zerosearch.report.run_folder import find_runs
+from zerosearch.report.sweep import trials_of_sweep
 
 HOSTILE = (
     "<script>document.title='taken'; alert(1)</script><img src=x onerror=\"alert(2)\">"
@@ -260,6 +267,35 @@ def test_a_click_colours_tokens_by_log_prob_and_by_entropy(chromium: Any, tmp_pa
     page.get_by_role("radio", name="none").click()
     wait_until(lambda: tokens.count() == 0)
     assert page.locator("#reader .siblings").inner_text() == plain
+    assert view.wrong == []
+
+
+def test_the_figure_and_the_table_of_a_sweep_are_on_its_page(chromium: Any, tmp_path: Path) -> None:
+    axes = {"simulator": ["<b>good", "fair"], "seed": ["0", "1"]}
+    sweep = make_sweep(tmp_path / "sweep", axes, [0.9, 0.8, 0.5, 0.0], {3: {}})
+    trials, target = trials_of_sweep(sweep), tmp_path / "page.html"
+    write_page(find_runs([str(sweep)]), target, 0, trials)
+    view = Opened(chromium, target, color_scheme="dark")
+    view.page.wait_for_selector("body[data-ready]")
+    result = view.page.locator("#result")
+    assert "4 jobs: 3 completed, 1 not started." in result.inner_text()
+    row = result.locator("table").first.locator("tbody tr").first
+    assert row.locator("td").all_inner_texts()[:2] == ["<b>good", "2"]
+    assert "simulator=fair seed=1: not started" in result.locator("li").all_inner_texts()
+    figure = view.page.locator("#sweep")
+    assert figure.evaluate("each => each.complete && each.naturalWidth") > 300
+    bars = """each => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [each.naturalWidth, each.naturalHeight];
+        const context = canvas.getContext("2d");
+        context.drawImage(each, 0, 0);
+        const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
+        let blue = 0;
+        for (let n = 0; n < pixels.length; n += 4)
+            blue += pixels[n] < 110 && pixels[n + 1] > 100 && pixels[n + 2] > 160;
+        return blue / (canvas.width * canvas.height);
+    }"""
+    assert figure.evaluate(bars) > 0.02, "bars in their blue"
     assert view.wrong == []
 
 

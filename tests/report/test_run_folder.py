@@ -8,7 +8,7 @@ from tests.helpers.run_folders import write_run
 from zerosearch.core.errors import InputError
 from zerosearch.report import run_folder
 from zerosearch.report.charts import charts_of
-from zerosearch.report.facts import comparison, duration, engine_scores, facts, over_seeds
+from zerosearch.report.facts import comparison, duration, engine_scores, facts
 from zerosearch.report.run_folder import find_runs
 
 LOG = """\
@@ -61,14 +61,12 @@ def test_runs_that_differ_in_nothing_are_told_apart(sweep: Path, tmp_path: Path)
     assert [run.name for run in runs] == ["run (a/run)", "run (b/run)"]
 
 
-def test_the_table_of_a_sweep_has_its_failures_and_means_over_seeds(sweep: Path) -> None:
+def test_the_table_of_runs_has_their_failures(sweep: Path) -> None:
     runs = find_runs([str(sweep)])
     header, rows = comparison(runs)
     assert header[:4] == ["noise", "seed", "run", "status"]
     assert rows[0][5] == "0.400 [0.300, 0.500]"
     assert rows[3][3] == "failed: the disk is full"
-    _, means = over_seeds(runs)
-    assert means == [["0", "2", "0.500", "0.400", "0.600"]]
 
 
 def test_the_headline_has_its_interval(sweep: Path) -> None:

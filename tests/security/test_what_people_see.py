@@ -18,13 +18,12 @@ from zerosearch.answering.events import Ended, Found, Searching, Wrote
 from zerosearch.answering.terminal import Screen, as_json
 from zerosearch.callbacks.transcript_text import transcript_markdown
 from zerosearch.core.shown import clean_logs, csv_cell, from_csv_cell, shown
+from zerosearch.core.tables import as_markdown, as_rich
 from zerosearch.core.text import whole_characters
 from zerosearch.evaluation.tables import (
     Results,
     as_csv,
     as_latex,
-    as_markdown,
-    as_rich,
     from_csv,
 )
 from zerosearch.rollout.agent import PlayedEpisode

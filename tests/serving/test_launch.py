@@ -199,14 +199,24 @@ def test_a_sweep_goes_through_submitit(environment: dict[str, str], tmp_path: Pa
         "-m",
         "hydra/launcher=submitit_local",
     ]
-    run_to_its_end(
-        [*command, *overrides(tmp_path), "trainer=cpu", "policy_steps=1", "seed=1,2"], environment
-    )
+    words = [*command, *overrides(tmp_path), "trainer=cpu", "policy_steps=1", "seed=1,x"]
+
+    def ended() -> str:
+        done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1, done.stdout + done.stderr
+        return done.stdout
+
+    failure = "job 1 (seed=x): InputError: seed=x: give a whole number"
+    said = ended()
+    assert said.count(failure) == 1 and "jobs that failed: 1" in said
     [sweep] = (tmp_path / "logs" / "train" / "multiruns").iterdir()
-    for number in (0, 1):
-        saved = yaml.safe_load((sweep / str(number) / ".hydra" / "overrides.yaml").read_text())
-        assert f"seed={number + 1}" in saved
-        assert len(read_metrics(sweep / str(number))) == 1
+    assert "seed=1" in yaml.safe_load((sweep / "seed=1" / ".hydra" / "overrides.yaml").read_text())
+    assert len(read_metrics(sweep / "seed=1")) == 1
+    said = ended()
+    assert "seed=1: completed: kept" in said and said.count(failure) == 1
+    assert len(list((sweep / ".submitit").glob("*_0_result.pkl"))) == 3, (
+        "one job was not sent again"
+    )
 
 
 @needs_submitit

@@ -25,6 +25,7 @@ from zerosearch.core.runs import (
     global_rank,
     is_checkpoint,
 )
+from zerosearch.core.sweep_folder import JOBS, name_a_run
 
 _PLAIN = re.compile(r"[\w./~:+@%-]+")  # means itself to Hydra
 
@@ -32,9 +33,10 @@ _PLAIN = re.compile(r"[\w./~:+@%-]+")  # means itself to Hydra
 def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     """Turn `resume=<run folder>` into the saved overrides of that run, in that folder.
 
-    Overrides given again on the command line win. Such a folder is configuration, and trusted as
-    the command line is: it can name any program. A checkpoint file is left as it is: it starts a
-    new run folder. `resume=latest` is the newest run of the command that has begun.
+    The folder of a sweep becomes the sweep's command line, in that folder. Overrides given again
+    on the command line win. Such a folder is configuration, and trusted as the command line is: it
+    can name any program. A checkpoint file is left as it is: it starts a new run folder.
+    `resume=latest` is the newest run of the command that has begun.
 
     Args:
         arguments: of the command line.
@@ -59,8 +61,12 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
         return arguments
     saved_file = folder / ".hydra" / "overrides.yaml"
     if not saved_file.is_file():
+        if (folder / JOBS).is_file():
+            return _of_sweep(place, arguments, command)
         if (folder / "multirun.yaml").is_file():
-            raise InputError(f"resume={place} is a sweep: name one of its runs, such as {place}/0")
+            raise InputError(
+                f"resume={place} is a sweep: name one of its runs, {name_a_run(folder)}"
+            )
         raise InputError(
             f"resume={place} is neither a checkpoint file nor a run folder (it has no "
             f".hydra/overrides.yaml): give latest, a folder of logs/{command}/runs or a .ckpt"
@@ -80,6 +86,27 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     kept = [item for item in saved if override_key(item) not in taken]
     # it may have been a job of a sweep, whose settings are among those saved
     return [*kept, *arguments, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+
+
+def _of_sweep(place: str, arguments: list[str], command: str) -> list[str]:
+    """The command line of a sweep that goes on in its folder."""
+    folder = Path(place).resolve()
+    saved_file = folder / "multirun.yaml"
+    if not saved_file.is_file():
+        raise InputError(f"resume={place} has no multirun.yaml: give the sweep's command again")
+    _check_owner(place, folder, saved_file)
+    try:
+        saved = _read_yaml(saved_file)["hydra"]
+        words = [*saved["overrides"]["task"], *saved["overrides"]["hydra"]]
+        other = saved["job"]["config_name"]
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{saved_file} does not say how the sweep was started") from error
+    if other != command:
+        raise InputError(f"resume={place} is a sweep of {other}, and this is {command}")
+    arguments = [item for item in arguments if not item.startswith("resume=")]
+    taken = {override_key(item) for item in arguments} | {"hydra.mode", "hydra.sweep.dir"}
+    kept = [item for item in words if override_key(item) not in taken]
+    return [*kept, *arguments, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(folder)}"]
 
 
 def _check_owner(place: str, *parts: Path) -> None:
@@ -144,6 +171,27 @@ def keep_override(run: Path, key: str, value: str) -> None:
             target.write(yaml.safe_dump([*kept, f"{key}={quoted(value)}"]).encode())
 
 
+def quote_paths(arguments: list[str]) -> list[str]:
+    """Quote values that are paths of what is there, but would mean something else to Hydra.
+
+    A job of a sweep lies in a folder such as `simulator=scripted,seed=1`.
+    """
+    return [
+        f"{key}={quoted(value)}"
+        if "/" in value and not _PLAIN.fullmatch(value) and _is_there(value)
+        else item
+        for item in arguments
+        for key, _, value in [item.partition("=")]
+    ]
+
+
+def _is_there(place: str) -> bool:
+    try:
+        return Path(place).exists()
+    except (OSError, ValueError):  # no path at all
+        return False
+
+
 def expand_simulator(arguments: list[str]) -> list[str]:
     """Turn `simulator=<folder of a tuned simulator>` into the choice that uses such folders.
 
@@ -153,11 +201,11 @@ def expand_simulator(arguments: list[str]) -> list[str]:
     expanded = []
     for item in arguments:
         value = unquoted(item.removeprefix("simulator="))
-        if not item.startswith("simulator=") or "," in value:
+        if not item.startswith("simulator="):
             expanded.append(item)
-        elif (Path(value) / PROMPT_FILE).is_file():
+        elif _is_there(f"{value}/{PROMPT_FILE}"):
             expanded += ["simulator=exported", f"simulator.folder={quoted(value)}"]
-        elif "/" in value:
+        elif "/" in value and ("," not in value or _is_there(value)):
             raise InputError(
                 f"simulator={value} is no folder of a tuned simulator (it has no {PROMPT_FILE}): "
                 "give the folder simulator/ that a tuning run leaves, or a name of "

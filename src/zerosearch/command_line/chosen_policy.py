@@ -22,6 +22,7 @@ from zerosearch.core.runs import (
     is_checkpoint,
     read_summary,
 )
+from zerosearch.core.sweep_folder import name_a_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -114,7 +115,7 @@ def check_place(place: str) -> None:
     if policy_written(path) is not None or (path / "config.json").is_file():
         return
     if (path / "multirun.yaml").is_file():
-        raise InputError(f"checkpoint={place} is a sweep: name one of its runs, such as {place}/0")
+        raise InputError(f"checkpoint={place} is a sweep: name one of its runs, {name_a_run(path)}")
     if (path / ".hydra").is_dir():
         error = read_summary(path).get("error")
         raise InputError(

@@ -22,24 +22,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from zerosearch.command_line import user_configs
+from zerosearch.command_line import sweeps, user_configs
 from zerosearch.command_line.arguments import (
     expand_null_groups,
     override_key,
+    quote_paths,
     refuse_dashes,
     refuse_two_modes,
 )
 from zerosearch.command_line.error_text import explain
 from zerosearch.command_line.help_text import FLAGS, help_text
+from zerosearch.command_line.job_processes import end_with_sweep
 from zerosearch.command_line.keys import Key
 from zerosearch.command_line.made_for import check_engine
-from zerosearch.command_line.sweeps import (
-    JobFailed,
-    check_optimized,
-    is_sweep,
-    report_failures,
-    run_in_process,
-)
+from zerosearch.command_line.optimized import JobFailed
 from zerosearch.core.endings import (
     FULL_ERROR,
     of_the_machine,
@@ -73,6 +69,7 @@ class Command(Generic[T]):
         expand: turn the words of the command line into Hydra's, in this order; each raises a
             InputError with one sentence.
         error_code: exit code where the command line is wrong.
+        after_sweep: makes a report of a sweep's folder, however the sweep ended.
     """
 
     task: Callable[[DictConfig], T]
@@ -80,6 +77,7 @@ class Command(Generic[T]):
     checks: Sequence[Callable[[DictConfig], None]]
     expand: Sequence[Callable[[list[str]], list[str]]]
     error_code: int
+    after_sweep: Callable[[Path], None] | None
 
     @property
     def name(self) -> str:
@@ -88,7 +86,7 @@ class Command(Generic[T]):
 
     def words(self, arguments: list[str]) -> list[str]:
         """The words of a command line as Hydra takes them; an InputError where one is wrong."""
-        for step in self.expand:
+        for step in (quote_paths, *self.expand):
             arguments = step(arguments)
         refuse_dashes(arguments)
         refuse_two_modes(arguments)
@@ -118,6 +116,8 @@ class Command(Generic[T]):
         clean_logs()
         quiet_about_the_machine()
         user_configs.register()
+        end_with_sweep()
+        sweeps.register()
         arguments = sys.argv[1:]
         full_error = os.environ.get(FULL_ERROR)
         begun: list[DictConfig] = []
@@ -128,10 +128,11 @@ class Command(Generic[T]):
                 print(help_text(self.name, arguments))
                 return None
             run = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=self.name)
-            with _full_error("1"):  # Hydra then raises what is said in other words below
+            # with "1" Hydra raises what is said in other words below
+            with _full_error("1"), sweeps.reported(self.after_sweep):
                 return run(self._job(full_error, begun))()
         except JobFailed as error:
-            report_failures(error)
+            sweeps.report_failures(error)
             raise SystemExit(1) from error
         except (HydraException, OmegaConfBaseException, MarkedYAMLError, ZeroSearchError) as error:
             if full_error == "1":
@@ -167,17 +168,14 @@ class Command(Generic[T]):
         def job(cfg: DictConfig) -> T | float | None:
             begun.append(cfg)
             with _full_error(full_error):
-                if is_sweep():
-                    with _refusing(cfg, self.error_code):
-                        check_optimized(cfg)  # of all jobs, so before the first
-                    return run_in_process(self.name, cfg)
                 # Lightning starts further ranks with these words
                 sys.argv[1:1] = [self.name]
                 if global_rank() == 0:
                     user_configs.say_folder()
-                with _refusing(cfg, self.error_code):
-                    self.check(cfg)
-                return self.task(cfg)
+                with sweeps.failing_alone():
+                    with _refusing(cfg, self.error_code):
+                        self.check(cfg)
+                    return self.task(cfg)
 
         return job
 
@@ -188,11 +186,12 @@ def command(
     checks: Sequence[Callable[[DictConfig], None]] = (),
     expand: Sequence[Callable[[list[str]], list[str]]] = (),
     error_code: int = 1,
+    after_sweep: Callable[[Path], None] | None = None,
 ) -> Callable[[Callable[[DictConfig], T]], Command[T]]:
     """Make a function a `Command`, whose arguments these are."""
 
     def decorate(task: Callable[[DictConfig], T]) -> Command[T]:
-        return Command(task, keys, checks, expand, error_code)
+        return Command(task, keys, checks, expand, error_code, after_sweep)
 
     return decorate
 
@@ -223,16 +222,17 @@ def _set_full_error(value: str | None) -> None:
 def _refusing(cfg: DictConfig, error_code: int) -> Iterator[None]:
     """Within, an error of ours ends the program with its sentence, which `summary.json` keeps.
 
-    A run that is to go on in its folder keeps the summary that it has: nothing was changed there.
+    A run that is to go on in its folder keeps the summary that it has, unless it had failed before:
+    nothing was changed there.
     """
     try:
         yield
     except (ZeroSearchError, OmegaConfBaseException) as error:
         said = report_error(error)
-        # a run folder of its own, as opposed to that of a job which was not begun
-        if HydraConfig.get().output_subdir is not None and not is_sweep():
+        if HydraConfig.get().output_subdir is not None:  # a run folder of its own
             summary = Summary(Path(cfg.paths.output_dir), error=said)
-            if not summary.path.exists():
+            if summary.before.get("status", "failed") == "failed":
+                summary.facts = summary.before | summary.facts
                 summary.end()
         raise SystemExit(error_code) from error
 

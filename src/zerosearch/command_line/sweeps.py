@@ -1,189 +1,269 @@
-"""Jobs of a sweep, each in a process of its own.
-
-Hydra's launchers run a job within the process of the sweep. There a job that dies takes the others
-along, and a job of several processes cannot work at all: Lightning starts its further ranks by
-repeating the command line, which is that of the whole sweep.
-"""
+"""Sweeps: Hydra's launchers, with a plan before the first job and a line for each failure."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Mapping
-from enum import Enum
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import OmegaConf
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
+from zerosearch.command_line.arguments import quoted
+from zerosearch.command_line.job_processes import JobProcesses
+from zerosearch.command_line.optimized import JobFailed, optimized_value
+from zerosearch.command_line.sweep_plan import PlannedJob, plan
 from zerosearch.core.errors import InputError, ZeroSearchError
-from zerosearch.core.runs import REQUEUE_SIGNALS, read_summary
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from zerosearch.core.job_share import visible_gpus
+from zerosearch.core.runs import read_summary
 
 # Of Hydra's own settings those that make a sweep: a job has none of them.
 OF_SWEEPS = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra/launcher", "hydra.launcher")
-# What a job is sent: SIGTERM for SIGHUP (of a terminal that closes), at which it ends in order.
-PASSED_ON = {
-    **{number: number for number in (signal.SIGINT, signal.SIGTERM, *REQUEUE_SIGNALS)},
-    signal.SIGHUP: signal.SIGTERM,
-}
-ON_CLUSTER = "SUBMITIT_EXECUTOR"  # set by submitit, whose jobs are processes of their own
+ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+SIDE_BY_SIDE = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 
 log = logging.getLogger(__name__)
 _failures: list[str] = []  # of this sweep's jobs, in words
+_environment: dict[str, str] = {}  # of jobs here
+_folders: list[Path] = []  # of this process's sweep, once it is planned
 
 
-class JobFailed(ZeroSearchError):
-    """A job of a sweep did not end well; the others run all the same."""
-
-
-def is_sweep() -> bool:
-    """Whether this process launches a job of a sweep, as opposed to being one."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN and ON_CLUSTER not in os.environ
-
-
-def run_in_process(command: str, cfg: DictConfig) -> Any:
-    """Run the present job of the sweep as `zerosearch COMMAND` with the job's own overrides.
+class JobsHere(Launcher):
+    """Runs jobs on this machine, in the place of Hydra's own launcher and of Joblib's.
 
     Args:
-        command: its name.
-        cfg: of the job.
-
-    Returns:
-        What `optimized_value` finds in its `summary.json`.
-
-    Raises:
-        JobFailed: it ended with an error, or without what the sweep goes by.
-        SystemExit: the sweep was told to stop; the job has ended in order.
+        n_jobs: how many side by side; -1: as there are GPUs, or without any as there are cores.
+        of_joblib: further settings of Joblib's launcher, which concern its own processes.
     """
-    job, overrides = HydraConfig.get().job, HydraConfig.get().overrides
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    kept = [item for item in overrides.hydra if not item.startswith(OF_SWEEPS)]
-    own = ["hydra.mode=RUN", f"hydra.run.dir='{folder}'", f"hydra.job.num={job.num}"]
-    words = [sys.executable, "-m", "zerosearch", command, *overrides.task, *kept, *own]
-    before = read_summary(folder)  # of an earlier run in the same folder
-    code, stopped_by = _run(words)
-    if stopped_by is not None:
-        raise SystemExit(128 + stopped_by)
-    facts = read_summary(folder)
-    if code != 0:
-        said = facts.get("error") or facts.get("status") if code > 0 and facts != before else None
-        # Hydra writes true as True, ~key as ~key=null, and a colon within a list as \\:
-        same = {f"{word}=null" if word[:1] == "~" else word.lower() for word in sys.argv}
-        given = [item.replace("\\", "") for item in overrides.task]
-        differing = [item for item in given if item.lower() not in same]
-        failure = f"job {job.num} ({', '.join(differing)}): {said or _ending(code)}"
-        _failures.append(failure)
-        log.error(failure)
-        raise JobFailed(failure)
-    return optimized_value(cfg, facts)
+
+    def __init__(self, n_jobs: int = 1, **of_joblib: Any) -> None:
+        self._n_jobs = n_jobs
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self._config, self._loader = config, hydra_context.config_loader
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        _set_up_log(self._config)
+        planned = _plan(self._config, self._loader, job_overrides, initial_job_idx)
+        left = [job for job in planned if not job.is_done]
+        returned = {job.number: _returned(job, 0) for job in planned if job.is_done}
+
+        def ended(place: int, code: int) -> None:
+            returned[left[place].number] = _returned(left[place], code)
+
+        processes = JobProcesses(_side_by_side(self._n_jobs, left), _environment)
+        commands = [functools.partial(_command, job) for job in left]
+        processes.run(commands, [job.title for job in left], ended)
+        if processes.stopped_by is not None:
+            log.warning("sweep: stopped; the same command goes on with it")
+            raise SystemExit(128 + processes.stopped_by)
+        return [returned[job.number] for job in planned]
 
 
-def check_optimized(cfg: DictConfig) -> None:
-    """Check what a sweep that searches for the best settings goes by.
+class JobsElsewhere(Launcher):
+    """Another launcher, such as submitit's, that gets the jobs which are left to do.
 
-    Raises:
-        InputError: `optimized` names no direction, or another one than the sweeper, or a metric
-            that no job will have.
+    Args:
+        launcher: its class.
+        settings: its own.
     """
-    if "optimized" not in cfg:
-        return
-    metric, direction = str(cfg.optimized.metric), cfg.optimized.direction
-    if direction not in ("maximize", "minimize"):
-        raise InputError(f"optimized.direction={direction}: give maximize or minimize")
-    phase, _, name = metric.partition("/")
-    if not name:
-        raise InputError(f"optimized.metric={metric}: give a name of summary.json, such as test/f1")
-    evaluations = cfg.get("evaluation") or {}
-    if phase in ("start", "test") and evaluations:
-        known = [*("f1", "em", "cover_em"), *evaluations]
-        if name.split("/")[0] not in known:
-            found = ", ".join(f"{phase}/{each}" for each in known)
-            raise InputError(f"optimized.metric={metric} is not measured; there are {found}")
-    if not _searches():
-        return
-    if phase in ("start", "test") and not cfg.test:
-        raise InputError(f"optimized.metric={metric} is not measured with test=false")
-    wanted = HydraConfig.get().sweeper.get("direction")
-    wanted = wanted.name if isinstance(wanted, Enum) else wanted
-    if isinstance(wanted, str) and wanted != direction:
-        raise InputError(
-            f"optimized.direction={direction}, and hydra.sweeper.direction={wanted}: give the same"
+
+    def __init__(self, launcher: type[Launcher], **settings: Any) -> None:
+        self._launcher = launcher(**settings)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self._config, self._loader = config, hydra_context.config_loader
+        self._launcher.setup(
+            hydra_context=hydra_context, task_function=task_function, config=config
         )
 
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        _set_up_log(self._config)
+        planned = _plan(self._config, self._loader, job_overrides, initial_job_idx)
+        left = [job for job in planned if not job.is_done]
+        own = [[*job.found.overrides, *_in_its_folder(job)] for job in left]
+        returns = self._wait(own, initial_job_idx) if own else []
+        ended = dict(zip([job.number for job in left], returns, strict=True))
+        for job in left:
+            if ended[job.number].status == JobStatus.FAILED:
+                _failures.append(f"{_named(job)}: {ended[job.number]._return_value}")
+        return [ended.get(job.number) or _returned(job, 0) for job in planned]
 
-def optimized_value(cfg: DictConfig, facts: Mapping[str, Any]) -> float | None:
-    """What a sweep goes by, of a job's summary; None where it lacks it and nobody searches.
+    def _wait(self, jobs: list[list[str]], first: int) -> Sequence[JobReturn]:
+        try:
+            return self._launcher.launch(jobs, first)
+        except Exception as error:
+            if not type(error).__module__.startswith("submitit."):
+                raise
+            said = " ".join(str(error).split())
+            raise JobFailed(
+                f"a job was killed on the cluster, where the others go on; when they have ended, "
+                f"the same command does what is missing: {said:.500}"
+            ) from error
+
+
+class _Failed(JobReturn):
+    """What a failed job returns: it raises, without Hydra's own line of all its overrides."""
+
+    @property
+    def return_value(self) -> Any:
+        raise self._return_value
+
+
+def register() -> None:
+    """Put these launchers in the place of those that Hydra has found; jobs here get the present
+    environment, in which nothing is set for the sweep's own process.
+    """
+    _environment.update(os.environ)
+    found = Plugins.instance().class_name_to_class
+    for name, launcher in list(found.items()):
+        if name in (ONE_BY_ONE, SIDE_BY_SIDE):
+            found[name] = JobsHere
+        elif isinstance(launcher, type) and issubclass(launcher, Launcher):
+            found[name] = functools.partial(JobsElsewhere, launcher)  # type: ignore[assignment]
+
+
+@contextmanager
+def failing_alone() -> Iterator[None]:
+    """Within, a job that another launcher runs in this process ends with an error it can return.
 
     Raises:
-        JobFailed: the sweeper searches by it.
+        JobFailed: it would have ended this process with an exit code.
     """
-    metric = OmegaConf.select(cfg, "optimized.metric")
-    value = facts.get(metric)
-    if value is None and metric is not None and _searches():
-        raise JobFailed(f"optimized.metric={metric}: summary.json has none; choose one that it has")
-    return value
-
-
-def _searches() -> bool:
-    """Whether this process is of a sweep whose sweeper goes by what its jobs return."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return False
-    return "BasicSweeper" not in HydraConfig.get().sweeper["_target_"]
+    try:
+        yield
+    except SystemExit as error:
+        config = HydraConfig.get()
+        if config.mode != RunMode.MULTIRUN or not isinstance(error.code, int) or error.code <= 0:
+            raise
+        facts = read_summary(Path(config.runtime.output_dir))
+        raise JobFailed(facts.get("error") or facts.get("status") or _ending(error.code)) from error
 
 
 def report_failures(error: JobFailed) -> None:
     """Say at the end of a sweep which of its jobs failed, a line for each.
 
     Args:
-        error: the first of them; a launcher that runs jobs elsewhere brings back no more.
+        error: the first of them; a launcher that lost a job brings back no more.
     """
     failures = _failures or [str(error)]
     log.error("jobs that failed: %d\n%s", len(failures), "\n".join(failures))
+    log.info("the same command does only what is missing")
 
 
-def _run(command: list[str]) -> tuple[int, int | None]:
-    """Run a job to its end.
+def _side_by_side(n_jobs: Any, left: Sequence[PlannedJob]) -> int:
+    """How many jobs run at a time.
 
-    A signal that tells this process to stop is passed on: the job ends in order, and then the
-    sweep. What this process was told to ignore (by nohup) it goes on ignoring.
-
-    Returns:
-        Exit code of the job, and the signal that came meanwhile, if one did.
+    Raises:
+        InputError: `n_jobs` is no number of jobs, or their servers would meet at one port.
     """
-    received: list[int] = []
-    process: subprocess.Popen[bytes] | None = None
+    if type(n_jobs) is not int or n_jobs < -1 or n_jobs == 0:
+        raise InputError(
+            f"hydra.launcher.n_jobs={n_jobs}: give how many jobs run side by side, or -1 for as "
+            "many as there are GPUs, or without any as there are cores"
+        )
+    if n_jobs == -1:
+        n_jobs = len(visible_gpus()) or len(os.sched_getaffinity(0))
+    count = max(1, min(n_jobs, len(left)))
+    for job in left if count > 1 else []:
+        port = OmegaConf.select(job.cfg, "simulator.server.port")
+        if port is not None and OmegaConf.select(job.cfg, "simulator.launch"):
+            raise InputError(
+                f"simulator.launch=true, simulator.server.port={port}: the servers of jobs side "
+                "by side would meet there: give simulator.server.port=null, any free one"
+            )
+    return count
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if process is not None:
-            process.send_signal(PASSED_ON[signal.Signals(number)])
 
-    earlier: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # others receive no signals
-        earlier = {each: signal.getsignal(each) for each in PASSED_ON}
-    mine = [each for each, handler in earlier.items() if handler is not signal.SIG_IGN]
-    for each in mine:
-        signal.signal(each, pass_on)
+@contextmanager
+def reported(report: Callable[[Path], None] | None) -> Iterator[None]:
+    """Within, a sweep ends with a report, however it ends.
+
+    Args:
+        report: makes it of the sweep's folder; an error of ours there ends in a sentence.
+    """
     try:
-        # In a group of its own: Ctrl-C reaches it once, from here. Such a group may not read the
-        # terminal; one that tried would be stopped.
-        process = subprocess.Popen(command, process_group=0, stdin=subprocess.DEVNULL)
-        for each in received:  # while it was started
-            process.send_signal(PASSED_ON[signal.Signals(each)])
-        return process.wait(), received[0] if received else None
+        yield
     finally:
-        for each in mine:
-            signal.signal(each, earlier[each])
+        if report is not None and _folders:
+            try:
+                report(_folders[-1])
+            except (ZeroSearchError, OSError) as error:
+                log.error("the sweep's table could not be made: %s", error)
+
+
+def _plan(
+    config: DictConfig, loader: ConfigLoader, jobs: Sequence[Sequence[str]], first: int
+) -> list[PlannedJob]:
+    planned = plan(config, loader.load_sweep_config, jobs, first)
+    _folders[:] = [job.found.folder.parent for job in planned[:1]]
+    return planned
+
+
+def _set_up_log(config: DictConfig) -> None:
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+
+
+def _command(job: PlannedJob) -> list[str]:
+    """The command line of a job: `zerosearch COMMAND` with the job's own overrides."""
+    log.info("%s: %s", _named(job), job.to_do())
+    hydra = job.cfg.hydra
+    kept = [item for item in hydra.overrides.hydra if not item.startswith(OF_SWEEPS)]
+    own = ["hydra.mode=RUN", f"hydra.run.dir={quoted(job.found.folder)}"]
+    own.append(f"hydra.job.num={job.number}")
+    words = [*hydra.overrides.task, *kept, *own]
+    return [sys.executable, "-m", "zerosearch", hydra.job.config_name, *words]
+
+
+def _in_its_folder(job: PlannedJob) -> list[str]:
+    sweep, name = job.found.folder.parent, job.found.folder.name
+    return [f"hydra.sweep.dir={quoted(sweep)}", f"hydra.sweep.subdir={quoted(name)}"]
+
+
+def _returned(job: PlannedJob, code: int) -> JobReturn:
+    """What Hydra's sweepers get of a job: the value that they go by, or its failure."""
+    facts = read_summary(job.found.folder)
+    try:
+        if code != 0:
+            told = code > 0 and facts != job.found.summary
+            said = facts.get("error") or facts.get("status") if told else None
+            raise JobFailed(f"{_named(job)}: {said or _ending(code)}")
+        HydraConfig.instance().set_config(job.cfg)
+        kind, status, value = JobReturn, JobStatus.COMPLETED, optimized_value(job.cfg, facts)
+    except JobFailed as error:
+        _failures.append(str(error))
+        log.error(str(error))
+        kind, status, value = _Failed, JobStatus.FAILED, error
+    return kind(
+        overrides=job.found.overrides,
+        hydra_cfg=job.cfg,
+        working_dir=os.getcwd(),
+        status=status,
+        _return_value=value,
+    )
+
+
+def _named(job: PlannedJob) -> str:
+    return f"job {job.number} ({job.title})"
 
 
 def _ending(code: int) -> str:

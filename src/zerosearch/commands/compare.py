@@ -9,6 +9,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from zerosearch.command_line.flags import ending_in_a_sentence, flag_parser
+from zerosearch.core.tables import as_markdown, as_rich
 
 
 def main() -> None:
@@ -19,7 +20,6 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="for a report")
     arguments = parser.parse_args()
     from zerosearch.evaluation.comparison import comparison_table
-    from zerosearch.evaluation.tables import as_markdown, as_rich
 
     with ending_in_a_sentence():
         cells = comparison_table(arguments.first, arguments.second)

@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from zerosearch.command_line.flags import ending_in_a_sentence, flag_parser
+from zerosearch.core.tables import as_rich
 from zerosearch.evaluation.table_files import write_tables
-from zerosearch.evaluation.tables import as_rich, main_table, merged
+from zerosearch.evaluation.tables import main_table, merged
 
 
 def main() -> None:

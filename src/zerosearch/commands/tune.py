@@ -9,7 +9,8 @@ from zerosearch.command_line.arguments import expand_resume
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, OF_TRAINING
 from zerosearch.command_line.made_for import check_choices, check_experiment
-from zerosearch.command_line.sweeps import check_optimized, optimized_value
+from zerosearch.command_line.optimized import check_optimized, optimized_value
+from zerosearch.commands.report import report_sweep
 from zerosearch.core.imports import quick_imports
 from zerosearch.core.runs import Summary, run_job
 from zerosearch.data.availability import check_data
@@ -47,6 +48,7 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     keys=OF_TRAINING | {"steps": COUNT},
     checks=[check_optimized, check_choices, check_data],
     expand=[partial(check_experiment, command="tune"), partial(expand_resume, command="tune")],
+    after_sweep=report_sweep,
 )
 def main(cfg: DictConfig) -> float | None:
     """Run one job of Hydra; returns what a sweep goes by."""

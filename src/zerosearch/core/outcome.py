@@ -134,7 +134,8 @@ def next_commands(command: str, folder: Path, facts: Mapping[str, Any]) -> list[
     look = f"tensorboard --logdir {place}/tensorboard"
     if _has_makefile():
         look = "make tensorboard"
-    looks = [look] if (folder / "tensorboard").is_dir() else []
+    looks = [report_command(folder)]
+    looks += [look] if (folder / "tensorboard").is_dir() else []
     return [use, *looks, goes_on] if completed else [goes_on, *looks]
 
 
@@ -145,6 +146,12 @@ def program(command: str) -> str:
     if _has_makefile():
         return f"make {command}"
     return f"{short_path(Path(sys.executable))} -m zerosearch {command}"
+
+
+def report_command(folder: Path) -> str:
+    """The command that makes a page about a run or a sweep."""
+    command, place = program("report"), short_path(folder)
+    return f"{command} run={place}" if command.startswith("make") else f"{command} {place}"
 
 
 def _has_makefile() -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zerosearch import __version__
-from zerosearch.core import run_names
+from zerosearch.core import run_names, sweep_names
 from zerosearch.core.endings import report_error
 from zerosearch.core.errors import InputError
 from zerosearch.core.files import replacing
@@ -50,6 +50,7 @@ _OF_0_1 = re.compile(r"^job: zerosearch\.", re.MULTILINE)  # in the configuratio
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM and submitit, before time is up
 
 run_names.register()  # before Hydra composes anything
+sweep_names.register()
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from zerosearch.core.errors import InputError
-from zerosearch.evaluation.tables import Cells
+from zerosearch.core.tables import Cells
 from zerosearch.reward.metrics import bootstrap_interval
 
 ANSWERS = "answers"  # in a run folder

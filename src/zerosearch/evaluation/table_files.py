@@ -10,14 +10,13 @@ from rich.console import Console
 
 from zerosearch.core.files import replacing
 from zerosearch.core.shown import write_csv
+from zerosearch.core.tables import as_markdown, as_rich
 from zerosearch.evaluation.tables import (
     MARK,
     NOTE,
     Results,
     as_csv,
     as_latex,
-    as_markdown,
-    as_rich,
     detail_table,
     main_table,
 )

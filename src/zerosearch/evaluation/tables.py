@@ -13,14 +13,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from zerosearch.core.errors import InputError
 from zerosearch.core.shown import from_csv_cell, shown, write_csv
-
-Cells = list[list[str]]  # the heading first
+from zerosearch.core.tables import Cells
 
 # heading -> metric, factor, format
 DETAILS = {
@@ -37,7 +32,6 @@ DETAILS = {
     "empty searches %": ("empty_searches", 100, ".1f"),
     "US$": ("cost_usd", 1, ".4f"),
 }
-_MARKDOWN = str.maketrans({"|": r"\|", "\\": r"\\", "<": "&lt;"})
 _LATEX = str.maketrans(
     {sign: rf"\{sign}" for sign in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -161,15 +155,6 @@ def merged(runs: Sequence[Path]) -> Results:
     return Results(benchmarks=benchmarks, rows=rows, cells=cells)
 
 
-def as_markdown(cells: Cells) -> str:
-    """A pipe table; neither HTML nor links come of what is in it."""
-    heading, *rows = [
-        [shown(cell).translate(_MARKDOWN).replace("](", r"]\(") for cell in row] for row in cells
-    ]
-    rule = ["---"] * len(heading)
-    return "".join(f"| {' | '.join(row)} |\n" for row in (heading, rule, *rows))
-
-
 def as_latex(cells: Cells) -> str:
     """A tabular of booktabs; the best in each column is bold."""
     heading, *rows = cells
@@ -183,23 +168,6 @@ def as_latex(cells: Cells) -> str:
         ]
         lines.append(" & ".join(shown) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def as_rich(cells: Cells, title: str) -> Table:
-    """For a terminal."""
-    heading, *rows = cells
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, name in enumerate(heading):
-        number = all(row[index][:1] in "+-[0123456789" for row in rows)  # stays whole
-        table.add_column(
-            Text(shown(name).replace(" ", "\n")),
-            justify="right" if index else "left",
-            overflow="fold",
-            no_wrap=number,
-        )
-    for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
-    return table
 
 
 _ENDS = ("low", "high")

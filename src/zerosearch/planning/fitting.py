@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from zerosearch.core.errors import InputError
+from zerosearch.core.job_share import jobs_on_gpu, jobs_on_host
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -92,7 +93,8 @@ def with_fitting_batches(plan: PlannedRun, size: int) -> PlannedRun:
 
 
 def process_bytes(trainer: DictConfig) -> int:
-    """Memory of one process of a training on this machine's CPUs, which those of a node share.
+    """Memory of one process of a training on this machine's CPUs, which those of a node share, and
+    jobs of a sweep beside it.
 
     Args:
         trainer: the node of that name.
@@ -100,7 +102,7 @@ def process_bytes(trainer: DictConfig) -> int:
     from zerosearch.core.memory import host_bytes
     from zerosearch.planning.reading import devices_of
 
-    return host_bytes() // len(devices_of(trainer, on_cpu=True))
+    return host_bytes() // len(devices_of(trainer, on_cpu=True)) // jobs_on_host()
 
 
 def _memory_here(trainer: DictConfig) -> tuple[bool, int | None]:
@@ -110,7 +112,9 @@ def _memory_here(trainer: DictConfig) -> tuple[bool, int | None]:
     gpus = torch.cuda.is_available()
     if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not gpus):
         return True, process_bytes(trainer)
-    return False, torch.cuda.get_device_properties(0).total_memory if gpus else None
+    if not gpus:
+        return False, None
+    return False, torch.cuda.get_device_properties(0).total_memory // jobs_on_gpu()
 
 
 def _warn_of_others(rows: list[MemoryRow], processes: int) -> None:

@@ -172,7 +172,9 @@ def charts_of(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], list[str
         elif series:
             zero += [name for name in chart.metrics.values() if _is_anywhere(name, runs)]
     evaluated = [
-        each for index, run in enumerate(runs) for each in _evaluations(run, index, len(runs) > 1)
+        each
+        for index, run in enumerate(runs)
+        for each in evaluations(run, index, several=len(runs) > 1)
     ]
     if evaluated:
         drawn.insert(1 if drawn else 0, _plain(EVALUATIONS, evaluated))
@@ -212,6 +214,17 @@ def _points(run: RunFolder, metric: str) -> tuple[list[int], list[float]]:
 
 def _is_anywhere(metric: str, runs: Iterable[RunFolder]) -> bool:
     return any(_points(run, metric)[0] for run in runs)
+
+
+def evaluations(run: RunFolder, index: int, *, several: bool) -> list[dict[str, Any]]:
+    """F1 of held-out questions as curves, by engine and by whose questions; see `charts_of`.
+
+    Args:
+        run: with validations or with test results.
+        index: of the run.
+        several: runs are drawn, so that the headline's engine is enough.
+    """
+    return [*_evaluations(run, index, several)]
 
 
 def _evaluations(run: RunFolder, index: int, several: bool) -> Iterable[dict[str, Any]]:

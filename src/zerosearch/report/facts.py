@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,9 @@ def engine_scores(run: RunFolder) -> list[EngineScores]:
             questions=next(
                 (int(n) for p in ("test", "start") if (n := _count(run, p, engine))), None
             ),
-            before=_measured(run, f"start/{engine}/f1"),
-            after=_measured(run, f"test/{engine}/f1"),
-            exact_match=_measured(run, f"test/{engine}/em"),
+            before=tested(run, f"start/{engine}/f1"),
+            after=tested(run, f"test/{engine}/f1"),
+            exact_match=tested(run, f"test/{engine}/em"),
         )
         for engine in engines
     ]
@@ -72,7 +72,8 @@ def _count(run: RunFolder, phase: str, engine: str) -> float | None:
     return number(run.summary.get(f"{phase}/{engine}/count"))
 
 
-def _measured(run: RunFolder, name: str) -> Measured | None:
+def tested(run: RunFolder, name: str) -> Measured | None:
+    """A number of `summary.json` with its interval."""
     value, low, high = (number(run.summary.get(name + end)) for end in ("", "_low", "_high"))
     return None if value is None else Measured(value=value, low=low, high=high)
 
@@ -196,20 +197,3 @@ def _scores(run: RunFolder) -> list[str]:
         duration(run.seconds) or "",
         "" if usd is None else f"${usd:,.2f}",
     ]
-
-
-def over_seeds(runs: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
-    """Means of the runs that differ in their seed alone; no rows where none do."""
-    keys = [key for key in runs[0].differing if key != "seed"] if runs else []
-    groups: dict[tuple[str, ...], list[RunFolder]] = {}
-    for run in runs:
-        groups.setdefault(tuple(run.differing[key] for key in keys), []).append(run)
-    rows = [[*which, *cells] for which, group in groups.items() for cells in _means(group)]
-    return [*keys, "seeds", "mean F1 after", "lowest", "highest"], rows
-
-
-def _means(group: Sequence[RunFolder]) -> Iterator[list[str]]:
-    scores = [first.after.value for run in group for first in engine_scores(run)[:1] if first.after]
-    if len(scores) > 1:
-        numbers = (sum(scores) / len(scores), min(scores), max(scores))
-        yield [str(len(scores)), *(f"{value:.3f}" for value in numbers)]

@@ -15,6 +15,7 @@ import yaml
 from zerosearch.core.errors import InputError
 from zerosearch.core.metrics_file import METRICS_FILE, STEP, Row, read_rows
 from zerosearch.core.runs import LATEST, PROJECT_ROOT, SUMMARY, read_summary
+from zerosearch.core.sweep_folder import is_sweep_folder, jobs_of_sweep
 
 TRANSCRIPTS = "transcripts"  # in a run folder
 _LEFT_BY_A_RUN = (SUMMARY, METRICS_FILE, TRANSCRIPTS)
@@ -93,7 +94,7 @@ def find_runs(places: Sequence[str]) -> list[RunFolder]:
         InputError: there is no such folder, or no run in it.
     """
     folders = [folder for place in places for folder in _runs_at(place)]
-    runs = [_read(folder) for folder in dict.fromkeys(folders)]
+    runs = [read_run(folder) for folder in dict.fromkeys(folders)]
     _name_apart(runs)
     return runs
 
@@ -104,20 +105,23 @@ def _runs_at(place: str) -> list[Path]:
         raise InputError(f"{place}: there is no folder {path}; give one of logs/train/runs")
     if _is_run(path):
         return [path.resolve()]
-    runs = [folder.resolve() for folder in path.iterdir() if folder.is_dir() and _is_run(folder)]
+    sweep = is_sweep_folder(path)
+    inside = [job.folder for job in jobs_of_sweep(path)] if sweep else sorted(path.iterdir())
+    runs = [folder.resolve() for folder in inside if folder.is_dir() and _is_run(folder)]
     if not runs:
         raise InputError(
             f"{place} is neither a run (it has none of {', '.join(_LEFT_BY_A_RUN)}) nor a folder "
             "of runs: give a folder of logs/train/runs, or a sweep of logs/train/multiruns"
         )
-    return sorted(runs, key=lambda run: (not run.name.isdigit(), run.name.zfill(9)))
+    return runs
 
 
 def _is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in _LEFT_BY_A_RUN)
 
 
-def _read(folder: Path) -> RunFolder:
+def read_run(folder: Path) -> RunFolder:
+    """A run by its folder, named after that."""
     metrics = folder / METRICS_FILE
     said = _yaml(folder / ".hydra" / "overrides.yaml")
     config = _yaml(folder / ".hydra" / "config.yaml")

@@ -1,0 +1,124 @@
+"""What a sweep does with each of its jobs, decided before the first of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from zerosearch.command_line.sweep_plan import PlannedJob, plan
+from zerosearch.core.errors import InputError
+from zerosearch.core.runs import read_summary
+from zerosearch.core.sweep_folder import jobs_of_sweep
+
+SEEDS = [["steps=5", f"seed={number}"] for number in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    before = HydraConfig.instance().cfg
+    yield
+    HydraConfig.instance().cfg = before
+
+
+def settings(**values: Any) -> DictConfig:
+    hydra = OmegaConf.structured(HydraConf)
+    hydra.sweeper = {"_target_": "BasicSweeper", "params": None}
+    hydra.overrides.task = ["steps=5", "seed=0,1,2"]
+    hydra.sweep.dir = values.pop("folder", None)
+    of_task = {"steps": 5, "seed": 0, "paths": {"log_dir": "logs"}, "resume": None}
+    return OmegaConf.create(of_task | values | {"hydra": hydra})
+
+
+def compose(config: DictConfig, overrides: list[str]) -> DictConfig:
+    given = OmegaConf.from_dotlist([word for word in overrides if "/" not in word])
+    return OmegaConf.merge(settings(), given)  # type: ignore[return-value]
+
+
+def planned(folder: Path, jobs: list[list[str]] = SEEDS) -> list[PlannedJob]:
+    return plan(settings(folder=str(folder)), compose, jobs, 0)
+
+
+def ran(folder: Path, status: str, *, checkpoint: bool = False, **facts: Any) -> None:
+    """What a job of these overrides leaves."""
+    seed = int(folder.name.partition("=")[2])
+    (folder / ".hydra").mkdir(parents=True)
+    cfg = compose(settings(), SEEDS[seed])
+    del cfg["hydra"]
+    (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    (folder / "summary.json").write_text(json.dumps({"status": status, **facts}))
+    if checkpoint:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").touch()
+
+
+def test_jobs_lie_in_folders_of_what_differs(tmp_path: Path) -> None:
+    jobs = planned(tmp_path)
+    assert [job.found.folder for job in jobs] == [tmp_path / f"seed={n}" for n in range(3)]
+    assert [job.cfg.seed for job in jobs] == [0, 1, 2]
+    assert jobs[2].cfg.hydra.runtime.output_dir == str(tmp_path / "seed=2")
+    assert [job.state for job in jobs_of_sweep(tmp_path)] == ["not started"] * 3
+    [one] = planned(tmp_path, [["steps=5"]])
+    assert one.found.folder == tmp_path / "0", "nothing is swept"
+
+
+def test_each_job_says_what_it_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ran(tmp_path / "seed=0", "completed")
+    ran(tmp_path / "seed=1", "running", checkpoint=True)
+    with caplog.at_level("INFO"):
+        jobs = planned(tmp_path)
+    assert [job.is_done for job in jobs] == [True, False, False]
+    assert caplog.messages == [
+        f"sweep: {tmp_path}: jobs: 3, to do: 2",
+        "  seed=0: completed: kept",
+        "  seed=1: goes on from the last checkpoint (it was killed)",
+        "  seed=2: starts",
+    ]
+
+
+def test_a_failed_job_is_tried_again(tmp_path: Path) -> None:
+    ran(tmp_path / "seed=0", "failed", error="RunError: no")
+    ran(tmp_path / "seed=1", "failed", error="RunError: no", checkpoint=True)
+    ran(tmp_path / "seed=2", "interrupted by SIGTERM")
+    assert [job.to_do() for job in planned(tmp_path)] == [
+        "is tried again from the beginning (RunError: no)",
+        "is tried again from the last checkpoint (RunError: no)",
+        "goes on from the beginning (interrupted by SIGTERM)",
+    ]
+
+
+@pytest.mark.parametrize("status", ["completed", "running", "failed"])
+def test_a_job_of_other_settings_is_refused_and_nothing_is_changed(
+    status: str, tmp_path: Path
+) -> None:
+    ran(tmp_path / "seed=1", status, checkpoint=True)
+    others = [[f"steps={5 + (n == 1)}", f"seed={n}"] for n in range(3)]
+    said = (
+        r"seed=1 has a job of other settings \(steps is 5 there and 6 here\): give another folder"
+    )
+    with pytest.raises(InputError, match=said):
+        planned(tmp_path, others)
+    assert not (tmp_path / "jobs.json").exists()
+    assert read_summary(tmp_path / "seed=1")["status"] == status
+
+
+def test_what_is_of_the_machine_may_differ(tmp_path: Path) -> None:
+    ran(tmp_path / "seed=0", "completed")
+    assert planned(tmp_path, [["steps=5", "seed=0", "paths.log_dir=x", "resume=y"]])[0].is_done
+
+
+def test_a_failed_job_that_left_nothing_takes_other_settings(tmp_path: Path) -> None:
+    ran(tmp_path / "seed=0", "failed", error="InputError: steps")
+    [job] = planned(tmp_path, [["steps=6", "seed=0"]])
+    assert job.cfg.steps == 6
+
+
+def test_what_is_swept_by_a_sweeper_of_its_own_is_told_apart(tmp_path: Path) -> None:
+    jobs = planned(tmp_path, [["steps=5", "seed=0", "lr=0.1"], ["steps=5", "seed=0", "lr=0.2"]])
+    assert [job.title for job in jobs] == ["seed=0, lr=0.1", "seed=0, lr=0.2"]
