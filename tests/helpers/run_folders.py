@@ -108,7 +108,7 @@ def write_run(
     return folder
 
 
-def tested(f1: float) -> dict[str, Any]:
+def scored(f1: float) -> dict[str, Any]:
     """A summary with an F1 before and after training."""
     bounds = {"test/bm25/f1_low": f1 - 0.1, "test/bm25/f1_high": f1 + 0.1}
     return {"start/bm25/f1": 0.1, "test/bm25/f1": f1, "test/bm25/count": 8, **bounds}
@@ -127,7 +127,7 @@ def make_sweep(
     given = [["x=1", *(f"{k}={v}" for k, v in each.items())] for each in combinations]
     names = [str(number) for number in range(len(combinations))]
     for name, overrides, f1 in zip(names, given, scores, strict=True):
-        summary = (endings or {}).get(int(name), tested(f1))
+        summary = (endings or {}).get(int(name), scored(f1))
         if summary:
             rows = [
                 {"reward/total": f1 / 2, "rollout/searches": 1.0, "curriculum/noise_probability": n}

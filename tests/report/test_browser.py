@@ -325,6 +325,6 @@ def test_a_hostile_transcript_does_nothing(chromium: Any, tmp_path: Path) -> Non
     assert "<script>document.title='taken'; alert(1)</script><img src=x" in shown
     assert r"\x1b[31mred\x1b[0m \u202eevil\u202c \u2028" in shown
     assert "more characters: step_000000.jsonl, line 1]" in shown
-    assert page.locator("main img, main article table, main script").count() == 0
+    assert page.locator("main img:not(#sweep), main article table, main script").count() == 0
     assert page.title() == title
     assert view.wrong == []

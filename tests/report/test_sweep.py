@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.helpers.configs import CONFIGS
-from tests.helpers.run_folders import make_sweep, tested, write_run
+from tests.helpers.run_folders import make_sweep, scored, write_run
 from zerosearch.commands.report import report_sweep
 from zerosearch.core.errors import InputError
 from zerosearch.core.shown import shown
@@ -78,7 +78,7 @@ def test_the_page_says_what_failed_was_cut_and_has_not_begun(tmp_path: Path) -> 
 
 
 def test_what_a_budget_has_stopped_does_not_count_as_trained(tmp_path: Path) -> None:
-    endings = {1: tested(0.9) | {"status": "stopped: 5 USD"}}
+    endings = {1: scored(0.9) | {"status": "stopped: 5 USD"}}
     folder = make_sweep(tmp_path, {"seed": ["0", "1"]}, [0.5, 0.9], endings)
     [line] = lines_of(folder)
     assert (line["seeds"], line["test/bm25/f1"]) == ("1", "0.5")
