@@ -246,6 +246,21 @@ def test_a_figure_names_the_run_in_which_nothing_differs(tmp_path: Path) -> None
     assert figure.axes[0].get_ylim()[0] < 0
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_two_seeds_are_drawn_as_they_are_and_three_have_an_interval(
+    seeds: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    make_sweep(folder, {"seed": [str(n) for n in range(seeds)]}, [0.4, 0.6, 0.5][:seeds])
+    figure = draw_runs(find_runs([str(folder / str(n)) for n in range(seeds)]))
+    held_out = figure.axes[1]
+    thin = [line for line in held_out.lines if line.get_alpha() == 0.35]
+    assert (len(thin), len(held_out.collections)) == ((2, 0) if seeds == 2 else (0, 1))
+    assert held_out.get_title(loc="left").startswith(
+        "thin: single runs" if seeds == 2 else "95% intervals"
+    )
+
+
 def test_a_figure_that_cannot_be_is_refused(tmp_path: Path, sweep: Path) -> None:
     empty = write_run(tmp_path / "run")
     with pytest.raises(InputError, match=r"there is no reward in its metrics\.csv yet"):

@@ -22,6 +22,7 @@ _SMOOTHED = 5  # steps, where a run has thrice as many
 _UNCHANGED = "the experiment as it is"
 _LONGEST = 70  # characters of what differs
 _MOST_FIRINGS = 4  # that are drawn
+_LEAST_RUNS = 3  # of an interval between runs: that of two is wider than the figure
 Curve = dict[int, Measured]  # by policy steps completed
 
 
@@ -88,7 +89,7 @@ def _health(axis: Axes, run: RunFolder) -> None:
     for number, each in enumerate(firings(run)[:_MOST_FIRINGS]):
         does = "stops the run" if each.action == "stop" else "warns"
         said = f"step {each.first}: {label(each.rule)} {does}"
-        axis.axvline(each.first, color="black", dashes=(1 + 2 * number, 2), label=label(said))
+        axis.axvline(each.first, color="black", dashes=(8 - 2 * number, 2), label=label(said))
 
 
 def _noise(axis: Axes, noises: Sequence[dict[int, float]]) -> None:
@@ -131,8 +132,11 @@ def _held_out(axis: Axes, groups: Sequence[tuple[str, list[RunFolder]]]) -> None
     engine = f", {label(engines.pop())}" if len(groups) > 1 and len(engines) == 1 else ""
     axis.set_ylabel(f"F1 of held-out questions{engine}")
     axis.set_ylim(bottom=0)
-    shown = "95% intervals; diamonds: test questions before and after"
-    axis.set_title(shown, color=GREY, fontsize=8, loc="left")
+    wide = any(1 < len(group) < _LEAST_RUNS for _, group in groups)
+    bars = "thin: single runs" if wide else "95% intervals"
+    axis.set_title(
+        f"{bars}; diamonds: test questions before and after", color=GREY, fontsize=8, loc="left"
+    )
 
 
 def _points(
@@ -143,13 +147,20 @@ def _points(
     marker: str,
     name: str | None,
 ) -> None:
-    """Of one run with its own intervals, of several their mean with that between them."""
+    """Of one run with its own intervals, of several their mean with that between them; of two there
+    is none, and both are drawn.
+    """
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     if len(curves) == 1:
         found = [curves[0][step] for step in steps]
     else:
         found = [mean_of([curve[step].value for curve in curves], (0.0, 1.0)) for step in steps]
     values = [each.value for each in found]
+    few = 1 < len(curves) < _LEAST_RUNS
+    for curve in curves if few else []:
+        single = [curve[step].value for step in steps]
+        look = {"linestyle": dashes or "none", "marker": marker or MARKERS[0], "markersize": 3}
+        axis.plot(steps, single, color=colour, alpha=0.35, linewidth=0.8, **look)
     ends = [
         [each.value - each.low if each.low is not None else 0.0 for each in found],
         [each.high - each.value if each.high is not None else 0.0 for each in found],
@@ -158,7 +169,7 @@ def _points(
     axis.errorbar(
         steps,
         values,
-        ends,
+        None if few else ends,
         color=colour,
         linestyle=dashes or "none",
         marker=marker or MARKERS[0],
