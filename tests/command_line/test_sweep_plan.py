@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.command_line.sweep_plan import PlannedJob, plan
+from zerosearch.command_line.sweeps import JobsHere
 from zerosearch.core.errors import InputError
 from zerosearch.core.runs import read_summary
 from zerosearch.core.sweep_folder import jobs_of_sweep
@@ -31,8 +35,10 @@ def settings(**values: Any) -> DictConfig:
     hydra = OmegaConf.structured(HydraConf)
     hydra.sweeper = {"_target_": "BasicSweeper", "params": None}
     hydra.overrides.task = ["steps=5", "seed=0,1,2"]
-    hydra.sweep.dir = values.pop("folder", None)
-    of_task = {"steps": 5, "seed": 0, "paths": {"log_dir": "logs"}, "resume": None}
+    hydra.sweep.dir = values.pop("folder", "sweep")
+    of_task = {"steps": 5, "seed": 0, "paths": {"log_dir": "logs"}, "resume": None, "test": True}
+    of_task |= {"optimized": {"metric": "test/f1", "direction": "maximize"}}
+    of_task |= {"simulator": {"launch": True, "server": {"port": 8000}}}
     return OmegaConf.create(of_task | values | {"hydra": hydra})
 
 
@@ -110,7 +116,15 @@ def test_a_job_of_other_settings_is_refused_and_nothing_is_changed(
 
 def test_what_is_of_the_machine_may_differ(tmp_path: Path) -> None:
     ran(tmp_path / "seed=0", "completed")
-    assert planned(tmp_path, [["steps=5", "seed=0", "paths.log_dir=x", "resume=y"]])[0].is_done
+    saved = tmp_path / "seed=0" / ".hydra" / "config.yaml"
+    changed = (
+        saved.read_text()
+        .replace("log_dir: logs", "log_dir: x")
+        .replace("resume: null", "resume: x")
+    )
+    assert changed != saved.read_text()
+    saved.write_text(changed)
+    assert planned(tmp_path)[0].is_done
 
 
 def test_a_failed_job_that_left_nothing_takes_other_settings(tmp_path: Path) -> None:
@@ -122,3 +136,41 @@ def test_a_failed_job_that_left_nothing_takes_other_settings(tmp_path: Path) -> 
 def test_what_is_swept_by_a_sweeper_of_its_own_is_told_apart(tmp_path: Path) -> None:
     jobs = planned(tmp_path, [["steps=5", "seed=0", "lr=0.1"], ["steps=5", "seed=0", "lr=0.2"]])
     assert [job.title for job in jobs] == ["seed=0, lr=0.1", "seed=0, lr=0.2"]
+
+
+# -- launchers ------------------------------------------------------------------------------------
+
+
+def launched(folder: Path, **settings_of_launcher: Any) -> list[JobReturn]:
+    """Returns of a sweep of three seeds on this machine."""
+    config = settings(folder=str(folder))
+    config.hydra.hydra_logging = {"root": None}
+    loader = SimpleNamespace(load_sweep_config=compose)
+    launcher = JobsHere(**settings_of_launcher)
+    launcher.setup(
+        hydra_context=cast("HydraContext", SimpleNamespace(config_loader=loader)),
+        task_function=lambda cfg: None,
+        config=config,
+    )
+    return list(launcher.launch(SEEDS, 0))
+
+
+def test_jobs_that_are_completed_give_a_search_their_value_and_start_nothing(
+    tmp_path: Path,
+) -> None:
+    for number in range(3):
+        ran(tmp_path / f"seed={number}", "completed", **{"test/f1": number / 10})
+    assert [each.return_value for each in launched(tmp_path)] == [0.0, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("number", [0, -2, "two", True])
+def test_a_number_of_jobs_that_cannot_be_is_refused(number: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"hydra\.launcher\.n_jobs={number}: give how many jobs"):
+        launched(tmp_path, n_jobs=number, backend="loky")
+
+
+def test_servers_of_jobs_side_by_side_need_ports_of_their_own(tmp_path: Path) -> None:
+    for number in range(3):
+        ran(tmp_path / f"seed={number}", "failed")
+    with pytest.raises(InputError, match=r"port=8000: .* give simulator\.server\.port=null"):
+        launched(tmp_path, n_jobs=2)

@@ -24,7 +24,8 @@ from zerosearch.command_line.arguments import quoted
 from zerosearch.command_line.job_processes import JobProcesses
 from zerosearch.command_line.optimized import JobFailed, optimized_value
 from zerosearch.command_line.sweep_plan import PlannedJob, plan
-from zerosearch.core.errors import InputError, ZeroSearchError
+from zerosearch.core.endings import report_error
+from zerosearch.core.errors import InputError
 from zerosearch.core.job_share import visible_gpus
 from zerosearch.core.runs import read_summary
 
@@ -36,6 +37,7 @@ SIDE_BY_SIDE = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLaunch
 log = logging.getLogger(__name__)
 _failures: list[str] = []  # of this sweep's jobs, in words
 _environment: dict[str, str] = {}  # of jobs here
+_others: dict[str, type[Launcher]] = {}  # launchers that `JobsElsewhere` has replaced, by name
 _folders: list[Path] = []  # of this process's sweep, once it is planned
 
 
@@ -79,17 +81,17 @@ class JobsElsewhere(Launcher):
     """Another launcher, such as submitit's, that gets the jobs which are left to do.
 
     Args:
-        launcher: its class.
-        settings: its own.
+        settings: of that launcher.
     """
 
-    def __init__(self, launcher: type[Launcher], **settings: Any) -> None:
-        self._launcher = launcher(**settings)
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         self._config, self._loader = config, hydra_context.config_loader
+        self._launcher = _others[config.hydra.launcher["_target_"]](**self._settings)
         self._launcher.setup(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -104,8 +106,9 @@ class JobsElsewhere(Launcher):
         returns = self._wait(own, initial_job_idx) if own else []
         ended = dict(zip([job.number for job in left], returns, strict=True))
         for job in left:
-            if ended[job.number].status == JobStatus.FAILED:
-                _failures.append(f"{_named(job)}: {ended[job.number]._return_value}")
+            if (each := ended[job.number]).status == JobStatus.FAILED:
+                _failures.append(f"{_named(job)}: {each._return_value}")
+                ended[job.number] = _Failed(status=each.status, _return_value=each._return_value)
         return [ended.get(job.number) or _returned(job, 0) for job in planned]
 
     def _wait(self, jobs: list[list[str]], first: int) -> Sequence[JobReturn]:
@@ -130,16 +133,17 @@ class _Failed(JobReturn):
 
 
 def register() -> None:
-    """Put these launchers in the place of those that Hydra has found; jobs here get the present
-    environment, in which nothing is set for the sweep's own process.
+    """Put these launchers in the place of those that Hydra has found.
+
+    Jobs here get the present environment: later some is set for the process of the sweep alone.
     """
     _environment.update(os.environ)
     found = Plugins.instance().class_name_to_class
     for name, launcher in list(found.items()):
         if name in (ONE_BY_ONE, SIDE_BY_SIDE):
             found[name] = JobsHere
-        elif isinstance(launcher, type) and issubclass(launcher, Launcher):
-            found[name] = functools.partial(JobsElsewhere, launcher)  # type: ignore[assignment]
+        elif issubclass(launcher, Launcher) and launcher is not JobsElsewhere:
+            found[name], _others[name] = JobsElsewhere, launcher
 
 
 @contextmanager
@@ -199,7 +203,7 @@ def reported(report: Callable[[Path], None] | None) -> Iterator[None]:
     """Within, a sweep ends with a report, however it ends.
 
     Args:
-        report: makes it of the sweep's folder; an error of ours there ends in a sentence.
+        report: makes it of the sweep's folder; an error there is logged.
     """
     try:
         yield
@@ -207,8 +211,8 @@ def reported(report: Callable[[Path], None] | None) -> Iterator[None]:
         if report is not None and _folders:
             try:
                 report(_folders[-1])
-            except (ZeroSearchError, OSError) as error:
-                log.error("the sweep's table could not be made: %s", error)
+            except Exception as error:  # what the jobs came to is said all the same
+                report_error(error)
 
 
 def _plan(

@@ -8,6 +8,7 @@ too, the place, the marker or the dashes.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ _STYLE: dict[str, Any] = {
 @contextmanager
 def style() -> Iterator[None]:
     """Within, figures are made and written in our style."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # that it has found its fonts
     import matplotlib
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
