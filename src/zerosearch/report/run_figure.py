@@ -134,9 +134,8 @@ def _held_out(axis: Axes, groups: Sequence[tuple[str, list[RunFolder]]]) -> None
     axis.set_ylim(bottom=0)
     wide = any(1 < len(group) < _LEAST_RUNS for _, group in groups)
     bars = "thin: single runs" if wide else "95% intervals"
-    axis.set_title(
-        f"{bars}; diamonds: test questions before and after", color=GREY, fontsize=8, loc="left"
-    )
+    shown = f"{bars}; diamonds: test questions before and after"
+    axis.set_title(shown, color=GREY, fontsize=8, loc="left")
 
 
 def _points(
