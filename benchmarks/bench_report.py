@@ -3,8 +3,9 @@
 Run:  python benchmarks/bench_report.py [--trajectories 10000] [--help]
 
 The run is made up: 3 searches an episode, 3 documents each of 60 to 140 words drawn from 20,000 as
-words of English are (Zipf), as many as a 7B policy reads. Bounds: built in under 30 s, below 50 MB,
-opened in under 3 s with its list and first curves there (needs Chromium and the extra dev).
+words of English are (Zipf), as many as a 7B policy reads, and values of all sampled tokens. Bounds:
+built in under 30 s, below 50 MB, opened in under 3 s with its list and first curves there (needs
+Chromium and the extra dev).
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ class Writer:
         documents = [self.document() for _ in range(3)]
         read = "\n".join(f"Doc {n}: {text}" for n, text in enumerate(documents, start=1))
         thought, query = documents[0][:200], documents[1][:40]
+        text = f"<think>{thought}</think><search>{query}</search>"
+        tokens = self.tokens(text)
         return {
-            "text": f"<think>{thought}</think><search>{query}</search>",
+            "text": text,
+            "tokens": tokens,
             "action": "search",
             "search": {
                 "documents": [{"title": "", "text": text} for text in documents],
@@ -52,7 +56,19 @@ class Writer:
                 "noisy": self.draw.random() < 0.3,
             },
             "observation": f"\n<information>\n{read}\n</information>\n",
-            "sampled_tokens": 60,
+            "sampled_tokens": len(tokens["characters"]),
+        }
+
+    def tokens(self, text: str) -> dict[str, list[float]]:
+        """Values of tokens of 1 to 6 characters, as `callbacks.transcripts.token_values=null`."""
+        lengths: list[float] = []
+        while (left := len(text) - int(sum(lengths))) > 0:
+            lengths.append(min(left, self.draw.randint(1, 6)))
+        values = [[round(self.draw.expovariate(2), 3) for _ in lengths] for _ in range(2)]
+        return {
+            "characters": lengths,
+            "logprobs": [-value for value in values[0]],
+            "entropies": values[1],
         }
 
     def row(self, step: int, index: int) -> dict[str, Any]:

@@ -202,3 +202,5 @@ class PolicyBatch:
     ref_logprobs: torch.Tensor | None = None
     old_values: torch.Tensor | None = None  # of the critic before this step's updates
     returns: torch.Tensor | None = None  # what the critic should have said
+    # of the policy at each token, written by the update that reads the batch where it is not None
+    entropies: torch.Tensor | None = None

@@ -107,6 +107,7 @@ class PolicyStub(LightningModule):
         self.next_noise_probability = 0.0
         self.healthy = True
         self.lag = 0
+        self.watched = 0
         self.latest: StepRecord | None = None
         self.evaluation_records: list[StepRecord] = []
         self.start_metrics: dict[str, float] = {}
@@ -115,6 +116,9 @@ class PolicyStub(LightningModule):
         self.validated: list[int] = []
         self._on_step, self._on_validation = on_step, on_validation
         self.extra_metrics: Callable[[int], dict[str, float]] = lambda step: {}
+
+    def text_of(self) -> Callable[[list[int]], str]:
+        return lambda ids: "".join(map(chr, ids))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.1)

@@ -56,6 +56,17 @@ def episode(
     return trajectory
 
 
+def with_tokens(trajectory: Trajectory) -> Trajectory:
+    """The same episode with a token per character, each less likely than the one before it."""
+    for turn in trajectory.turns:
+        ids = [ord(each) for each in turn.text]
+        turn.sampled_tokens, read = len(ids), turn.inserted_tokens
+        trajectory.response_ids += ids + [0] * read
+        trajectory.sampled += [True] * len(ids) + [False] * read
+        trajectory.logprobs += [-n / 10 for n in range(len(ids))] + [0.0] * read
+    return trajectory
+
+
 def write_transcripts(run: Path, phase: str, step: int, trajectories: Sequence[Trajectory]) -> None:
     """A file of transcripts, with the lines that the callback writes."""
     record = StepRecord(
@@ -66,10 +77,14 @@ def write_transcripts(run: Path, phase: str, step: int, trajectories: Sequence[T
         scores=[Rubric().score(each) for each in trajectories],
         advantages=[0.5 - each.sibling for each in trajectories] if phase == "train" else [],
         noise_probability=0.25,
+        entropies={each.key: [2.0] * len(each.response_ids) for each in trajectories},
     )
     file = run / "transcripts" / phase / f"step_{step:06d}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(transcript_json(record, i)) for i in range(len(trajectories))]
+    lines = [
+        json.dumps(transcript_json(record, i, lambda ids: "".join(map(chr, ids))))
+        for i in range(len(trajectories))
+    ]
     file.write_text("".join(f"{line}\n" for line in lines))
 
 

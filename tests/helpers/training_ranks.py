@@ -28,6 +28,7 @@ from zerosearch.types import Question, SearchRequest
 RANKS = 2
 IN_ORDER = 5  # seed of the data that leaves the questions as they are listed
 BUDGET = 60  # padded tokens of a micro-batch
+WATCHED = 9  # trajectories that a rank sampled and wants the entropies of, whoever trains on them
 QUESTIONS = [
     Question(
         uid=f"q:{n}", text=("long " * 10 if n < 2 else "short ") + str(n), golden_answers=("red",)
@@ -93,6 +94,7 @@ def train_rank(
     )
     assert isinstance(module, CountingModule)
     module.poisoned_step = poisoned_step
+    module.watched = WATCHED
     learner = make_trainer(steps, callbacks=[], val_every=None, devices=world_size, **trainer)
     learner.fit(module, make_data(QUESTIONS, seed=IN_ORDER))
     assert module.latest is not None
@@ -102,6 +104,8 @@ def train_rank(
         "metrics": module.train_metrics,
         "backward_passes": module.backward_passes,
         "lengths": lengths,
+        "watched": sum(t.valid for t in module.latest.trajectories[:WATCHED]),
+        "entropies": {str(key): each for key, each in module.latest.entropies.items()},
         "failed": sum(not t.valid for t in module.latest.trajectories),
     }
 

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from tests.helpers.chromium import Opened, browser
-from tests.helpers.run_folders import episode, make_sweep, write_run, write_transcripts
+from tests.helpers.run_folders import (
+    episode,
+    make_sweep,
+    with_tokens,
+    write_run,
+    write_transcripts,
+)
 from tests.helpers.waiting import wait_until
 from zerosearch.report.page import write_page
 from zerosearch.report.run_folder import find_runs
@@ -214,6 +220,53 @@ def test_several_runs_share_charts_and_a_run_can_be_hidden(chromium: Any, tmp_pa
     wait_until(lambda: curves.count() == 2)
     view.page.locator("#filters [name=run]").select_option(label="noise=0.1")
     assert found(view) == 80
+    assert view.wrong == []
+
+
+def test_a_click_colours_tokens_by_log_prob_and_by_entropy(chromium: Any, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rows=[{"reward/total": 0.5}])
+    answer = "Rome 😀 \u202e<b>Rome</b> " + "x" * 60
+    known = with_tokens(episode(answer=answer))
+    write_transcripts(folder, "train", 0, [known, episode(sibling=1)])
+    write_transcripts(folder, "train", 1, [episode(uid="geo:2", question="And of Peru?")])
+    write_page(find_runs([str(folder)]), tmp_path / "page.html", 1000)
+    view = Opened(chromium, tmp_path / "page.html")
+    page = view.page
+    page.wait_for_selector("body[data-ready]")
+    assert page.locator("#reader .heat").count() == 0, "the later step has none"
+    page.locator("#filters [name=tokens]").select_option(label="recorded")
+    assert found(view) == 1
+    page.locator("#rows button").first.click()
+    tokens = page.locator("#reader .sibling").first.locator(".token")
+    page.get_by_role("radio", name="log-prob").wait_for()
+    plain = page.locator("#reader .siblings").inner_text()
+    assert tokens.count() == 0 and "Rome 😀 \\u202e<b>Rome</b>" in plain
+
+    page.get_by_role("radio", name="log-prob").click()
+    tokens.first.wait_for()
+    assert page.locator("#reader .siblings").inner_text() == plain
+    texts = sum(len(turn.text) for turn in known.turns)
+    assert tokens.count() == texts, "one character each, and none twice"
+    assert page.locator("#reader .sibling").nth(1).locator(".token").count() == 0
+    said = [each.get_attribute("title") or "" for each in tokens.all()[:3]]
+    assert [each.partition(":")[0][9:] for each in said] == ["0.00", "-0.10", "-0.20"]
+    assert "probability of 90.5%" in said[1]
+    smile = page.locator("#reader .k-answer .token", has_text="😀")
+    mark = page.locator("#reader .k-answer .token", has_text="\\u202e")
+    place = known.turns[1].text.index("😀")
+    assert f"log-prob {-place / 10:.2f}:" in str(smile.get_attribute("title"))
+    assert f"log-prob {-(place + 2) / 10:.2f}:" in str(mark.get_attribute("title"))
+    shade = "e => getComputedStyle(e).backgroundColor"
+    assert tokens.first.evaluate(shade) == "rgba(255, 120, 40, 0.04)"
+    assert tokens.last.evaluate(shade) == "rgba(255, 120, 40, 0.75)"
+    assert page.locator("#reader .sibling").first.locator("mark.golden").count() == 3
+
+    page.get_by_role("radio", name="entropy").click()
+    page.locator(".token[title^='entropy 2.00 nats']").first.wait_for()
+    assert tokens.first.evaluate(shade) == tokens.last.evaluate(shade)
+    page.get_by_role("radio", name="none").click()
+    wait_until(lambda: tokens.count() == 0)
+    assert page.locator("#reader .siblings").inner_text() == plain
     assert view.wrong == []
 
 

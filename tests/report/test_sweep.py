@@ -8,7 +8,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.helpers.configs import CONFIGS
 from tests.helpers.run_folders import make_sweep, scored, write_run
 from zerosearch.commands.report import report_sweep
 from zerosearch.core.errors import InputError
@@ -216,6 +218,47 @@ def test_runs_that_differ_in_their_seed_share_a_colour(sweep: Path) -> None:
     thin = [line for line in figure.axes[0].lines if line.get_linewidth() < 1]
     assert len(bold) == 2 and len(thin) == 2
     assert list(bold[1].get_ydata()) == [0.25, 0.25]  # type: ignore[arg-type]
+
+
+def test_the_figure_of_a_collapse_shows_where_a_health_rule_ended_it(tmp_path: Path) -> None:
+    rules = yaml.safe_load((CONFIGS / "health" / "default.yaml").read_text())
+    rewards = [0.1, 0.4, 0.5, 0.5, 0.5, 0.5, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    rows = [{"reward/total": reward, "stop/answer": 1.0} for reward in rewards]
+    rows[9]["val/bm25/f1"] = 0.0
+    write_run(tmp_path / "run", rows=rows, config={"health": rules})
+    figure = draw_runs(find_runs([str(tmp_path / "run")]))
+    [axis] = figure.axes  # one validation is no curve
+    assert [line.get_label() for line in axis.lines] == [
+        "reward",
+        "step 12: reward_collapse stops the run",
+    ]
+    assert axis.lines[1].get_xdata() == [12, 12] and axis.get_ylim()[0] == 0
+
+
+def test_a_figure_names_the_run_in_which_nothing_differs(tmp_path: Path) -> None:
+    long = "optimizer.lr=2e-2 schedule.warmup_fraction=1"
+    for name, given in (("as_it_is", []), ("changed", long.split())):
+        rows = [{"reward/total": 0.5}, {"reward/total": -0.5}]
+        write_run(tmp_path / name, rows=rows, overrides=given)
+    figure = draw_runs(find_runs([str(tmp_path / name) for name in ("as_it_is", "changed")]))
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["the experiment as it is", long.replace(" ", ", ")]
+    assert figure.axes[0].get_ylim()[0] < 0
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_two_seeds_are_drawn_as_they_are_and_three_have_an_interval(
+    seeds: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    make_sweep(folder, {"seed": [str(n) for n in range(seeds)]}, [0.4, 0.6, 0.5][:seeds])
+    figure = draw_runs(find_runs([str(folder / str(n)) for n in range(seeds)]))
+    held_out = figure.axes[1]
+    thin = [line for line in held_out.lines if line.get_alpha() == 0.35]
+    assert (len(thin), len(held_out.collections)) == ((2, 0) if seeds == 2 else (0, 1))
+    assert held_out.get_title(loc="left").startswith(
+        "thin: single runs" if seeds == 2 else "95% intervals"
+    )
 
 
 def test_a_figure_that_cannot_be_is_refused(tmp_path: Path, sweep: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.run_folders import episode, write_run, write_transcripts
+from tests.helpers.run_folders import episode, with_tokens, write_run, write_transcripts
 from zerosearch.core.errors import InputError
 from zerosearch.report.run_folder import find_runs
+from zerosearch.report.token_values import shown_values
 from zerosearch.report.trajectories import LONGEST, Transcripts, read_transcripts
 
 
@@ -43,6 +44,54 @@ def test_a_trajectory_has_what_filters_need_and_its_texts_packed(folder: Path) -
     assert first["noisy"] is True and (first["found"], first["asked"]) == (1, 1)
     assert "The capital is Rome." in first["read"] and second["read"] is None
     assert texts(found, 1)["noise"] == 0.25
+
+
+def test_values_of_tokens_are_those_of_the_text_that_is_shown(folder: Path) -> None:
+    line = with_tokens(episode(document=None, answer="é😀\x1b" + "x" * LONGEST))
+    write_transcripts(folder, "train", 0, [line, episode(sibling=1)])
+    found = read(folder)
+    assert found.columns["tokens"] == [1, 0]
+    [turn] = texts(found, 0)["turns"]
+    units, logprobs = turn["values"]["units"], turn["values"]["logprobs"]
+    assert len(units) == LONGEST and units[:12] == [1] * 9 + [2, 4, 1]
+    assert len(logprobs) == LONGEST and logprobs[:99] == [-10 * n for n in range(99)]
+    assert turn["values"]["entropies"] == [200] * LONGEST
+    assert "values" not in texts(found, 1)["turns"][0]
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        {"characters": [2], "logprobs": [-1]},
+        {"characters": [3, 1], "logprobs": [-1, -1]},
+        {"characters": [4, -1], "logprobs": [-1, -1]},
+        {"characters": [True, 2], "logprobs": [-1, -1]},
+        {"characters": [3], "logprobs": []},
+        {"characters": [3], "logprobs": [None]},
+        {"characters": [3], "logprobs": ["</script>"]},
+        {"characters": [3], "entropies": [1]},
+        {"characters": [3], "logprobs": [-1], "entropies": [float("nan")]},
+        {"characters": "3", "logprobs": [-1]},
+        [3],
+    ],
+    ids=str,
+)
+def test_values_that_do_not_fit_the_text_are_left_out(tokens: Any) -> None:
+    assert shown_values(tokens, "abc", 10, str) is None
+
+
+def test_half_characters_add_up_and_the_end_of_the_text_has_no_place() -> None:
+    tokens = {"characters": [1, 0, 2, 0], "logprobs": [-1, -0.5, -0.25, -3], "entropies": [1] * 4}
+    assert shown_values(tokens, "abc", 10, str) == {
+        "units": [1, 2],
+        "logprobs": [-100, -75],
+        "entropies": [100, 200],
+    }
+    assert shown_values(tokens, "abc", 2, str) == {
+        "units": [1, 1],
+        "logprobs": [-100, -75],
+        "entropies": [100, 200],
+    }
 
 
 def test_what_would_act_in_a_terminal_or_turn_text_around_is_written_out(folder: Path) -> None:

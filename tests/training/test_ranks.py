@@ -45,6 +45,10 @@ def test_invariant_06_invariant_09_two_ranks_make_the_step_of_one(
     alone = train_rank(1)
     assert_same(steps, alone)
     assert alone["metrics"]["optimizer/gradient_norm"] > 1e-2
+    assert steps[0]["entropies"] == steps[1]["entropies"]
+    assert len(steps[0]["entropies"]) == steps[0]["watched"] + steps[1]["watched"]
+    for key in alone["entropies"].keys() & steps[0]["entropies"].keys():
+        assert steps[0]["entropies"][key] == pytest.approx(alone["entropies"][key], abs=1e-5)
 
 
 def test_invariant_06_two_ranks_that_sample_ahead_train_as_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,10 @@ class PolicyModule(Protocol):
     healthy: bool  # False while the last policy step looks like a collapse
     lag: int  # policy steps that sampling is ahead of training
     start_metrics: dict[str, float]  # of the evaluation before training, also of a resumed run
+    watched: int  # trajectories of each step whose entropies callbacks want
     latest: StepRecord | None  # the last policy step of this process
     evaluation_records: list[StepRecord]  # of the last validation or test, one per evaluation
+
+    def text_of(self) -> Callable[[list[int]], str]: ...
 
     def export_policy(self, folder: Path, dtype: Dtype | None = None) -> None: ...

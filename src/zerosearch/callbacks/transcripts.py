@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -36,6 +37,9 @@ class TranscriptWriter(RecordCallback):
         every_n_steps: write every n-th policy step; evaluations are always written.
         max_per_step: trajectories per file and process, None for all.
         tensorboard_examples: trajectories per evaluation in TensorBoard, 0 for none.
+        token_values: first trajectories of each file that keep the log-prob of every sampled token,
+            and in training the entropy, which the pass that learns from it computes anyway; None
+            for all.
 
     Raises:
         InputError: a number is out of its range.
@@ -49,6 +53,7 @@ class TranscriptWriter(RecordCallback):
         every_n_steps: Count = 1,
         max_per_step: Count | None = None,
         tensorboard_examples: CountOrZero = 4,
+        token_values: CountOrZero | None = 8,
     ) -> None:
         if every_n_steps < 1:
             raise InputError(f"every_n_steps={every_n_steps}: write every 1 or more policy steps")
@@ -56,26 +61,38 @@ class TranscriptWriter(RecordCallback):
             raise InputError(f"max_per_step={max_per_step}: write at least 1, or null for all")
         if tensorboard_examples < 0:
             raise InputError(f"tensorboard_examples={tensorboard_examples}: 0 or more")
+        if token_values is not None and token_values < 0:
+            raise InputError(f"token_values={token_values}: 0 or more, or null for all")
         self.dirpath = Path(dirpath)
         self.every_n_steps = every_n_steps
         self.max_per_step = max_per_step
         self.tensorboard_examples = tensorboard_examples
+        self.token_values = token_values
+
+    def on_fit_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:
+        """Ask for the entropies of the trajectories that are written with their tokens."""
+        numbers = (self.max_per_step, self.token_values)
+        pl_module.watched = min(sys.maxsize if each is None else each for each in numbers)
 
     def on_record(self, trainer: Trainer, pl_module: PolicyModule, record: StepRecord) -> None:
         if record.phase == TRAIN:
             if record.step % self.every_n_steps == 0:
-                self._write(trainer, record)
+                self._write(trainer, pl_module, record)
             return
-        self._write(trainer, record)
+        self._write(trainer, pl_module, record)
         if trainer.is_global_zero:
             self._show(trainer, record)
 
-    def _write(self, trainer: Trainer, record: StepRecord) -> None:
+    def _write(self, trainer: Trainer, pl_module: PolicyModule, record: StepRecord) -> None:
         rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = self.dirpath / record.phase / f"step_{record.step:06d}{rank}.jsonl"
+        count = len(record.trajectories[: self.max_per_step])
+        with_tokens = len(record.trajectories[: self.token_values])
+        text_of = pl_module.text_of() if with_tokens else None
         with replacing(path) as file:
-            for index in range(len(record.trajectories[: self.max_per_step])):
-                line = json.dumps(transcript_json(record, index), ensure_ascii=False)
+            for index in range(count):
+                row = transcript_json(record, index, text_of if index < with_tokens else None)
+                line = json.dumps(row, ensure_ascii=False)
                 file.write(line.encode(errors="replace") + b"\n")
 
     def _show(self, trainer: Trainer, record: StepRecord) -> None:

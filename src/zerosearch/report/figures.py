@@ -88,8 +88,8 @@ def _written(figure: Figure, form: str) -> bytes:
     return file.getvalue()
 
 
-def label(text: str) -> str:
+def label(text: str, most: int = _LONGEST) -> str:
     """Text from outside as a label; a legend leaves out what begins with an underscore."""
     text = shown(text)
-    text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    text = text if len(text) <= most else text[: most - 1] + "…"
     return f" {text}" if text.startswith("_") else text

@@ -32,7 +32,7 @@ from zerosearch.report.sweep_tables import count, not_finished, table
 from zerosearch.report.trajectories import read_transcripts
 
 REPORT = "report.html"
-_SCRIPTS = ("base.js", "charts.js", "turns.js", "rows.js", "browser.js", "start.js")
+_SCRIPTS = ("base.js", "charts.js", "heat.js", "turns.js", "rows.js", "browser.js", "start.js")
 _OWN = files("zerosearch.report") / "page"
 
 

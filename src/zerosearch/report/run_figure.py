@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from zerosearch.core.errors import InputError
 from zerosearch.report.charts import evaluations
 from zerosearch.report.facts import Measured
 from zerosearch.report.figures import COLOURS, DASHES, GREY, MARKERS, label, style
+from zerosearch.report.health import firings
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.sweep import mean_of, settings_of, trials_of
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 _NOISE = "curriculum/noise_probability"
 _SMOOTHED = 5  # steps, where a run has thrice as many
+_UNCHANGED = "the experiment as it is"
+_LONGEST = 70  # characters of what differs
+_MOST_FIRINGS = 4  # that are drawn
+_LEAST_RUNS = 3  # of an interval between runs: that of two is wider than the figure
 Curve = dict[int, Measured]  # by policy steps completed
 
 
@@ -25,7 +30,8 @@ def draw_runs(runs: Sequence[RunFolder]) -> Figure:
     """Draw reward and noise per policy step, and F1 of held-out questions.
 
     Runs that differ in their seed alone have one colour: thin lines are theirs, a bold one is their
-    mean. Of a single run F1 is that of each engine, of several that of the headline's engine.
+    mean. Of a single run F1 is that of each engine, and where a health rule fired there is a line;
+    of several F1 is that of the headline's engine. F1 of one time alone is left out.
 
     Raises:
         InputError: no run has a reward yet, or there are more settings than can be told apart.
@@ -41,11 +47,15 @@ def draw_runs(runs: Sequence[RunFolder]) -> Figure:
         raise InputError(f"{len(groups)} settings are too many for a figure: give at most {most}")
     from matplotlib.figure import Figure
 
-    tested = any(evaluations(run, 0, several=True) for _, group in groups for run in group)
+    every = [run for _, group in groups for run in group]
+    held_out = [series for run in every for series in evaluations(run, 0, several=True)]
+    tested = len({step for series in held_out for step in series["x"]}) > 1
     with style():
         figure = Figure(figsize=(9.0 if tested else 5.2, 3.6), layout="constrained")
         axes = figure.subplots(1, 2 if tested else 1, squeeze=False)[0]
         _reward(axes[0], groups)
+        if len(every) == 1:
+            _health(axes[0], every[0])
         if tested:
             _held_out(axes[1], groups)
         _legend(figure, axes)
@@ -65,12 +75,21 @@ def _reward(axis: Axes, groups: Sequence[tuple[str, list[RunFolder]]]) -> None:
             for curve in curves:
                 axis.plot([*curve], [*curve.values()], color=colour, alpha=0.35, linewidth=0.8)
         mean = _smoothed(_mean(curves), window)
-        own = label(name) if len(groups) > 1 else "reward"
+        own = label(name or _UNCHANGED, _LONGEST) if len(groups) > 1 else "reward"
         axis.plot([*mean], [*mean.values()], dashes, color=colour, linewidth=2, label=own)
         noises.append(_mean([_curve(run, _NOISE) for run in group]))
+    if min(value for _, group in groups for run in group for value in _rewards(run)) >= 0:
+        axis.set_ylim(bottom=0)
     if window > 1:
         axis.set_title(f"bold: mean of {window} steps", color=GREY, fontsize=8, loc="left")
     _noise(axis, noises)
+
+
+def _health(axis: Axes, run: RunFolder) -> None:
+    for number, each in enumerate(firings(run)[:_MOST_FIRINGS]):
+        does = "stops the run" if each.action == "stop" else "warns"
+        said = f"step {each.first}: {label(each.rule)} {does}"
+        axis.axvline(each.first, color="black", dashes=(8 - 2 * number, 2), label=label(said))
 
 
 def _noise(axis: Axes, noises: Sequence[dict[int, float]]) -> None:
@@ -114,7 +133,9 @@ def _held_out(axis: Axes, groups: Sequence[tuple[str, list[RunFolder]]]) -> None
     engine = f", {label(engines.pop())}" if len(groups) > 1 and len(engines) == 1 else ""
     axis.set_ylabel(f"F1 of held-out questions{engine}")
     axis.set_ylim(bottom=0)
-    shown = "95% intervals; diamonds: test questions before and after"
+    wide = any(1 < len(group) < _LEAST_RUNS for _, group in groups)
+    bars = "thin: single runs" if wide else "95% intervals"
+    shown = f"{bars}; diamonds: test questions before and after"
     axis.set_title(shown, color=GREY, fontsize=8, loc="left")
 
 
@@ -126,13 +147,20 @@ def _points(
     marker: str,
     name: str | None,
 ) -> None:
-    """Of one run with its own intervals, of several their mean with that between them."""
+    """Of one run with its own intervals, of several their mean with that between them; of two there
+    is none, and both are drawn.
+    """
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     if len(curves) == 1:
         found = [curves[0][step] for step in steps]
     else:
         found = [mean_of([curve[step].value for curve in curves], (0.0, 1.0)) for step in steps]
     values = [each.value for each in found]
+    few = 1 < len(curves) < _LEAST_RUNS
+    for curve in curves if few else []:
+        single = [curve[step].value for step in steps]
+        look = {"linestyle": dashes or "none", "marker": marker or MARKERS[0], "markersize": 3}
+        axis.plot(steps, single, color=colour, alpha=0.35, linewidth=0.8, **look)
     ends = [
         [each.value - each.low if each.low is not None else 0.0 for each in found],
         [each.high - each.value if each.high is not None else 0.0 for each in found],
@@ -141,7 +169,7 @@ def _points(
     axis.errorbar(
         steps,
         values,
-        ends,
+        None if few else ends,
         color=colour,
         linestyle=dashes or "none",
         marker=marker or MARKERS[0],
@@ -154,7 +182,8 @@ def _points(
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     pairs = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
-    columns = 2 if max(len(word) for _, word in pairs) > 30 else 4
+    longest = max(len(word) for _, word in pairs)
+    columns = 1 if longest > 44 else 2 if longest > 30 else 4
     figure.legend(
         [handle for handle, _ in pairs],
         [word for _, word in pairs],
@@ -177,6 +206,10 @@ def _look(number: int) -> tuple[str, str]:
 
 def _curve(run: RunFolder, metric: str) -> dict[int, float]:
     return {x: y for x, y in zip(run.steps, run.column(metric), strict=True) if y is not None}
+
+
+def _rewards(run: RunFolder) -> Iterable[float]:
+    return _curve(run, "reward/total").values()
 
 
 def _mean(curves: Sequence[dict[int, float]]) -> dict[int, float]:

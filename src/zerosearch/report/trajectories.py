@@ -12,12 +12,14 @@ import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.shown import shown
 from zerosearch.report.run_folder import TRANSCRIPTS, RunFolder, number
+from zerosearch.report.token_values import shown_values
 
 LONGEST = 20_000  # characters of one text; what is left out stays in the file
 MOST_BYTES = 150_000_000  # of transcripts behind one page, which ends below 50 MB then
@@ -25,7 +27,7 @@ _ANSWER = 100  # characters of an answer in the index
 _USEFUL, _NOISY, _UNKNOWN = 1, 2, 4  # qualities of a trajectory's searches, added up
 COLUMNS = (
     *("run", "phase", "step", "group", "sibling", "question", "reward", "f1", "advantage"),
-    *("stop", "quality", "searches", "answer", "chunk", "row"),
+    *("stop", "quality", "searches", "answer", "tokens", "chunk", "row"),
 )
 
 
@@ -147,6 +149,7 @@ def _add(found: Transcripts, row: dict[str, Any], place: dict[str, int], file: P
         "quality": _quality(row["turns"]),
         "searches": sum(turn.get("search") is not None for turn in row["turns"]),
         "answer": None if answer is None else shown(str(answer)[:_ANSWER]),
+        "tokens": int(any(turn.get("tokens") is not None for turn in row["turns"])),
     }
     for name, value in values.items():
         found.columns[name].append(value)
@@ -175,11 +178,18 @@ def _texts(row: dict[str, Any], where: str) -> dict[str, Any]:
                 if turn.get("observation") is None
                 else _cut(str(turn["observation"]), where),
                 "tokens": [turn.get("sampled_tokens", 0), turn.get("inserted_tokens", 0)],
+                **_values(turn),
                 **_search(turn.get("search")),
             }
             for turn in row["turns"]
         ],
     }
+
+
+def _values(turn: dict[str, Any]) -> dict[str, Any]:
+    text, as_shown = str(turn.get("text") or ""), partial(shown, lines=True)
+    found = shown_values(turn.get("tokens"), text, LONGEST, as_shown)
+    return {} if found is None else {"values": found}
 
 
 def _search(search: dict[str, Any] | None) -> dict[str, Any]:

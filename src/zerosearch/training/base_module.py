@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from zerosearch.core.memory import give_back_heap
 from zerosearch.core.ranges import Dtype
 from zerosearch.core.run_date import run_date, set_run_date
 from zerosearch.core.runs import of_old_version
+from zerosearch.generation.policy_tokens import PolicyTokens
 from zerosearch.policy.activation_memory import MOST_TOKENS
 from zerosearch.policy.attention import use_training_attention
 from zerosearch.policy.checkpoints import check_same_model, shapes_of
@@ -78,6 +80,7 @@ class TrainedModule(LightningModule, ABC):
         self.policy_step = 0  # completed policy steps
         self.lag = 0  # steps by which sampling is ahead
         self.healthy = True  # set by the health monitor
+        self.watched = 0  # trajectories of each step whose entropies callbacks want
         self.phase = "val"  # or "start", "test": under which name evaluations are logged
         self.latest: StepRecord | None = None  # the last policy step
         self.evaluation_records: list[StepRecord] = []  # of the last evaluation
@@ -104,6 +107,11 @@ class TrainedModule(LightningModule, ABC):
         """The model, once it is there."""
         assert self.model is not None, "configure_model loads it"
         return self.model
+
+    def text_of(self) -> Callable[[list[int]], str]:
+        """What makes text of sampled token ids, as turns have it."""
+        assert self.tokenizer is not None, "configure_model loads it"
+        return PolicyTokens(self.loaded_model(), self.tokenizer).text
 
     def choose_attention(self, *others: nn.Module | None) -> None:
         """Set the attention of training, once models lie where they are trained.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Credit:
         TrajectoryKey, float
     ]  # mean over its tokens, of every rank's trajectories
     metrics: dict[str, float]  # global
+    # of tokens, of trajectories that are watched
+    entropies: dict[TrajectoryKey, list[float]] = field(default_factory=dict)
 
 
 def assign_credit(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zerosearch.algorithms.algorithm import Algorithm
+from zerosearch.core.distributed import gather_objects
 from zerosearch.core.memory import give_back_heap
 from zerosearch.policy.reference import ReferencePolicy
 from zerosearch.training.batching import collate, select, split_mini_batches
-from zerosearch.training.credit import Credit, assign_credit
+from zerosearch.training.credit import Credit, TrajectoryKey, assign_credit
 from zerosearch.training.metrics import Means
 from zerosearch.training.micro_batches import Backward, MicroBatches
+from zerosearch.training.token_values import keep_entropies, token_entropies
 from zerosearch.training.trainee import SkippedUpdates, Trainee
 from zerosearch.training.update import CriticUpdater, PolicyUpdater
 from zerosearch.types import PolicyBatch, Trajectory
@@ -49,6 +52,7 @@ class Learner:
         seed: int,
         step: int,
         rank: int,
+        watched: Sequence[TrajectoryKey] = (),
     ) -> tuple[Credit, dict[str, float]]:
         """Run every inner epoch over every mini-batch; a collective.
 
@@ -58,6 +62,8 @@ class Learner:
             seed: of the draw of mini-batches, together with step, rank and epoch.
             step: policy steps completed.
             rank: of this process.
+            watched: trajectories that this rank sampled and whose entropies it wants, of the pass
+                that learns from them first.
 
         Returns:
             Who got credit, and global metrics under their TensorBoard paths; an update that was
@@ -71,6 +77,9 @@ class Learner:
             trajectories, pad_id=self.pad_id, with_documents=algorithm.train_on_documents
         )
         self._describe(batch)
+        every_watched = {key for keys in gather_objects([*watched]) for key in keys}
+        if every_watched:
+            batch.entropies = torch.full_like(batch.behaviour_logprobs, torch.nan)
         credit = assign_credit(algorithm, trajectories, rewards_B, batch)
         batch.advantages, batch.returns = credit.advantages, credit.returns
         settings, means = algorithm.critic, Means()
@@ -82,9 +91,12 @@ class Learner:
                 self._update_critic(mini_batch, means)
                 if not policy_rests:
                     self._update_policy(mini_batch, means)
+                if epoch == 0:
+                    keep_entropies(batch, mini_batch, part)
         skipped = {"optimizer/skipped": float(self.policy.skipped.total)}
         if self.critic is not None:
             skipped["critic/skipped"] = float(self.critic.skipped.total)
+        credit = replace(credit, entropies=token_entropies(batch, trajectories, every_watched))
         return credit, credit.metrics | means.reduced() | skipped
 
     def _describe(self, batch: PolicyBatch) -> None:

@@ -96,8 +96,11 @@ class MicroBatches:
         normalizer = all_reduce(normalizer.to(self.device))
         zero = torch.zeros((), dtype=torch.float32, device=self.device)
         sums: dict[str, Tensor] = defaultdict(zero.clone)
-        for _, micro in self.split(batch):
+        for rows, micro in self.split(batch):
             value, metrics = loss(micro, normalizer)
+            if batch.entropies is not None and micro.entropies is not None:
+                found = micro.entropies.cpu()
+                batch.entropies[torch.tensor(rows), : found.shape[1]] = found
             # Data-parallel strategies average gradients over ranks; the loss is already a share
             # of the global mean, so the average is undone here.
             backward(value * world_size())

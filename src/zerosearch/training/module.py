@@ -210,6 +210,7 @@ class SearchPolicyModule(EvaluatingModule):
             scores=scores,
             advantages=[credit.of_trajectories.get(t.key, 0.0) for t in sampled.trajectories],
             noise_probability=sampled.noise_probability,
+            entropies=credit.entropies,
         )
         self.train_metrics = metrics
         self.policy_step += 1
@@ -246,9 +247,9 @@ class SearchPolicyModule(EvaluatingModule):
             pad_id=self.tokenizer.pad_token_id,  # type: ignore[arg-type]
             backward=self.manual_backward,
         )
-        credit, metrics = learner.learn(
-            share, rewards_B, seed=self.seed, step=self.policy_step, rank=self.global_rank
-        )
+        place = {"seed": self.seed, "step": self.policy_step, "rank": self.global_rank}
+        watched = [trajectory.key for trajectory in trajectories[: self.watched]]
+        credit, metrics = learner.learn(share, rewards_B, watched=watched, **place)
         if (control := self.algorithm.kl_control) is not None and "loss/kl" in metrics:
             metrics["loss/kl_coefficient"] = self.kl_coefficient
             self.kl_coefficient = control.next(self.kl_coefficient, metrics["loss/kl"])

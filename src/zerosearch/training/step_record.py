@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zerosearch.reward.rubric import RewardScore
@@ -22,3 +23,5 @@ class StepRecord:
     scores: list[RewardScore | None] = field(default_factory=list)  # None: a search failed
     advantages: list[float] = field(default_factory=list)  # empty in evaluation
     noise_probability: float = 0.0
+    # of the tokens after the prompt, by group and sibling; of trajectories that callbacks want
+    entropies: Mapping[tuple[int, int], list[float]] = field(default_factory=dict)

@@ -70,6 +70,8 @@ class PolicyUpdater:
 
         def loss(micro: PolicyBatch, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             stats = self.token_stats(model, micro)
+            if micro.entropies is not None:
+                micro.entropies = stats.entropy.detach()
             return self.algorithm.token_loss(stats.logprobs, stats.entropy, micro, normalizer)
 
         normalizer = self.algorithm.local_normalizer(batch.sampled_mask)

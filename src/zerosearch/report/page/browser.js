@@ -70,6 +70,7 @@ function makeFilters(form) {
     input("least", "reward at least", number), input("most", "reward at most", number),
     select("stop", "stop reason", [["", "any"], ...STOPS.map((stop, n) => [n, STOP_WORDS[stop] ?? stop])]),
     select("quality", "documents", [["", "any"], [USEFUL, "some useful"], [NOISY, "some noisy"], [UNKNOWN, "quality not known"], ["none", "no search"]]),
+    ...(new Set(T.tokens).size > 1 ? [select("tokens", "values of tokens", [["", "any"], ["1", "recorded"]])] : []),
     input("text", "text in questions, answers, documents", { type: "search" }),
     select("order", "order", [["", "as sampled"], ["high", "highest reward first"], ["low", "lowest reward first"], ["advantage", "highest advantage first"], ["gain", "largest gain first"], ["loss", "largest loss first"]]),
     element("button", { type: "reset" }, "Clear filters"),
@@ -99,6 +100,7 @@ function passes(i) {
   if (value("least") !== "" && !(T.reward[i] !== null && T.reward[i] >= Number(value("least")))) return false;
   if (value("most") !== "" && !(T.reward[i] !== null && T.reward[i] <= Number(value("most")))) return false;
   if (value("stop") !== "" && T.stop[i] !== Number(value("stop"))) return false;
+  if (controls.tokens && value("tokens") !== "" && !T.tokens[i]) return false;
   if (value("quality") === "none") return T.searches[i] === 0;
   return value("quality") === "" || (T.quality[i] & Number(value("quality"))) !== 0;
 }
@@ -187,6 +189,7 @@ async function read(i, follow = true) {
   const marks = marksOf(question.golden, wanted());
   const beside = groups.get(keyOf(i));
   const cards = await Promise.all(beside.map((each) => cardOf(each, i, marks)));
+  const shown = await Promise.all(beside.map(async (each) => (await texts(T.chunk[each]))[T.row[each]]));
   if (rows.chosen !== i) return;
   const { noise } = (await texts(T.chunk[i]))[T.row[i]];
   const run = DATA.runs.length > 1 ? `${DATA.runs[T.run[i]]}; ` : "";
@@ -199,10 +202,19 @@ async function read(i, follow = true) {
     element("h3", { dir: "auto" }, question.text),
     element("p", { className: "note" }, "Golden answers: ", element("strong", { dir: "auto" }, question.golden.join(" | ") || "none"),
       ` \u00b7 ${where} \u00b7 noise probability ${rounded(noise, 2)}`),
-    legend(), element("div", { className: "siblings", tabIndex: 0, "aria-label": "Side by side" }, ...cards));
+    legend(), ...heatSwitch(shown, () => recolour(i)), element("div", { className: "siblings", tabIndex: 0, "aria-label": "Side by side" }, ...cards));
   const chosen = reader.querySelector(".chosen");
   chosen.parentElement.scrollLeft = chosen.offsetLeft - chosen.parentElement.offsetLeft;
   if (follow && matchMedia("(max-width: 52rem)").matches) reader.scrollIntoView();
+}
+
+/** The same again in other colours; the switch keeps the focus, and the siblings stay where they are. */
+async function recolour(i) {
+  const siblings = () => document.querySelector("#reader .siblings");
+  const left = siblings().scrollLeft;
+  await read(i, false);
+  siblings().scrollLeft = left;
+  document.querySelector("#reader [name=heat]:checked").focus();
 }
 
 function startBrowser() {
@@ -219,10 +231,10 @@ function startBrowser() {
   read(anExample(), false);
 }
 
-/** The best of the last training step that searched, or whatever there is. */
+/** The best of the last training step that searched, if possible with values of tokens, or whatever there is. */
 function anExample() {
   let best = 0;
-  const worth = (i) => [Number(T.phase[i] === TRAIN), T.step[i], T.reward[i] ?? -1, Number(T.searches[i] > 0)];
+  const worth = (i) => [Number(T.phase[i] === TRAIN), T.step[i], T.tokens[i], T.reward[i] ?? -1, Number(T.searches[i] > 0)];
   for (let i = 1; i < COUNT; i++) {
     const [mine, others] = [worth(i), worth(best)];
     const differs = mine.findIndex((value, n) => value !== others[n]);

@@ -9,15 +9,15 @@ const LEGEND = [
   ["unknown", "documents of an engine without a quality, read", true], ["golden", "golden answer"],
 ];
 
-/** What a sampled text consists of, as [kind, text]. */
+/** What a sampled text consists of, as [kind, text, where it begins]. */
 function parts(text) {
   const found = [];
   let place = 0;
   for (const match of text.matchAll(TAG)) {
-    found.push(["other", text.slice(place, match.index)], [match[1], match[0]]);
+    found.push(["other", text.slice(place, match.index), place], [match[1], match[0], match.index]);
     place = match.index + match[0].length;
   }
-  found.push(["other", text.slice(place)]);
+  found.push(["other", text.slice(place), place]);
   return found.filter(([, words]) => words.trim());
 }
 
@@ -34,28 +34,31 @@ function marksOf(golden, wanted) {
   return kinds.length ? new RegExp(kinds.join("|"), "giu") : null;
 }
 
-/** A text with its marks; tags of the grammar are pale. */
-function words(text, marks) {
-  const box = element("div", { className: "words", dir: "auto" });
-  const put = (piece) => {
+/** A text with its marks; tags of the grammar are pale. `tokens` colour it from `first` on. */
+function words(text, marks, tokens = null, first = 0) {
+  const box = element("div", { className: `words${tokens ? " heated" : ""}`, dir: "auto" });
+  const put = (piece, at) => {
     for (const [n, bit] of piece.split(/(<\/?(?:think|search|answer|information)>)/).entries()) {
-      if (bit) box.append(n % 2 ? element("span", { className: "tag" }, bit) : bit);
+      const nodes = bit ? hot(bit, first + at, tokens) : [];
+      box.append(...(n % 2 ? [element("span", { className: "tag" }, ...nodes)] : nodes));
+      at += bit.length;
     }
   };
   let place = 0;
   for (const match of marks ? text.matchAll(marks) : []) {
-    put(text.slice(place, match.index));
+    put(text.slice(place, match.index), place);
     const golden = match.groups.golden !== undefined;
-    box.append(element("mark", { className: golden ? "golden" : "found", title: golden ? "golden answer" : "found" }, match[0]));
+    box.append(element("mark", { className: golden ? "golden" : "found", title: golden ? "golden answer" : "found" }, ...hot(match[0], first + match.index, tokens)));
     place = match.index + match[0].length;
   }
-  put(text.slice(place));
+  put(text.slice(place), place);
   return box;
 }
 
-function part(kind, label, text, marks, read = false) {
+function part(kind, label, text, marks, { read = false, tokens = null, first = 0 } = {}) {
+  const start = text.length - text.trimStart().length;
   return element("div", { className: `part k-${kind}${read ? " read" : ""}` },
-    element("span", { className: "kind" }, label), words(text.trim(), marks));
+    element("span", { className: "kind" }, label), words(text.trim(), marks, tokens, first + start));
 }
 
 /** What the policy read after a turn. */
@@ -64,16 +67,17 @@ function reading(turn, marks) {
   const kind = !searched ? "hint" : turn.noisy === null ? "unknown" : turn.noisy ? "noisy" : "useful";
   const what = { hint: "hint", unknown: "documents", noisy: "noisy documents", useful: "useful documents" }[kind];
   const counts = searched ? `: ${turn.found} of ${turn.asked}${turn.cached ? ", from the cache" : ""}` : "";
-  return part(kind, `reads ${what}${counts}; masked, not trained on`, turn.read, marks, true);
+  return part(kind, `reads ${what}${counts}; masked, not trained on`, turn.read, marks, { read: true });
 }
 
 function turnsOf(trajectory, marks) {
   const shown = [];
   for (const turn of trajectory.turns) {
-    for (const [kind, text] of parts(turn.text)) shown.push(part(kind, SAMPLED[kind], text, marks));
+    const tokens = heated(turn);
+    for (const [kind, text, first] of parts(turn.text)) shown.push(part(kind, SAMPLED[kind], text, marks, { tokens, first }));
     if (turn.read !== null) shown.push(reading(turn, marks));
   }
-  if (trajectory.error) shown.push(part("noisy", "failed", trajectory.error, null, true));
+  if (trajectory.error) shown.push(part("noisy", "failed", trajectory.error, null, { read: true }));
   return shown;
 }
 
