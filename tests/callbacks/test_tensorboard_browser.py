@@ -151,7 +151,7 @@ def test_hparams_has_few_columns_and_no_none(board: Board) -> None:
     assert {"seed", "start/f1", "test/f1", "val/bm25/f1", "reward/total"} <= {*columns}
     assert len(columns) <= 15
     cells = page.locator("vaadin-grid-cell-content")
-    board.wait(lambda: "quickstart" in cells.all_inner_texts(), "the row of the run")
+    board.wait(lambda: "test/f1" in cells.all_inner_texts(), "the table of runs")
     assert "None" not in cells.all_inner_texts()
 
 
