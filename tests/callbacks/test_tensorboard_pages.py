@@ -121,15 +121,7 @@ def test_a_row_of_a_run_holds_what_differs_and_what_came_out() -> None:
         "test/f1_low": 0.8,
         "test/f1_high": 0.95,
     }
-    assert first == [
-        "seed",
-        "algorithm",
-        "optimizer.lr",
-        "~logger",
-        "compat",
-        "start/f1",
-        "test/f1",
-    ]
+    assert first == ["algorithm", "optimizer.lr", "~logger", "start/f1", "test/f1"]
     assert columns_of({"choices": {}, "seed": None, "differs": []}) == ({}, [])
 
 

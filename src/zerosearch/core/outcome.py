@@ -118,7 +118,7 @@ def columns_of(facts: Mapping[str, Any]) -> tuple[dict[str, float | str], list[s
         **{key: _number(value) for key, value in settings.items() if value is not None},
         **{key: round(facts[key], 4) for key in _RESULTS if key in facts},
     }
-    first = {*differs, *_NAMES} | ({"seed"} & {*given})
+    first = {*[*differs, *({"seed"} & {*given})][:3], *_NAMES}  # results are not crowded out
     return found, [key for key in found if key in first]
 
 
