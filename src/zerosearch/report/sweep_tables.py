@@ -25,11 +25,13 @@ def count(trials: Sequence[Trial]) -> str:
 
 def not_finished(trials: Sequence[Trial]) -> list[str]:
     """A line for each job whose numbers do not count, with what it said."""
-    return [
-        f"{_what(each)}: {each.job.state}" + (f", {each.job.said}" if each.job.said else "")
-        for each in trials
-        if not each.finished
-    ]
+    return [f"{_what(each)}: {_ending(each)}" for each in trials if not each.finished]
+
+
+def _ending(trial: Trial) -> str:
+    """Its state and what it said, which may begin with the state."""
+    state, said = trial.job.state, trial.job.said or ""
+    return said if said.startswith(state) else f"{state}, {said}" if said else state
 
 
 def _what(trial: Trial) -> str:
