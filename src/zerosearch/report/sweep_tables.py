@@ -6,20 +6,24 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from zerosearch.core.runs import RUNNING
 from zerosearch.core.shown import write_csv
+from zerosearch.core.sweep_folder import COMPLETED, FAILED, INTERRUPTED, NOT_STARTED
 from zerosearch.core.tables import Cells, as_markdown, markdown
 from zerosearch.report.facts import Measured
 from zerosearch.report.sweep import INTERVALS, Measure, Setting, Trial, measures_of, settings_of
 from zerosearch.report.sweep_figure import CAPTION
 
+_STATES = (COMPLETED, "stopped", FAILED, INTERRUPTED, RUNNING, NOT_STARTED)
+
 
 def count(trials: Sequence[Trial]) -> str:
     """How many jobs there are, and what became of them."""
     states = [
-        "completed" if t.finished else "stopped" if t.job.state == "completed" else t.job.state
+        COMPLETED if t.finished else "stopped" if t.job.state == COMPLETED else t.job.state
         for t in trials
     ]
-    parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+    parts = [f"{states.count(state)} {state}" for state in _STATES if state in states]
     return f"{len(trials)} jobs: {', '.join(parts)}"
 
 
