@@ -67,6 +67,8 @@ ELSEWHERE = {
     "pip install 'zerosearch[vllm]'": "the same",
     "zerosearch report": "tests/report/test_page.py",
     "make report": "the same",
+    "zerosearch report logs/train/latest": "the same",
+    "zerosearch report logs/train/latest --figure healthy_run.png": "tests/report/test_sweep.py",
     "make tensorboard": "another project's program",
     "make smollm2": "fetches a package",
     "zerosearch train seed=1 optimizer.lr=1e-5": "as make train",
