@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from tests.helpers import pausing_simulator as pausing
 from tests.helpers.configs import ROOT
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, documents
-from tests.helpers.runs import differing, small_run
+from tests.helpers.runs import differing, read_metrics, small_run
 from zerosearch.core.sweep_folder import jobs_of_sweep
 
 SHORT = ["policy_steps=1", "test=false", "trainer.val_check_interval=1", "data.validation_limit=2"]
