@@ -315,6 +315,7 @@ def test_a_hostile_transcript_does_nothing(chromium: Any, tmp_path: Path) -> Non
     page = view.page
     page.wait_for_selector("body[data-ready]")
     title = page.title()
+    page.locator("#charts figure").first.scroll_into_view_if_needed()
     page.locator("#charts figure .scatterlayer .trace").first.wait_for()
     page.locator("#charts .plot").first.hover()
     page.locator("#rows button").first.click()

@@ -63,7 +63,7 @@ def draw_runs(runs: Sequence[RunFolder]) -> Figure:
 
 
 def _reward(axis: Axes, groups: Sequence[tuple[str, list[RunFolder]]]) -> None:
-    axis.set_xlabel("policy step")
+    _steps_below(axis, "policy step")
     axis.set_ylabel("reward, mean of a step's trajectories")
     longest = max(len(_curve(run, "reward/total")) for _, group in groups for run in group)
     window = _SMOOTHED if longest >= 3 * _SMOOTHED else 1
@@ -102,15 +102,16 @@ def _noise(axis: Axes, noises: Sequence[dict[int, float]]) -> None:
     right.grid(visible=False)
     right.set_ylim(0, 1)
     right.set_ylabel("noise probability of a search (dotted)")
-    same = len(known) == len(noises) and all(noise == known[0][1] for _, noise in known)
-    for number, noise in known[:1] if same else known:
+    longest = max((noise for _, noise in known), key=len)
+    same = len(known) == len(noises) and all(n.items() <= longest.items() for _, n in known)
+    for number, noise in [(0, longest)] if same else known:
         colour = GREY if same else _look(number)[0]
         right.plot([*noise], [*noise.values()], ":", color=colour, linewidth=1.6)
     axis.plot([], [], ":", color=GREY, linewidth=1.6, label="noise probability (right)")
 
 
 def _held_out(axis: Axes, groups: Sequence[tuple[str, list[RunFolder]]]) -> None:
-    axis.set_xlabel("policy steps completed")
+    _steps_below(axis, "policy steps completed")
     for number, (_, group) in enumerate(groups):
         found = [evaluations(run, 0, several=len(groups) > 1) for run in group]
         names = dict.fromkeys(series["label"] for run in found for series in run)
@@ -189,6 +190,13 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         loc="outside upper center",
         ncols=min(columns, len(pairs)),
     )
+
+
+def _steps_below(axis: Axes, words: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlabel(words)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _look(number: int) -> tuple[str, str]:
