@@ -60,7 +60,7 @@ def test_characters_of_tokens_add_up_to_the_text(tail: list[int]) -> None:
 
 def test_half_a_character_at_the_end_and_spaces_that_depend_on_what_is_before() -> None:
     tokenizer = make_tokenizer()
-    ids = [tokenizer.convert_tokens_to_ids(each) for each in ("a", "Ã")]
+    ids: Any = [tokenizer.convert_tokens_to_ids(each) for each in ("a", "Ã")]
     assert decode(tokenizer, ids) == "a\ufffd"
     assert characters_of_tokens(ids, "a\ufffd", partial(decode, tokenizer)) == [1, 1]
     words = {1: "no", 2: "space", 3: "in", 4: "front"}
