@@ -121,10 +121,8 @@ def test_a_small_simulator_is_made_in_several_sizes_each_in_its_own_folder(
     folder = environment / "made"
     chain = ["simulator-quickstart", *words, f"GEOGRAPHY={folder}"]
     assert make(environment, *chain).returncode == 0
-    given = [
-        call.arguments[-2:] if RESIZE in call.arguments else call.arguments[2:]
-        for call in calls(environment)
-    ]
+    made = [call.arguments for call in calls(environment)]
+    given = [each[-2:] if RESIZE in each else each[2:] for each in made]
     resized = [["--output", f"{folder}/start{ending}"]] if words else []
     before = [["fidelity", "simulator=tiny_untuned"]] if not words else []
     assert [[each[0], each[-1]] for each in given[2:]] == [
@@ -134,7 +132,7 @@ def test_a_small_simulator_is_made_in_several_sizes_each_in_its_own_folder(
         ["fidelity", f"simulator=tiny_tuned{ending}"],
     ]
     assert f"experiment=simulator_sft_tiny{ending}" in given[-2]
-    assert not any(word.startswith("size=") for each in called for word in each)
+    assert not any(word.startswith("size=") for each in made for word in each)
 
     (folder / f"tune{ending}" / ".hydra").mkdir(parents=True)  # cut off
     assert make(environment, *chain).returncode == 0

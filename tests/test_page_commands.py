@@ -50,7 +50,8 @@ OWN_FILES = (
     *("episodes.jsonl", "logs/cold_start/rule/episodes.jsonl"),
     "logs/smollm2_geography/episodes/episodes.jsonl",
     "logs/templates/simulation_google.j2",
-    *("logs/tune/latest/simulator/prompt.j2", "logs/simulation/geography/simulator/prompt.j2"),
+    "logs/tune/latest/simulator/prompt.j2",
+    *(f"logs/simulation/geography/simulator{size}/prompt.j2" for size in ("", "_0_7m", "_3m")),
 )
 # What a command may lack where all files and servers are there.
 NOT_HERE = re.compile(
