@@ -166,7 +166,7 @@ def test_jobs_that_are_completed_give_a_search_their_value_and_start_nothing(
 @pytest.mark.parametrize("number", [0, -2, "two", True])
 def test_a_number_of_jobs_that_cannot_be_is_refused(number: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"hydra\.launcher\.n_jobs={number}: give how many jobs"):
-        launched(tmp_path, n_jobs=number, backend="loky")
+        launched(tmp_path, n_jobs=number)
 
 
 def test_servers_of_jobs_side_by_side_need_ports_of_their_own(tmp_path: Path) -> None:

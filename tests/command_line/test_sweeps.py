@@ -158,7 +158,6 @@ def test_a_sweep_that_is_told_to_stop_lets_its_jobs_end_in_order(
 @pytest.mark.timeout(1800)
 def test_a_sweep_with_a_killed_job_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Side by side one job is killed and one fails; again, one after the other, nothing is lost."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = tmp_path / "sweep"
     words = ["seed=1,2,x", "policy_steps=4", "callbacks.checkpoint.every_n_steps=2"]
     first = start_pausing(sweep / "seed=1", tmp_path, *words, *SIDE_BY_SIDE, steps=3)

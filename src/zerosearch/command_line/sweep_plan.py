@@ -122,7 +122,7 @@ def _differs(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[dict[str
     """Of each job the values of what the sweep goes over."""
     words, params = list(config.hydra.overrides.task), sweeper_params(config.hydra.sweeper)
     swept = swept_keys(words, params)
-    fixed = {word.partition("=")[0] for word in words} | {*params} - {*swept}
+    fixed = {word.partition("=")[0] for word in words} | {*params}
     given = [dict(word.partition("=")[::2] for word in job) for job in jobs]
     # a sweeper may have further keys, of its own settings
     keys = dict.fromkeys([*swept, *(key for job in given for key in job if key not in fixed)])

@@ -31,8 +31,7 @@ from zerosearch.core.runs import read_summary
 
 # Of Hydra's own settings those that make a sweep: a job has none of them.
 OF_SWEEPS = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra/launcher", "hydra.launcher")
-ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-SIDE_BY_SIDE = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 log = logging.getLogger(__name__)
 _failures: list[str] = []  # of this sweep's jobs, in words
@@ -42,14 +41,13 @@ _folders: list[Path] = []  # of this process's sweep, once it is planned
 
 
 class JobsHere(Launcher):
-    """Runs jobs on this machine, in the place of Hydra's own launcher and of Joblib's.
+    """Runs jobs on this machine, in the place of Hydra's own launcher.
 
     Args:
         n_jobs: how many side by side; -1: as there are GPUs, or without any as there are cores.
-        of_joblib: further settings of Joblib's launcher, which concern its own processes.
     """
 
-    def __init__(self, n_jobs: int = 1, **of_joblib: Any) -> None:
+    def __init__(self, n_jobs: int = 1) -> None:
         self._n_jobs = n_jobs
 
     def setup(
@@ -128,7 +126,7 @@ class _Failed(JobReturn):
     """What a failed job returns: it raises, without Hydra's own line of all its overrides."""
 
     @property
-    def return_value(self) -> Any:
+    def return_value(self) -> Any:  # type: ignore[override]
         raise self._return_value
 
 
@@ -140,7 +138,7 @@ def register() -> None:
     _environment.update(os.environ)
     found = Plugins.instance().class_name_to_class
     for name, launcher in list(found.items()):
-        if name in (ONE_BY_ONE, SIDE_BY_SIDE):
+        if name == HERE:
             found[name] = JobsHere
         elif issubclass(launcher, Launcher) and launcher is not JobsElsewhere:
             found[name], _others[name] = JobsElsewhere, launcher

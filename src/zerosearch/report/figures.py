@@ -28,7 +28,7 @@ DASHES = ("-", "--", "-.")
 GREY = "#595959"
 SUFFIXES = (".png", ".svg", ".pdf")
 _LONGEST = 40  # characters of a text from outside
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,

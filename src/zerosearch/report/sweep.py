@@ -173,7 +173,13 @@ def measures_of(settings: Sequence[Setting]) -> list[Measure]:
             of=_final("curriculum/noise_probability"),
             bounds=_SHARE,
         ),
-        Measure(name="loss/kl", heading=f"KL, {steps}", form=".3f", of=_last("loss/kl")),
+        Measure(
+            name="loss/kl",
+            heading=f"KL, {steps}",
+            form=".3f",
+            of=_last("loss/kl"),
+            bounds=(0.0, math.inf),
+        ),
         Measure(
             name="cost/usd",
             heading="cost, US dollars",

@@ -6,30 +6,36 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from zerosearch.core.runs import RUNNING
 from zerosearch.core.shown import write_csv
+from zerosearch.core.sweep_folder import COMPLETED, FAILED, INTERRUPTED, NOT_STARTED
 from zerosearch.core.tables import Cells, as_markdown, markdown
 from zerosearch.report.facts import Measured
 from zerosearch.report.sweep import INTERVALS, Measure, Setting, Trial, measures_of, settings_of
 from zerosearch.report.sweep_figure import CAPTION
 
+_STATES = (COMPLETED, "stopped", FAILED, INTERRUPTED, RUNNING, NOT_STARTED)
+
 
 def count(trials: Sequence[Trial]) -> str:
     """How many jobs there are, and what became of them."""
     states = [
-        "completed" if t.finished else "stopped" if t.job.state == "completed" else t.job.state
+        COMPLETED if t.finished else "stopped" if t.job.state == COMPLETED else t.job.state
         for t in trials
     ]
-    parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+    parts = [f"{states.count(state)} {state}" for state in _STATES if state in states]
     return f"{len(trials)} jobs: {', '.join(parts)}"
 
 
 def not_finished(trials: Sequence[Trial]) -> list[str]:
     """A line for each job whose numbers do not count, with what it said."""
-    return [
-        f"{_what(each)}: {each.job.state}" + (f", {each.job.said}" if each.job.said else "")
-        for each in trials
-        if not each.finished
-    ]
+    return [f"{_what(each)}: {_ending(each)}" for each in trials if not each.finished]
+
+
+def _ending(trial: Trial) -> str:
+    """Its state and what it said, which may begin with the state."""
+    state, said = trial.job.state, trial.job.said or ""
+    return said if said.startswith(state) else f"{state}, {said}" if said else state
 
 
 def _what(trial: Trial) -> str:
