@@ -13,9 +13,11 @@ import argparse
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from scripts.quickstart_policy.__main__ import DEFAULT_OUTPUT
 
@@ -34,13 +36,13 @@ def with_layers(model: LlamaForCausalLM, layers: Sequence[int]) -> LlamaForCausa
             are zero, which changes nothing until it is trained.
     """
     made = copy.deepcopy(model)
-    chosen = torch.nn.ModuleList(copy.deepcopy(model.model.layers[index]) for index in layers)
+    chosen = [copy.deepcopy(cast(LlamaDecoderLayer, model.model.layers[i])) for i in layers]
     for place, layer in enumerate(chosen):
         layer.self_attn.layer_idx = place
         if layers[place] in layers[:place]:
             torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
             torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-    made.model.layers = chosen
+    made.model.layers = torch.nn.ModuleList(chosen)
     made.config.num_hidden_layers = len(layers)
     return made
 
