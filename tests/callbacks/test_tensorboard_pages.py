@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
-from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.custom_scalar.layout_pb2 import (
+    Layout,  # pyright: ignore[reportAttributeAccessIssue]  # made when it is imported
+)
 from tensorboard.plugins.hparams import metadata
 
 from tests.helpers.policy_stub import PolicyStub, make_trainer

@@ -159,7 +159,8 @@ def test_jobs_that_are_completed_give_a_search_their_value_and_start_nothing(
     tmp_path: Path,
 ) -> None:
     for number in range(3):
-        ran(tmp_path / f"seed={number}", "completed", **{"test/f1": number / 10})
+        f1: dict[str, Any] = {"test/f1": number / 10}
+        ran(tmp_path / f"seed={number}", "completed", **f1)
     assert [each.return_value for each in launched(tmp_path)] == [0.0, 0.1, 0.2]
 
 

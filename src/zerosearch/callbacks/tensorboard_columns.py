@@ -1,5 +1,8 @@
 """The row of a run in TensorBoard's tab HParams."""
 
+# pyright: reportAttributeAccessIssue=false
+# (protobuf makes the names of its messages when it is imported)
+
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence

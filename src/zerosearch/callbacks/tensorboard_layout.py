@@ -1,5 +1,8 @@
 """The headline charts of TensorBoard's tab Custom Scalars."""
 
+# pyright: reportAttributeAccessIssue=false
+# (protobuf makes the names of its messages when it is imported)
+
 from __future__ import annotations
 
 import re

@@ -123,7 +123,8 @@ def _differs(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[dict[str
     words, params = list(config.hydra.overrides.task), sweeper_params(config.hydra.sweeper)
     swept = swept_keys(words, params)
     fixed = {word.partition("=")[0] for word in words} | {*params}
-    given = [dict(word.partition("=")[::2] for word in job) for job in jobs]
+    parts = [[word.partition("=") for word in job] for job in jobs]
+    given = [{key: value for key, _, value in job} for job in parts]
     # a sweeper may have further keys, of its own settings
     keys = dict.fromkeys([*swept, *(key for job in given for key in job if key not in fixed)])
     return [{key.lstrip("+"): job[key] for key in keys if key in job} for job in given]
