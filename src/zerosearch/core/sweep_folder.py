@@ -125,7 +125,8 @@ def _list(folder: Path) -> list[dict[str, Any]]:
             name = Path(each["folder"])
             if len(name.parts) != 1 or name.is_absolute() or ".." in name.parts:
                 raise ValueError(f"{name} is no name of a folder")
-            list(each["overrides"]), dict(each["differs"])
+            list(each["overrides"])
+            dict(each["differs"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder / JOBS} is damaged ({error}): restore it or remove it"
