@@ -135,6 +135,7 @@ def test_a_small_simulator_is_made_in_several_sizes_each_in_its_own_folder(
     assert not any(word.startswith("size=") for each in made for word in each)
 
     (folder / f"tune{ending}" / ".hydra").mkdir(parents=True)  # cut off
+    (folder / f"tune{ending}" / ".hydra" / "overrides.yaml").write_text("[seed=0]\n")
     assert make(environment, *chain).returncode == 0
     assert calls(environment)[-2].arguments[2:] == ["tune", f"resume={folder}/tune{ending}"]
     (folder / f"tune{ending}" / "summary.json").write_text('{"status": "completed"}')

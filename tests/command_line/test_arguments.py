@@ -161,7 +161,7 @@ def saved_sweep(folder: Path, command: str = "train") -> Path:
     plan_jobs(folder, [job])
     saved_run(job.folder, *job.overrides)
     given = {"task": ["seed=0,1", "x=1,2", "steps=2"], "hydra": ["hydra.mode=MULTIRUN"]}
-    given["hydra"] += ["hydra/launcher=joblib", "hydra.sweep.dir=elsewhere"]
+    given["hydra"] += ["hydra/launcher=side_by_side", "hydra.sweep.dir=elsewhere"]
     saved = {"hydra": {"overrides": given, "job": {"config_name": command}}}
     (folder / "multirun.yaml").write_text(yaml.safe_dump(saved))
     return folder
@@ -174,7 +174,7 @@ def test_a_sweep_is_resumed_by_its_folder(tmp_path: Path) -> None:
         "seed=0,1",
         "x=1,2",
         "steps=2",
-        "hydra/launcher=joblib",
+        "hydra/launcher=side_by_side",
         "hydra.launcher.n_jobs=2",
         "hydra.mode=MULTIRUN",
         f"hydra.sweep.dir='{sweep}'",

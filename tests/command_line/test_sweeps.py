@@ -23,7 +23,7 @@ from tests.helpers.runs import differing, read_metrics, small_run
 from zerosearch.core.sweep_folder import jobs_of_sweep
 
 SHORT = ["policy_steps=1", "test=false", "trainer.val_check_interval=1", "data.validation_limit=2"]
-SIDE_BY_SIDE = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+SIDE_BY_SIDE = ["hydra/launcher=side_by_side", "hydra.launcher.n_jobs=2"]
 SIZES = ("3b", "7b", "14b")
 
 

@@ -250,6 +250,7 @@ OTHER_THREADS = {
     "core/hub.py": "asks the hub",
     "core/memory.py": "reads how much memory the process holds",
     "core/bounded.py": "calls a reward function of the user's",
+    "command_line/job_processes.py": "waits for the processes of jobs",
 }
 
 

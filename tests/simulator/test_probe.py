@@ -91,7 +91,9 @@ async def test_one_that_tells_the_answer_whatever_it_is_asked_for_does_not() -> 
 
 
 async def test_an_engine_that_takes_no_wishes_is_asked_once() -> None:
-    engine = ScriptedEngine(lambda request: ["red" if request.question.endswith("1") else "no"])
+    engine = ScriptedEngine(
+        lambda request: ["red" if request.question.endswith("1") else "no"], real=True
+    )
     probed = await probed_of(engine, make_questions(4))
     assert len(engine.requests) == 4 and not probed.chooses_quality
     assert probed.sentence() == (
@@ -133,6 +135,6 @@ async def test_held_out_questions_are_asked_once_each() -> None:
     asked = [request.question for request in engine.requests]
     assert sorted(asked) == sorted({f"colour {number}" for number in range(6)})
     assert probed is not None and probed.price() == (6 * 10, pytest.approx(0.06))
-    finds = ScriptedEngine(lambda request: ["red"])
+    finds = ScriptedEngine(lambda request: ["red"], real=True)
     assert await warn_where_unknown(finds, "bm25", make_questions(6), whose="held-out") is None
     assert len(finds.requests) == 1, "an engine that takes no wishes finds what it finds"

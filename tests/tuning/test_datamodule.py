@@ -59,12 +59,14 @@ def test_a_resumed_run_refuses_other_examples(tmp_path: Path) -> None:
         return made
 
     saved = data("rows").state_dict()
-    for other, said in (
-        (data("moved"), None),
-        (data("rows", 44), "digest was"),
-        (data("rows", examples_per_step=4), "examples_per_step was 2, is 4"),
-        (data("rows", seed=1), "seed was 0, is 1"),
-    ):
+    cases: tuple[tuple[str, int, dict[str, int], str | None], ...] = (
+        ("moved", 40, {}, None),
+        ("rows", 44, {}, "digest was"),
+        ("rows", 40, {"examples_per_step": 4}, "examples_per_step was 2, is 4"),
+        ("rows", 40, {"seed": 1}, "seed was 0, is 1"),
+    )
+    for name, count, changes, said in cases:
+        other = data(name, count, **changes)
         other.load_state_dict(saved)
         refused = pytest.raises(ValueError, match=f"differ .*{said}") if said else nullcontext()
         with refused:

@@ -243,7 +243,8 @@ def _run_locked(
     try:
         work(cfg, summary)
         summary.write()
-        log.info(ending(summary.facts, folder))
+        if global_rank() == 0:  # which knows the time of all continuations
+            log.info(ending(summary.facts, folder))
     except KeyboardInterrupt:
         summary.facts["status"] = "interrupted by SIGINT"
         saved = is_checkpoint(folder / LAST_CHECKPOINT) or (folder / JOURNAL).is_dir()

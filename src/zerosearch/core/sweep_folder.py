@@ -124,7 +124,7 @@ def _list(folder: Path) -> list[dict[str, Any]]:
         for each in listed:
             name = Path(each["folder"])
             if len(name.parts) != 1 or name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"{name} is no name of a folder")
+                raise InputError(f"{name} is no name of a folder")
             list(each["overrides"])
             dict(each["differs"])
     except (ValueError, KeyError, TypeError) as error:

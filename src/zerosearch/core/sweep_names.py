@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.core.run_names import run_name
@@ -28,6 +27,8 @@ def swept_keys(words: Iterable[str], params: Mapping[str, Any]) -> list[str]:
         words: of its command line, without those of Hydra.
         params: of its sweeper, by `hparams_search=` for example; words win.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     given = [*(f"{key}={value}" for key, value in params.items()), *words]
     is_swept: dict[str, bool] = {}
     for override in OverridesParser.create().parse_overrides(given):

@@ -23,7 +23,8 @@ _T = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-_SHARE = (0.0, 1.0)
+_SHARE, _FROM_0 = (0.0, 1.0), (0.0, math.inf)
+_STEPS = f"last {LAST_STEPS} steps"
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -143,59 +144,7 @@ def measures_of(settings: Sequence[Setting]) -> list[Measure]:
     engines = [*dict.fromkeys(score.engine for run in runs for score in engine_scores(run))]
     f1 = [_tested("test", "after", engine) for engine in engines]
     f1 += [_tested("start", "before", engine) for engine in engines[:1]]
-    steps = f"last {LAST_STEPS} steps"
-    known = [
-        *f1,
-        Measure(
-            name="test/loss",
-            heading="loss after training",
-            form=".3f",
-            of=_final("test/loss"),
-            before=_final("start/loss"),
-        ),
-        Measure(
-            name="start/loss", heading="loss before training", form=".3f", of=_final("start/loss")
-        ),
-        Measure(
-            name="reward/total", heading=f"reward, {steps}", form=".3f", of=_last("reward/total")
-        ),
-        Measure(
-            name="rollout/searches",
-            heading=f"searches per episode, {steps}",
-            form=".2f",
-            of=_last("rollout/searches"),
-            bounds=(0.0, math.inf),
-        ),
-        Measure(
-            name="curriculum/noise_probability",
-            heading="noise at the end",
-            form=".2f",
-            of=_final("curriculum/noise_probability"),
-            bounds=_SHARE,
-        ),
-        Measure(
-            name="loss/kl",
-            heading=f"KL, {steps}",
-            form=".3f",
-            of=_last("loss/kl"),
-            bounds=(0.0, math.inf),
-        ),
-        Measure(
-            name="cost/usd",
-            heading="cost, US dollars",
-            form=".2f",
-            of=lambda run: _value(run.final("cost/usd") or None),
-            bounds=(0.0, math.inf),
-        ),
-        Measure(
-            name="minutes",
-            heading="minutes",
-            form=".1f",
-            of=lambda run: _value(run.seconds and run.seconds / 60),
-            bounds=(0.0, math.inf),
-        ),
-    ]
-    return [each for each in known if any(each.of(run) is not None for run in runs)]
+    return [each for each in [*f1, *_OF_ALL] if any(each.of(run) is not None for run in runs)]
 
 
 def _tested(phase: str, when: str, engine: str) -> Measure:
@@ -220,3 +169,47 @@ def _final(metric: str) -> Callable[[RunFolder], Measured | None]:
 
 def _last(metric: str) -> Callable[[RunFolder], Measured | None]:
     return lambda run: _value(run.mean(metric, last=LAST_STEPS))
+
+
+_OF_ALL = (  # runs, besides F1 by engine
+    Measure(
+        name="test/loss",
+        heading="loss after training",
+        form=".3f",
+        of=_final("test/loss"),
+        before=_final("start/loss"),
+    ),
+    Measure(name="start/loss", heading="loss before training", form=".3f", of=_final("start/loss")),
+    Measure(name="reward/total", heading=f"reward, {_STEPS}", form=".3f", of=_last("reward/total")),
+    Measure(
+        name="rollout/searches",
+        heading=f"searches per episode, {_STEPS}",
+        form=".2f",
+        of=_last("rollout/searches"),
+        bounds=_FROM_0,
+    ),
+    Measure(
+        name="curriculum/noise_probability",
+        heading="noise at the end",
+        form=".2f",
+        of=_final("curriculum/noise_probability"),
+        bounds=_SHARE,
+    ),
+    Measure(
+        name="loss/kl", heading=f"KL, {_STEPS}", form=".3f", of=_last("loss/kl"), bounds=_FROM_0
+    ),
+    Measure(
+        name="cost/usd",
+        heading="cost, US dollars",
+        form=".2f",
+        of=lambda run: _value(run.final("cost/usd") or None),
+        bounds=_FROM_0,
+    ),
+    Measure(
+        name="minutes",
+        heading="minutes",
+        form=".1f",
+        of=lambda run: _value(run.seconds and run.seconds / 60),
+        bounds=_FROM_0,
+    ),
+)
