@@ -194,6 +194,11 @@ def test_swaps_that_work(overrides: list[str], tmp_path: Path) -> None:
 
 
 def test_a_policy_that_was_trained_from_the_chosen_one_is_the_same_model(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=rf"not for model.path={damaged}"):
+        checked(tmp_path, f"model.path={damaged}")
     shipped = ROOT / "src" / "zerosearch" / "policy" / "quickstart"
     assert checked(tmp_path, f"model.path={shipped}").optimizer.lr == 1e-4
     other = save_word_policy(tmp_path / "other")

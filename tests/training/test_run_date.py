@@ -59,8 +59,9 @@ def test_rows_of_a_folder_go_on_under_the_date_they_began_with(
     set_run_date(started_on)  # a process of another day
     keep_run_date(tmp_path / "rows")
     assert run_date() == began
-    (tmp_path / "rows" / "prompt_date.txt").write_text("yesterday")
-    with pytest.raises(
-        InputError, match=r"prompt_date\.txt: the date is .yesterday.: it should be"
-    ):
-        keep_run_date(tmp_path / "rows")
+    for written, said in ((b"yesterday", "yesterday"), (b"\xff\xfe", "\ufffd\ufffd")):
+        (tmp_path / "rows" / "prompt_date.txt").write_bytes(written)
+        with pytest.raises(
+            InputError, match=rf"prompt_date\.txt: the date is .{said}.: it should be"
+        ):
+            keep_run_date(tmp_path / "rows")

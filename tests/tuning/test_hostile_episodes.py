@@ -68,6 +68,7 @@ HOSTILE: dict[str, tuple[str, str]] = {  # by what it is: the line, and what is 
     "golden answers are a number": (row(golden_answers=7), "'golden_answers' is 7"),
     "golden answers are none": (row(golden_answers=[]), "'golden_answers' is"),
     "a golden answer is null": (row(golden_answers=[None]), r"'golden_answers' is \[None"),
+    "golden answers in brackets": (row(golden_answers="[red, 'blue']"), "looks like a list and is"),
     "a golden answer is nested": (row(golden_answers=[["red"]]), r"'golden_answers' is \[\["),
     "answer is a number": (row(answer=7), "'answer' is 7; give a text, or null"),
     "answer is a list": (row(answer=["red"]), r"'answer' is \['red'\]"),

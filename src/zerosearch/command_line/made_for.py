@@ -191,7 +191,7 @@ def _sizes(path: str) -> list[Any] | None:
         config = json.loads((Path(resolve_path(path)) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return [config.get(name) for name in _SIZES]
+    return [config.get(name) for name in _SIZES] if isinstance(config, dict) else None
 
 
 # -- engines and questions ------------------------------------------------------------------------

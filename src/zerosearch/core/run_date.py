@@ -65,7 +65,8 @@ def keep_run_date(folder: Path) -> None:
     path = folder / FILE
     remove_leftovers_of(path)
     if path.is_file():
-        set_run_date(path.read_text(encoding="utf-8").strip(), f"{path}: the date")
+        written = path.read_text(encoding="utf-8", errors="replace")
+        set_run_date(written.strip(), f"{path}: the date")
         return
     set_run_date(None)
     folder.mkdir(parents=True, exist_ok=True)

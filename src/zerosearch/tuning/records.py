@@ -13,6 +13,7 @@ from typing import Any, TypeGuard, TypeVar
 from zerosearch.core.errors import InputError
 from zerosearch.data.json_text import check_writable
 from zerosearch.data.readers import local_files
+from zerosearch.data.rows import listed
 from zerosearch.types import Document, Shown
 
 # Names of fields in logs of others, by ours.
@@ -218,13 +219,14 @@ def _texts(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
 
 def _answers(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
     value = _field(row, "golden_answers")
-    answers = (value,) if isinstance(value, str) else value
+    field = f"{place}: 'golden_answers'"
+    answers = listed(value, "golden_answers", place) if isinstance(value, str) else value
     texts = isinstance(answers, list | tuple) and all(
         isinstance(each, str | int | float) for each in answers
     )
     if not texts or not answers:
-        raise InputError(f"{place}: 'golden_answers' is {value!r:.60}; give a text or a list")
-    return tuple(_whole(str(each), f"{place}: 'golden_answers'") for each in answers)
+        raise InputError(f"{field} is {value!r:.60}; give a text or a list")
+    return tuple(_whole(str(each), field) for each in answers)
 
 
 T = TypeVar("T", str, str | None)
