@@ -46,6 +46,19 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Half characters, which hostile texts leave in captured output, become escapes.
+
+    Processes of xdist send reports as UTF-8, and one that they cannot send ends the whole run.
+    """
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Processes of xdist take files in the order below: its own ends with the few longest tests."""
     config.option.loadscopereorder = False
