@@ -68,10 +68,15 @@ def test_every_metric_of_a_chart_is_a_curve_and_keeps_its_place() -> None:
 
 
 def test_a_tuning_has_charts_of_its_own() -> None:
-    (value,) = layout(None).value
-    categories = Layout.FromString(value.tensor.string_val[0]).category
-    assert [category.title for category in categories] == ["Tuning"]
-    assert categories[0].chart[0].multiline.tag[0] == "loss/reply$"
+    for engines in ((), ("bm25",)):  # of a policy, too
+        (value,) = layout(engines, tuned=True).value
+        (category,) = Layout.FromString(value.tensor.string_val[0]).category
+        assert category.title == "Tuning"
+        assert category.chart[0].multiline.tag[0] == "loss/reply$"
+        margins = [chart.margin.series for chart in category.chart if chart.HasField("margin")]
+        assert [each.value for series in margins for each in series] == [
+            f"val/{engine}/f1" for engine in engines
+        ]
 
 
 def test_results_are_a_table_before_and_after_training(board: EventAccumulator) -> None:
@@ -91,6 +96,8 @@ def test_a_table_has_intervals_and_no_zeros() -> None:
     assert rows == ["| f1 | 0.5 (0.250 to 0.750) | 0.5 (0.250 to 0.750) |", "| count | 512 | 512 |"]
     tuned = results_table("", {"start/loss": 2.0, "test/loss": 1.0, "test/other": 3.0})
     assert tuned.splitlines()[2:] == ["| loss | 2 | 1 |", "| other |  | 3 |"]
+    never = results_table("x", {"start/x/f1": 0.0, "test/x/f1": 0.0, "test/x/failed": 0.0})
+    assert never.splitlines()[2:] == ["| f1 | 0 | 0 |"], "who learns nothing sees it"
     assert "<script>" not in results_table("<script>", {"test/<script>/f1": 1.0})
 
 

@@ -163,7 +163,7 @@ def saved_sweep(folder: Path, command: str = "train") -> Path:
     given = {"task": ["seed=0,1", "x=1,2", "steps=2"], "hydra": ["hydra.mode=MULTIRUN"]}
     given["hydra"] += ["hydra/launcher=side_by_side", "hydra.sweep.dir=elsewhere"]
     saved = {"hydra": {"overrides": given, "job": {"config_name": command}}}
-    (folder / "multirun.yaml").write_text(yaml.safe_dump(saved))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(saved))
     return folder
 
 
@@ -182,11 +182,11 @@ def test_a_sweep_is_resumed_by_its_folder(tmp_path: Path) -> None:
     assert expand_resume([f"resume={sweep}", "seed=5"])[:2] == ["x=1,2", "steps=2"]
     with pytest.raises(ValueError, match="is a sweep of train, and this is tune"):
         expand_resume([f"resume={sweep}"], "tune")
-    (sweep / "multirun.yaml").write_text("[]")
-    with pytest.raises(ValueError, match=r"multirun\.yaml does not say how the sweep was started"):
+    (sweep / "sweep.yaml").write_text("[]")
+    with pytest.raises(ValueError, match=r"sweep\.yaml does not say how the sweep was started"):
         expand_resume([f"resume={sweep}"])
-    (sweep / "multirun.yaml").unlink()
-    with pytest.raises(ValueError, match=r"has no multirun\.yaml: give the sweep's command again"):
+    (sweep / "sweep.yaml").unlink()
+    with pytest.raises(ValueError, match=r"has no sweep\.yaml: give the sweep's command again"):
         expand_resume([f"resume={sweep}"])
 
 

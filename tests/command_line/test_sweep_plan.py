@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import yaml
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
@@ -120,11 +121,68 @@ def test_what_is_of_the_machine_may_differ(tmp_path: Path) -> None:
     changed = (
         saved.read_text()
         .replace("log_dir: logs", "log_dir: x")
-        .replace("resume: null", "resume: x")
+        .replace("resume: null", f"resume: {tmp_path / 'seed=0'}")  # by itself
     )
     assert changed != saved.read_text()
     saved.write_text(changed)
     assert planned(tmp_path)[0].is_done
+
+
+def test_a_job_begun_from_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    ran(tmp_path / "seed=0", "completed")
+    saved = tmp_path / "seed=0" / ".hydra" / "config.yaml"
+    saved.write_text(saved.read_text().replace("resume: null", "resume: other.ckpt"))
+    with pytest.raises(InputError, match=r"other settings \(resume is other\.ckpt there"):
+        planned(tmp_path)
+
+
+def test_tables_of_one_sweep_are_of_one_policy(tmp_path: Path) -> None:
+    ran(tmp_path / "seed=0", "completed", checkpoint=False)
+    facts = json.loads((tmp_path / "seed=0" / "summary.json").read_text())
+    (tmp_path / "seed=0" / "summary.json").write_text(json.dumps(facts | {"checkpoint": "runs/a"}))
+
+    def other(config: DictConfig, overrides: list[str]) -> DictConfig:
+        return OmegaConf.merge(compose(config, overrides), {"checkpoint": "runs/b"})  # type: ignore[return-value]
+
+    with pytest.raises(InputError, match=r"a table of runs/a, and this one would be of runs/b"):
+        plan(settings(folder=str(tmp_path)), other, SEEDS, 0)
+
+
+@pytest.mark.parametrize("damaged", ["", "[", "7"])
+def test_saved_settings_that_are_damaged_are_not_compared(
+    damaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran(tmp_path / "seed=0", "running", checkpoint=True)
+    (tmp_path / "seed=0" / ".hydra" / "config.yaml").write_text(damaged)
+    assert planned(tmp_path)[0].is_begun and "config.yaml is damaged" in caplog.text
+    (tmp_path / "seed=0" / "summary.json").unlink()
+    said = "goes on from the last checkpoint (it has no summary.json)"
+    assert planned(tmp_path)[0].to_do() == said
+
+
+def test_batches_that_a_failure_would_end_are_refused(tmp_path: Path) -> None:
+    config = settings(folder=str(tmp_path))
+    config.hydra.sweeper = {"_target_": "BasicSweeper", "params": None, "max_batch_size": 2}
+    with pytest.raises(InputError, match=r"max_batch_size: a job that fails would end"):
+        plan(config, compose, SEEDS, 0)
+
+
+def test_a_sweep_goes_on_with_the_words_that_made_most_of_it(tmp_path: Path) -> None:
+    def words() -> list[str]:
+        saved = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+        return saved["hydra"]["overrides"]["task"]
+
+    planned(tmp_path)
+    for seed in range(3):
+        (tmp_path / f"seed={seed}").mkdir()
+    part = settings(folder=str(tmp_path))
+    part.hydra.overrides.task = ["steps=5", "seed=1"]
+    plan(part, compose, [["steps=5", "seed=1"]], 0)
+    assert words() == ["steps=5", "seed=0,1,2"]
+    more = settings(folder=str(tmp_path))
+    more.hydra.overrides.task = ["steps=5", "seed=0,1,2,3"]
+    plan(more, compose, [*SEEDS, ["steps=5", "seed=3"]], 0)
+    assert words() == ["steps=5", "seed=0,1,2,3"]
 
 
 def test_a_failed_job_that_left_nothing_takes_other_settings(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
     write_answers(tmp_path / "b" / "answers" / "rag" / "bm25" / "geography.jsonl", ["red", "red"])
     write_answers(tmp_path / "b" / "answers" / "cot" / "geography.jsonl", ["x", "red"])
     cells = comparison_table(str(tmp_path / "a"), f"{tmp_path / 'b'}:rag/bm25")
-    em = next(row for row in cells if row[1] == "em")
-    assert em[:5] == ["geography", "em", "50.0", "100.0", "+50.0"] and em[-1] == "1 : 0"
+    em = next(row for row in cells if row[2] == "em")
+    assert em[:6] == ["geography", "2", "em", "50.0", "100.0", "+50.0"] and em[-1] == "1 : 0"
     with pytest.raises(ValueError, match=r"give .*b:NAME with one of cot, rag/bm25"):
         comparison_table(str(tmp_path / "a"), str(tmp_path / "b"))
     with pytest.raises(ValueError, match="holds no answers/"):
@@ -88,10 +88,10 @@ def test_a_training_is_compared_by_its_first_and_last_evaluation(tmp_path: Path)
     write("b", "test/bm25/step_000002.jsonl", ["red", "red", "red"])
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     for first, second, em in (
-        (f"{a}:start", f"{a}:test", ["bm25", "em", "0.0", "33.3", "+33.3"]),
-        (a, b, ["bm25", "em", "33.3", "66.7", "+33.3"]),
+        (f"{a}:start", f"{a}:test", ["bm25", "3", "em", "0.0", "33.3", "+33.3"]),
+        (a, b, ["bm25", "3", "em", "33.3", "66.7", "+33.3"]),
     ):
-        assert next(row for row in comparison_table(first, second) if row[1] == "em")[:5] == em
+        assert next(row for row in comparison_table(first, second) if row[2] == "em")[:6] == em
     with pytest.raises(ValueError, match=r"give .*a:NAME with one of start, test"):
         comparison_table(f"{a}:train", b)
 

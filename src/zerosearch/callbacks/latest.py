@@ -56,7 +56,9 @@ class LatestRun(Callback):
 
 
 def link_charts(files: Path, charts: Path, name: str) -> None:
-    """Give TensorBoard's files of a run a name among those of other runs; it keeps the one it has.
+    """Give TensorBoard's files of a run a name among those of other runs.
+
+    It keeps the one that it has, date and all, unless it goes on with other settings.
 
     Links to what is gone are removed. A disk without links has none.
 
@@ -71,10 +73,15 @@ def link_charts(files: Path, charts: Path, name: str) -> None:
     for link in links:
         if not link.exists():
             link.unlink(missing_ok=True)
-    if any(link.resolve() == files.resolve() for link in links):
-        return
     short = shown(name).replace("/", "_").encode()[:_LONGEST].decode(errors="ignore")
-    dated = f"{short}, {time.strftime('%m-%d %H.%M')}"
+    began = time.strftime("%m-%d %H.%M")
+    for link in links:
+        if link.resolve() == files.resolve():
+            if link.name.rpartition(", ")[0] == short:
+                return
+            began = link.name.rpartition(", ")[2].partition(" (")[0]
+            link.unlink(missing_ok=True)
+    dated = f"{short}, {began}"
     target = os.path.relpath(files.resolve(), charts.resolve())
     try:
         for number in count(1):

@@ -26,11 +26,12 @@ _COST = {
     "tokens per second": ("throughput/tokens_per_s", "throughput/sampled_tokens_per_s"),
     "seconds of a step, by stage": ("time/wait_s", "time/sync_s", "time/train_s"),
 }
+_F1: Charts = {"F1 of validation questions, by engine": ()}  # whose names a run knows
 POLICY: dict[str, Charts] = {
     "Training: what is learned": {
         "reward, and the share of noise": ("reward/total", "curriculum/noise_probability"),
         "searches and turns of an episode": ("rollout/searches", "rollout/turns"),
-        "F1 of validation questions, by engine": (),  # whose names a run knows
+        **_F1,
     },
     "Training: health and speed": {
         "entropy": ("loss/entropy",),
@@ -66,17 +67,20 @@ def in_headline(metric: str) -> bool:
     return metric in _METRICS or _OF_ENGINE.fullmatch(metric) is not None
 
 
-def layout(engines: Iterable[str] | None) -> Summary:
+def layout(engines: Iterable[str], *, tuned: bool = False) -> Summary:
     """The charts of a run, as TensorBoard reads them.
 
     Charts of several runs are one where they are equal, so that a chart has metrics which not every
     run has.
 
     Args:
-        engines: that validation questions are answered with; None: a tuning, which has none.
+        engines: that validation questions are answered with.
+        tuned: the run is one of `zerosearch tune`.
     """
-    categories = TUNING if engines is None else POLICY
-    series = [_interval(engine) for engine in engines or ()]
+    series = [_interval(engine) for engine in engines]
+    categories = TUNING if tuned else POLICY
+    if tuned and series:  # of a policy
+        categories = {title: {**charts, **_F1} for title, charts in TUNING.items()}
     content = Layout(
         category=[
             Category(title=title, chart=[_chart(*each, series) for each in charts.items()])

@@ -15,7 +15,9 @@ from zerosearch.callbacks.tensorboard_logger import CurveLogger
 from zerosearch.core.distributed import gather_objects
 from zerosearch.core.shown import shown_markdown
 from zerosearch.training.step_record import StepRecord
+from zerosearch.tuning.tuning_module import TuningModule
 
+_SCORES = ("f1", "em", "cover_em", "answered", "loss")
 HISTOGRAMS = ("episodes/turns", "episodes/tokens", "episodes/reward")
 
 
@@ -35,7 +37,8 @@ class TensorBoardPages(RecordCallback):
     def _lay_out(self, trainer: Trainer, pl_module: Any) -> None:
         """Not before it is known what is taken back: `cut_back` may remove the present file."""
         for logger in _loggers(trainer):
-            logger.add(layout(getattr(pl_module, "evaluations", None)))
+            tuned = isinstance(pl_module, TuningModule)
+            logger.add(layout(getattr(pl_module, "evaluations", ()), tuned=tuned))
 
     def on_record(self, trainer: Trainer, pl_module: PolicyModule, record: StepRecord) -> None:
         if not (loggers := _loggers(trainer)):
@@ -71,7 +74,7 @@ def _episodes(record: StepRecord) -> np.ndarray:
 def results_table(engine: str, metrics: Mapping[str, float]) -> str:
     """Metrics of held-out data before and after training, with 95% intervals, in Markdown.
 
-    What is zero in both is left out.
+    What is zero in both is left out, but for scores.
 
     Args:
         engine: that answered, or nothing in a tuning.
@@ -86,7 +89,7 @@ def results_table(engine: str, metrics: Mapping[str, float]) -> str:
     rows = [
         [shown_markdown(name), *(_cell(name, of) for of in phases)]
         for name in names
-        if not _is_bound(name, names) and any(of.get(name) for of in phases)
+        if not _is_bound(name, names) and (name in _SCORES or any(of.get(name) for of in phases))
     ]
     head = [shown_markdown(engine or "validation examples"), "before training", "after training"]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

@@ -25,7 +25,7 @@ class TranscriptWriter(RecordCallback):
     """Writes `<dirpath>/<phase>/step_000012.jsonl`, one trajectory per line.
 
     The number is that of the record: policy steps completed before it. Phases are "train" and one
-    per evaluation, for example "validation/bm25". With several processes each writes its own
+    per evaluation, for example "val/bm25". With several processes each writes its own
     trajectories, to `step_000012.rank0.jsonl` and so on. A resumed run overwrites the files of the
     steps it repeats.
 

@@ -25,7 +25,7 @@ from zerosearch.core.runs import (
     global_rank,
     is_checkpoint,
 )
-from zerosearch.core.sweep_folder import JOBS, name_a_run
+from zerosearch.core.sweep_folder import COMMAND, JOBS, is_sweep_folder, name_a_run
 
 _PLAIN = re.compile(r"[\w./~:+@%-]+")  # means itself to Hydra
 
@@ -63,10 +63,8 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
     if not saved_file.is_file():
         if (folder / JOBS).is_file():
             return _of_sweep(place, arguments, command)
-        if (folder / "multirun.yaml").is_file():
-            raise InputError(
-                f"resume={place} is a sweep: name one of its runs, {name_a_run(folder)}"
-            )
+        if is_sweep_folder(folder):
+            raise InputError(f"resume={place} {name_a_run(folder)}")
         raise InputError(
             f"resume={place} is neither a checkpoint file nor a run folder (it has no "
             f".hydra/overrides.yaml): give latest, a folder of logs/{command}/runs or a .ckpt"
@@ -91,9 +89,9 @@ def expand_resume(arguments: list[str], command: str = "train") -> list[str]:
 def _of_sweep(place: str, arguments: list[str], command: str) -> list[str]:
     """The command line of a sweep that goes on in its folder."""
     folder = Path(place).resolve()
-    saved_file = folder / "multirun.yaml"
+    saved_file = folder / COMMAND
     if not saved_file.is_file():
-        raise InputError(f"resume={place} has no multirun.yaml: give the sweep's command again")
+        raise InputError(f"resume={place} has no {COMMAND}: give the sweep's command again")
     _check_owner(place, folder, saved_file)
     try:
         saved = _read_yaml(saved_file)["hydra"]
@@ -166,9 +164,12 @@ def keep_override(run: Path, key: str, value: str) -> None:
     file = run / ".hydra" / "overrides.yaml"
     if file.is_file():
         saved = _read_yaml(file) or []
+        if f"{key}={value}" in saved:
+            return  # its place among the words stays, too
         kept = [item for item in saved if override_key(item) != key]
+        word = f"{key}={value if _PLAIN.fullmatch(value) else quoted(value)}"
         with replacing(file) as target:
-            target.write(yaml.safe_dump([*kept, f"{key}={quoted(value)}"]).encode())
+            target.write(yaml.safe_dump([*kept, word]).encode())
 
 
 def quote_paths(arguments: list[str]) -> list[str]:

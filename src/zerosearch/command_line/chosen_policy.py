@@ -22,7 +22,7 @@ from zerosearch.core.runs import (
     is_checkpoint,
     read_summary,
 )
-from zerosearch.core.sweep_folder import name_a_run
+from zerosearch.core.sweep_folder import is_sweep_folder, name_a_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -114,8 +114,8 @@ def check_place(place: str) -> None:
         raise InputError(f"checkpoint={place}: {_TUNING}")
     if policy_written(path) is not None or (path / "config.json").is_file():
         return
-    if (path / "multirun.yaml").is_file():
-        raise InputError(f"checkpoint={place} is a sweep: name one of its runs, {name_a_run(path)}")
+    if is_sweep_folder(path):
+        raise InputError(f"checkpoint={place} {name_a_run(path)}")
     if (path / ".hydra").is_dir():
         error = read_summary(path).get("error")
         raise InputError(

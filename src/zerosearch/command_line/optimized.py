@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -61,8 +62,12 @@ def optimized_value(cfg: DictConfig, facts: Mapping[str, Any]) -> float | None:
     """
     metric = OmegaConf.select(cfg, "optimized.metric")
     value = facts.get(metric)
-    if value is None and metric is not None and _searches():
+    if metric is None or not _searches():
+        return value
+    if value is None:
         raise JobFailed(f"optimized.metric={metric}: summary.json has none; choose one that it has")
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise JobFailed(f"optimized.metric={metric} is {value} in summary.json, no finite number")
     return value
 
 

@@ -12,15 +12,19 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from zerosearch.command_line.chosen_policy import choose_policy
 from zerosearch.command_line.optimized import check_optimized
 from zerosearch.core.errors import InputError
+from zerosearch.core.files import replacing
 from zerosearch.core.nodes import leaves
 from zerosearch.core.runs import JOURNAL, LAST_CHECKPOINT, RUNNING, is_checkpoint
 from zerosearch.core.sweep_folder import (
+    COMMAND,
     COMPLETED,
     FAILED,
     INTERRUPTED,
     SweepJob,
+    jobs_of_sweep,
     plan_jobs,
     read_job,
 )
@@ -28,7 +32,8 @@ from zerosearch.core.sweep_names import job_name, names_apart, sweeper_params, s
 
 Compose = Callable[[DictConfig, list[str]], DictConfig]
 
-_OF_THE_MACHINE = ("resume", "tags", "threads", "paths.")  # settings that may differ
+# settings that may differ; the policy of an evaluation is compared as it was settled
+_OF_THE_MACHINE = ("tags", "threads", "paths.", "checkpoint")
 _SHOWN = 3  # settings that do
 
 log = logging.getLogger(__name__)
@@ -73,7 +78,7 @@ class PlannedJob:
             return f"goes on from {place} ({found.said})"
         if found.state == FAILED:
             return f"is tried again from {place} ({found.said})"
-        return "starts"
+        return f"goes on from {place} (it has no summary.json)" if self.is_begun else "starts"
 
 
 def plan(
@@ -91,6 +96,11 @@ def plan(
         InputError: a job would go on with other settings than those it was begun with, another
             process runs it, or what the sweep searches by is wrong.
     """
+    if OmegaConf.select(config, "hydra.sweeper.max_batch_size") is not None:
+        raise InputError(
+            "hydra.sweeper.max_batch_size: a job that fails would end the sweep with its batch: "
+            "leave it out; hydra.launcher.n_jobs says how many run side by side"
+        )
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     differs = _differs(config, jobs)
     named = [job_name(each) if each else str(first + place) for place, each in enumerate(differs)]
@@ -104,6 +114,8 @@ def plan(
             cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir = str(folder), name
             cfg.hydra.runtime.output_dir = str(folder / name)
         HydraConfig.instance().set_config(cfg)  # settings name each other by it
+        if OmegaConf.select(cfg, "hydra.job.config_name") == "evaluate":
+            choose_policy(cfg, list(cfg.hydra.overrides.task))  # the last run may be another one
         found = read_job(folder / name, overrides, own)
         job = PlannedJob(number=number, cfg=cfg, found=found)
         if not planned:
@@ -111,11 +123,23 @@ def plan(
         _check(job)
         planned.append(job)
     plan_jobs(folder, [job.found for job in planned])
+    _keep_command(folder, config, len(planned))
     left = sum(not job.is_done for job in planned)
     log.info("sweep: %s: jobs: %d, to do: %d", folder, len(planned), left)
     for job in planned:
         log.info("  %s: %s", job.title, job.to_do())
     return planned
+
+
+def _keep_command(folder: Path, config: DictConfig, jobs: int) -> None:
+    """Note what `resume=` goes on with: the words that made the most jobs, once they are sound."""
+    if jobs == len(jobs_of_sweep(folder)) or not (folder / COMMAND).is_file():
+        with replacing(folder / COMMAND) as file:
+            words, job = (
+                config.hydra.overrides,
+                {"config_name": OmegaConf.select(config, "hydra.job.config_name")},
+            )
+            file.write(OmegaConf.to_yaml({"hydra": {"overrides": words, "job": job}}).encode())
 
 
 def _differs(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
@@ -137,6 +161,12 @@ def _check(job: PlannedJob) -> None:
         raise InputError(f"{folder}: {by} runs this job: wait for it, or stop it first")
     if not (job.is_done or job.is_begun):
         return
+    policy, before = job.cfg.get("checkpoint"), job.found.summary.get("checkpoint")
+    if before is not None and policy != before:
+        raise InputError(
+            f"{folder} has a table of {before}, and this one would be of {policy}: give "
+            "checkpoint=, or another folder with hydra.sweep.dir=FOLDER"
+        )
     if other := _other_settings(job.cfg, folder / ".hydra" / "config.yaml"):
         shown = [f"{key} is {old} there and {new} here" for key, old, new in other[:_SHOWN]]
         shown += [f"{len(other) - _SHOWN} more"] * (len(other) > _SHOWN)
@@ -150,10 +180,18 @@ def _other_settings(cfg: DictConfig, saved: Path) -> list[tuple[str, Any, Any]]:
     """Settings in which a job differs from what was saved: key, saved value, present one."""
     if not saved.is_file():
         return []
-    old = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    try:
+        old = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):
+        old = None
+    if not isinstance(old, dict):  # cut short when a disk was full: the checkpoint is checked, too
+        log.warning("%s is damaged: these settings are not compared with it", saved)
+        return []
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     new = yaml.safe_load(OmegaConf.to_yaml(own))
     before, now = dict(leaves(old)), dict(leaves(new))
+    if before.get("resume") and Path(before["resume"]).resolve() == saved.parent.parent.resolve():
+        before["resume"] = now.get("resume")  # it was gone on with by itself
     return [
         (key, before.get(key), now.get(key))
         for key in {**before, **now}

@@ -33,6 +33,8 @@ from zerosearch.core.runs import read_summary
 OF_SWEEPS = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra/launcher", "hydra.launcher")
 HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
+_TYPED = "command-line"  # Hydra's name of where `--config-dir` comes from
+
 log = logging.getLogger(__name__)
 _failures: list[str] = []  # of this sweep's jobs, in words
 _environment: dict[str, str] = {}  # of jobs here
@@ -100,7 +102,7 @@ class JobsElsewhere(Launcher):
         _set_up_log(self._config)
         planned = _plan(self._config, self._loader, job_overrides, initial_job_idx)
         left = [job for job in planned if not job.is_done]
-        own = [[*job.found.overrides, *_in_its_folder(job)] for job in left]
+        own = [[*job.found.overrides, *_settled(job), *_in_its_folder(job)] for job in left]
         returns = self._wait(own, initial_job_idx) if own else []
         ended = dict(zip([job.number for job in left], returns, strict=True))
         for job in left:
@@ -232,8 +234,17 @@ def _command(job: PlannedJob) -> list[str]:
     kept = [item for item in hydra.overrides.hydra if not item.startswith(OF_SWEEPS)]
     own = ["hydra.mode=RUN", f"hydra.run.dir={quoted(job.found.folder)}"]
     own.append(f"hydra.job.num={job.number}")
-    words = [*hydra.overrides.task, *kept, *own]
-    return [sys.executable, "-m", "zerosearch", hydra.job.config_name, *words]
+    words = [*hydra.overrides.task, *_settled(job), *kept, *own]
+    folders = [each.path for each in hydra.runtime.config_sources if each.provider == _TYPED]
+    flags = [f"--config-dir={each}" for each in folders]
+    return [sys.executable, "-m", "zerosearch", hydra.job.config_name, *flags, *words]
+
+
+def _settled(job: PlannedJob) -> list[str]:
+    """The policy that an evaluation was planned with, whatever is the last run meanwhile."""
+    if job.cfg.hydra.job.config_name != "evaluate" or job.cfg.checkpoint is None:
+        return []
+    return [f"checkpoint={quoted(job.cfg.checkpoint)}"]
 
 
 def _in_its_folder(job: PlannedJob) -> list[str]:

@@ -19,6 +19,7 @@ from zerosearch.core.run_lock import check_unlocked
 from zerosearch.core.runs import RUNNING, read_summary
 
 JOBS = "jobs.json"  # in the folder of a sweep: its jobs in their order, written before the first
+COMMAND = "sweep.yaml"  # there: the words that made it
 COMPLETED, FAILED, INTERRUPTED, NOT_STARTED = "completed", "failed", "interrupted", "not started"
 
 

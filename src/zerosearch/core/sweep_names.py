@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zerosearch.core.run_names import run_name
 
-OF_THE_MACHINE = ("threads=", "paths.", "resume=")  # words that say nothing of a method
+OF_THE_MACHINE = ("threads=", "paths.")  # words that say nothing of a method
 _VALUE, _NAME = 40, 160  # characters; a name of a folder has at most 255 bytes
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
 
@@ -36,6 +36,11 @@ def swept_keys(words: Iterable[str], params: Mapping[str, Any]) -> list[str]:
     return [key for key, swept in is_swept.items() if swept]
 
 
+def in_order(keys: Iterable[str]) -> list[str]:
+    """The keys of a name, whatever their order on a command line: seeds last."""
+    return sorted(keys, key=lambda key: (key == "seed", key))
+
+
 def job_name(differs: Mapping[str, str]) -> str:
     """Name of a job's folder, such as `simulator=scripted_good,seed=1`.
 
@@ -45,7 +50,7 @@ def job_name(differs: Mapping[str, str]) -> str:
     Args:
         differs: values of the keys that the sweep goes over; not empty.
     """
-    name = ",".join(f"{_safe(key)}={_safe(value)}" for key, value in differs.items())
+    name = ",".join(f"{_safe(key)}={_safe(differs[key])}" for key in in_order(differs))
     if len(name) <= _NAME:
         return name
     return f"{name[: _NAME - 9]}-{_digest(name, 8)}"
@@ -68,7 +73,7 @@ def sweep_name(*, _root_: DictConfig) -> str:
         return _of_now()
     words = [word for word in hydra.overrides.task if not word.startswith(OF_THE_MACHINE)]
     searched = [f"{key}={value}" for key, value in params.items()]
-    name = "+".join(map(_safe, swept_keys(words, params))) or "one"
+    name = "+".join(map(_safe, in_order(swept_keys(words, params)))) or "one"
     said = "\n".join([hydra.sweeper["_target_"], *sorted(words), *sorted(searched)])
     return f"{name[: _NAME // 2]}-{_digest(said, 6)}"
 

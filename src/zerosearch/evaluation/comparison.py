@@ -172,9 +172,12 @@ def comparison_table(first: str, second: str) -> Cells:
     shared = [name for name in ours if name in theirs]
     if not shared:
         raise InputError(f"no benchmark is in both: {sorted(ours)} there, {sorted(theirs)} here")
-    cells = [["on", "score", "first", "second", "difference", "95%", "p", "wins : losses"]]
+    cells = [
+        ["on", "questions", "score", "first", "second", "difference", "95%", "p", "wins : losses"]
+    ]
     for name in shared:
-        cells += [[name, *_cells(each)] for each in compare(ours[name], theirs[name])]
+        count = str(len({row["id"] for row in ours[name]}))
+        cells += [[name, count, *_cells(each)] for each in compare(ours[name], theirs[name])]
     return cells
 
 
@@ -185,6 +188,6 @@ def _cells(found: Difference) -> list[str]:
         f"{100 * found.second:.1f}",
         f"{100 * (found.second - found.first):+.1f}",
         f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
-        f"{found.p_value:.4f}" if found.p_value >= 1e-4 else "<0.0001",
+        f"{found.p_value:.4f}" if found.p_value >= 0.5e-4 else "<0.0001",
         f"{found.wins} : {found.losses}",
     ]

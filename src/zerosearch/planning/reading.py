@@ -193,7 +193,7 @@ def devices_of(trainer: DictConfig, *, on_cpu: bool) -> list[int]:
                 "such as trainer.devices=8"
             )
     if isinstance(devices, str) and "," in devices:
-        return [int(each) for each in devices.split(",")]
+        return [int(each) for each in devices.split(",") if each.strip()]
     return list(range(int(devices)) if isinstance(devices, int | str) else devices)
 
 

@@ -228,11 +228,11 @@ def evaluations(run: RunFolder, index: int, *, several: bool) -> list[dict[str, 
 
 
 def _evaluations(run: RunFolder, index: int, several: bool) -> Iterable[dict[str, Any]]:
-    engines = dict.fromkeys(
-        found[2] for name in (*run.metrics, *run.summary) if (found := _EVALUATED.match(name))
-    )
+    known = {found[2] for name in (*run.metrics, *run.summary) if (found := _EVALUATED.match(name))}
+    order = dict.fromkeys([run.summary.get("engine"), *sorted(known)])
+    engines = [each for each in order if each in known]
     last = max(run.steps, default=0)
-    for hue, engine in enumerate([*engines][: 1 if several else None]):  # the headline's is first
+    for hue, engine in enumerate(engines[: 1 if several else None]):  # the headline's is first
         name = f"val/{engine}/f1"
         validated = [(step, row, name) for step, row in zip(run.steps, run.rows, strict=True)]
         tests = [(s, run.summary, f"{p}/{engine}/f1") for s, p in ((0, "start"), (last, "test"))]

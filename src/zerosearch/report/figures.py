@@ -91,5 +91,7 @@ def _written(figure: Figure, form: str) -> bytes:
 def label(text: str, most: int = _LONGEST) -> str:
     """Text from outside as a label; a legend leaves out what begins with an underscore."""
     text = shown(text)
-    text = text if len(text) <= most else text[: most - 1] + "…"
+    if len(text) > most:  # paths differ at their ends
+        begin = most // 3
+        text = f"{text[:begin]}…{text[begin + 1 - most :]}"
     return f" {text}" if text.startswith("_") else text

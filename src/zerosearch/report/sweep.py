@@ -61,8 +61,14 @@ class Setting:
 
     @property
     def finished(self) -> list[RunFolder]:
-        """Runs whose numbers count."""
-        return [each.run for each in self.trials if each.finished and each.run is not None]
+        """Runs whose numbers count, one of each seed: the same seed again is no other sample."""
+        runs = [each.run for each in self.trials if each.finished and each.run is not None]
+        return [*{run.summary.get("seed", str(run.path)): run for run in runs}.values()]
+
+    @property
+    def planned(self) -> int:
+        """How many seeds it was to have."""
+        return len({each.job.differs.get(SEED, str(each.job.folder)) for each in self.trials})
 
     @property
     def label(self) -> str:
@@ -114,13 +120,16 @@ def trials_of(runs: Iterable[RunFolder]) -> list[Trial]:
 
 def settings_of(trials: Iterable[Trial]) -> list[Setting]:
     """Trials by what they differ in but the seed, numbers in ascending order."""
-    groups: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
+    trials = list(trials)
+    keys = [key for key in dict.fromkeys(k for t in trials for k in t.job.differs) if key != SEED]
+    groups: dict[tuple[str, ...], list[Trial]] = {}
     for trial in trials:
-        values = tuple((key, value) for key, value in trial.job.differs.items() if key != SEED)
+        # what one command swept may have had one value in another one
+        words = dict(word.partition("=")[::2] for word in trial.job.overrides)
+        values = tuple(trial.job.differs.get(key, words.get(key, "")) for key in keys)
         groups.setdefault(values, []).append(trial)
-    keys = dict.fromkeys(key for values in groups for key, _ in values)
     settings = [
-        Setting(values={key: dict(values).get(key, "") for key in keys}, trials=group)
+        Setting(values=dict(zip(keys, values, strict=True)), trials=group)
         for values, group in groups.items()
     ]
     orders = {key: values_of(settings, key) for key in keys}
@@ -144,7 +153,14 @@ def measures_of(settings: Sequence[Setting]) -> list[Measure]:
     engines = [*dict.fromkeys(score.engine for run in runs for score in engine_scores(run))]
     f1 = [_tested("test", "after", engine) for engine in engines]
     f1 += [_tested("start", "before", engine) for engine in engines[:1]]
-    return [each for each in [*f1, *_OF_ALL] if any(each.of(run) is not None for run in runs)]
+    found = {each.name: [each.of(run) for run in runs] for each in [*f1, *_OF_ALL]}
+    paid = any(cost is not None and cost.value for cost in found["cost/usd"])
+    return [
+        each
+        for each in [*f1, *_OF_ALL]
+        if any(value is not None for value in found[each.name])
+        and (paid or each.name != "cost/usd")
+    ]
 
 
 def _tested(phase: str, when: str, engine: str) -> Measure:
@@ -202,7 +218,7 @@ _OF_ALL = (  # runs, besides F1 by engine
         name="cost/usd",
         heading="cost, US dollars",
         form=".2f",
-        of=lambda run: _value(run.final("cost/usd") or None),
+        of=_final("cost/usd"),
         bounds=_FROM_0,
     ),
     Measure(

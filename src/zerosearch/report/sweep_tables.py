@@ -70,7 +70,7 @@ def table(
 
 
 def _seeds(setting: Setting) -> str:
-    finished, planned = len(setting.finished), len(setting.trials)
+    finished, planned = len(setting.finished), setting.planned
     return str(finished) if finished == planned else f"{finished} of {planned}"
 
 

@@ -204,9 +204,9 @@ def step_metrics(
     for lag in sampled.lags:
         lags.add("rollout/lag", lag)
     found = rollout_metrics(sampled.trajectories, scores)
-    # a real engine draws no noise: what the curriculum asked of it was not done
-    unheard = found.get("rollout/searches", 0.0) > 0 and "search/noisy" not in found
-    noise = {} if unheard else {"curriculum/noise_probability": sampled.noise_probability}
+    # a real engine draws no noise, whatever the curriculum asks of it
+    drawn = "search/noisy" in found
+    noise = {"curriculum/noise_probability": sampled.noise_probability} if drawn else {}
     return {
         **found,
         **resampling_metrics(sampled),
