@@ -15,6 +15,7 @@ from tests.helpers.run_folders import make_sweep, scored, write_run
 from zerosearch.commands.report import report_sweep
 from zerosearch.core.errors import InputError
 from zerosearch.core.shown import shown
+from zerosearch.core.sweep_folder import plan_jobs, read_job
 from zerosearch.report.figures import save
 from zerosearch.report.run_figure import draw_runs
 from zerosearch.report.run_folder import find_runs
@@ -83,6 +84,26 @@ def test_what_a_budget_has_stopped_does_not_count_as_trained(tmp_path: Path) -> 
     [line] = lines_of(folder)
     assert (line["seeds"], line["test/bm25/f1"]) == ("1", "0.5")
     assert "2 jobs: 1 completed, 1 stopped." in (folder / "sweep.md").read_text()
+
+
+def test_what_another_command_did_not_sweep_is_read_from_its_words(tmp_path: Path) -> None:
+    """`lr=1` and then `lr=1,2`, into one folder: the first job is one of lr=1, and of one seed."""
+    folder = make_sweep(tmp_path, {"seed": ["0"]}, [0.5])
+    words, own, row = ["x=2", "seed=0"], {"x": "2", "seed": "0"}, {"reward/total": 0.5}
+    for name, f1 in (("a", 0.7), ("b", 0.9)):
+        write_run(folder / name, rows=[row], summary=scored(f1) | {"seed": 0}, overrides=words)
+    plan_jobs(folder, [read_job(folder / name, words, own) for name in "ab"])
+    first, second = lines_of(folder)
+    assert (first["x"], first["seeds"], first["test/bm25/f1"]) == ("1", "1", "0.5")
+    assert (second["x"], second["seeds"]) == ("2", "1"), "the same seed again is no other sample"
+
+
+def test_a_seed_that_cost_nothing_counts_in_the_mean_cost(tmp_path: Path) -> None:
+    axes, free = {"seed": ["0", "1"]}, scored(0.5) | {"cost/usd": 0.0}
+    folder = make_sweep(tmp_path, axes, [0.5, 0.5], {0: free | {"cost/usd": 2.0}, 1: free})
+    assert float(lines_of(folder)[0]["cost/usd"]) == 1.0
+    folder = make_sweep(tmp_path / "free", axes, [0.5, 0.5], {0: free, 1: free})
+    assert "cost/usd" not in lines_of(folder)[0]
 
 
 def test_a_sweep_without_any_completed_run_has_its_failures_alone(

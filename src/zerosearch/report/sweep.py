@@ -125,7 +125,8 @@ def settings_of(trials: Iterable[Trial]) -> list[Setting]:
     groups: dict[tuple[str, ...], list[Trial]] = {}
     for trial in trials:
         # what one command swept may have had one value in another one
-        words = dict(word.partition("=")[::2] for word in trial.job.overrides)
+        parts = [word.partition("=") for word in trial.job.overrides]
+        words = {key: value for key, _, value in parts}
         values = tuple(trial.job.differs.get(key, words.get(key, "")) for key in keys)
         groups.setdefault(values, []).append(trial)
     settings = [
