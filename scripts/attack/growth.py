@@ -15,8 +15,8 @@ from tests.helpers.runs import small_run
 BOUNDS = {"memory, MiB": 48.0, "open files": 2.0, "threads": 2.0}
 WRITTEN = ("bytes of the log", "bytes of TensorBoard", "bytes of metrics.csv")
 # Times as many bytes in the last sixth but one of the steps as in the second one: histograms have
-# as many buckets as their values need, and a curve begins with its first value that is not zero. What
-# grows with the number of steps would have more than twice as many.
+# as many buckets as their values need, and a curve begins with its first value that is not zero.
+# What grows with the number of steps would have more than twice as many.
 _MORE = 1.25
 
 
