@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.summary.writer import event_file_writer
 from torch.distributed.checkpoint import CheckpointException
 
 from tests.helpers.policy_stub import UPDATES_PER_STEP, PolicyStub, make_trainer
@@ -219,7 +220,9 @@ def test_without_validation_questions_every_checkpoint_is_saved(tmp_path, val_ev
 
 
 @pytest.mark.parametrize("die", [{"die_in_step": 5}, {"die_in_validation": 6}, {"die_in_step": 3}])
-def test_tensorboard_holds_each_step_once_and_in_order_after_a_kill(tmp_path, die):
+def test_tensorboard_holds_each_step_once_and_in_order_after_a_kill(tmp_path, die, monkeypatch):
+    # names of two files of one second and one process differ in a number, and 10 is read before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
     fit(tmp_path, **die, logger=True)
     fit(tmp_path, resume=True, logger=True)
     assert logged_steps(tmp_path / "tensorboard") == [*range(STEPS)]
