@@ -32,3 +32,8 @@ def test_package_is_found_without_being_imported(
     assert resolve_path("pkg://shipped_weights/small") == str(package / "small")
     with pytest.raises(ValueError, match=r"pkg://shipped_weights/large.*no folder large"):
         resolve_path("pkg://shipped_weights/large")
+
+
+def test_a_path_longer_than_any_may_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.path=/.{79}: File name too long"):
+        resolve_path(f"/{'9' * 5000}/policy")

@@ -25,7 +25,10 @@ def resolve_path(path: str, field: str = "model.path") -> str:
     """
     if not path.startswith(PACKAGE):
         folder = Path(path).expanduser()
-        return str(folder) if folder.is_dir() else path
+        try:
+            return str(folder) if folder.is_dir() else path
+        except OSError as error:  # longer than any path may be
+            raise InputError(f"{field}={path:.80}: {error.strerror}") from error
     package, _, inside = path.removeprefix(PACKAGE).partition("/")
     spec = find_spec(package) if package and "." not in package else None
     if spec is None or not spec.submodule_search_locations:
