@@ -24,7 +24,6 @@ from zerosearch.core.sweep_folder import (
     FAILED,
     INTERRUPTED,
     SweepJob,
-    jobs_of_sweep,
     plan_jobs,
     read_job,
 )
@@ -122,8 +121,9 @@ def plan(
             check_optimized(cfg)
         _check(job)
         planned.append(job)
-    plan_jobs(folder, [job.found for job in planned])
-    _keep_command(folder, config, len(planned))
+    listed = plan_jobs(folder, [job.found for job in planned])
+    if listed == len(planned) or not (folder / COMMAND).is_file():
+        _keep_command(folder / COMMAND, config)
     left = sum(not job.is_done for job in planned)
     log.info("sweep: %s: jobs: %d, to do: %d", folder, len(planned), left)
     for job in planned:
@@ -131,15 +131,12 @@ def plan(
     return planned
 
 
-def _keep_command(folder: Path, config: DictConfig, jobs: int) -> None:
-    """Note what `resume=` goes on with: the words that made the most jobs, once they are sound."""
-    if jobs == len(jobs_of_sweep(folder)) or not (folder / COMMAND).is_file():
-        with replacing(folder / COMMAND) as file:
-            words, job = (
-                config.hydra.overrides,
-                {"config_name": OmegaConf.select(config, "hydra.job.config_name")},
-            )
-            file.write(OmegaConf.to_yaml({"hydra": {"overrides": words, "job": job}}).encode())
+def _keep_command(file: Path, config: DictConfig) -> None:
+    """Note what `resume=` goes on with: words that are sound, and make all jobs of the folder."""
+    job = {"config_name": OmegaConf.select(config, "hydra.job.config_name")}
+    kept = {"hydra": {"overrides": config.hydra.overrides, "job": job}}
+    with replacing(file) as target:
+        target.write(OmegaConf.to_yaml(kept).encode())
 
 
 def _differs(config: DictConfig, jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:

@@ -95,12 +95,15 @@ def read_job(folder: Path, overrides: list[str], differs: dict[str, str]) -> Swe
     )
 
 
-def plan_jobs(folder: Path, jobs: Iterable[SweepJob]) -> None:
+def plan_jobs(folder: Path, jobs: Iterable[SweepJob]) -> int:
     """Note which jobs a sweep is to have; earlier ones that have begun stay in the list.
 
     Args:
         folder: of the sweep.
         jobs: in folders of it.
+
+    Returns:
+        How many jobs the list has, those of earlier commands included.
     """
     new = {
         job.folder.name: {
@@ -112,9 +115,11 @@ def plan_jobs(folder: Path, jobs: Iterable[SweepJob]) -> None:
     }
     old = {each["folder"]: each for each in _list(folder)} if is_sweep_folder(folder) else {}
     kept = {name: each for name, each in old.items() if name in new or (folder / name).is_dir()}
+    listed = [*(kept | new).values()]
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / JOBS) as file:
-        file.write(json.dumps([*(kept | new).values()], indent=1).encode() + b"\n")
+        file.write(json.dumps(listed, indent=1).encode() + b"\n")
+    return len(listed)
 
 
 def _list(folder: Path) -> list[dict[str, Any]]:
