@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from scripts.attack.tally import Tally, leave
 from scripts.attack.whole_run import assert_same, complete, make_whole_run
-from tests.helpers.our_servers import FLOOD, connected, get
+from tests.helpers.our_servers import flood
 from tests.helpers.processes import run_forked
-from tests.helpers.waiting import GUARD_S, wait_until
 
 FEW = (16, 24, 32, 48, 64)
 
@@ -30,31 +26,9 @@ def attack(folder: Path, *, connections: int = 1024) -> Tally:
             complete(place, whole.words)
             assert_same(place, whole)
     with tally.attempt(f"{connections} unfinished connections to a server"):
-        _flood(leave(folder / "server") / "log", connections)
+        flood(leave(folder / "server") / "log", connections)
     return tally
 
 
 def _allow(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-
-
-def _flood(log: Path, connections: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with log.open("w") as file:
-        command = [sys.executable, "-c", FLOOD]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
-    try:
-        assert server.stdout is not None
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        wait_until(lambda: get(url, "/health").status_code == 200)
-        with ExitStack() as stack:
-            for _ in range(connections):
-                stack.enter_context(connected(url, b"GET /health HTTP/1.1\r\n"))
-            for _ in range(20):
-                assert get(url, "/health").status_code == 200
-    finally:
-        server.terminate()
-        server.wait(GUARD_S)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert log.stat().st_size < 100_000, "its log was flooded"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +103,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 # A program: a retriever that may open 1,024 files; prints its port.
-FLOOD = """
+_FEW_FILES = """
 import resource, sys, logging
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 logging.basicConfig(level=logging.INFO)
@@ -113,3 +116,33 @@ print(bound.getsockname()[1], flush=True)
 limits = RetrievalLimits()
 run_app(make_app(Gated(), limits), bound, limits)
 """
+
+
+def flood(log: Path, connections: int) -> None:
+    """Open so many unfinished connections to a server that may open 1,024 files.
+
+    It goes on answering, and its log stays small.
+
+    Args:
+        log: file of what the server says.
+        connections: more than it may have.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with log.open("w") as file:
+        command = [sys.executable, "-c", _FEW_FILES]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
+    try:
+        assert server.stdout is not None
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        wait_until(lambda: get(url, "/health").status_code == 200)
+        with ExitStack() as stack:
+            for _ in range(connections):
+                stack.enter_context(connected(url, b"GET /health HTTP/1.1\r\n"))
+            for _ in range(20):
+                assert get(url, "/health").status_code == 200
+    finally:
+        server.terminate()
+        server.wait(GUARD_S)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert log.stat().st_size < 100_000, "its log was flooded"

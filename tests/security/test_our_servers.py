@@ -26,11 +26,11 @@ pytest.importorskip("uvicorn", reason="the servers need zerosearch[retriever]")
 from tests.helpers.engines import ScriptedEngine
 from tests.helpers.our_servers import (
     BODIES,
-    FLOOD,
     JSON_HEAD,
     PATHS,
     Gated,
     connected,
+    flood,
     get,
     is_closed,
     post,
@@ -264,29 +264,7 @@ def test_descriptors_are_left_for_the_work() -> None:
 
 @pytest.mark.slow
 def test_a_flood_of_connections_costs_neither_health_nor_disk(tmp_path: Path) -> None:
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    log = tmp_path / "log"
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            [sys.executable, "-c", FLOOD], stdout=subprocess.PIPE, stderr=file, text=True
-        )
-    try:
-        assert server.stdout is not None
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        wait_until(lambda: get(url, "/health").status_code == 200)
-        with ExitStack() as stack:
-            for _ in range(3000):
-                stack.enter_context(connected(url, b"GET /health HTTP/1.1\r\n"))
-            for _ in range(20):
-                assert get(url, "/health").status_code == 200
-    finally:
-        server.terminate()
-        server.wait(GUARD_S)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert log.stat().st_size < 100_000
+    flood(tmp_path / "log", 3000)
 
 
 def test_a_message_that_comes_often_is_written_a_few_times(
