@@ -214,6 +214,7 @@ def as_rust(number: int) -> Exception:
         (errno.EDQUOT, "free disk space"),
         (errno.EROFS, "paths.log_dir="),
         (errno.EMFILE, "ulimit -n"),
+        (errno.ENAMETOOLONG, "give a path that"),
     ],
 )
 def test_what_the_machine_lacks_is_said_whoever_stumbles_over_it(

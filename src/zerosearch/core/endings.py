@@ -33,6 +33,7 @@ _MACHINE = {
     errno.EROFS: "give a folder that can be written to, paths.log_dir=FOLDER",
     errno.EMFILE: "let the process open more files (`ulimit -n 4096`), then go on with resume=",
     errno.ENFILE: "close other programs: the machine can open no more files",
+    errno.ENAMETOOLONG: "give a path that its file system takes",
 }
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def of_the_machine(error: BaseException) -> str | None:
         number = cause.errno if isinstance(cause, OSError) else found and int(found[1])
         if not isinstance(cause, ZeroSearchError) and number in _MACHINE:
             file = getattr(cause, "filename", None)
-            place = f"{file}: " if file else ""
+            place = f"{file!s:.300}: " if file else ""
             return f"{place}{os.strerror(number)}: {_MACHINE[number]}"
         cause = cause.__cause__ or cause.__context__
     return None
