@@ -28,7 +28,7 @@ def resolve_path(path: str, field: str = "model.path") -> str:
         try:
             return str(folder) if folder.is_dir() else path
         except OSError as error:  # longer than any path may be
-            raise InputError(f"{field}={path:.80}: {error.strerror}") from error
+            raise InputError(f"{field} cannot be used: {error.strerror}: {path:.80}") from error
     package, _, inside = path.removeprefix(PACKAGE).partition("/")
     spec = find_spec(package) if package and "." not in package else None
     if spec is None or not spec.submodule_search_locations:
