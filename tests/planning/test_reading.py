@@ -20,7 +20,7 @@ from zerosearch.generation.vllm.llm_engine import GPU_BATCH
 from zerosearch.planning.fitting import fit_memory
 from zerosearch.planning.memory import memory_rows
 from zerosearch.planning.memory_table import GIB, total
-from zerosearch.planning.reading import plan_of
+from zerosearch.planning.reading import card_of, plan_of
 from zerosearch.planning.run import PlannedRun
 from zerosearch.policy.sharding import base_model
 
@@ -364,6 +364,22 @@ def test_the_command_plans_this_machine_for_a_run_on_its_cpu(
     with pytest.raises(SystemExit):
         main()
     assert "batches of 512 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "card"),
+    [
+        (["trainer=cpu"], "cpu"),
+        (["trainer=cpu", "trainer.precision=bf16-mixed"], "cpu_bfloat16"),
+        (["trainer=cpu", "trainer.precision=bf16-mixed", "card=cpu"], "cpu"),
+        (["trainer=gpu", "trainer.precision=bf16-mixed"], "h100"),
+    ],
+)
+def test_time_is_planned_for_a_core_in_the_precision_of_training(
+    overrides: list[str], card: str, tmp_path: Path
+) -> None:
+    cfg = compose_config(tmp_path, *overrides, name="plan")
+    assert card_of(cfg) == card and card in cfg.speeds.cards
 
 
 def test_the_processes_of_a_cpu_share_the_memory_that_is_planned(

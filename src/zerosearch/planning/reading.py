@@ -78,12 +78,14 @@ def plan_of(cfg: DictConfig, *, on_cpu: bool | None = None) -> PlannedRun:
 
 
 def card_of(cfg: DictConfig) -> str:
-    """Name of the card that time is planned for.
+    """Name of the card that time is planned for; of a CPU, a core in the precision of training.
 
     Args:
         cfg: of `configs/plan.yaml`.
     """
-    return cfg.card or ("cpu" if cfg.trainer.accelerator == "cpu" else "h100")
+    if cfg.card or cfg.trainer.accelerator != "cpu":
+        return cfg.card or "h100"
+    return "cpu_bfloat16" if str(cfg.trainer.precision).startswith("bf16") else "cpu"
 
 
 def _sequences(cfg: DictConfig) -> tuple[int, int, int]:
