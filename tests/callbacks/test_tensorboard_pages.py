@@ -20,7 +20,7 @@ from zerosearch.callbacks.tensorboard_columns import columns
 from zerosearch.callbacks.tensorboard_layout import POLICY, TUNING, in_headline, layout
 from zerosearch.callbacks.tensorboard_logger import MOST, CurveLogger, is_curve
 from zerosearch.callbacks.tensorboard_pages import HISTOGRAMS, TensorBoardPages, results_table
-from zerosearch.core.outcome import columns_of
+from zerosearch.core.outcome import columns_of, name_of
 
 CHARTS = [title for charts in POLICY.values() for title in charts]
 
@@ -113,7 +113,7 @@ def test_a_row_of_a_run_holds_what_differs_and_what_came_out() -> None:
     facts = {
         "choices": {"experiment": "quickstart", "compat": None},
         "seed": 1,
-        "differs": ["seed=1", "algorithm=rloo", "optimizer.lr=1e-5", "~logger", "compat=null"],
+        "differs": ["optimizer.lr=1e-5", "seed=1", "algorithm=rloo", "~logger", "compat=null"],
         **{"start/f1": 0.0123456, "test/f1": 0.9, "test/f1_low": 0.8, "test/f1_high": 0.95},
         "reward/f1": 0.3,
     }
@@ -122,15 +122,18 @@ def test_a_row_of_a_run_holds_what_differs_and_what_came_out() -> None:
         "experiment": "quickstart",
         "seed": 1.0,
         "algorithm": "rloo",
-        "optimizer.lr": 1e-5,
         "~logger": "removed",
         "compat": "null",
+        "optimizer.lr": 1e-5,
         "start/f1": 0.0123,
         "test/f1": 0.9,
         "test/f1_low": 0.8,
         "test/f1_high": 0.95,
     }
-    assert first == ["algorithm", "optimizer.lr", "~logger", "start/f1", "test/f1"]
+    assert first == ["algorithm", "~logger", "compat", "start/f1", "test/f1"]
+    assert list(values)[2:6] == ["algorithm", "~logger", "compat", "optimizer.lr"]
+    named = "quickstart seed=1 algorithm=rloo ~logger compat=null optimizer.lr=1e-5"
+    assert name_of(facts) == named, "what is cut short is cut at its end"
     assert columns_of({"choices": {}, "seed": None, "differs": []}) == ({}, [])
 
 

@@ -48,6 +48,15 @@ def test_a_sweep_is_its_runs_named_by_what_differs(sweep: Path) -> None:
     assert [run.path for run in again] == [run.path for run in runs]
 
 
+def test_the_name_of_a_run_begins_with_its_choices(tmp_path: Path) -> None:
+    for name, search in (("a", "bm25"), ("b", "simulated")):
+        overrides = [f"trainer.val_check_interval={name}", f"search={search}"]
+        write_run(tmp_path / name, overrides=overrides)
+    runs = find_runs([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert runs[0].name == "search=bm25 trainer.val_check_interval=a"
+    assert [*runs[0].differing] == ["search", "trainer.val_check_interval"]
+
+
 def test_a_run_alone_keeps_the_name_of_its_folder(sweep: Path) -> None:
     [run] = find_runs([str(sweep / "0")])
     assert run.name == "0" and run.overrides == ["policy_steps=2", "noise=0", "seed=0"]

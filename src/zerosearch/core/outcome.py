@@ -9,7 +9,7 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,18 @@ def of_command(folder: Path) -> dict[str, Any]:
     }
 
 
+def choices_first(words: Iterable[str]) -> list[str]:
+    """Overrides or their keys in the order of a name, which may be cut short at its end.
+
+    What is chosen, such as `search=bm25` and `seed=1`, says more than a value of a setting within.
+    """
+    return sorted(words, key=lambda word: "." in word.partition("=")[0])
+
+
 def name_of(facts: Mapping[str, Any]) -> str:
     """What a run is, in one line: its experiment and the settings in which it differs."""
     experiment = facts.get("choices", {}).get("experiment", "")
-    return " ".join(filter(None, [experiment, *facts.get("differs", [])]))
+    return " ".join(filter(None, [experiment, *choices_first(facts.get("differs", []))]))
 
 
 def columns_of(facts: Mapping[str, Any]) -> tuple[dict[str, float | str], list[str]]:
@@ -106,7 +114,7 @@ def columns_of(facts: Mapping[str, Any]) -> tuple[dict[str, float | str], list[s
     Returns:
         Values by column, numbers where they are numbers; and the columns to begin with.
     """
-    given = dict(item.partition("=")[::2] for item in facts.get("differs", []))
+    given = dict(item.partition("=")[::2] for item in choices_first(facts.get("differs", [])))
     fixed = {"experiment": facts.get("choices", {}).get("experiment"), "seed": facts.get("seed")}
     differs = [key for key in given if key not in fixed]
     room = _COLUMNS - len(fixed)

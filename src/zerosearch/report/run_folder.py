@@ -14,6 +14,7 @@ import yaml
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.metrics_file import METRICS_FILE, STEP, Row, read_rows
+from zerosearch.core.outcome import choices_first
 from zerosearch.core.runs import LATEST, PROJECT_ROOT, SUMMARY, read_summary
 from zerosearch.core.sweep_folder import is_sweep_folder, jobs_of_sweep
 
@@ -156,7 +157,7 @@ def _name_apart(runs: list[RunFolder]) -> None:
         for run in runs
     ]
     keys = dict.fromkeys(key for one in given for key in one)
-    kept = [key for key in keys if len({one.get(key) for one in given}) > 1]
+    kept = choices_first(key for key in keys if len({one.get(key) for one in given}) > 1)
     for run, one in zip(runs, given, strict=True):
         run.differing = {key: one.get(key, "") for key in kept}
         if kept:
