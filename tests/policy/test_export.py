@@ -51,6 +51,19 @@ def test_dtype_and_generation_config_survive(tmp_path: Path) -> None:
     assert loaded.generation_config.eos_token_id == [256, 258]
 
 
+def test_published_settings_that_transformers_reads_and_does_not_write(tmp_path: Path) -> None:
+    model = make_model(3)
+    model.save_pretrained(tmp_path / "published")
+    file = tmp_path / "published" / "generation_config.json"
+    sampling = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [256, 258]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | sampling))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "published")
+    folder = save_policy(loaded, make_tokenizer(), tmp_path / "policy", {})
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert again.generation_config.eos_token_id == [256, 258]
+    assert torch.equal(logits(again), logits(model))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -28,9 +28,15 @@ from zerosearch.policy.weight_stream import gather, stream_weights
 
 IDS = torch.arange(3, 12)[None]
 LINEAR = {"r": 4, "target_modules": "all-linear"}
+GEMMA = {  # its embedding has a scale that no checkpoint holds
+    "model_type": "gemma3_text",
+    "layer_types": ["sliding_attention", "full_attention"],
+    "tie_word_embeddings": True,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "full": {},
     "tied": {"path": "tied"},
+    "weights beside a buffer": {"path": "gemma"},
     "several files": {"path": "split"},
     "torch's format": {"path": "bin"},
     "random": {"random_init": True},
@@ -46,7 +52,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make_folders(root: Path) -> Path:
-    for name, fields in (("full", {}), ("tied", {"tie_word_embeddings": True})):
+    folders = {"full": {}, "tied": {"tie_word_embeddings": True}, "gemma": GEMMA}
+    for name, fields in folders.items():
         model = make_model(5, **fields)
         model.generation_config.eos_token_id = [256, 258]
         model.save_pretrained(root / name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import processors
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AddedToken, AutoConfig, AutoTokenizer, PretrainedConfig
 
 from tests.helpers.models import LLAMA, make_tokenizer
 from zerosearch.core.errors import InputError
@@ -89,6 +90,16 @@ def test_no_eos_is_a_clear_error() -> None:
 def test_more_tokens_than_embeddings_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match="token id 258 but the model only 200 embeddings"):
         prepare_tokenizer(make_tokenizer(), config(vocab_size=200))
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_control_token_that_no_text_gets_needs_no_embedding(special: bool) -> None:
+    """The tokenizer of gemma-3-1b-it has <image_soft_token>, its model no row for that."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("<image_soft_token>", special=special)])
+    refusal = pytest.raises(ValueError, match="token id 259 but the model only 259 embeddings")
+    with nullcontext() if special else refusal:
+        prepare_tokenizer(tokenizer, config(vocab_size=259))
 
 
 @pytest.mark.parametrize("bos", [True, False])

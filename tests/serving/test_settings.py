@@ -111,6 +111,7 @@ def test_the_command_line_holds_every_setting() -> None:
         "--max-model-len 2048",
         "--gpu-memory-utilization 0.8",
         "--dtype bfloat16",
+        "--generation-config vllm",
         "--enable-prefix-caching",
     ):
         assert f" {part}" in line

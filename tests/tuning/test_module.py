@@ -178,6 +178,18 @@ def test_a_stopped_run_goes_on_bit_for_bit(policy: Path, rows: Path, tmp_path: P
     assert_goes_on_bit_for_bit(partial(run, policy, rows), tmp_path)
 
 
+def test_a_rate_that_is_given_wins_over_that_of_the_checkpoint(
+    policy: Path, rows: Path, tmp_path: Path
+) -> None:
+    run(policy, rows, PolicyCheckpoint(tmp_path, 2, keep=None), steps=4)
+    resume = tmp_path / "step_000002.ckpt"
+    rates = [
+        run(policy, rows, steps=4, resume=resume, lr=lr).train_metrics["optimizer/learning_rate"]
+        for lr in (0.01, 0.005)
+    ]
+    assert rates[1] == pytest.approx(rates[0] / 2)
+
+
 def test_a_gradient_that_is_no_number_is_skipped_and_counted_in_a_resumed_run_too(
     policy: Path, rows: Path, tmp_path: Path
 ) -> None:

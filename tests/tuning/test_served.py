@@ -34,12 +34,14 @@ REQUESTS = [
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    """The quickstart's policy, exported as a simulator."""
+    """The quickstart's policy, exported as a simulator; its files ask for sampling of their own."""
     source = PolicySource(path="pkg://zerosearch/policy/quickstart")
+    model = source.load_model()
+    model.generation_config.repetition_penalty = 1.5  # as those of published instruct models do
     template = SimulatorPrompt("compact", 30).fixed_text()
     tokenizer = servable(source.load_tokenizer(), chat=False)
     folder = tmp_path / "simulator"
-    return save_policy(source.load_model(), tokenizer, folder, {}, texts={"prompt.j2": template})
+    return save_policy(model, tokenizer, folder, {}, texts={"prompt.j2": template})
 
 
 def replies(engine: SimulatedSearch) -> list[tuple[str, int]]:

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from zerosearch.core.errors import FileError, InputError
 from zerosearch.core.runs import SETTINGS_FILE
@@ -118,8 +123,23 @@ def _plain_model(
     plain.load_state_dict(weights, strict=False, assign=True)  # a tied head comes once
     plain.tie_weights()
     assert not any(tensor.is_meta for tensor in plain.state_dict().values())
-    plain.generation_config = copy.deepcopy(base.generation_config)
+    if base.generation_config is not None:
+        plain.generation_config = _writable(base.generation_config)
     return plain
+
+
+def _writable(own: GenerationConfig) -> GenerationConfig:
+    """What transformers writes.
+
+    It reads temperature or top_p beside greedy decoding (vicuna-7b-v1.5), and refuses to write
+    them. Of such files the token ids are kept: nothing here draws by the rest.
+    """
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return GenerationConfig(**{name: getattr(own, name) for name in ids})
+    return copy.deepcopy(own)
 
 
 def _to_json(extra: dict[str, Any]) -> str:

@@ -140,8 +140,8 @@ def _from_files(
     new_head = None if replace_head is None else replace_head(model)
     _check_names(base, files, new_head)
     shard_model(model, sharding)
+    compute_buffers(base)  # before the weights: it draws those of a module that has buffers, too
     _read_shards(dict(_saved_tensors(base, new_head)), files)
-    compute_buffers(base)
     return model
 
 

@@ -121,7 +121,11 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def compute_buffers(base: PreTrainedModel) -> None:
-    """Give buffers that no checkpoint holds (rotary frequencies) their values, in place."""
+    """Give buffers that no checkpoint holds (rotary frequencies) their values, in place.
+
+    Weights come afterwards: those of a module with such a buffer (Gemma's scaled embedding) are
+    drawn anew with it.
+    """
     with torch.no_grad():
         for module in base.modules():
             if module._non_persistent_buffers_set:

@@ -127,8 +127,8 @@ class PolicySource:
             date: that a chat template prints which would print today's; None: `run_date`.
 
         Raises:
-            InputError: no tokenizer there, no EOS, no chat template although `chat`, or more
-                token ids than the model has embeddings.
+            InputError: no tokenizer there, no EOS, no chat template although `chat`, or
+                token ids of text beyond the model's embeddings.
         """
         arguments = self._arguments("tokenizer")
         place = arguments["pretrained_model_name_or_path"]

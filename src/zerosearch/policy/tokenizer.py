@@ -36,14 +36,14 @@ def prepare_tokenizer(
         config: configuration of the model it belongs to.
 
     Raises:
-        InputError: no EOS token, or more token ids than the model has embeddings.
+        InputError: no EOS token, or token ids of text beyond the model's embeddings.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
             "the tokenizer of model.path has no EOS token, so that no turn could end: set "
             "eos_token in its tokenizer_config.json"
         )
-    top_id = max(tokenizer.get_vocab().values())
+    top_id = max(_ids_in_use(tokenizer))
     vocabulary = config.get_text_config().vocab_size
     if top_id >= vocabulary:
         raise InputError(
@@ -55,6 +55,19 @@ def prepare_tokenizer(
     if needs_bos(tokenizer, config) and not adds_bos(tokenizer):
         _add_bos_rule(tokenizer)
     return tokenizer
+
+
+def _ids_in_use(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that a text may get.
+
+    Control tokens of another use than begin, end and padding are in no text, see `disarm`. Gemma 3
+    of one billion parameters and less has one for images beyond its embeddings.
+    """
+    added = tokenizer.added_tokens_decoder
+    controls = {token_id for token_id, token in added.items() if token.special}
+    own = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    ids = set(tokenizer.get_vocab().values()) - controls
+    return ids.union(token_id for token_id in own if isinstance(token_id, int))
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

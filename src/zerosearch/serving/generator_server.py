@@ -15,6 +15,7 @@ from zerosearch.generation.vllm.llm_engine import (
     WORKER_EXTENSION,
     check_installed,
 )
+from zerosearch.policy.architecture import check_architecture
 from zerosearch.policy.source import PolicySource
 from zerosearch.serving.settings import ServerSettings
 
@@ -54,7 +55,9 @@ def generator_server(
     """
     check_installed()
     policy.check()
-    config = policy.load_config()
+    # of the files, as in training: `model.architecture` may leave out how positions are rotated
+    config = policy.load_config() if policy.random_init else policy.load_file_configs()[0]
+    check_architecture(policy.architecture, config)
     shutil.rmtree(folder, ignore_errors=True)  # an earlier server's, perhaps of another model
     config.save_pretrained(folder)
     policy.load_tokenizer().save_pretrained(folder)
@@ -83,7 +86,7 @@ def _default_dtype(policy: PolicySource) -> str:
 def _flags() -> list[str]:
     """Flags without which a server cannot take part: exact log-probs and our weights."""
     flags = ["--worker-extension-cls", WORKER_EXTENSION, "--logprobs-mode", "processed_logprobs"]
-    flags += ["--generation-config", "vllm", "--enable-prompt-tokens-details"]
+    flags += ["--enable-prompt-tokens-details"]
     if not torch.cuda.is_available():
         flags += ["--enforce-eager", "--no-enable-chunked-prefill"]
         flags += ["--block-size", str(CPU_BLOCK_TOKENS)]

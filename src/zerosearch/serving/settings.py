@@ -181,6 +181,9 @@ class ServerSettings:
             "--max-model-len": self.max_model_len,
             "--gpu-memory-utilization": self.gpu_memory_utilization,
             "--dtype": self.dtype,
+            # nothing is drawn otherwise than asked for: the file of Qwen2.5-Instruct, say, would
+            # add top_p 0.8, top_k 20 and a penalty on repetitions
+            "--generation-config": "vllm",
         }
         caching = "--enable-prefix-caching" if self.prefix_caching else "--no-enable-prefix-caching"
         given = [text for flag, value in flags.items() for text in (flag, str(value))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from zerosearch.policy.sharding import (
 from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.micro_batches import MicroBatches
+from zerosearch.training.optimization import restore_settings, settings_of
 from zerosearch.training.step_record import StepRecord
 from zerosearch.training.trainee import SkippedUpdates
 from zerosearch.training.trainer_settings import prepare_trainer
@@ -75,6 +76,7 @@ class TrainedModule(LightningModule, ABC):
             "critic": SkippedUpdates(most=max_skipped_updates),
         }
         self.model: nn.Module | None = None
+        self._configured: list[list[dict[str, Any]]] = []  # settings of the optimizers
         self.tokenizer: PreTrainedTokenizerBase | None = None
         # what callbacks read, see `PolicyModule`
         self.policy_step = 0  # completed policy steps
@@ -121,6 +123,19 @@ class TrainedModule(LightningModule, ABC):
         """
         name = self.policy_source.attn_implementation
         use_training_attention(name, (self.model, *others), self.device)
+
+    def keep_configured(self, made: Sequence[Mapping[str, Any]]) -> None:
+        """Note what optimizers are told before a checkpoint can tell them something else.
+
+        Args:
+            made: as Lightning wants it from `configure_optimizers`.
+        """
+        self._configured = [settings_of(each["optimizer"]) for each in made]
+
+    def use_configured(self) -> None:
+        """Let that win, after a checkpoint was loaded, if there is one."""
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        restore_settings(self.trainer.optimizers, schedules, self._configured)
 
     def micro_batches(self) -> MicroBatches:
         """How batches are cut for this model on this device."""

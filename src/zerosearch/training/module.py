@@ -41,8 +41,6 @@ from zerosearch.training.optimization import (
     check_strategy,
     check_suits,
     make_optimizers,
-    restore_settings,
-    settings_of,
 )
 from zerosearch.training.pipeline import RolloutPipeline, check_lag
 from zerosearch.training.rollout_plan import RolloutPlan, make_next_plan, make_plan
@@ -143,7 +141,6 @@ class SearchPolicyModule(EvaluatingModule):
         self.kl_coefficient = algorithm.kl_coefficient  # moved by algorithm.kl_control
         self.reference: ReferencePolicy | None = None
         self.critic: nn.Module | None = None
-        self._optimizer_settings: list[list[dict[str, Any]]] = []  # as configured
 
     # -- set-up ------------------------------------------------------------------------------
 
@@ -163,17 +160,13 @@ class SearchPolicyModule(EvaluatingModule):
         """Optimizer and schedule of the policy, and of the critic where there is one."""
         policy = (self.loaded_model(), self.optimizer_factory, self.schedule_factory)
         made = make_optimizers(self.algorithm, self.policy_steps, policy, self.critic)
-        self._optimizer_settings = [settings_of(each["optimizer"]) for each in made]
+        self.keep_configured(made)
         return made
 
     def on_train_start(self) -> None:
         """After a checkpoint was loaded, if there is one."""
         self.choose_attention(self.critic, self.reference and self.reference.model)
-        restore_settings(
-            self.trainer.optimizers,
-            [config.scheduler for config in self.trainer.lr_scheduler_configs],
-            self._optimizer_settings,
-        )
+        self.use_configured()
 
     # -- training ----------------------------------------------------------------------------
 

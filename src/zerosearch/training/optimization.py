@@ -34,11 +34,11 @@ def make_optimizers(
         critic: where the algorithm has one.
     """
     resting = 0 if algorithm.critic is None else algorithm.critic.warmup_steps
-    found = [_optimized(*policy, (policy_steps - resting) * algorithm.updates_per_step)]
+    found = [optimized(*policy, (policy_steps - resting) * algorithm.updates_per_step)]
     if critic is not None and algorithm.critic is not None:
         settings = algorithm.critic
         updates = policy_steps * algorithm.updates_per_step
-        found.append(_optimized(critic, settings.optimizer, settings.schedule, updates))
+        found.append(optimized(critic, settings.optimizer, settings.schedule, updates))
     return found
 
 
@@ -115,8 +115,16 @@ def check_strategy(algorithm: Algorithm, strategy: Strategy) -> None:
         )
 
 
-def _optimized(
+def optimized(
     model: nn.Module, optimizer: OptimizerFactory, schedule: ScheduleFactory, updates: int
 ) -> dict[str, Any]:
+    """What Lightning wants for one model.
+
+    Args:
+        model: of which what is trained is optimised.
+        optimizer: makes its optimizer.
+        schedule: makes the schedule of that.
+        updates: of the whole run.
+    """
     made = optimizer([p for p in model.parameters() if p.requires_grad])
     return {"optimizer": made, "lr_scheduler": {"scheduler": schedule(made, updates)}}

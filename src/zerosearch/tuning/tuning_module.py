@@ -22,6 +22,7 @@ from zerosearch.generation.generator import Generator
 from zerosearch.policy.source import PolicySource
 from zerosearch.training.base_module import TrainedModule
 from zerosearch.training.metrics import Means, peak_memory_gib, reset_peak_memory
+from zerosearch.training.optimization import optimized
 from zerosearch.training.sharded_strategy import sharding_of
 from zerosearch.training.trainee import Trainee
 from zerosearch.tuning.datamodule import ExampleBatch, ExampleSet
@@ -106,14 +107,15 @@ class TuningModule(TrainedModule, Generic[E, S]):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of what is trained."""
-        trained = [p for p in self.loaded_model().parameters() if p.requires_grad]
-        made = self.optimizer_factory(trained)
-        schedule = self.schedule_factory(made, self.policy_steps)
-        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule}}
+        factories = (self.optimizer_factory, self.schedule_factory)
+        made = optimized(self.loaded_model(), *factories, self.policy_steps)
+        self.keep_configured([made])
+        return made
 
     def on_train_start(self) -> None:
-        """Choose the attention of training, on the device that the model now lies on."""
+        """After a checkpoint was loaded, if there is one."""
         self.choose_attention()
+        self.use_configured()
 
     # -- training ----------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from transformers import AutoConfig
 
-from tests.helpers.models import save_policy_folder
+from tests.helpers.models import LLAMA, save_policy_folder
 from tests.helpers.training import make_training
 from tests.helpers.tuning import make_data, make_module, write_rows
 from zerosearch.generation.vllm.policy import VLLMPolicy
@@ -57,3 +58,27 @@ def test_servers_start_in_what_is_trained_in(
     source = PolicySource(path=str(save_policy_folder(tmp_path / "policy")))
     settings = vllm_serving.generator_server(source, folder=str(tmp_path / "served"), gpus=[0])
     assert settings.dtype == dtype
+
+
+def test_servers_are_built_from_the_files_of_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published sizes of configs/model/ do not say how a Llama 3.2 rotates its positions."""
+    monkeypatch.setattr(vllm_serving, "check_installed", lambda: "0.32.0")
+    folder = save_policy_folder(tmp_path / "policy")
+    config = AutoConfig.from_pretrained(folder)
+    config.rope_parameters |= {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    }
+    config.save_pretrained(folder)
+    source = PolicySource(path=str(folder), architecture=dict(LLAMA))
+    vllm_serving.generator_server(source, folder=str(tmp_path / "served"), gpus=[0])
+    served = AutoConfig.from_pretrained(tmp_path / "served")
+    assert served.rope_parameters == source.load_model().config.rope_parameters
+    source.architecture = LLAMA | {"hidden_size": 128}
+    with pytest.raises(ValueError, match=r"model\.architecture\.hidden_size=128"):
+        vllm_serving.generator_server(source, folder=str(tmp_path / "served"), gpus=[0])
