@@ -64,6 +64,7 @@ def train(cfg: DictConfig, summary: Summary) -> None:
     keys=OF_TRAINING | {"policy_steps": COUNT, "questions_per_step": COUNT},
     checks=[check_optimized, check_choices, check_simulator, check_data],
     expand=[partial(check_experiment, command="train"), expand_resume, expand_simulator],
+    sweeps=True,
     after_sweep=report_sweep,
 )
 def main(cfg: DictConfig) -> float | None:

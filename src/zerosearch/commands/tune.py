@@ -49,6 +49,7 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     keys=OF_TRAINING | {"steps": COUNT},
     checks=[check_optimized, check_choices, check_data],
     expand=[partial(check_experiment, command="tune"), partial(expand_resume, command="tune")],
+    sweeps=True,
     after_sweep=report_sweep,
 )
 def main(cfg: DictConfig) -> float | None:
