@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -98,7 +98,7 @@ class Run(Generic[M, D]):
         return []
 
     def show_columns(self, facts: Mapping[str, Any]) -> None:
-        """Show settings beside results, in TensorBoard's tab HParams.
+        """Show settings and status beside results, in TensorBoard's tab HParams.
 
         Args:
             facts: of the run's summary.
@@ -108,6 +108,24 @@ class Run(Generic[M, D]):
             if isinstance(logger, CurveLogger):
                 logger.add(*columns(values, self.headline_curves, first))
                 logger.save()
+
+    @contextmanager
+    def failing_in_sight(self, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Within, an error leaves the run's row in that tab, with what it had come to.
+
+        Args:
+            facts: of the run's summary.
+        """
+        try:
+            yield
+        except Exception:
+            with suppress(OSError):  # a full disk has ended the run: that is what is said
+                self.show_columns({**facts, **self.final_metrics(), "status": "failed"})
+            raise
+
+    def final_metrics(self) -> dict[str, float]:
+        """What the run has come to."""
+        return {}
 
 
 class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):

@@ -42,21 +42,22 @@ def train(cfg: DictConfig, summary: Summary) -> None:
         check_shared(cfg.questions_per_step, run.trainer.num_devices * run.trainer.num_nodes)
         check_run(run.module)
         run.data.setup("fit")  # a bad row shows before anything is evaluated
-        if checkpoint is None:
-            run.start_over()
-        if cfg.test and checkpoint is None:
-            run.evaluate("start")
+        with run.failing_in_sight(summary.facts):
+            if checkpoint is None:
+                run.start_over()
+            if cfg.test and checkpoint is None:
+                run.evaluate("start")
+                run.check_searches()
+            if run.status == "completed":
+                run.fit(checkpoint)
+            if cfg.test and run.status == "completed":
+                run.evaluate("test")
+            models = {*run.module.models_before, *answered_by(run.module.search)}
+            metrics = run.final_metrics() | run.module.headline(run.final_metrics())
+            summary.facts |= metrics | {"simulator_models": sorted(models)}
+            summary.facts["steps"] = run.module.policy_step
             run.check_searches()
-        if run.status == "completed":
-            run.fit(checkpoint)
-        if cfg.test and run.status == "completed":
-            run.evaluate("test")
-    models = {*run.module.models_before, *answered_by(run.module.search)}
-    metrics = run.final_metrics()
-    summary.facts |= metrics | run.module.headline(metrics) | {"simulator_models": sorted(models)}
-    summary.facts["steps"] = run.module.policy_step
-    run.show_columns(summary.facts)
-    run.check_searches()
+    run.show_columns({**summary.facts, "status": run.status})
     summary.facts["status"] = run.status
 
 

@@ -31,17 +31,18 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     run = assemble_tuning(cfg)
     say_what_runs(run.trainer, run.module, run.data.examples_per_step, summary)
     run.read_examples()
-    if checkpoint is None:
-        run.start_over()
-    if cfg.test and checkpoint is None:
-        run.evaluate("start")
-    if run.status == "completed":
-        run.fit(checkpoint)
-    if cfg.test and run.status == "completed":
-        run.evaluate("test")
+    with run.failing_in_sight(summary.facts):
+        if checkpoint is None:
+            run.start_over()
+        if cfg.test and checkpoint is None:
+            run.evaluate("start")
+        if run.status == "completed":
+            run.fit(checkpoint)
+        if cfg.test and run.status == "completed":
+            run.evaluate("test")
     summary.facts |= run.final_metrics()
     summary.facts["steps"] = run.module.policy_step
-    run.show_columns(summary.facts)
+    run.show_columns({**summary.facts, "status": run.status})
     summary.facts["status"] = run.status
 
 
