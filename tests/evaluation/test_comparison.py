@@ -69,7 +69,7 @@ def test_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
     write_answers(tmp_path / "b" / "answers" / "cot" / "geography.jsonl", ["x", "red"])
     cells = comparison_table(str(tmp_path / "a"), f"{tmp_path / 'b'}:rag/bm25")
     em = next(row for row in cells if row[2] == "EM")
-    assert em[:6] == ["geography", "2", "EM", "50.0", "100.0", "+50.0"] and em[-1] == "1 : 0"
+    assert em[:6] == ["geography", "2", "EM", "50.0", "100.0", "+50.0"] and em[-1] == "1, 0"
     with pytest.raises(ValueError, match=r"give .*b:NAME with one of cot, rag/bm25"):
         comparison_table(str(tmp_path / "a"), str(tmp_path / "b"))
     with pytest.raises(ValueError, match="holds no answers/"):
@@ -84,7 +84,7 @@ def test_a_comparison_fits_a_terminal_of_80_columns_unbroken(name: str, tmp_path
     for run, words in (("a", ["red", *["x"] * 59, *["red"] * 40]), ("b", ["x", *["red"] * 99])):
         write_answers(tmp_path / run / "answers" / "policy" / f"{name}.jsonl", words)
     cells = comparison_table(str(tmp_path / "a"), str(tmp_path / "b"))
-    assert cells[1][-2:] == ["<0.0001", "59 : 1"]
+    assert cells[1][-2:] == ["<0.0001", "59, 1"]
     file = io.StringIO()
     Console(file=file, width=80).print(as_rich(cells, "title"))
     lines = file.getvalue().splitlines()

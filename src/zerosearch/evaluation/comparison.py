@@ -178,7 +178,7 @@ def comparison_table(first: str, second: str) -> Cells:
             f"no benchmark, or engine of a training, is in both: {' and '.join(had)}; compare two "
             "evaluations, or two trainings"
         )
-    cells = [["on", "n", "score", "first", "second", "change", "95%", "p", "won : lost"]]
+    cells = [["on", "n", "score", "first", "second", "change", "95%", "p", "won, lost"]]
     for name in shared:
         count = str(len({row["id"] for row in ours[name]}))
         cells += [[name, count, *_cells(each)] for each in compare(ours[name], theirs[name])]
@@ -193,5 +193,5 @@ def _cells(found: Difference) -> list[str]:
         f"{100 * (found.second - found.first):+.1f}",
         f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
         f"{found.p_value:.4f}" if found.p_value >= 0.5e-4 else "<0.0001",
-        f"{found.wins} : {found.losses}",
+        f"{found.wins}, {found.losses}",
     ]
