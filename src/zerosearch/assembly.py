@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 
 import datasets
 import hydra
-import transformers
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
@@ -23,6 +22,7 @@ from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.callbacks.tensorboard_columns import columns
 from zerosearch.callbacks.tensorboard_logger import CurveLogger
 from zerosearch.core.errors import InputError
+from zerosearch.core.hub import show_downloads_alone
 from zerosearch.core.nodes import check_nodes
 from zerosearch.core.outcome import columns_of
 from zerosearch.core.plain import check_plain
@@ -214,7 +214,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).handlers.clear()  # Hydra's handlers print their messages
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    show_downloads_alone()
     datasets.disable_progress_bars()
     # the reference policy is in eval mode on purpose
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")

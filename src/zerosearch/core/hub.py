@@ -49,6 +49,19 @@ class HubRefusal(InputError):
         self.unreachable = unreachable
 
 
+def show_downloads_alone() -> None:
+    """Switch off the bars of transformers, over what takes seconds; those of a download stay.
+
+    Transformers itself switches off both.
+    """
+    from transformers.utils import logging
+
+    downloads = not huggingface_hub.utils.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if downloads:
+        huggingface_hub.utils.enable_progress_bars()
+
+
 def check_files(
     resolved: str,
     part: Literal["weights", "config", "tokenizer"],
