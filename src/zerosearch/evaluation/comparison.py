@@ -178,7 +178,7 @@ def comparison_table(first: str, second: str) -> Cells:
             f"no benchmark, or engine of a training, is in both: {' and '.join(had)}; compare two "
             "evaluations, or two trainings"
         )
-    cells = [["on", "n", "score", "first", "second", "change", "95%", "p", "won, lost"]]
+    cells = [["on", "n", "score", "1st", "2nd", "change", "95%", "p", "won, lost"]]
     for name in shared:
         count = str(len({row["id"] for row in ours[name]}))
         cells += [[name, count, *_cells(each)] for each in compare(ours[name], theirs[name])]
