@@ -35,7 +35,7 @@ COMMANDS: dict[str, dict[str, str]] = {  # what each does, in groups
         "generate": "serve samplers for generator=vllm_server",
         "retrieve": "serve search over a corpus: search=bm25",
     },
-    "make a simulator, or a policy that has searched before (a cold start)": {
+    "make a simulator, or a cold start of a policy": {
         "collect": "record episodes of an agent: folder=FOLDER",
         "judge": "judge their searches, and make a simulator's tuning rows of them",
         "tune": "tune a simulator on rows, or a policy on episodes: experiment=NAME",
