@@ -99,7 +99,7 @@ def check_files(
                     f"{field}={resolved} holds no {part}: no complete {group[0]} there; {remedy}"
                 )
         return True
-    if folder.is_absolute():
+    if field == "model.path" and folder.is_absolute():
         raise InputError(
             f"{field}={resolved}: there is no such folder; if a run exports it at its end, as a "
             f"cold start does (docs/cold_start.md), run that first; else correct {field}"
