@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from tests.helpers.policy_stub import PolicyStub, make_trainer
 from zerosearch.assembly import Run
+from zerosearch.callbacks.tensorboard_logger import CurveLogger
+from zerosearch.training.failures import TrainingCollapse
 
 
 @pytest.mark.parametrize("wanted", [2, 3])
@@ -27,3 +31,19 @@ def test_a_run_that_has_done_more_than_is_asked_for_says_so(
     said = f"last.ckpt has done 3 steps, and {wanted} are asked for: nothing was trained"
     assert (said in caplog.text) == (wanted == 2)
     assert again.module.policy_step == 3
+
+
+def test_a_run_that_fails_has_a_row_in_tensorboard(tmp_path: Path) -> None:
+    logger = CurveLogger(tmp_path)
+    trainer = make_trainer(1, callbacks=[], val_every=None, logger=logger)
+    run = Run(trainer=trainer, module=PolicyStub(1), data=None)  # type: ignore[type-var, arg-type]
+    facts = {"status": "running", "seed": 3, "choices": {"experiment": "any"}, "start/f1": 0.25}
+    with pytest.raises(TrainingCollapse), run.failing_in_sight(facts):
+        raise TrainingCollapse("reward")
+    content = EventAccumulator(str(tmp_path)).Reload().PluginTagToContent(metadata.PLUGIN_NAME)
+    start = content[metadata.SESSION_START_INFO_TAG]
+    row = metadata.parse_session_start_info_plugin_data(start).hparams
+    assert (row["status"].string_value, row["start/f1"].number_value) == ("failed", 0.25)
+    assert "test/f1" not in row, "it did not come to it"
+    table = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG])
+    assert "test/f1" in [info.name for info in table.hparam_infos], "other runs have it"

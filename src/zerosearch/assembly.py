@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import datasets
 import hydra
-import transformers
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
@@ -23,6 +22,7 @@ from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.callbacks.tensorboard_columns import columns
 from zerosearch.callbacks.tensorboard_logger import CurveLogger
 from zerosearch.core.errors import InputError
+from zerosearch.core.hub import show_downloads_alone
 from zerosearch.core.nodes import check_nodes
 from zerosearch.core.outcome import columns_of
 from zerosearch.core.plain import check_plain
@@ -98,7 +98,7 @@ class Run(Generic[M, D]):
         return []
 
     def show_columns(self, facts: Mapping[str, Any]) -> None:
-        """Show settings beside results, in TensorBoard's tab HParams.
+        """Show settings and status beside results, in TensorBoard's tab HParams.
 
         Args:
             facts: of the run's summary.
@@ -108,6 +108,24 @@ class Run(Generic[M, D]):
             if isinstance(logger, CurveLogger):
                 logger.add(*columns(values, self.headline_curves, first))
                 logger.save()
+
+    @contextmanager
+    def failing_in_sight(self, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Within, an error leaves the run's row in that tab, with what it had come to.
+
+        Args:
+            facts: of the run's summary.
+        """
+        try:
+            yield
+        except Exception:
+            with suppress(OSError):  # a full disk has ended the run: that is what is said
+                self.show_columns({**facts, **self.final_metrics(), "status": "failed"})
+            raise
+
+    def final_metrics(self) -> dict[str, float]:
+        """What the run has come to."""
+        return {}
 
 
 class PolicyRun(Run[SearchPolicyModule, LightningDataModule]):
@@ -196,7 +214,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).handlers.clear()  # Hydra's handlers print their messages
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    show_downloads_alone()
     datasets.disable_progress_bars()
     # the reference policy is in eval mode on purpose
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")

@@ -35,10 +35,10 @@ COMMANDS: dict[str, dict[str, str]] = {  # what each does, in groups
         "generate": "serve samplers for generator=vllm_server",
         "retrieve": "serve search over a corpus: search=bm25",
     },
-    "make a simulator": {
-        "collect": "record searches of an agent",
-        "judge": "judge these searches, and make tuning rows of them",
-        "tune": "tune a language model on these rows: experiment=simulator_sft_7b",
+    "make a simulator, or a cold start of a policy": {
+        "collect": "record episodes of an agent: folder=FOLDER",
+        "judge": "judge their searches, and make a simulator's tuning rows of them",
+        "tune": "tune a simulator on rows, or a policy on episodes: experiment=NAME",
         "fidelity": "measure how well a simulator plays: simulator=NAME",
         "template": "derive a simulator's prompt from its tuning data",
     },

@@ -18,6 +18,7 @@ from zerosearch.command_line.arguments import (
     quote_paths,
     refuse_two_modes,
 )
+from zerosearch.commands import ask, train
 from zerosearch.core.runs import link_latest
 from zerosearch.core.sweep_folder import plan_jobs, read_job
 
@@ -152,8 +153,15 @@ def test_a_run_of_0_1_is_told_with_which_version_it_goes_on(place: str, tmp_path
 @pytest.mark.parametrize("words", [["--cfg", "job", "-m"], ["seed=0,1", "--multirun", "-i", "x"]])
 def test_what_shows_and_what_sweeps_exclude_one_another(words: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^(--cfg|-i) shows one configuration .* leave one of"):
-        refuse_two_modes(words)
-    refuse_two_modes([word for word in words if word not in ("-m", "--multirun")])
+        refuse_two_modes(words, "train", sweeps=True)
+    refuse_two_modes([w for w in words if w not in ("-m", "--multirun")], "train", sweeps=True)
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_a_command_that_runs_once_is_not_swept(flag: str) -> None:
+    with pytest.raises(ValueError, match=r"^-m: zerosearch ask runs once and is not swept"):
+        ask.main.words(["In which country is Lyon?", "seed=0,1", flag])
+    assert flag in train.main.words(["seed=0,1", flag])
 
 
 def saved_sweep(folder: Path, command: str = "train") -> Path:

@@ -245,10 +245,13 @@ def test_invariant_20_every_job_of_a_sweep_runs_and_every_failure_has_its_line(
     light: dict[str, str], tmp_path: Path
 ) -> None:
     said = refused("train", "-m", "simulator=prompted_3b,prompted_7b", env=light, logs=tmp_path)
-    last = said.partition("jobs that failed: 2")[2]
-    for number, size in enumerate(("3b", "7b")):
-        assert f"job {number} (simulator=prompted_{size}): InputError: simulator.endpoints" in last
-        assert f"endpoints.prompted_{size}=[URL]" in last
+    table, count, last = said.partition("jobs that failed: 2")
+    last_lines = table.partition("2 jobs: 2 failed")[2]
+    for size in ("3b", "7b"):
+        named = f"simulator=prompted_{size}: failed, InputError: simulator.endpoints"
+        assert last_lines.count(named) == 1
+        assert f"endpoints.prompted_{size}=[URL]" in last_lines
+    assert count and "prompted" not in last, "the table has named them"
 
 
 @pytest.mark.slow
@@ -271,9 +274,10 @@ def test_a_sweep_that_is_refused_leaves_no_summary_of_a_job(
 def test_the_sweep_over_sizes_is_one_command(light: dict[str, str], tmp_path: Path) -> None:
     said = refused("train", "hparams_search=simulator_size", env=light, logs=tmp_path)
     names = [f"{kind}_{size}" for size in ("3b", "7b", "14b") for kind in ("prompted", "tuned")]
-    last = said.partition("jobs that failed: 6")[2]
+    last = said.partition("6 jobs: 6 failed")[2]
     for name in names:
-        assert f"simulator={name}" in last
+        assert last.count(f"simulator={name}: failed") == 1
+    assert "jobs that failed: 6\n" in last
     assert last.count("simulation_google.j2 is not there") == 3, "tuned ones need their template"
 
 

@@ -30,7 +30,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     mine = tmp_path / "configs" / "search" / "mine.yaml"
     mine.parent.mkdir(parents=True)
     mine.write_text("defaults: [bm25]\n")
-    return help_text("evaluate", ["search=none", "--help"])
+    return help_text("evaluate", ["search=none", "--help"], sweeps=True)
 
 
 def line_of(key: str, text: str) -> str:
@@ -42,14 +42,14 @@ def test_groups_are_those_of_the_command_with_the_choice_taken(shown: str) -> No
     assert line_of("search", shown).startswith("search=none or bm25, dense, mine,")
     assert line_of("methods", shown).startswith("methods=[policy] or all, baselines,")
     assert "\n  algorithm=" not in shown and "\n  hydra" not in shown and "@" not in shown
-    experiments = line_of("experiment", help_text("tune", []))
+    experiments = line_of("experiment", help_text("tune", [], sweeps=True))
     assert "simulator_sft_7b" in experiments and "quickstart" not in experiments
 
 
 def test_keys_have_their_value_and_their_remark(shown: str) -> None:
     assert line_of("temperature", shown) == "temperature=0.0 greedy"
     assert line_of("checkpoint", shown).startswith("checkpoint=null run folder, exported policy")
-    trained = help_text("train", ["policy_steps=7"])
+    trained = help_text("train", ["policy_steps=7"], sweeps=True)
     assert line_of("policy_steps", trained) == "policy_steps=7"
     assert line_of("optimizer.weight_decay", trained) == "optimizer.weight_decay=0.0"
     assert "_target_" not in trained and "task_name" not in trained

@@ -19,7 +19,10 @@ from omegaconf import OmegaConf
 from tests.helpers import pausing_simulator as pausing
 from tests.helpers.configs import ROOT
 from tests.helpers.openai_server import OpenAIServer, Reply, completion, documents
+from tests.helpers.run_folders import write_run
 from tests.helpers.runs import differing, read_metrics, small_run
+from zerosearch.command_line import sweeps
+from zerosearch.command_line.optimized import JobFailed
 from zerosearch.core.sweep_folder import jobs_of_sweep
 
 SHORT = ["policy_steps=1", "test=false", "trainer.val_check_interval=1", "data.validation_limit=2"]
@@ -107,6 +110,24 @@ def test_each_simulator_of_a_sweep_is_asked_at_its_own_endpoints(tmp_path: Path)
         assert summary(job)["choices"]["simulator"] == f"prompted_{size}"
 
 
+def test_failures_that_no_table_names_are_named_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "a", rows=[], summary={"status": "failed", "error": "bad seed"})
+    failures = [(tmp_path / "a", "job 0 (seed=x): bad seed"), (tmp_path / "b", "job 1: killed")]
+    monkeypatch.setattr(sweeps, "_failures", failures)
+    monkeypatch.setattr(sweeps, "_folders", [tmp_path])
+    monkeypatch.setattr(sweeps, "_listed", [])
+    sweeps.report_failures(JobFailed("job 0 (seed=x): bad seed"))
+    assert caplog.messages[0] == "jobs that failed: 2\njob 0 (seed=x): bad seed\njob 1: killed"
+    with sweeps.reported(lambda folder: None):
+        pass
+    caplog.clear()
+    caplog.set_level("INFO")
+    sweeps.report_failures(JobFailed("job 0 (seed=x): bad seed"))
+    assert caplog.messages[0] == "jobs that failed: 2\njob 1: killed", "b has no summary"
+
+
 @pytest.mark.slow
 def test_invariant_20_a_job_of_two_processes_that_dies_takes_nothing_along(tmp_path: Path) -> None:
     two = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -122,7 +143,8 @@ def test_invariant_20_a_job_of_two_processes_that_dies_takes_nothing_along(tmp_p
     table = (failed.parent / "sweep.md").read_text()
     assert "2 jobs: 1 completed, 1 failed." in table and "2 jobs: 1 completed, 1 failed" in output
     assert summary(failed)["error"] in table and (failed.parent / "sweep.png").exists()
-    assert re.search(r"jobs that failed: 1\n *job 0 \(optimizer.lr=1e\+?30\): ", output), output
+    assert re.search(r"^optimizer.lr=1e\+?30: failed, ", output, re.MULTILINE), output
+    assert "jobs that failed: 1\n" in output
 
 
 @pytest.mark.slow
@@ -185,7 +207,8 @@ def test_a_sweep_with_a_killed_job_goes_on_bit_for_bit(tmp_path: Path) -> None:
         "seed=x: is tried again from the beginning (InputError: seed=x: give",
     ):
         assert said in output, output
-    assert re.search(r"jobs that failed: 1\n *job 2 \(seed=x\): InputError: seed=x: give", output)
+    assert output.count("seed=x: failed, InputError: seed=x: give") == 1
+    assert re.search(r"jobs that failed: 1\n[^\n]*the same command does only", output), output
     assert (sweep / "seed=2" / "summary.json").read_bytes() == done
 
     whole, cut = tmp_path / "alone" / "0", sweep / "seed=1"

@@ -120,4 +120,4 @@ def test_an_error_of_composition_names_the_folder(
 @pytest.mark.parametrize("content", ["a: [", "[a, b]", ""])
 def test_an_experiment_that_cannot_be_read_breaks_no_help(content: str, own: Path) -> None:
     (own / "experiment" / "mine.yaml").write_text(content)
-    assert "mine" in help_text("train", [])
+    assert "mine" in help_text("train", [], sweeps=True)

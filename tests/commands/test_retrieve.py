@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from tests.helpers.configs import CONFIGS, ROOT
 from tests.helpers.waiting import GUARD_S
-from zerosearch.commands.retrieve import prepared_engine
+from zerosearch.commands.retrieve import prepared_engine, serve
 from zerosearch.data.corpus import read_corpus
 from zerosearch.data.geography.facts import asset
 from zerosearch.search.bm25 import BM25Search
@@ -127,6 +127,11 @@ def test_dense_search_is_one_override_away(tmp_path: Path) -> None:
     pytest.importorskip("faiss", reason="dense search needs zerosearch[retriever]")
     with pytest.raises(ValueError, match=r"search\.engine\.model=no/such/model is not a folder"):
         prepared_engine(node)
+
+
+def test_a_simulator_is_not_served_as_a_corpus(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"search: a simulator has no corpus .* give search=bm25"):
+        serve(config(tmp_path, "search=simulated"))
 
 
 def test_an_engine_without_a_corpus_is_not_served(tmp_path: Path) -> None:

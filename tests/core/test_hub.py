@@ -87,7 +87,12 @@ def test_missing_gguf_file(tmp_path: Path) -> None:
         check_files(str(tmp_path), "weights", gguf_file="tiny.gguf")
 
 
-@pytest.mark.parametrize("path", ["/no/such/folder", "./here", "~/x", "a/b/c"])
+def test_a_folder_that_is_not_there_may_be_what_a_run_will_export() -> None:
+    with pytest.raises(ValueError, match=r"model.path=/no/such.* run that first; else correct mod"):
+        check_files("/no/such/folder", "weights")
+
+
+@pytest.mark.parametrize("path", ["./here", "~/x", "a/b/c"])
 def test_path_that_is_neither_folder_nor_name(path: str) -> None:
     with pytest.raises(ValueError, match="is not a folder on this machine and cannot be a name"):
         check_files(path, "weights")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.evaluation.rows import answers, write_answers
+from zerosearch.core.tables import as_rich
 from zerosearch.evaluation.comparison import (
     answers_of,
     compare,
@@ -65,12 +68,28 @@ def test_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
     write_answers(tmp_path / "b" / "answers" / "rag" / "bm25" / "geography.jsonl", ["red", "red"])
     write_answers(tmp_path / "b" / "answers" / "cot" / "geography.jsonl", ["x", "red"])
     cells = comparison_table(str(tmp_path / "a"), f"{tmp_path / 'b'}:rag/bm25")
-    em = next(row for row in cells if row[2] == "em")
-    assert em[:6] == ["geography", "2", "em", "50.0", "100.0", "+50.0"] and em[-1] == "1 : 0"
+    em = next(row for row in cells if row[2] == "EM")
+    assert em[:6] == ["geography", "2", "EM", "50.0", "100.0", "+50.0"] and em[-1] == "1, 0"
     with pytest.raises(ValueError, match=r"give .*b:NAME with one of cot, rag/bm25"):
         comparison_table(str(tmp_path / "a"), str(tmp_path / "b"))
     with pytest.raises(ValueError, match="holds no answers/"):
         comparison_table(str(tmp_path), str(tmp_path / "b"))
+    write_answers(tmp_path / "c" / "answers" / "policy" / "bm25" / "nq.jsonl", ["red"])
+    with pytest.raises(ValueError, match=r"/a has geography and .*/c has nq; compare two"):
+        comparison_table(str(tmp_path / "a"), str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("name", ["scripted", "bamboogle"])
+def test_a_comparison_fits_a_terminal_of_80_columns_unbroken(name: str, tmp_path: Path) -> None:
+    for run, words in (("a", ["red", *["x"] * 59, *["red"] * 40]), ("b", ["x", *["red"] * 99])):
+        write_answers(tmp_path / run / "answers" / "policy" / f"{name}.jsonl", words)
+    cells = comparison_table(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert cells[1][-2:] == ["<0.0001", "59, 1"]
+    file = io.StringIO()
+    Console(file=file, width=80).print(as_rich(cells, "title"))
+    lines = file.getvalue().splitlines()
+    for row in cells[1:]:
+        assert any(all(cell in line for cell in row) for line in lines), file.getvalue()
 
 
 def test_a_training_is_compared_by_its_first_and_last_evaluation(tmp_path: Path) -> None:
@@ -88,10 +107,10 @@ def test_a_training_is_compared_by_its_first_and_last_evaluation(tmp_path: Path)
     write("b", "test/bm25/step_000002.jsonl", ["red", "red", "red"])
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     for first, second, em in (
-        (f"{a}:start", f"{a}:test", ["bm25", "3", "em", "0.0", "33.3", "+33.3"]),
-        (a, b, ["bm25", "3", "em", "33.3", "66.7", "+33.3"]),
+        (f"{a}:start", f"{a}:test", ["bm25", "3", "EM", "0.0", "33.3", "+33.3"]),
+        (a, b, ["bm25", "3", "EM", "33.3", "66.7", "+33.3"]),
     ):
-        assert next(row for row in comparison_table(first, second) if row[2] == "em")[:6] == em
+        assert next(row for row in comparison_table(first, second) if row[2] == "EM")[:6] == em
     with pytest.raises(ValueError, match=r"give .*a:NAME with one of start, test"):
         comparison_table(f"{a}:train", b)
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -55,7 +56,10 @@ def main() -> None:
         def log_message(self, format: str, *args: object) -> None:
             """Keep the test output clean."""
 
-    HTTPServer((known.host, known.port), Handler).serve_forever()
+    class Server(HTTPServer):
+        address_family = socket.AF_INET6 if ":" in known.host else socket.AF_INET
+
+    Server((known.host, known.port), Handler).serve_forever()
 
 
 def fail() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers.utils import is_gguf_available
+from transformers.utils import logging as transformers_logging
 
 from tests.helpers.models import LLAMA, make_model, make_tokenizer, save_policy_folder, write_gguf
 from zerosearch.core.errors import InputError
@@ -42,6 +44,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def test_a_model_is_loaded_without_a_bar_and_a_download_has_one(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_logging, "_tqdm_active", True)
+    huggingface_hub.utils.enable_progress_bars()
+    PolicySource(path=str(folder)).load_model()
+    assert capfd.readouterr().err == ""
+    assert not huggingface_hub.utils.are_progress_bars_disabled()
 
 
 def test_loads_weights_and_tokenizer(folder: Path) -> None:

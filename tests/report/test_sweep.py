@@ -50,6 +50,16 @@ def test_several_seeds_have_the_interval_of_students_t() -> None:
     assert many.high == pytest.approx(0.5 + 2.042 * (25 / 99) ** 0.5 / 10)
 
 
+def test_seeds_that_agree_and_the_time_they_took_have_no_interval(tmp_path: Path) -> None:
+    took = [scored(0.5) | {"seconds": 60.0 * minutes} for minutes in (2, 8)]
+    folder = make_sweep(tmp_path, {"seed": ["0", "1"]}, [0.5, 0.5], dict(enumerate(took)))
+    [line] = lines_of(folder)
+    assert line["minutes"] == "5.0" and "minutes_low" not in line
+    assert (line["test/bm25/f1"], line["test/bm25/f1_low"]) == ("0.5", "")
+    page = (folder / "sweep.md").read_text()
+    assert "| 0.500 |" in page and "| 5.0 |" in page, "without brackets"
+
+
 def test_a_line_has_the_mean_over_seeds_or_the_interval_of_its_one_run(sweep: Path) -> None:
     one, several = lines_of(sweep)
     assert [each["noise"] for each in (one, several)] == ["0", "0.5"], "in ascending order"

@@ -2,7 +2,9 @@ import gc
 import gzip
 import json
 import logging
+import os
 import random
+import time
 import weakref
 from pathlib import Path
 
@@ -333,6 +335,21 @@ def test_a_damaged_index_is_named(tmp_path, name, content):
         (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"index_dir: .*{folder.name} is damaged .*delete"):
         BM25Search(CITIES, index_dir=tmp_path).prepare()
+
+
+def test_what_a_killed_process_left_of_an_index_goes_a_day_later(tmp_path):
+    old, young, other = (
+        tmp_path / f".bm25-{'a' * 32}.{'1' * 32}.partial",
+        tmp_path / f".bm25-{'a' * 32}.{'2' * 32}.partial",
+        tmp_path / ".mine.partial",
+    )
+    for folder in (old, young, other):
+        folder.mkdir()
+        (folder / "data").write_text("x")
+    for folder in (old, other):
+        os.utime(folder, (0, time.time() - 90_000))
+    BM25Search(CITIES, index_dir=tmp_path).prepare()
+    assert not old.exists() and young.exists() and other.exists()
 
 
 # --- engines over the same corpus ---

@@ -206,7 +206,7 @@ def test_a_sweep_goes_through_submitit(environment: dict[str, str], tmp_path: Pa
         assert done.returncode == 1, done.stdout + done.stderr
         return done.stdout
 
-    failure = "job 1 (seed=x): InputError: seed=x: give a whole number"
+    failure = "seed=x: failed, InputError: seed=x: give a whole number"
     said = ended()
     assert said.count(failure) == 1 and "jobs that failed: 1" in said
     [sweep] = (tmp_path / "logs" / "train" / "multiruns").iterdir()

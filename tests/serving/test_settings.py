@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -199,6 +200,14 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
             make(tmp_path, port=port).commands()
 
 
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "198.51.100.1", "[::1]"])
+@pytest.mark.parametrize("port", [None, 8000])
+def test_a_host_of_another_machine_is_refused(host: str, port: int | None, tmp_path: Path) -> None:
+    said = rf"simulator.server.host={re.escape(host)}: .*; give a name or address of this machine"
+    with pytest.raises(ValueError, match=said):
+        make(tmp_path, host=host, port=port).commands()
+
+
 @pytest.mark.parametrize(
     ("changes", "warned"),
     [
@@ -250,10 +259,14 @@ SIZES = ("3b", "7b", "14b")
 # -- running servers ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")]
+)
 def test_a_server_is_awaited_logged_and_stopped_with_its_workers(
-    tmp_path: Path, facts: Callable[[], dict]
+    host: str, url: str, tmp_path: Path, facts: Callable[[], dict]
 ) -> None:
-    with running(make(tmp_path), tmp_path) as (server,):
+    with running(make(tmp_path, host=host), tmp_path) as (server,):
+        assert server.command.endpoint.startswith(url)
         assert process.answers(server.command.endpoint)
         assert server.exit_code is None
         pids = facts()["pids"]

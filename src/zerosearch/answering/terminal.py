@@ -65,7 +65,8 @@ class Screen:
 
 def _verdict(event: Ended) -> str:
     played, trajectory = event.played, event.played.trajectory
-    took = f"[dim]({len(trajectory.searches)} searches, {event.seconds:.1f} s)[/]"
+    count = len(trajectory.searches)
+    took = f"[dim]({count} search{'' if count == 1 else 'es'}, {event.seconds:.1f} s)[/]"
     if trajectory.error is not None:
         return f"[bold red]failed[/] {escape(shown(trajectory.error))} {took}"
     if played.answer is None:

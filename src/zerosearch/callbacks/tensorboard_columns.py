@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 
 
 def columns(
-    values: Mapping[str, float | str], metrics: Sequence[str], first: Collection[str]
+    values: Mapping[str, float | str | None], metrics: Sequence[str], first: Collection[str]
 ) -> list[Summary]:
     """What TensorBoard reads: which columns there are, and this run's values.
 
@@ -29,7 +29,7 @@ def columns(
     should be among them.
 
     Args:
-        values: by name of the column.
+        values: by name of the column; None: the run has no number there, others have.
         metrics: curves whose last values are columns, too.
         first: names of the columns that are shown without being asked for; the tab begins with
             five.
@@ -47,7 +47,7 @@ def columns(
     for name, value in values.items():
         if isinstance(value, str):
             start.hparams[name].string_value = value
-        else:
+        elif value is not None:
             start.hparams[name].number_value = value
     experiment = Experiment(hparam_infos=infos, metric_infos=shown)
     return [

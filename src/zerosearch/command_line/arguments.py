@@ -241,8 +241,19 @@ def refuse_dashes(arguments: list[str]) -> None:
             raise InputError(f"{word}: there is no such flag; keys are given as {meant}")
 
 
-def refuse_two_modes(arguments: list[str]) -> None:
-    """Raise an InputError where Hydra is asked to show something and to run a sweep at once."""
+def refuse_two_modes(arguments: list[str], command: str, *, sweeps: bool) -> None:
+    """Raise an InputError where Hydra is asked for a sweep, and to show something or in vain.
+
+    Args:
+        arguments: of the command line.
+        command: its name.
+        sweeps: whether it can be swept.
+    """
+    if not sweeps and {*arguments} & {"-m", "--multirun"}:
+        raise InputError(
+            f"-m: zerosearch {command} runs once and is not swept; train, tune, evaluate and "
+            "fidelity are (docs/sweeps.md)"
+        )
     shows = {*arguments} & {"--cfg", "-c", "--info", "-i"}
     if shows and {*arguments} & {"-m", "--multirun"}:
         raise InputError(

@@ -70,6 +70,7 @@ class Command(Generic[T]):
         expand: turn the words of the command line into Hydra's, in this order; each raises a
             InputError with one sentence.
         error_code: exit code where the command line is wrong.
+        sweeps: whether it takes `-m`, and so has a folder for what its jobs write.
         after_sweep: makes a report of a sweep's folder, however the sweep ended.
     """
 
@@ -78,6 +79,7 @@ class Command(Generic[T]):
     checks: Sequence[Callable[[DictConfig], None]]
     expand: Sequence[Callable[[list[str]], list[str]]]
     error_code: int
+    sweeps: bool
     after_sweep: Callable[[Path], None] | None
 
     @property
@@ -90,7 +92,7 @@ class Command(Generic[T]):
         for step in (quote_paths, *self.expand):
             arguments = step(arguments)
         refuse_dashes(arguments)
-        refuse_two_modes(arguments)
+        refuse_two_modes(arguments, self.name, sweeps=self.sweeps)
         for word in arguments:
             if word.startswith("+") and (name := new_key(override_key(word))):
                 raise InputError(f"{word.partition('=')[0]}: is {name} now, without the +")
@@ -127,7 +129,7 @@ class Command(Generic[T]):
             arguments = sys.argv[1:] = self.words(arguments)
             if not {*FLAGS}.isdisjoint(arguments):
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
-                print(help_text(self.name, arguments))
+                print(help_text(self.name, arguments, sweeps=self.sweeps))
                 return None
             run = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=self.name)
             # with "1" Hydra raises what is said in other words below
@@ -188,12 +190,13 @@ def command(
     checks: Sequence[Callable[[DictConfig], None]] = (),
     expand: Sequence[Callable[[list[str]], list[str]]] = (),
     error_code: int = 1,
+    sweeps: bool = False,
     after_sweep: Callable[[Path], None] | None = None,
 ) -> Callable[[Callable[[DictConfig], T]], Command[T]]:
     """Make a function a `Command`, whose arguments these are."""
 
     def decorate(task: Callable[[DictConfig], T]) -> Command[T]:
-        return Command(task, keys, checks, expand, error_code, after_sweep)
+        return Command(task, keys, checks, expand, error_code, sweeps, after_sweep)
 
     return decorate
 

@@ -29,15 +29,17 @@ _LINE = re.compile(r"( {2})?(\w+):([^#]*)(?:# (.*))?")  # indent, key, value, re
 _LEFT, _WIDTH = 36, 110  # columns
 _FOOT = """\
 `zerosearch {name} --cfg job` shows the whole configuration: any key of it can be set like these.
-More flags: -m (a run for each combination of KEY=A,B values), --hydra-help."""
+More flags: {sweep}--hydra-help."""
+_SWEEP = "-m (a run for each combination of KEY=A,B values), "
 
 
-def help_text(name: str, words: Sequence[str]) -> str:
+def help_text(name: str, words: Sequence[str], *, sweeps: bool) -> str:
     """The help of a command.
 
     Args:
         name: of the command, which is also that of its YAML.
         words: of the command line; choices and values are shown as its overrides leave them.
+        sweeps: whether it takes `-m`.
 
     Raises:
         HydraException: an override is wrong.
@@ -52,8 +54,9 @@ def help_text(name: str, words: Sequence[str]) -> str:
             "keys, KEY=VALUE sets another value:": [*_keys(text, cfg)],
         }
     usage = f"usage: zerosearch {name} [GROUP=NAME ...] [KEY=VALUE ...]"
+    foot = _FOOT.format(name=name, sweep=_SWEEP if sweeps else "")
     parts = ["\n".join([title, *lines]) for title, lines in shown.items() if lines]
-    return "\n\n".join([usage, head(text), *parts, _FOOT.format(name=name)])
+    return "\n\n".join([usage, head(text), *parts, foot])
 
 
 def head(text: str) -> str:

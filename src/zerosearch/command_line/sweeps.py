@@ -36,10 +36,11 @@ HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 _TYPED = "command-line"  # Hydra's name of where `--config-dir` comes from
 
 log = logging.getLogger(__name__)
-_failures: list[str] = []  # of this sweep's jobs, in words
+_failures: list[tuple[Path, str]] = []  # of this sweep's jobs: folder, and what happened
 _environment: dict[str, str] = {}  # of jobs here
 _others: dict[str, type[Launcher]] = {}  # launchers that `JobsElsewhere` has replaced, by name
 _folders: list[Path] = []  # of this process's sweep, once it is planned
+_listed: list[Path] = []  # the same, once a report has named its jobs
 
 
 class JobsHere(Launcher):
@@ -107,7 +108,7 @@ class JobsElsewhere(Launcher):
         ended = dict(zip([job.number for job in left], returns, strict=True))
         for job in left:
             if (each := ended[job.number]).status == JobStatus.FAILED:
-                _failures.append(f"{_named(job)}: {each._return_value}")
+                _failures.append((job.found.folder, f"{_named(job)}: {each._return_value}"))
                 ended[job.number] = _Failed(status=each.status, _return_value=each._return_value)
         return [ended.get(job.number) or _returned(job, 0) for job in planned]
 
@@ -164,13 +165,14 @@ def failing_alone() -> Iterator[None]:
 
 
 def report_failures(error: JobFailed) -> None:
-    """Say at the end of a sweep which of its jobs failed, a line for each.
+    """Say at the end of a sweep how many of its jobs failed, and which, where no report did.
 
     Args:
         error: the first of them; a launcher that lost a job brings back no more.
     """
-    failures = _failures or [str(error)]
-    log.error("jobs that failed: %d\n%s", len(failures), "\n".join(failures))
+    lines = [said for job, said in _failures if not (_listed and read_summary(job))]
+    lines = lines if _failures else [str(error)]
+    log.error("\n".join([f"jobs that failed: {len(_failures) or 1}", *lines]))
     log.info("the same command does only what is missing")
 
 
@@ -211,6 +213,7 @@ def reported(report: Callable[[Path], None] | None) -> Iterator[None]:
         if report is not None and _folders:
             try:
                 report(_folders[-1])
+                _listed.append(_folders[-1])
             except Exception as error:  # what the jobs came to is said all the same
                 report_error(error)
 
@@ -263,7 +266,7 @@ def _returned(job: PlannedJob, code: int) -> JobReturn:
         HydraConfig.instance().set_config(job.cfg)
         kind, status, value = JobReturn, JobStatus.COMPLETED, optimized_value(job.cfg, facts)
     except JobFailed as error:
-        _failures.append(str(error))
+        _failures.append((job.found.folder, str(error)))
         log.error(str(error))
         kind, status, value = _Failed, JobStatus.FAILED, error
     return kind(

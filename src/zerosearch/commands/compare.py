@@ -2,7 +2,8 @@
 
 `logs/evaluate/latest:policy/search` is a row of a run, as `table.csv` names it; a run of one row
 needs no name. Of a training RUN:start and RUN:test are its evaluations before and after, RUN is
-the latter. Compared are all benchmarks, or engines, that both have.
+the latter. Compared are all benchmarks, or engines, that both have: the n questions of each, one
+by one. Won are those that the second scores higher.
 """
 
 from __future__ import annotations
@@ -27,4 +28,4 @@ def main() -> None:
     if arguments.markdown:
         print(as_markdown(cells), end="")
     else:
-        Console().print(as_rich(cells, f"{arguments.first} -> {arguments.second}, x 100"))
+        Console().print(as_rich(cells, f"{arguments.first}\n-> {arguments.second}, x 100"))

@@ -124,6 +124,7 @@ def identity(node: Any) -> Any:
     keys=KEYS,
     checks=[check_simulator, check_data],
     expand=[partial(expand_resume, command="evaluate"), expand_simulator],
+    sweeps=True,
 )
 def main(cfg: DictConfig) -> None:
     """Run one job of Hydra."""

@@ -63,7 +63,12 @@ def measure(cfg: DictConfig, folder: Path) -> list[str]:
     return warnings
 
 
-@command(keys=KEYS, checks=[check_simulator, check_data], expand=[expand_simulator])
+@command(
+    keys=KEYS,
+    checks=[check_simulator, check_data],
+    expand=[expand_simulator],
+    sweeps=True,
+)
 def main(cfg: DictConfig) -> None:
     """Measure one simulator."""
     folder = Path(cfg.paths.output_dir)

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from omegaconf import OmegaConf
 
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import FLAG, PLACE, PORT, TEXT
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPONENTS = ("limits", "search.engine")
+_NO_CORPUS = "search: a {} has no corpus that could be served; give search=bm25 or search=dense"
 
 
 def serve(cfg: DictConfig) -> None:
     """Bind, prepare the engine, answer until told to stop."""
     from zerosearch.core.nodes import check_nodes
 
+    if OmegaConf.is_interpolation(cfg.search, "engine"):  # that of a simulator
+        raise InputError(_NO_CORPUS.format("simulator"))
     exit_on_signals()
     make_app = _import_server()
     check_nodes(cfg, *COMPONENTS)
@@ -58,10 +62,7 @@ def prepared_engine(node: DictConfig) -> Any:
 
     engine = hydra.utils.instantiate(node)
     if not isinstance(engine, Retriever):
-        raise InputError(
-            f"search: a {type(engine).__name__} has no corpus that could be served; "
-            "give search=bm25 or search=dense"
-        )
+        raise InputError(_NO_CORPUS.format(type(engine).__name__))
     engine.prepare()
     return engine
 

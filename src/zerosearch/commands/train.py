@@ -42,21 +42,22 @@ def train(cfg: DictConfig, summary: Summary) -> None:
         check_shared(cfg.questions_per_step, run.trainer.num_devices * run.trainer.num_nodes)
         check_run(run.module)
         run.data.setup("fit")  # a bad row shows before anything is evaluated
-        if checkpoint is None:
-            run.start_over()
-        if cfg.test and checkpoint is None:
-            run.evaluate("start")
+        with run.failing_in_sight(summary.facts):
+            if checkpoint is None:
+                run.start_over()
+            if cfg.test and checkpoint is None:
+                run.evaluate("start")
+                run.check_searches()
+            if run.status == "completed":
+                run.fit(checkpoint)
+            if cfg.test and run.status == "completed":
+                run.evaluate("test")
+            models = {*run.module.models_before, *answered_by(run.module.search)}
+            metrics = run.final_metrics() | run.module.headline(run.final_metrics())
+            summary.facts |= metrics | {"simulator_models": sorted(models)}
+            summary.facts["steps"] = run.module.policy_step
             run.check_searches()
-        if run.status == "completed":
-            run.fit(checkpoint)
-        if cfg.test and run.status == "completed":
-            run.evaluate("test")
-    models = {*run.module.models_before, *answered_by(run.module.search)}
-    metrics = run.final_metrics()
-    summary.facts |= metrics | run.module.headline(metrics) | {"simulator_models": sorted(models)}
-    summary.facts["steps"] = run.module.policy_step
-    run.show_columns(summary.facts)
-    run.check_searches()
+    run.show_columns({**summary.facts, "status": run.status})
     summary.facts["status"] = run.status
 
 
@@ -64,6 +65,7 @@ def train(cfg: DictConfig, summary: Summary) -> None:
     keys=OF_TRAINING | {"policy_steps": COUNT, "questions_per_step": COUNT},
     checks=[check_optimized, check_choices, check_simulator, check_data],
     expand=[partial(check_experiment, command="train"), expand_resume, expand_simulator],
+    sweeps=True,
     after_sweep=report_sweep,
 )
 def main(cfg: DictConfig) -> float | None:

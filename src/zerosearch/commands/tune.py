@@ -31,17 +31,18 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     run = assemble_tuning(cfg)
     say_what_runs(run.trainer, run.module, run.data.examples_per_step, summary)
     run.read_examples()
-    if checkpoint is None:
-        run.start_over()
-    if cfg.test and checkpoint is None:
-        run.evaluate("start")
-    if run.status == "completed":
-        run.fit(checkpoint)
-    if cfg.test and run.status == "completed":
-        run.evaluate("test")
+    with run.failing_in_sight(summary.facts):
+        if checkpoint is None:
+            run.start_over()
+        if cfg.test and checkpoint is None:
+            run.evaluate("start")
+        if run.status == "completed":
+            run.fit(checkpoint)
+        if cfg.test and run.status == "completed":
+            run.evaluate("test")
     summary.facts |= run.final_metrics()
     summary.facts["steps"] = run.module.policy_step
-    run.show_columns(summary.facts)
+    run.show_columns({**summary.facts, "status": run.status})
     summary.facts["status"] = run.status
 
 
@@ -49,6 +50,7 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     keys=OF_TRAINING | {"steps": COUNT},
     checks=[check_optimized, check_choices, check_data],
     expand=[partial(check_experiment, command="tune"), partial(expand_resume, command="tune")],
+    sweeps=True,
     after_sweep=report_sweep,
 )
 def main(cfg: DictConfig) -> float | None:

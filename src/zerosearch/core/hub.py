@@ -49,6 +49,19 @@ class HubRefusal(InputError):
         self.unreachable = unreachable
 
 
+def show_downloads_alone() -> None:
+    """Switch off the bars of transformers, over what takes seconds; those of a download stay.
+
+    Transformers itself switches off both.
+    """
+    from transformers.utils import logging
+
+    downloads = not huggingface_hub.utils.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if downloads:
+        huggingface_hub.utils.enable_progress_bars()
+
+
 def check_files(
     resolved: str,
     part: Literal["weights", "config", "tokenizer"],
@@ -86,6 +99,11 @@ def check_files(
                     f"{field}={resolved} holds no {part}: no complete {group[0]} there; {remedy}"
                 )
         return True
+    if field == "model.path" and folder.is_absolute():
+        raise InputError(
+            f"{field}={resolved}: there is no such folder; if a run exports it at its end, as a "
+            f"cold start does (docs/cold_start.md), run that first; else correct {field}"
+        )
     if not HUB_NAME.fullmatch(resolved):
         raise InputError(
             f"{field}={resolved} is not a folder on this machine and cannot be a name on the "

@@ -33,7 +33,11 @@ TOP = (  # of summary.json, in this order
     "git_commit",
 )
 _RESULTS = (*_NAMES, "test/f1_low", "test/f1_high")
-_COLUMNS = 8  # of settings in a table of runs: the experiment, the seed, and what differs
+_BEFORE = {  # a run that has the latter has a column for the former, whether it came to it or not
+    **{name: "start/f1" for name in ("test/f1", "test/f1_low", "test/f1_high")},
+    "test/loss": "start/loss",
+}
+_COLUMNS = 8  # in a table of runs, besides results: experiment, seed, status, what differs
 _OF_THE_MACHINE = ("hydra.", "hydra/", "threads=", "resume=", "paths.")  # say nothing of a method
 
 
@@ -105,26 +109,29 @@ def name_of(facts: Mapping[str, Any]) -> str:
     return " ".join(filter(None, [experiment, *choices_first(facts.get("differs", []))]))
 
 
-def columns_of(facts: Mapping[str, Any]) -> tuple[dict[str, float | str], list[str]]:
+def columns_of(facts: Mapping[str, Any]) -> tuple[dict[str, float | str | None], list[str]]:
     """A run as a row of a table: its settings, at most `_COLUMNS`, and what came out.
 
     Args:
         facts: of its summary.
 
     Returns:
-        Values by column, numbers where they are numbers; and the columns to begin with.
+        Values by column, numbers where they are numbers, None for a result after training that it
+        did not come to; and the columns to begin with.
     """
     given = dict(item.partition("=")[::2] for item in choices_first(facts.get("differs", [])))
     fixed = {"experiment": facts.get("choices", {}).get("experiment"), "seed": facts.get("seed")}
+    fixed |= {key: facts[key] for key in ("status",) if key in facts}
     differs = [key for key in given if key not in fixed]
     room = _COLUMNS - len(fixed)
     if len(differs) > room:  # the last one takes what is left
         rest = " ".join(f"{key}={given[key]}" for key in differs[room - 1 :])
         differs, given["more"] = [*differs[: room - 1], "more"], rest
     settings = {**fixed, **{key: given[key] for key in differs}}
+    results = [key for key in _RESULTS if key in facts or _BEFORE.get(key) in facts]
     found = {
         **{key: _number(value) for key, value in settings.items() if value is not None},
-        **{key: round(facts[key], 4) for key in _RESULTS if key in facts},
+        **{key: round(facts[key], 4) if key in facts else None for key in results},
     }
     first = {*[*differs, *({"seed"} & {*given})][:3], *_NAMES}  # results are not crowded out
     return found, [key for key in found if key in first]

@@ -28,9 +28,11 @@ def as_markdown(cells: Cells) -> str:
 def as_rich(cells: Cells, title: str) -> Table:
     """For a terminal."""
     heading, *rows = cells
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=Text(shown(title, lines=True)), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for index, name in enumerate(heading):
-        number = all(row[index][:1] in "+-[0123456789" for row in rows)  # stays whole
+        number = all(row[index][:1] in "+-<[0123456789" for row in rows)  # stays whole
         table.add_column(
             Text(shown(name).replace(" ", "\n")),
             justify="right" if index else "left",

@@ -18,7 +18,7 @@ from zerosearch.reward.metrics import bootstrap_interval
 ANSWERS, TRANSCRIPTS = "answers", "transcripts"  # in a run folder: of evaluate, of train
 TESTED = "test"  # the phase of a training that is meant where none is named
 STEP = len("step_000000")  # what the names of transcripts begin with
-SCORES = ("em", "cover_em", "f1")
+SCORES = {"em": "EM", "cover_em": "cover EM", "f1": "F1"}  # in rows, and to people
 DRAWS = 10_000
 _CHUNK = 500
 
@@ -171,10 +171,14 @@ def comparison_table(first: str, second: str) -> Cells:
     ours, theirs = answers_of(first), answers_of(second)
     shared = [name for name in ours if name in theirs]
     if not shared:
-        raise InputError(f"no benchmark is in both: {sorted(ours)} there, {sorted(theirs)} here")
-    cells = [
-        ["on", "questions", "score", "first", "second", "difference", "95%", "p", "wins : losses"]
-    ]
+        had = [
+            f"{place} has {', '.join(rows)}" for place, rows in ((first, ours), (second, theirs))
+        ]
+        raise InputError(
+            f"no benchmark, or engine of a training, is in both: {' and '.join(had)}; compare two "
+            "evaluations, or two trainings"
+        )
+    cells = [["on", "n", "score", "1st", "2nd", "change", "95%", "p", "won, lost"]]
     for name in shared:
         count = str(len({row["id"] for row in ours[name]}))
         cells += [[name, count, *_cells(each)] for each in compare(ours[name], theirs[name])]
@@ -183,11 +187,11 @@ def comparison_table(first: str, second: str) -> Cells:
 
 def _cells(found: Difference) -> list[str]:
     return [
-        found.score,
+        SCORES[found.score],
         f"{100 * found.first:.1f}",
         f"{100 * found.second:.1f}",
         f"{100 * (found.second - found.first):+.1f}",
         f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
         f"{found.p_value:.4f}" if found.p_value >= 0.5e-4 else "<0.0001",
-        f"{found.wins} : {found.losses}",
+        f"{found.wins}, {found.losses}",
     ]

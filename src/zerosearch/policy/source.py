@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import is_gguf_available
 
 from zerosearch.core.errors import InputError, as_input_errors
-from zerosearch.core.hub import check_files
+from zerosearch.core.hub import check_files, show_downloads_alone
 from zerosearch.core.model_path import PACKAGE, resolve_path
 from zerosearch.core.ranges import Seed
 from zerosearch.core.run_date import run_date
@@ -101,6 +101,7 @@ class PolicySource:
             InputError: see `check`; or the weights are not of `architecture`.
         """
         self.check()
+        show_downloads_alone()
         dtype = self._base_dtype(trained)
         with seeded(self.init_seed):
             if self.random_init:

@@ -103,7 +103,11 @@ def find_runs(places: Sequence[str]) -> list[RunFolder]:
 def _runs_at(place: str) -> list[Path]:
     path = PROJECT_ROOT / "logs" / "train" / LATEST if place == LATEST else Path(place)
     if not path.is_dir():
-        raise InputError(f"{place}: there is no folder {path}; give one of logs/train/runs")
+        remedy = "train one first (`zerosearch train`), or name" if place == LATEST else "give"
+        raise InputError(
+            f"{place}: there is no folder {path}; {remedy} a run of logs/train/runs, or a sweep of "
+            "logs/train/multiruns"
+        )
     if _is_run(path):
         return [path.resolve()]
     sweep = is_sweep_folder(path)

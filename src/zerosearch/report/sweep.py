@@ -14,8 +14,8 @@ from zerosearch.report.run_folder import RunFolder, number, read_run
 SEED = "seed"  # the key whose values are repetitions
 INTERVALS = (
     "In brackets are 95% intervals. Of several seeds: the mean, with the interval of Student's t "
-    "between the seeds, which of two is wide. Of one seed: F1 with the bootstrap interval over its "
-    "test questions, which says nothing of other seeds."
+    "between the seeds, which of two is wide, and none where all seeds agree. Of one seed: F1 with "
+    "the bootstrap interval over its test questions, which says nothing of other seeds."
 )
 # 0.975 quantiles of Student's t distribution: 1 to 30 degrees of freedom; of more, the last one.
 _T = (
@@ -50,6 +50,7 @@ class Measure:
     of: Callable[[RunFolder], Measured | None]
     bounds: tuple[float, float] = (-math.inf, math.inf)  # within which it always lies
     before: Callable[[RunFolder], Measured | None] | None = None  # the same before training
+    sampled: bool = True  # False: depends on the machine; a mean over seeds has no interval
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -84,7 +85,10 @@ class Setting:
         found = [each for run in self.finished if (each := measure.of(run)) is not None]
         if len(found) < 2:
             return found[0] if found else None
-        return mean_of([each.value for each in found], measure.bounds)
+        values = [each.value for each in found]
+        if not measure.sampled or len({*values}) == 1:  # no interval of width 0 between equals
+            return Measured(value=sum(values) / len(values))
+        return mean_of(values, measure.bounds)
 
 
 def mean_of(
@@ -227,6 +231,6 @@ _OF_ALL = (  # runs, besides F1 by engine
         heading="minutes",
         form=".1f",
         of=lambda run: _value(run.seconds and run.seconds / 60),
-        bounds=_FROM_0,
+        sampled=False,
     ),
 )

@@ -124,14 +124,13 @@ def as_csv(trials: Sequence[Trial]) -> str:
 
 
 def _row(setting: Setting, measures: Sequence[Measure]) -> dict[str, Any]:
-    numbers = {}
+    numbers: dict[str, float | None] = {}
     for measure in measures:
         found = setting.estimate(measure)
-        numbers |= {
-            measure.name: None if found is None else found.value,
-            f"{measure.name}_low": None if found is None else found.low,
-            f"{measure.name}_high": None if found is None else found.high,
-        }
+        numbers[measure.name] = None if found is None else found.value
+        if measure.sampled:
+            numbers[f"{measure.name}_low"] = None if found is None else found.low
+            numbers[f"{measure.name}_high"] = None if found is None else found.high
     finished = len(setting.finished)
     interval = "seeds" if finished > 1 else "test questions" if finished else ""
     missing = "; ".join(not_finished(setting.trials))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from zerosearch.core.devices import numbered_device, take_device
 from zerosearch.core.errors import InputError
-from zerosearch.core.hub import check_files
+from zerosearch.core.hub import check_files, show_downloads_alone
 
 # What e5 was trained with (section 4.3 of its paper): without them it finds noticeably less.
 QUERY_PREFIX = "query: "
@@ -41,6 +41,7 @@ class E5Encoder:
         self._batch_size = batch_size
         self._max_tokens = max_tokens
         whole = [check_files(model, part, field="search.engine.model") for part in PARTS]
+        show_downloads_alone()
         # What is on this machine is not asked of the hub; nor are people whether code may be run.
         where = {"local_files_only": all(whole), "trust_remote_code": False}
         try:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,6 +16,9 @@ from typing import Protocol, runtime_checkable
 from zerosearch.core.errors import InputError
 from zerosearch.data.corpus import Passage, read_corpus
 from zerosearch.types import Document
+
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
+_ABANDONED_S = 86_400
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -79,10 +85,17 @@ def retrieve_mixed(engine: Retriever, asked: Sequence[tuple[str, int]]) -> list[
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Make a folder that is only ever seen whole: by another process, and after a kill.
 
+    What killed processes were writing beside it goes when it is `_ABANDONED_S` old: until then
+    another process may still be at it.
+
     Args:
         folder: where it is to be; one that is there already stays.
         write: fills the path it is given, which it may have to create.
     """
+    for left in folder.parent.glob(".*.partial"):
+        with suppress(OSError):  # another process has removed it, or it is another user's
+            if _PARTIAL.fullmatch(left.name) and time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     try:
         write(partial)

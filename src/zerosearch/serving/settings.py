@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -148,15 +150,44 @@ class ServerSettings:
 
     def _ports(self, count: int) -> list[int]:
         if self.port is None:
-            return _free_ports(self.host, count)
+            return self._free_ports(count)
         ports = list(range(self.port, self.port + count))
         for port in ports:
-            if not _is_free(self.host, port):
-                raise InputError(
-                    f"{self.node}.port={port}: something listens at {self.host}:{port} "
-                    "already; stop it, give another port, or null for any free one"
-                )
+            with self._socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+                self._bind(probe, port)
         return ports
+
+    def _free_ports(self, count: int) -> list[int]:
+        """Ports that are free now; all are held until the last is found, so that they differ."""
+        with ExitStack() as held:
+            probes = [held.enter_context(self._socket()) for _ in range(count)]
+            return [self._bind(probe, 0) for probe in probes]
+
+    def _socket(self) -> socket.socket:
+        try:
+            family = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)[0][0]
+            return socket.socket(family, socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise InputError(self._no_address(error)) from error
+
+    def _bind(self, probe: socket.socket, port: int) -> int:
+        """Take a port, which is returned, as long as the socket is open."""
+        try:
+            probe.bind((self.host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise InputError(self._no_address(error)) from error
+            why = f"nobody may listen at {self.host}:{port} ({error.strerror}); give"
+            if error.errno == errno.EADDRINUSE:
+                why = f"something listens at {self.host}:{port} already; stop it, give"
+            raise InputError(
+                f"{self.node}.port={port}: {why} another port, or null for any free one"
+            ) from error
+        return probe.getsockname()[1]
+
+    def _no_address(self, error: Exception) -> str:
+        return f"{self.node}.host={self.host}: {error}; give a name or address of this machine"
 
     def _warn_of_others(self, ports: list[int]) -> None:
         """Say that the network is answered, unless with a key."""
@@ -203,7 +234,8 @@ class ServerSettings:
 
 def endpoint_of(host: str, port: int) -> str:
     """URL of a server on this machine; one that listens everywhere is reached at the loopback."""
-    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1"
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}/v1"
 
 
 def vllm_command() -> list[str]:
@@ -228,25 +260,3 @@ def _installed(package: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do after a restart
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_ports(host: str, count: int) -> list[int]:
-    """Ports that are free now; all are held until the last is found, so that they differ."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((host, 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
