@@ -84,6 +84,7 @@ class LocalAgent:
         sampling = self.sampling
         return {
             "model": self._fingerprint,
+            "chat": self.policy.chat,
             "episode": self.episode.as_dict(),
             "sampling": [sampling.temperature, sampling.top_p, sampling.top_k],
         }
