@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from lightning.pytorch.loggers import CSVLogger
 
+from tests.helpers.configs import compose_config
 from tests.helpers.policy_stub import PolicyStub, make_trainer
 from zerosearch.assembly import Run
 
@@ -27,3 +30,28 @@ def test_a_run_that_has_done_more_than_is_asked_for_says_so(
     said = f"last.ckpt has done 3 steps, and {wanted} are asked for: nothing was trained"
     assert (said in caplog.text) == (wanted == 2)
     assert again.module.policy_step == 3
+
+
+def test_loggers_of_others_get_the_settings_without_secrets(tmp_path: Path) -> None:
+    secret = "hush-4f1c"
+    server = [
+        f"+simulator.server.environment.HF_TOKEN={secret}",
+        f"simulator.server.extra_args=[--api-key,{secret},--seed,3,'--hf-token={secret}']",
+        f"+search.engine.api_key={secret}",
+        "search.engine.client.api_key_env=MY_KEY",
+    ]
+    words = ["simulator=prompted_3b", "optimizer.lr=0.003", "callbacks.health.rules=null"]
+    cfg = compose_config(tmp_path, *words, *server)
+    trainer = make_trainer(1, callbacks=[], val_every=None)
+    trainer.loggers = [CSVLogger(tmp_path, name="csv", version="")]
+    Run(trainer=trainer, module=PolicyStub(1), data=None).log_settings(cfg)  # type: ignore[type-var, arg-type]
+    trainer.loggers[0].save()
+    text = next(tmp_path.rglob("hparams.yaml")).read_text()
+    found = yaml.safe_load(text)
+    assert found["module"]["optimizer"]["lr"] == 0.003, "resolved"
+    assert secret not in text
+    assert found["simulator"]["server"]["extra_args"] == [
+        *("--api-key", "***", "--seed", 3, "--hf-token=***")
+    ]
+    assert found["simulator"]["server"]["environment"] == {"HF_TOKEN": "***"}
+    assert found["search"]["engine"]["client"]["api_key_env"] == "MY_KEY"

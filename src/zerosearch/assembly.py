@@ -23,6 +23,7 @@ from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.callbacks.tensorboard_columns import columns
 from zerosearch.callbacks.tensorboard_logger import CurveLogger
 from zerosearch.core.errors import InputError
+from zerosearch.core.hyperparameters import hyperparameters
 from zerosearch.core.nodes import check_nodes
 from zerosearch.core.outcome import columns_of
 from zerosearch.core.plain import check_plain
@@ -96,6 +97,12 @@ class Run(Generic[M, D]):
     def headline_curves(self) -> list[str]:
         """Metrics whose last values stand in TensorBoard's table of runs."""
         return []
+
+    def log_settings(self, cfg: DictConfig) -> None:
+        """Hand the configuration to the loggers of others; ours shows columns at the end."""
+        for logger in self.trainer.loggers:
+            if not isinstance(logger, CurveLogger):
+                logger.log_hyperparams(hyperparameters(cfg))
 
     def show_columns(self, facts: Mapping[str, Any]) -> None:
         """Show settings beside results, in TensorBoard's tab HParams.
