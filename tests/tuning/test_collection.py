@@ -153,10 +153,11 @@ def test_every_search_is_kept_with_more_documents_than_were_shown(tmp_path: Path
 
 
 def test_a_second_run_plays_nothing_again(tmp_path: Path) -> None:
-    collect(tmp_path, ScriptedEngine(["x"]), questions=QUESTIONS[:10])
+    first = collect(tmp_path, ScriptedEngine(["x"]), questions=QUESTIONS[:10])
     before = (tmp_path / "episodes.jsonl").read_text()
     engine = ScriptedEngine(["x"])
-    assert collect(tmp_path, engine, questions=QUESTIONS[:10]).kept == 0
+    again = collect(tmp_path, engine, questions=QUESTIONS[:10])
+    assert again.kept == again.correct == 0 < again.right == first.correct, "of all that are there"
     assert not engine.requests and (tmp_path / "episodes.jsonl").read_text() == before
     assert collect(tmp_path, engine, questions=QUESTIONS[:12]).kept == 2
 

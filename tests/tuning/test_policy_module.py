@@ -192,6 +192,10 @@ def test_a_checkpoint_of_other_episodes_or_of_another_kind_is_refused(
     module = make_module(PolicySource(path=str(policy)), steps=2, episode=other)
     with pytest.raises(ValueError, match="top_k is 2 but the policy was trained with 1"):
         tune(module, data, resume=last)
+    (policy / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    module = make_module(PolicySource(path=str(policy), chat=True), steps=2)
+    with pytest.raises(ValueError, match=r"model\.chat is True and the run began with False"):
+        tune(module, data, resume=last)
     rl = make_training(policy=PolicySource(path=str(policy)), episode=EPISODE, policy_steps=2)
     with pytest.raises(ValueError, match="not written by this project's training by RL"):
         make_trainer(2, callbacks=[], val_every=None).fit(rl, data, ckpt_path=last)

@@ -112,11 +112,14 @@ def _report(outcome: Outcome, path: Path) -> None:
         "without documents": outcome.empty,
         "failed": outcome.failed,
     }
-    log.info("%s: %s", path, ", ".join(f"{value} {name}" for name, value in facts.items()))
+    log.info(
+        "%s: this time %s", path, ", ".join(f"{value} {name}" for name, value in facts.items())
+    )
     if outcome.by_searches:
         from zerosearch.tuning.episodes import shares_in_words
 
-        log.info("all episodes there: %s", shares_in_words(outcome.by_searches))
+        found = shares_in_words(outcome.by_searches)
+        log.info("all episodes there, %d of them right: %s", outcome.right, found)
     if outcome.failed:
         log.warning(
             "%d episodes failed and will be played by the next run; the first: %s",
