@@ -261,6 +261,15 @@ def test_two_sharded_ranks_tune_as_one_process(policy: Path, file: Path, tmp_pat
         torch.testing.assert_close(two["weights"][name], weight, rtol=0, atol=1e-4)
 
 
+def test_a_policy_that_had_other_episodes_before_is_warned_about(
+    policy: Path, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = dataclasses.replace(EPISODE, top_k=2).as_dict()
+    (policy / "zerosearch.json").write_text(json.dumps({"episode": other, "chat": False}))
+    make_module(PolicySource(path=str(policy))).take(make_data(file).examples)
+    assert "top_k is 1 but the policy was trained with 2" in caplog.text
+
+
 def test_an_episode_that_no_rollout_gives_is_refused_with_its_place(
     policy: Path, tmp_path: Path
 ) -> None:
