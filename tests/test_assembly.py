@@ -37,10 +37,10 @@ def test_loggers_of_others_get_the_settings_without_secrets(tmp_path: Path) -> N
     server = [
         f"+simulator.server.environment.HF_TOKEN={secret}",
         f"simulator.server.extra_args=[--api-key,{secret},--seed,3,'--hf-token={secret}']",
-        f"+search.engine.api_key={secret}",
-        "search.engine.client.api_key_env=MY_KEY",
+        f"+simulator.client.api_key={secret}",
+        "simulator.client.api_key_env=MY_KEY",
     ]
-    words = ["simulator=prompted_3b", "optimizer.lr=0.003", "callbacks.health.rules=null"]
+    words = ["simulator=prompted_3b", "optimizer.lr=0.003", "logger=csv"]
     cfg = compose_config(tmp_path, *words, *server)
     trainer = make_trainer(1, callbacks=[], val_every=None)
     trainer.loggers = [CSVLogger(tmp_path, name="csv", version="")]
