@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -52,9 +54,14 @@ PAYS = [
 ]
 
 
-def fires_at(folder: Path, name: str, values: list[float]) -> int | None:
+@cache
+def default_rules() -> Any:
+    return hydra.utils.instantiate(compose_config(Path("nowhere")).health)
+
+
+def fires_at(name: str, values: list[float]) -> int | None:
     """The policy step, from 1, after which a default rule fires; None where it does not."""
-    tracker = RuleTracker(hydra.utils.instantiate(compose_config(folder).health[name]))
+    tracker = RuleTracker(default_rules()[name])
     for step, value in enumerate(values, start=1):
         tracker.add(value)
         if tracker.fired:
@@ -62,15 +69,13 @@ def fires_at(folder: Path, name: str, values: list[float]) -> int | None:
     return None
 
 
-def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_not(
-    tmp_path: Path,
-) -> None:
-    assert fires_at(tmp_path, "answers_less", QUICKSTART) is None
-    assert fires_at(tmp_path, "answers_less", [1 - share for share in SILENT]) == 24
-    assert fires_at(tmp_path, "no_answers", [1 - share for share in SILENT]) is None, "not yet"
+def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_not() -> None:
+    assert fires_at("answers_less", QUICKSTART) is None
+    assert fires_at("answers_less", [1 - share for share in SILENT]) == 24
+    assert fires_at("no_answers", [1 - share for share in SILENT]) is None, "not yet"
     dip = [0.95] * 10 + [0.5] * 4 + [0.95] * 10
-    assert fires_at(tmp_path, "answers_less", dip) is None, "it came back"
-    assert fires_at(tmp_path, "answers_less", [0.3, 0.5, 0.6, 0.8, 0.9] * 4) is None, "a base model"
+    assert fires_at("answers_less", dip) is None, "it came back"
+    assert fires_at("answers_less", [0.3, 0.5, 0.6, 0.8, 0.9] * 4) is None, "a base model"
 
 
 @pytest.mark.parametrize(
@@ -94,9 +99,9 @@ def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_
     ],
 )
 def test_text_and_likelihoods_are_compared_with_the_best_steps_of_the_run(
-    name: str, values: list[float], step: int | None, tmp_path: Path
+    name: str, values: list[float], step: int | None
 ) -> None:
-    assert fires_at(tmp_path, name, values) == step
+    assert fires_at(name, values) == step
 
 
 def by_chance(share: float) -> list[float]:
@@ -108,9 +113,9 @@ def by_chance(share: float) -> list[float]:
 @pytest.mark.parametrize("share", [0.005, 0.01, 0.02, 0.05])
 @pytest.mark.parametrize("name", ["reward_collapse", "no_answers", "answers_less"])
 def test_a_policy_that_can_hardly_do_a_thing_does_not_collapse_by_chance(
-    name: str, share: float, tmp_path: Path
+    name: str, share: float
 ) -> None:
-    assert fires_at(tmp_path, name, by_chance(share)) is None
+    assert fires_at(name, by_chance(share)) is None
 
 
 @pytest.mark.parametrize(
@@ -124,10 +129,8 @@ def test_a_policy_that_can_hardly_do_a_thing_does_not_collapse_by_chance(
         ("entropy_grown", [0.6] * 10 + [5.0] * 10, 16),
     ],
 )
-def test_a_base_near_zero_is_no_measure(
-    name: str, values: list[float], step: int | None, tmp_path: Path
-) -> None:
-    assert fires_at(tmp_path, name, values) == step
+def test_a_base_near_zero_is_no_measure(name: str, values: list[float], step: int | None) -> None:
+    assert fires_at(name, values) == step
 
 
 @pytest.mark.slow
