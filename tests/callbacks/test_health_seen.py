@@ -56,7 +56,7 @@ PAYS = [
 
 @cache
 def default_rules() -> Any:
-    return hydra.utils.instantiate(compose_config(Path("nowhere")).health)
+    return hydra.utils.instantiate(compose_config(Path("nowhere")).health, _convert_="all")
 
 
 def fires_at(name: str, values: list[float]) -> int | None:
