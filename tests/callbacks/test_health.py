@@ -101,7 +101,7 @@ def test_a_metric_that_the_run_does_not_have_is_not_watched(tmp_path: Path) -> N
 def test_a_metric_that_is_misspelt_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rules = {
+    rules: dict[str, HealthRule | None] = {
         "mine": HealthRule(metric="rewards/total", below=0.9),
         "later": HealthRule(metric="x", below=0.9),
     }
