@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
+from tests.helpers.configs import compose_config
 from tests.helpers.policy_stub import PolicyStub, make_trainer
 from zerosearch.assembly import Run
 from zerosearch.callbacks.tensorboard_logger import CurveLogger
@@ -47,3 +50,28 @@ def test_a_run_that_fails_has_a_row_in_tensorboard(tmp_path: Path) -> None:
     assert "test/f1" not in row, "it did not come to it"
     table = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG])
     assert "test/f1" in [info.name for info in table.hparam_infos], "other runs have it"
+
+
+def test_loggers_of_others_get_the_settings_without_secrets(tmp_path: Path) -> None:
+    secret = "hush-4f1c"
+    server = [
+        f"+simulator.server.environment.HF_TOKEN={secret}",
+        f"simulator.server.extra_args=[--api-key,{secret},--seed,3,'--hf-token={secret}']",
+        f"+simulator.client.api_key={secret}",
+        "simulator.client.api_key_env=MY_KEY",
+    ]
+    words = ["simulator=prompted_3b", "optimizer.lr=0.003", "logger=csv"]
+    cfg = compose_config(tmp_path, *words, *server)
+    trainer = make_trainer(1, callbacks=[], val_every=None)
+    trainer.loggers = [CSVLogger(tmp_path, name="csv", version="")]
+    Run(trainer=trainer, module=PolicyStub(1), data=None).log_settings(cfg)  # type: ignore[type-var, arg-type]
+    trainer.loggers[0].save()
+    text = next(tmp_path.rglob("hparams.yaml")).read_text()
+    found = yaml.safe_load(text)
+    assert found["module"]["optimizer"]["lr"] == 0.003, "resolved"
+    assert secret not in text
+    assert found["simulator"]["server"]["extra_args"] == [
+        *("--api-key", "***", "--seed", 3, "--hf-token=***")
+    ]
+    assert found["simulator"]["server"]["environment"] == {"HF_TOKEN": "***"}
+    assert found["search"]["engine"]["client"]["api_key_env"] == "MY_KEY"

@@ -38,8 +38,8 @@ from tests.helpers.published import (
     write_published_rows,
 )
 from tests.helpers.runs import computed, read_metrics
-from zerosearch.assembly import quiet_libraries
 from zerosearch.callbacks.curriculum import noise_probability
+from zerosearch.core.quiet import quiet_libraries
 from zerosearch.core.runs import read_summary
 
 RUNS = sorted(path.stem for path in CONFIGS.glob("experiment/zerosearch_*.yaml"))

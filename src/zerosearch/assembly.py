@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import datasets
 import hydra
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -22,10 +20,11 @@ from zerosearch.callbacks.graceful_stop import stopped_by_signal
 from zerosearch.callbacks.tensorboard_columns import columns
 from zerosearch.callbacks.tensorboard_logger import CurveLogger
 from zerosearch.core.errors import InputError
-from zerosearch.core.hub import show_downloads_alone
+from zerosearch.core.hyperparameters import hyperparameters
 from zerosearch.core.nodes import check_nodes
 from zerosearch.core.outcome import columns_of
 from zerosearch.core.plain import check_plain
+from zerosearch.core.quiet import quiet_libraries
 from zerosearch.core.ranges import Count
 from zerosearch.core.run_date import set_run_date
 from zerosearch.core.runs import Summary, find_checkpoint
@@ -96,6 +95,12 @@ class Run(Generic[M, D]):
     def headline_curves(self) -> list[str]:
         """Metrics whose last values stand in TensorBoard's table of runs."""
         return []
+
+    def log_settings(self, cfg: DictConfig) -> None:
+        """Hand the configuration to the loggers of others; ours shows columns at the end."""
+        for logger in self.trainer.loggers:
+            if not isinstance(logger, CurveLogger):
+                logger.log_hyperparams(hyperparameters(cfg))
 
     def show_columns(self, facts: Mapping[str, Any]) -> None:
         """Show settings and status beside results, in TensorBoard's tab HParams.
@@ -206,24 +211,6 @@ class TuningRun(Run[TuningModule[Any, Any], TuningData[Any]]):
         """Metrics of the last step, and of the validations before and after."""
         module = self.module
         return {**module.train_metrics, **module.start_metrics, **module.validation_metrics}
-
-
-def quiet_libraries() -> None:
-    """Keep libraries from saying things twice, or things that hold of every run here."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).handlers.clear()  # Hydra's handlers print their messages
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    show_downloads_alone()
-    datasets.disable_progress_bars()
-    # the reference policy is in eval mode on purpose
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
-    # a rank whose share of an evaluation is empty; the metric is computed over all ranks
-    warnings.filterwarnings("ignore", message=r"The ``compute`` method of metric AnswerMetrics")
-    # beside vLLM, which starts torch.distributed in a run of one process
-    warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\('(f1|loss)'")
-    warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
 
 
 def prepare(cfg: DictConfig, summary: Summary) -> Path | None:

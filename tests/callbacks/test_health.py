@@ -98,6 +98,21 @@ def test_a_metric_that_the_run_does_not_have_is_not_watched(tmp_path: Path) -> N
     assert fit(tmp_path, HEALTHY, other).policy_step == STEPS
 
 
+def test_a_metric_that_is_misspelt_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules: dict[str, HealthRule | None] = {
+        "mine": HealthRule(metric="rewards/total", below=0.9),
+        "later": HealthRule(metric="x", below=0.9),
+    }
+    fit(tmp_path, COLLAPSE, rules)
+    said = [each.getMessage() for each in caplog.records if "is not logged" in each.getMessage()]
+    assert said == [
+        "health.mine.metric=rewards/total is not logged, so that this rule cannot fire: did you "
+        "mean reward/total?"
+    ]
+
+
 def test_an_average_that_still_looks_well_makes_no_checkpoint_healthy(tmp_path: Path) -> None:
     slow = HealthRule(
         metric="reward/total", below=0.5, of="best", average=4, steps=2, action="stop"

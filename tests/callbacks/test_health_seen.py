@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -51,9 +54,14 @@ PAYS = [
 ]
 
 
-def fires_at(folder: Path, name: str, values: list[float]) -> int | None:
+@cache
+def default_rules() -> Any:
+    return hydra.utils.instantiate(compose_config(Path("nowhere")).health, _convert_="all")
+
+
+def fires_at(name: str, values: list[float]) -> int | None:
     """The policy step, from 1, after which a default rule fires; None where it does not."""
-    tracker = RuleTracker(hydra.utils.instantiate(compose_config(folder).health[name]))
+    tracker = RuleTracker(default_rules()[name])
     for step, value in enumerate(values, start=1):
         tracker.add(value)
         if tracker.fired:
@@ -61,15 +69,13 @@ def fires_at(folder: Path, name: str, values: list[float]) -> int | None:
     return None
 
 
-def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_not(
-    tmp_path: Path,
-) -> None:
-    assert fires_at(tmp_path, "answers_less", QUICKSTART) is None
-    assert fires_at(tmp_path, "answers_less", [1 - share for share in SILENT]) == 21
-    assert fires_at(tmp_path, "no_answers", [1 - share for share in SILENT]) is None, "not yet"
+def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_not() -> None:
+    assert fires_at("answers_less", QUICKSTART) is None
+    assert fires_at("answers_less", [1 - share for share in SILENT]) == 24
+    assert fires_at("no_answers", [1 - share for share in SILENT]) is None, "not yet"
     dip = [0.95] * 10 + [0.5] * 4 + [0.95] * 10
-    assert fires_at(tmp_path, "answers_less", dip) is None, "it came back"
-    assert fires_at(tmp_path, "answers_less", [0.3, 0.5, 0.6, 0.8, 0.9] * 4) is None, "a base model"
+    assert fires_at("answers_less", dip) is None, "it came back"
+    assert fires_at("answers_less", [0.3, 0.5, 0.6, 0.8, 0.9] * 4) is None, "a base model"
 
 
 @pytest.mark.parametrize(
@@ -93,9 +99,38 @@ def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_
     ],
 )
 def test_text_and_likelihoods_are_compared_with_the_best_steps_of_the_run(
-    name: str, values: list[float], step: int | None, tmp_path: Path
+    name: str, values: list[float], step: int | None
 ) -> None:
-    assert fires_at(tmp_path, name, values) == step
+    assert fires_at(name, values) == step
+
+
+def by_chance(share: float) -> list[float]:
+    """The share of 64 episodes in which something happens, for 100 steps."""
+    draws = random.Random(0)
+    return [sum(draws.random() < share for _ in range(64)) / 64 for _ in range(100)]
+
+
+@pytest.mark.parametrize("share", [0.005, 0.01, 0.02, 0.05])
+@pytest.mark.parametrize("name", ["reward_collapse", "no_answers", "answers_less"])
+def test_a_policy_that_can_hardly_do_a_thing_does_not_collapse_by_chance(
+    name: str, share: float
+) -> None:
+    assert fires_at(name, by_chance(share)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "step"),
+    [
+        ("reward_collapse", [0.4] * 10 + [0.02] * 10, 16),
+        ("no_answers", [0.95] * 10 + [0.1] * 10, 17),
+        ("gradient_norm", [0.0] * 8 + [0.9] * 10, None),  # nothing is right before step 9
+        ("gradient_norm", [0.9] * 10 + [40.0] * 10, 15),
+        ("entropy_grown", [0.03] * 6 + [0.3] * 10, None),  # a long cold start
+        ("entropy_grown", [0.6] * 10 + [5.0] * 10, 16),
+    ],
+)
+def test_a_base_near_zero_is_no_measure(name: str, values: list[float], step: int | None) -> None:
+    assert fires_at(name, values) == step
 
 
 @pytest.mark.slow

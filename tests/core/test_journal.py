@@ -113,6 +113,32 @@ def test_rows_made_under_other_settings_do_not_meet(tmp_path: Path) -> None:
         Journal(path, key="id", settings={"model": "b", "seed": 0, "extra": 1})
 
 
+def test_settings_within_others_are_named_by_their_keys(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    engine = {"engine": {"k1": 1.5, "words": {}}}
+    with Journal(path, key="id", settings={"search": engine}) as journal:
+        journal.append({"id": "1"})
+    with pytest.raises(ValueError, match=r"made with search\.engine\.k1=1\.5, and it is 1\.2 now"):
+        Journal(path, key="id", settings={"search": {"engine": {"k1": 1.2, "words": {}}}})
+
+
+def test_settings_that_an_earlier_version_did_not_keep_are_not_compared(tmp_path: Path) -> None:
+    path, later = tmp_path / "rows.jsonl", ["agent.chat", "engine"]
+    old = {"agent": {"model": "a"}, "engines": 1}
+    new = {"agent": {"model": "a", "chat": True}, "engines": 1, "engine": {"k1": 1.5}}
+    with Journal(path, key="id", settings=old) as journal:
+        journal.append({"id": "1"})
+    with Journal(path, key="id", settings=new, later=later):
+        pass
+    with pytest.raises(ValueError, match=r"made with agent\.model='a', and it is 'b' now"):
+        Journal(path, key="id", settings={**new, "agent": {"model": "b"}}, later=later)
+    path.unlink()
+    with Journal(path, key="id", settings=new, later=later) as journal:
+        journal.append({"id": "1"})
+    with pytest.raises(ValueError, match=r"made with engine\.k1=1\.5, and it is 1\.2 now"):
+        Journal(path, key="id", settings={**new, "engine": {"k1": 1.2}}, later=later)
+
+
 def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with (

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from tests.evaluation.rows import answers, write_answers
+from zerosearch.core.errors import InputError
 from zerosearch.core.tables import as_rich
 from zerosearch.evaluation.comparison import (
     answers_of,
@@ -55,12 +56,48 @@ def test_a_method_against_itself_is_no_difference() -> None:
 
 
 def test_other_questions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"1 questions stand in only one .*\['q:2'\]"):
+    with pytest.raises(ValueError, match=r"of 2 and 3 questions 1 stand in only one .* 'q:2'"):
         compare(answers(["x"] * 2), answers(["x"] * 3))
     other: list[dict[str, Any]] = answers(["x"])
     other[0]["question"] = "another?"
-    with pytest.raises(ValueError, match=r"question 'q:0' is another in each"):
+    with pytest.raises(ValueError, match=r"'q:0' has 'colour 0\?' and 'another\?' as 'question'"):
         compare(answers(["x"]), other)
+    other = [{**answers(["x"])[0], "golden_answers": ["blue"]}]
+    with pytest.raises(ValueError, match=r"\['red'\] and \['blue'\] as 'golden_answers'"):
+        compare(answers(["x"]), other)
+    with pytest.raises(ValueError, match="no question was answered"):
+        compare([], [])
+
+
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path: Path) -> None:
+    run = tmp_path / "run of 12:30"
+    write_answers(run / "answers" / "rag" / "bm25" / "geography.jsonl", ["red"])
+    [rows] = answers_of(str(run)).values()
+    assert answers_of(f"{run}:rag/bm25") == {"geography": rows}
+
+
+GOOD = json.dumps(answers(["red"])[0])
+DAMAGED = {
+    "cut short": (GOOD[:-9], "line 2: not valid JSON"),
+    "not UTF-8": ("\udcff\udcfe", "line 2: not valid JSON"),
+    "no object": ("[1, 2]", "line 2: no answered question"),
+    "without a score": (GOOD.replace('"f1"', '"F1"'), "line 2: no answered question"),
+    "a score that is none": (GOOD.replace('"f1": 1.0', '"f1": NaN'), "line 2: no answered"),
+    "a score of null": (GOOD.replace('"f1": 1.0', '"f1": null'), "line 2: no answered"),
+    "without a name": (GOOD.replace('"id": "q:0"', '"id": null'), "line 2: no answered"),
+    "twice": (GOOD.replace('"f1": 1.0', '"f1": 0.0'), "line 2: question 'q:0' stands in .*line 1"),
+}
+
+
+@pytest.mark.parametrize(("line", "said"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_or_repeated_row_is_refused_with_its_place(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    path = tmp_path / "answers" / "rag" / "nq.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{GOOD}\n{line}\n", errors="surrogateescape")
+    with pytest.raises(InputError, match=rf"nq\.jsonl, {said}"):
+        answers_of(str(tmp_path))
 
 
 def test_runs_are_compared_by_their_folders(tmp_path: Path) -> None:

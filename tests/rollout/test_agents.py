@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,20 @@ def test_a_local_model_plays_many_episodes_at_once(tmp_path: Path) -> None:
     versions = {version for each in found for version in each.weight_versions}
     assert versions == {1}, "loaded once, and a generator with weights of its own has got them"
     assert agent.settings()["model"].startswith(f"{tmp_path}@"), "and a digest of its weights"
+
+
+def test_a_local_policy_that_had_other_episodes_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a round of best of n by what was tuned on the round before."""
+    source = PolicySource(path=str(save_word_policy(tmp_path)))
+    other = dataclasses.replace(EPISODE, top_k=1).as_dict()
+    (tmp_path / "zerosearch.json").write_text(json.dumps({"episode": other, "chat": True}))
+    agent = LocalAgent(source, TransformersGenerator(), EPISODE, device="cpu")
+    asyncio.run(agent.check())
+    assert "top_k is 2 but the policy was trained with 1" in caplog.text
+    assert "give model.chat=true" in caplog.text
+    assert agent.settings()["chat"] is False
 
 
 @pytest.mark.parametrize("fields", [{"temperature": -1.0}, {"turn_timeout_s": 0.0}])

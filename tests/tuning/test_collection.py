@@ -153,10 +153,11 @@ def test_every_search_is_kept_with_more_documents_than_were_shown(tmp_path: Path
 
 
 def test_a_second_run_plays_nothing_again(tmp_path: Path) -> None:
-    collect(tmp_path, ScriptedEngine(["x"]), questions=QUESTIONS[:10])
+    first = collect(tmp_path, ScriptedEngine(["x"]), questions=QUESTIONS[:10])
     before = (tmp_path / "episodes.jsonl").read_text()
     engine = ScriptedEngine(["x"])
-    assert collect(tmp_path, engine, questions=QUESTIONS[:10]).kept == 0
+    again = collect(tmp_path, engine, questions=QUESTIONS[:10])
+    assert again.kept == again.correct == 0 < again.right == first.correct, "of all that are there"
     assert not engine.requests and (tmp_path / "episodes.jsonl").read_text() == before
     assert collect(tmp_path, engine, questions=QUESTIONS[:12]).kept == 2
 
@@ -481,8 +482,19 @@ def run_collect() -> Callable[..., str]:
 
 
 def test_other_settings_are_refused(alone: Path, run_collect: Callable[..., str]) -> None:
-    said = run_collect(alone, "seed=1", code=1)
-    assert "holds rows made with seed=0, and it is 1 now: set it back" in said
+    said = run_collect(alone, "search.engine.k1=1.2", "search.engine.index_dir=elsewhere", code=1)
+    assert "holds rows made with search.engine.k1=1.5, and it is 1.2 now: set it back" in said
+
+
+def test_a_simulator_that_is_launched_is_asked(
+    tmp_path: Path, run_collect: Callable[..., str]
+) -> None:
+    fake = f"[{sys.executable},{ROOT / 'tests' / 'helpers' / 'fake_vllm.py'}]"
+    server = ["simulator.launch=true", "simulator.server.port=null"]
+    chosen = ["agent=rule", "search=simulated", "simulator=prompted_3b", *server]
+    said = run_collect(tmp_path, *chosen, f"simulator.server.command={fake}", code=1)
+    assert "http://127.0.0.1:" in said and "404" in said, "it has no such page"
+    assert (tmp_path / "simulator-0.log").is_file()
 
 
 def test_the_real_log_has_all_its_searches(tmp_path: Path, run_collect: Callable[..., str]) -> None:

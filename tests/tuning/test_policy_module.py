@@ -192,6 +192,10 @@ def test_a_checkpoint_of_other_episodes_or_of_another_kind_is_refused(
     module = make_module(PolicySource(path=str(policy)), steps=2, episode=other)
     with pytest.raises(ValueError, match="top_k is 2 but the policy was trained with 1"):
         tune(module, data, resume=last)
+    (policy / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    module = make_module(PolicySource(path=str(policy), chat=True), steps=2)
+    with pytest.raises(ValueError, match=r"model\.chat is True and the run began with False"):
+        tune(module, data, resume=last)
     rl = make_training(policy=PolicySource(path=str(policy)), episode=EPISODE, policy_steps=2)
     with pytest.raises(ValueError, match="not written by this project's training by RL"):
         make_trainer(2, callbacks=[], val_every=None).fit(rl, data, ckpt_path=last)
@@ -255,6 +259,15 @@ def test_two_sharded_ranks_tune_as_one_process(policy: Path, file: Path, tmp_pat
     assert two["val"] == pytest.approx(one["val"], rel=2e-5)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], weight, rtol=0, atol=1e-4)
+
+
+def test_a_policy_that_had_other_episodes_before_is_warned_about(
+    policy: Path, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = dataclasses.replace(EPISODE, top_k=2).as_dict()
+    (policy / "zerosearch.json").write_text(json.dumps({"episode": other, "chat": False}))
+    make_module(PolicySource(path=str(policy))).take(make_data(file).examples)
+    assert "top_k is 1 but the policy was trained with 2" in caplog.text
 
 
 def test_an_episode_that_no_rollout_gives_is_refused_with_its_place(

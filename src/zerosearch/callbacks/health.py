@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,7 @@ class HealthMonitor(RecordCallback):
     def __init__(self, rules: Mapping[str, HealthRule | None]) -> None:
         self._trackers = {name: RuleTracker(rule) for name, rule in rules.items() if rule}
         self._told: set[str] = set()  # rules whose present warning is out
+        self._looked = False  # whether the metrics are there that rules look at
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         pl_module.healthy = self._is_healthy()  # also of a resumed run
@@ -37,6 +39,9 @@ class HealthMonitor(RecordCallback):
     def on_record(self, trainer: Trainer, pl_module: PolicyModule, record: StepRecord) -> None:
         if record.phase != "train":
             return
+        if not self._looked and trainer.is_global_zero:
+            self._warn_of_misspelt(record.metrics)
+        self._looked = True
         for tracker in self._trackers.values():
             if tracker.rule.metric in record.metrics:
                 tracker.add(record.metrics[tracker.rule.metric])
@@ -52,6 +57,21 @@ class HealthMonitor(RecordCallback):
             if name not in self._told and trainer.is_global_zero:
                 log.warning(message)
         self._told = set(fired)
+
+    def _warn_of_misspelt(self, metrics: Mapping[str, float]) -> None:
+        """Some metrics come later or not at all; one that differs by a letter is another."""
+        for name, tracker in self._trackers.items():
+            metric = tracker.rule.metric
+            if metric not in metrics and (
+                close := difflib.get_close_matches(metric, metrics, n=1, cutoff=0.85)
+            ):
+                log.warning(
+                    "health.%s.metric=%s is not logged, so that this rule cannot fire: did you "
+                    "mean %s?",
+                    name,
+                    metric,
+                    close[0],
+                )
 
     def _is_healthy(self) -> bool:
         return not any(t.doubtful and t.rule.action == "stop" for t in self._trackers.values())

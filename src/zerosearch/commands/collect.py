@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+from zerosearch.command_line.arguments import expand_simulator
 from zerosearch.command_line.command import command
 from zerosearch.command_line.keys import COUNT, NOT_NEGATIVE, PLACE, SEED, SHARE, TEXT
+from zerosearch.commands.evaluate import identity
 from zerosearch.core.endings import ending_in_words
 from zerosearch.core.run_date import keep_run_date
 from zerosearch.data.availability import check_data
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 
 EPISODES = "episodes.jsonl"
 COMPONENTS = ("collector", "questions")
+LATER = ("agent.chat", "search.engine")  # settings that files of earlier versions lack
+FREE = (  # settings of engines: how long and how often they are asked, at what price
+    *("max_concurrency", "max_retries", "attempt_timeout_s", "backoff_s", "probe_interval_s"),
+    *("max_outage_s", "max_reply_bytes", "api_key_env", "latency_s", "latency_spread"),
+    *("failure_rate", "usd_per_million_tokens", "usd_per_query", "max_queries"),
+    *("queries_per_second", "cache_gib", "index_dir", "device", "batch_size"),
+)
 
 log = logging.getLogger(__name__)
 KEYS = {
@@ -40,6 +49,8 @@ KEYS = {
 
 def collect(cfg: DictConfig) -> Outcome:
     """Play the episodes that are missing in `cfg.folder`."""
+    from omegaconf import OmegaConf
+
     from zerosearch.core.journal import Journal
     from zerosearch.core.nodes import check_nodes
     from zerosearch.search.engine import Checkable
@@ -47,19 +58,22 @@ def collect(cfg: DictConfig) -> Outcome:
     from zerosearch.tuning.budget import Budget
 
     check_nodes(cfg, *COMPONENTS)
-    collector = hydra.utils.instantiate(cfg.collector, _convert_="all")
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all").load()
     folder = Path(cfg.folder)
+    engine = cfg.search.get("engine")
     settings = {
-        "agent": collector.agent.settings(),
+        "agent": hydra.utils.instantiate(cfg.agent, _convert_="all").settings(),
         "search": HydraConfig.get().runtime.choices["search"],
-        "documents_per_search": collector.documents_per_search,
-        "seed": collector.seed,
+        "search.engine": identity(engine and OmegaConf.to_container(engine, resolve=True), *FREE),
+        "documents_per_search": cfg.documents_per_search,
+        "seed": cfg.seed,
     }
-    if collector.noise_probability:  # files of versions without it go on
-        settings["noise_probability"] = collector.noise_probability
+    if cfg.noise_probability:  # files of versions without it go on
+        settings["noise_probability"] = cfg.noise_probability
 
     async def run(journal: Journal, budget: Budget) -> Outcome:
+        # made here: a server that is launched has no address before
+        collector = hydra.utils.instantiate(cfg.collector, _convert_="all")
         await collector.agent.check()
         if isinstance(collector.engine, Checkable):
             await collector.engine.check()
@@ -69,7 +83,7 @@ def collect(cfg: DictConfig) -> Outcome:
     budget = Budget(folder / "spent.jsonl", **cfg.budget)
     try:
         with (
-            Journal(folder / EPISODES, key="id", settings=settings) as journal,
+            Journal(folder / EPISODES, key="id", settings=settings, later=LATER) as journal,
             launched(cfg, folder),
         ):
             return asyncio.run(run(journal, budget))
@@ -98,11 +112,14 @@ def _report(outcome: Outcome, path: Path) -> None:
         "without documents": outcome.empty,
         "failed": outcome.failed,
     }
-    log.info("%s: %s", path, ", ".join(f"{value} {name}" for name, value in facts.items()))
+    log.info(
+        "%s: this time %s", path, ", ".join(f"{value} {name}" for name, value in facts.items())
+    )
     if outcome.by_searches:
         from zerosearch.tuning.episodes import shares_in_words
 
-        log.info("all episodes there: %s", shares_in_words(outcome.by_searches))
+        found = shares_in_words(outcome.by_searches)
+        log.info("all episodes there, %d of them right: %s", outcome.right, found)
     if outcome.failed:
         log.warning(
             "%d episodes failed and will be played by the next run; the first: %s",
@@ -113,7 +130,7 @@ def _report(outcome: Outcome, path: Path) -> None:
         log.warning("%d episodes are missing: %s", outcome.unplayed, outcome.stopped)
 
 
-@command(keys=KEYS, checks=[check_simulator, check_data])
+@command(keys=KEYS, checks=[check_simulator, check_data], expand=[expand_simulator])
 def main(cfg: DictConfig) -> None:
     """Collect, or import."""
     path = Path(cfg.folder) / EPISODES

@@ -112,11 +112,16 @@ def table_run(cfg: DictConfig, folder: Path) -> Any:
     )
 
 
-def identity(node: Any) -> Any:
-    """Settings without the addresses of servers, which may move before a run is resumed."""
+def identity(node: Any, *free: str) -> Any:
+    """Settings without the addresses of servers, which may move before a run is resumed.
+
+    Args:
+        node: plain values.
+        free: names of further settings that decide nothing of what is found.
+    """
     if isinstance(node, dict):
-        places = ("endpoints", "url", "cache", "cache_folder")
-        return {name: identity(value) for name, value in node.items() if name not in places}
+        left = {"endpoints", "url", "cache", "cache_folder", *free}
+        return {name: identity(value, *free) for name, value in node.items() if name not in left}
     return node
 
 

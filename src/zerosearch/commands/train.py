@@ -42,6 +42,7 @@ def train(cfg: DictConfig, summary: Summary) -> None:
         check_shared(cfg.questions_per_step, run.trainer.num_devices * run.trainer.num_nodes)
         check_run(run.module)
         run.data.setup("fit")  # a bad row shows before anything is evaluated
+        run.log_settings(cfg)
         with run.failing_in_sight(summary.facts):
             if checkpoint is None:
                 run.start_over()

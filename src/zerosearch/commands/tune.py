@@ -31,6 +31,7 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     run = assemble_tuning(cfg)
     say_what_runs(run.trainer, run.module, run.data.examples_per_step, summary)
     run.read_examples()
+    run.log_settings(cfg)
     with run.failing_in_sight(summary.facts):
         if checkpoint is None:
             run.start_over()

@@ -27,6 +27,8 @@ class Journal:
             `<name>.settings.json`.
         key: field of a row that tells it from all others.
         settings: JSON values that decide what rows say; None: any rows may meet.
+        later: names of settings, dotted within others, that files of earlier versions lack: there
+            they are not compared.
 
     Raises:
         InputError: another process writes to the file, it holds rows made under other settings,
@@ -34,7 +36,12 @@ class Journal:
     """
 
     def __init__(
-        self, path: str | Path, *, key: str, settings: Mapping[str, Any] | None = None
+        self,
+        path: str | Path,
+        *,
+        key: str,
+        settings: Mapping[str, Any] | None = None,
+        later: Sequence[str] = (),
     ) -> None:
         self.path = Path(path)
         self._key = key
@@ -45,7 +52,7 @@ class Journal:
             remove_leftovers_of(self.path)
             self.rows: dict[str, dict[str, Any]] = self._read()
             if settings is not None:
-                self._check_settings(json.loads(json.dumps(settings)))
+                self._check_settings(json.loads(json.dumps(settings)), later)
         except BaseException:
             os.close(self._file)
             raise
@@ -122,24 +129,41 @@ class Journal:
                 ) from error
         return rows
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
+    def _check_settings(self, settings: dict[str, Any], later: Sequence[str]) -> None:
         path = self.path.with_suffix(".settings.json")
         if path.is_file() and self.rows:
             try:
-                saved = dict(json.loads(path.read_text(encoding="utf-8")))
+                saved = _flat(dict(json.loads(path.read_text(encoding="utf-8"))))
             except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(
                     f"{path} does not say which settings the rows beside it were made with "
                     f"({error}); give another folder"
                 ) from error
-            for name in dict.fromkeys([*settings, *saved]):
-                if saved.get(name) != settings.get(name):
+            given = _flat(settings)
+            lacking = [name for name in later if not any(_is_of(each, name) for each in saved)]
+            for name in dict.fromkeys([*given, *saved]):
+                if any(_is_of(name, each) for each in lacking):
+                    continue
+                if saved.get(name) != given.get(name):
                     raise InputError(
                         f"{self.path} holds rows made with {name}={saved.get(name)!r}, and it is "
-                        f"{settings.get(name)!r} now: set it back, or give another folder"
+                        f"{given.get(name)!r} now: set it back, or give another folder"
                     )
             return
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Values by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inside = isinstance(value, dict) and value
+        found |= _flat(value, f"{above}{name}.") if inside else {f"{above}{name}": value}
+    return found
+
+
+def _is_of(name: str, group: str) -> bool:
+    return name == group or name.startswith(f"{group}.")
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 
 from zerosearch.core.errors import InputError
 from zerosearch.core.tables import Cells
+from zerosearch.data.json_text import parse_json
 from zerosearch.reward.metrics import bootstrap_interval
 
 ANSWERS, TRANSCRIPTS = "answers", "transcripts"  # in a run folder: of evaluate, of train
@@ -53,19 +53,27 @@ def compare(
         seed: of bootstrap and test.
 
     Raises:
-        InputError: the questions differ; says how many, and names one.
+        InputError: there are none, or the questions or their golden answers differ; says how many,
+            and names one.
     """
     ours = {row["id"]: row for row in first}
     theirs = {row["id"]: row for row in second}
     lone = sorted(ours.keys() ^ theirs.keys())
-    if lone or not ours:
+    if lone:
         raise InputError(
-            f"{len(lone)} questions stand in only one of the two, such as {lone[:1]}: compare "
-            "evaluations of the same benchmark with the same limit"
+            f"of {len(ours)} and {len(theirs)} questions {len(lone)} stand in only one of the two, "
+            f"such as {lone[0]!r}: compare evaluations of the same benchmark with the same limit"
         )
-    changed = [key for key in ours if ours[key]["question"] != theirs[key]["question"]]
-    if changed:
-        raise InputError(f"question {changed[0]!r} is another in each: the files were not the same")
+    if not ours:
+        raise InputError("no question was answered: give finished evaluations")
+    for key, row in ours.items():
+        for name in ("question", "golden_answers"):
+            if row[name] != theirs[key][name]:
+                raise InputError(
+                    f"question {key!r} has {row[name]!r:.80} and {theirs[key][name]!r:.80} as "
+                    f"'{name}': the files of questions were not the same, evaluate one of the two "
+                    "anew"
+                )
     return [_difference(name, ours, theirs, seed) for name in SCORES]
 
 
@@ -117,9 +125,12 @@ def answers_of(place: str) -> dict[str, list[dict[str, Any]]]:
     """Rows by benchmark of `RUN` or `RUN:METHOD`; by engine of `RUN:PHASE` of a training.
 
     Raises:
-        InputError: there is no such run, method or phase, or the run has several.
+        InputError: there is no such run, method or phase, the run has several, or a row is damaged
+            or stands twice; names file and line.
     """
-    run, _, method = place.partition(":")
+    run, method = place, ""
+    if not Path(place).is_dir() and ":" in place:  # which a folder may have in its name
+        run, _, method = place.rpartition(":")
     found = _files(Path(run))
     if not found:
         raise InputError(
@@ -130,15 +141,31 @@ def answers_of(place: str) -> dict[str, list[dict[str, Any]]]:
         method = next(iter(found)) if len(found) == 1 else TESTED
     if method not in found:
         raise InputError(f"{place}: give {run}:NAME with one of {', '.join(sorted(found))}")
-    return {
-        name: [
-            _as_answer(json.loads(line))
-            for file in files
-            for line in file.read_bytes().split(b"\n")
-            if line
-        ]
-        for name, files in sorted(found[method].items())
-    }
+    return {name: _rows(files) for name, files in sorted(found[method].items())}
+
+
+def _rows(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows of all files, each question once."""
+    rows: dict[str, dict[str, Any]] = {}
+    places: dict[str, str] = {}
+    for file in files:
+        lines = file.read_bytes().decode(errors="replace").split("\n")
+        for number, line in enumerate(lines, start=1):
+            if not line:
+                continue
+            row, place = _as_answer(parse_json(line, str(file), number)), f"{file}, line {number}"
+            if row is None:
+                raise InputError(
+                    f"{place}: no answered question with {', '.join(SCORES)} between 0 and 1: "
+                    f"{line!r:.60}; evaluate again, or take the line out"
+                )
+            if row["id"] in rows:
+                raise InputError(
+                    f"{place}: question {row['id']!r} stands in {places[row['id']]}, too, and "
+                    "would count once: remove what is of another evaluation"
+                )
+            rows[row["id"]], places[row["id"]] = row, place
+    return [*rows.values()]
 
 
 def _files(run: Path) -> dict[str, dict[str, list[Path]]]:
@@ -155,11 +182,18 @@ def _files(run: Path) -> dict[str, dict[str, list[Path]]]:
     return found
 
 
-def _as_answer(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of answers; one of transcripts, too, in which an episode that failed has no score."""
-    if "uid" not in row:
-        return row
-    return {**row, "id": row["uid"], **{name: row[name] or 0.0 for name in SCORES}}
+def _as_answer(row: Any) -> dict[str, Any] | None:
+    """A row of answers; one of transcripts, too, in which an episode that failed has no score.
+
+    None where it is no such row.
+    """
+    if not isinstance(row, dict) or not {"question", "golden_answers", *SCORES} <= row.keys():
+        return None
+    if "uid" in row:
+        row = {**row, "id": row["uid"], **{name: row[name] or 0.0 for name in SCORES}}
+    scores = [row[name] for name in SCORES]
+    known = all(isinstance(value, int | float) and 0 <= value <= 1 for value in scores)
+    return row if known and isinstance(row.get("id"), str) else None
 
 
 def comparison_table(first: str, second: str) -> Cells:

@@ -188,7 +188,7 @@ class TableRun:
         path = self.folder / JOURNAL / row / f"{benchmark}.jsonl"
         await self._probe(used, benchmark, chosen, begun=path.is_file())
         with (
-            Journal(path, key="id", settings=settings) as journal,
+            Journal(path, key="id", settings=settings, later=["agent.chat"]) as journal,
             progress_bar(f"{row} {benchmark}", len(chosen)) as advance,
         ):
             answered = await ask_all(

@@ -16,6 +16,7 @@ from zerosearch.policy.source import PolicySource
 from zerosearch.reward.answer import extract_answer
 from zerosearch.rollout.agent import OnText, PlayedEpisode
 from zerosearch.rollout.rollouter import Rollouter
+from zerosearch.rollout.saved_episode import warn_of_other_episode
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.search.engine import SearchEngine
 from zerosearch.types import Question
@@ -76,7 +77,10 @@ class LocalAgent:
         )
 
     async def check(self) -> None:
-        """Load the model; InputError where it cannot be had."""
+        """Load the model; InputError where it cannot be had. Other episodes than those of its
+        training are warned of.
+        """
+        warn_of_other_episode(self.policy, self.episode)
         await self._loaded()
 
     def settings(self) -> dict[str, Any]:
@@ -84,6 +88,7 @@ class LocalAgent:
         sampling = self.sampling
         return {
             "model": self._fingerprint,
+            "chat": self.policy.chat,
             "episode": self.episode.as_dict(),
             "sampling": [sampling.temperature, sampling.top_p, sampling.top_k],
         }

@@ -8,16 +8,21 @@ which `${...}` would be looked up: the configuration names the folder, and they 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
 from zerosearch.core.errors import InputError
+from zerosearch.core.model_path import resolve_path
 from zerosearch.core.plain import from_plain
 from zerosearch.core.runs import SETTINGS_FILE
 from zerosearch.policy.export import load_settings
+from zerosearch.policy.source import PolicySource
 from zerosearch.rollout.settings import SHIPPED, EpisodeSettings
 
 _TEXTS = ("prompt_template", "prompt_text", "invalid_hint")
+
+log = logging.getLogger(__name__)
 
 
 def saved_episode(saved_in: str, **given: Any) -> EpisodeSettings:
@@ -45,6 +50,31 @@ def saved_episode(saved_in: str, **given: Any) -> EpisodeSettings:
     if "prompt_template" in given:
         given = {"prompt_text": None, **given}
     return dataclasses.replace(episode, **given)
+
+
+def warn_of_other_episode(policy: PolicySource, episode: EpisodeSettings) -> None:
+    """Say where a policy that was trained here before, or had a cold start, had other episodes, or
+    other prompts; of what was not saved nothing is said.
+    """
+    folder = Path(resolve_path(policy.path))
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    settings = load_settings(folder)
+    saved, chat = settings.get("episode"), settings.get("chat")
+    try:
+        if isinstance(saved, dict):
+            episode.check_same(saved)
+    except InputError as error:
+        log.warning("model.path=%s: %s", folder, error)
+    if isinstance(chat, bool) and chat != policy.chat:
+        log.warning(
+            "model.path=%s: model.chat is %s but the policy was trained with %s: "
+            "give model.chat=%s, or train it anew on such prompts",
+            folder,
+            policy.chat,
+            chat,
+            str(chat).lower(),
+        )
 
 
 def node_of(folder: str | Path, given: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerosearch import __version__
 from zerosearch.core.distributed import gather_objects
+from zerosearch.core.errors import InputError
 from zerosearch.core.memory import give_back_heap
 from zerosearch.core.ranges import Dtype
 from zerosearch.core.run_date import run_date, set_run_date
@@ -165,6 +166,7 @@ class TrainedModule(LightningModule, ABC):
         return {
             "version": __version__,
             "date": run_date().isoformat(),  # that prompts show
+            "chat": self.policy_source.chat,
             "policy_step": self.policy_step,
             "tokens_per_micro_batch": self.tokens_per_micro_batch or MOST_TOKENS,
             "start_metrics": self.start_metrics,
@@ -180,10 +182,16 @@ class TrainedModule(LightningModule, ABC):
             saved: what this project has put into it.
 
         Raises:
-            InputError: it is of 0.1, or the weights are those of another model.
+            InputError: it is of 0.1, its prompts are others, or the weights are those of another
+                model.
         """
         if "version" not in saved:
             raise of_old_version("resume: the checkpoint")
+        if saved.get("chat", self.policy_source.chat) != self.policy_source.chat:
+            raise InputError(
+                f"resume: model.chat is {self.policy_source.chat} and the run began with "
+                f"{saved['chat']}, so that its prompts were others: set it back, or start a new run"
+            )
         if "state_dict" in checkpoint:  # else the strategy has checked and restored it
             expect_reference(self, checkpoint["state_dict"])
             check_same_model(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))

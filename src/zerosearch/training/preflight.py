@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from pathlib import Path
 
 import torch
 
 from zerosearch.core.errors import InputError
-from zerosearch.core.model_path import resolve_path
-from zerosearch.core.runs import SETTINGS_FILE
 from zerosearch.generation.generator import PolicyCheckable
-from zerosearch.policy.export import load_settings
+from zerosearch.rollout.saved_episode import warn_of_other_episode
 from zerosearch.search.engine import Checkable
 from zerosearch.training.module import SearchPolicyModule
-
-log = logging.getLogger(__name__)
 
 
 def check_accelerator(name: str) -> None:
@@ -36,7 +30,7 @@ def check_run(module: SearchPolicyModule) -> None:
     """
     module.policy_source.check()
     check_context(module)
-    _warn_of_other_episode(module)
+    warn_of_other_episode(module.policy_source, module.episode)
     asyncio.run(_check_servers(module))
 
 
@@ -48,31 +42,6 @@ def check_context(module: SearchPolicyModule) -> None:
         raise InputError(
             f"episode.max_context_tokens={module.episode.max_context_tokens}, but the policy "
             f"{module.policy_source.path} has a context of {limit} tokens: lower it"
-        )
-
-
-def _warn_of_other_episode(module: SearchPolicyModule) -> None:
-    """Say where a policy that was trained here before, or had a cold start, had other episodes, or
-    other prompts; of what was not saved nothing is said.
-    """
-    folder = Path(resolve_path(module.policy_source.path))
-    if not (folder / SETTINGS_FILE).is_file():
-        return
-    settings = load_settings(folder)
-    saved, chat = settings.get("episode"), settings.get("chat")
-    try:
-        if isinstance(saved, dict):
-            module.episode.check_same(saved)
-    except InputError as error:
-        log.warning("model.path=%s: %s", folder, error)
-    if isinstance(chat, bool) and chat != module.policy_source.chat:
-        log.warning(
-            "model.path=%s: model.chat is %s but the policy was trained with %s: "
-            "give model.chat=%s, or train it anew on such prompts",
-            folder,
-            module.policy_source.chat,
-            chat,
-            str(chat).lower(),
         )
 
 

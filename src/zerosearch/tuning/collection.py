@@ -47,6 +47,7 @@ class Outcome:
     signal: int | None = None  # that ended it
     unplayed: int = 0
     by_searches: Counter[int] = field(default_factory=Counter)  # all episodes in the folder
+    right: int = 0  # of all these
 
 
 @dataclass(kw_only=True, slots=True)
@@ -124,6 +125,7 @@ class Collector:
                         raise
         journal.arrange([episode_id(*pair) for pair in pairs])
         self.outcome.by_searches = Counter(len(row["searches"]) for row in journal.rows.values())
+        self.outcome.right = sum(row["correct"] for row in journal.rows.values())
         self.outcome.unplayed = len(open_pairs) - self.outcome.kept - self.outcome.failed
         if self._fails_too_often():
             raise InputError(

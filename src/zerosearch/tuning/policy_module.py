@@ -21,6 +21,7 @@ from zerosearch.policy.sharding import Sharding
 from zerosearch.policy.source import PolicySource
 from zerosearch.reward.rubric import Rubric
 from zerosearch.rollout.rollouter import Rollouter
+from zerosearch.rollout.saved_episode import warn_of_other_episode
 from zerosearch.rollout.settings import EpisodeSettings
 from zerosearch.training.evaluation import Evaluation, EvaluationRun
 from zerosearch.tuning.encoded_examples import EncodedExample
@@ -97,6 +98,7 @@ class PolicyTuningModule(TuningModule[RecordedEpisode, EpisodeSet]):
 
     def take(self, examples: EpisodeSet) -> None:
         """Replay every episode; one that does not go as it was recorded is an error."""
+        warn_of_other_episode(self.policy_source, self.episode)
         if not examples.validation:
             raise InputError(
                 f"none of the {len(examples.train)} episodes is held out, so that nothing could be "
