@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import hydra
 import pytest
 
-from tests.helpers.configs import compose_config
+from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.runs import read_metrics, train_by_command
 from zerosearch.callbacks.health_rules import RuleTracker
 
@@ -67,6 +68,41 @@ def fires_at(name: str, values: list[float]) -> int | None:
         if tracker.fired:
             return step
     return None
+
+
+def of_smollm2(file: str) -> dict[str, list[dict[str, float]]]:
+    """Rows of the steps of `docs/smollm2/`, by what was changed."""
+    runs: dict[str, list[dict[str, float]]] = {}
+    with (ROOT / "docs" / "smollm2" / file).open(newline="") as rows:
+        for row in csv.DictReader(rows):
+            steps = runs.setdefault(row.pop("changed", ""), [])
+            steps.append({name: float(value) for name, value in row.items() if value})
+    return runs
+
+
+def firings_of(steps: list[dict[str, float]]) -> dict[str, int]:
+    """Step of each default rule that fires on a run whose metrics are these."""
+    found = {
+        name: fires_at(name, [step[rule.metric] for step in steps if rule.metric in step])
+        for name, rule in default_rules().items()
+        if rule is not None
+    }
+    return {name: step for name, step in found.items() if step is not None}
+
+
+@pytest.mark.parametrize("file", ["scripted.csv", "tuned.csv", "bm25.csv", "no_cold_start.csv"])
+def test_rules_are_silent_on_an_llm_that_learns(file: str) -> None:
+    [steps] = of_smollm2(file).values()
+    assert len(steps) == 20 and firings_of(steps) == {}
+
+
+def test_rules_tell_learning_rates_that_ruin_an_llm_from_others() -> None:
+    found = {changed: firings_of(steps) for changed, steps in of_smollm2("tried.csv").items()}
+    assert len(found) == 12
+    assert {changed: fired for changed, fired in found.items() if fired} == {
+        "optimizer.lr=1e-4": {"far_from_reference": 10},
+        "optimizer.lr=1e-3": {"far_from_reference": 4, "no_answers": 9, "reward_collapse": 9},
+    }
 
 
 def test_a_policy_that_falls_silent_is_noticed_and_one_that_learns_to_search_is_not() -> None:

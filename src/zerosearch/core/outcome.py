@@ -119,7 +119,8 @@ def columns_of(facts: Mapping[str, Any]) -> tuple[dict[str, float | str | None],
         Values by column, numbers where they are numbers, None for a result after training that it
         did not come to; and the columns to begin with.
     """
-    given = dict(item.partition("=")[::2] for item in choices_first(facts.get("differs", [])))
+    differing = [item.partition("=") for item in choices_first(facts.get("differs", []))]
+    given = {key: value for key, _, value in differing}
     fixed = {"experiment": facts.get("choices", {}).get("experiment"), "seed": facts.get("seed")}
     fixed |= {key: facts[key] for key in ("status",) if key in facts}
     differs = [key for key in given if key not in fixed]
