@@ -191,13 +191,23 @@ def test_settings_out_of_range_are_refused(changes: dict, said: str, tmp_path: P
         make(tmp_path, **changes)
 
 
-def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_in_use_is_refused(host: str, tmp_path: Path, monkeypatch) -> None:
+    real = socket.getaddrinfo
+
+    def both(name: Any, port: Any, family: int = 0, *more: Any, **named: Any) -> Any:
+        """As of machines whose /etc/hosts has localhost for both families."""
+        found = real("127.0.0.1" if name == "localhost" else name, port, family, *more, **named)
+        six = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
+        return [six, *found] if name == "localhost" and not family else found
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port={port}: something listens"):
-            make(tmp_path, port=port).commands()
+            make(tmp_path, host=host, port=port).commands()
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "198.51.100.1", "[::1]"])
@@ -216,6 +226,7 @@ def test_a_host_of_another_machine_is_refused(host: str, port: int | None, tmp_p
         ({"host": "0.0.0.0", "environment": {"VLLM_API_KEY": "k"}}, False),
         ({"host": "0.0.0.0", "extra_args": ["--api-key", "k"]}, False),
         ({"host": "0.0.0.0", "extra_args": ["--api-key=k"]}, False),
+        ({"host": "0.0.0.0", "extra_args": ["--api_key", "k"]}, False),
     ],
 )
 def test_who_answers_the_network_without_a_key_is_told(

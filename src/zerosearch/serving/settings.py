@@ -165,11 +165,13 @@ class ServerSettings:
             return [self._bind(probe, 0) for probe in probes]
 
     def _socket(self) -> socket.socket:
+        """Of the family that vLLM listens with, whatever else a name stands for."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
-            family = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)[0][0]
-            return socket.socket(family, socket.SOCK_STREAM)
+            socket.getaddrinfo(self.host, None, family, socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise InputError(self._no_address(error)) from error
+        return socket.socket(family, socket.SOCK_STREAM)
 
     def _bind(self, probe: socket.socket, port: int) -> int:
         """Take a port, which is returned, as long as the socket is open."""
@@ -192,7 +194,7 @@ class ServerSettings:
     def _warn_of_others(self, ports: list[int]) -> None:
         """Say that the network is answered, unless with a key."""
         has_key = "VLLM_API_KEY" in {**os.environ, **self.environment} or any(
-            str(each).split("=")[0] == "--api-key" for each in self.extra_args
+            str(each).split("=")[0].replace("_", "-") == "--api-key" for each in self.extra_args
         )
         if self.host not in LOOPBACK_NAMES and not has_key:
             log.warning(
