@@ -55,7 +55,7 @@ def test_published_settings_that_transformers_reads_and_does_not_write(tmp_path:
     model = make_model(3)
     model.save_pretrained(tmp_path / "published")
     file = tmp_path / "published" / "generation_config.json"
-    sampling = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [256, 258]}
+    sampling = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [256, 258], "pad_token_id": -1}
     file.write_text(json.dumps(json.loads(file.read_text()) | sampling))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "published")
     folder = save_policy(loaded, make_tokenizer(), tmp_path / "policy", {})

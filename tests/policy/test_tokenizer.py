@@ -102,6 +102,19 @@ def test_a_control_token_that_no_text_gets_needs_no_embedding(special: bool) -> 
         prepare_tokenizer(tokenizer, config(vocab_size=259))
 
 
+@pytest.mark.parametrize("used", ["template", "pair"])
+def test_a_control_token_that_our_texts_have_needs_its_embedding(used: str) -> None:
+    tokenizer = make_tokenizer(chat_template=True)
+    names = ["<|turn|>"] if used == "template" else ["<search>", "</search>"]
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
+    prepare_tokenizer(tokenizer, config(vocab_size=259 + len(names)))
+    if used == "template":
+        prepare_tokenizer(tokenizer, config(vocab_size=259))
+        tokenizer.chat_template += "<|turn|>"
+    with pytest.raises(ValueError, match=r"has token id 2\d\d but the model only 259 embeddings"):
+        prepare_tokenizer(tokenizer, config(vocab_size=259))
+
+
 @pytest.mark.parametrize("bos", [True, False])
 def test_chat_template_alone_decides_about_the_bos(bos: bool) -> None:
     tokenizer = make_tokenizer(bos=bos, chat_template=True)

@@ -137,8 +137,9 @@ def _writable(own: GenerationConfig) -> GenerationConfig:
     try:
         own.validate(strict=True)
     except ValueError:
-        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        return GenerationConfig(**{name: getattr(own, name) for name in ids})
+        ids = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id")}
+        pad = own.pad_token_id
+        return GenerationConfig(**ids, pad_token_id=pad if pad is None or pad >= 0 else None)
     return copy.deepcopy(own)
 
 

@@ -194,6 +194,7 @@ class PolicySource:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())
         return f"{self.name}@{digest.hexdigest()}"
 
+    @as_input_errors("model.path cannot be loaded")
     def load_file_configs(self) -> tuple[PretrainedConfig, GenerationConfig | None]:
         """Configuration and, where there is one, generation settings that lie with the weights."""
         arguments = self._arguments("weights")

@@ -60,14 +60,28 @@ def prepare_tokenizer(
 def _ids_in_use(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids that a text may get.
 
-    Control tokens of another use than begin, end and padding are in no text, see `disarm`. Gemma 3
-    of one billion parameters and less has one for images beyond its embeddings.
+    Texts of others hold no control tokens, see `disarm`; ours hold begin, end and padding, what a
+    chat template writes, and tags, which come in pairs. Gemma 3 of one billion parameters and less
+    has another one, for images, beyond its embeddings.
     """
-    added = tokenizer.added_tokens_decoder
-    controls = {token_id for token_id, token in added.items() if token.special}
-    own = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    ids = set(tokenizer.get_vocab().values()) - controls
-    return ids.union(token_id for token_id in own if isinstance(token_id, int))
+    controls = {
+        token.content: token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special
+    }
+    template = str(tokenizer.chat_template or "")
+    own = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    unused = {
+        token_id
+        for content, token_id in controls.items()
+        if token_id not in own and content not in template and _partner(content) not in controls
+    }
+    return set(tokenizer.get_vocab().values()) - unused
+
+
+def _partner(tag: str) -> str:
+    """The closing tag of an opening one, and the other way round."""
+    return f"<{tag[2:]}" if tag.startswith("</") else f"</{tag[1:]}"
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
