@@ -113,7 +113,7 @@ def test_the_terminal_shows_queries_documents_and_answer(tmp_path: Path) -> None
     text = shown(events)
     query = ended.played.trajectory.turns[0].query
     assert f"search {query}" in text and "1 The colour is red." in text
-    assert f"answer {ended.played.answer}" in text and "(1 searches" in text
+    assert f"answer {ended.played.answer}" in text and "(1 search," in text
     assert "<search>" not in text and "<answer>" not in text
 
 

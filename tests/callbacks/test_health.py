@@ -106,10 +106,10 @@ def test_a_metric_that_is_misspelt_is_told_once(
         "later": HealthRule(metric="x", below=0.9),
     }
     fit(tmp_path, COLLAPSE, rules)
-    said = [each.getMessage() for each in caplog.records if "is not logged" in each.getMessage()]
+    said = [each.getMessage() for each in caplog.records if "did you mean" in each.getMessage()]
     assert said == [
-        "health.mine.metric=rewards/total is not logged, so that this rule cannot fire: did you "
-        "mean reward/total?"
+        "health.mine.metric=rewards/total is not among the metrics of this step, without which the "
+        "rule cannot fire: did you mean reward/total?"
     ]
 
 

@@ -159,7 +159,9 @@ def test_what_shows_and_what_sweeps_exclude_one_another(words: list[str]) -> Non
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])
 def test_a_command_that_runs_once_is_not_swept(flag: str) -> None:
-    with pytest.raises(ValueError, match=r"^-m: zerosearch ask runs once and is not swept"):
+    with pytest.raises(ValueError, match=r"^hydra.mode=MULTIRUN: zerosearch collect runs once"):
+        refuse_two_modes(["hydra.mode=MULTIRUN", "seed=0,1"], "collect", sweeps=False)
+    with pytest.raises(ValueError, match=rf"^{flag}: zerosearch ask runs once and is not swept"):
         ask.main.words(["In which country is Lyon?", "seed=0,1", flag])
     assert flag in train.main.words(["seed=0,1", flag])
 

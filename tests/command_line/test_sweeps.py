@@ -114,18 +114,26 @@ def test_failures_that_no_table_names_are_named_at_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     write_run(tmp_path / "a", rows=[], summary={"status": "failed", "error": "bad seed"})
+    write_run(tmp_path / "c", rows=[], summary={"status": "completed"})
+    write_run(tmp_path / "d", rows=[], summary={"status": "running"})
     failures = [(tmp_path / "a", "job 0 (seed=x): bad seed"), (tmp_path / "b", "job 1: killed")]
+    failures += [(tmp_path / "c", "job 2: no metric"), (tmp_path / "d", "job 3: killed")]
     monkeypatch.setattr(sweeps, "_failures", failures)
     monkeypatch.setattr(sweeps, "_folders", [tmp_path])
     monkeypatch.setattr(sweeps, "_listed", [])
     sweeps.report_failures(JobFailed("job 0 (seed=x): bad seed"))
-    assert caplog.messages[0] == "jobs that failed: 2\njob 0 (seed=x): bad seed\njob 1: killed"
+    assert caplog.messages[0] == (
+        "jobs that failed: 4\njob 0 (seed=x): bad seed\njob 1: killed\n"
+        "job 2: no metric\njob 3: killed"
+    )
     with sweeps.reported(lambda folder: None):
         pass
     caplog.clear()
     caplog.set_level("INFO")
     sweeps.report_failures(JobFailed("job 0 (seed=x): bad seed"))
-    assert caplog.messages[0] == "jobs that failed: 2\njob 1: killed", "b has no summary"
+    assert caplog.messages[0] == (
+        "jobs that failed: 4\njob 1: killed\njob 2: no metric\njob 3: killed"
+    ), "the table names a alone with this reason"
 
 
 @pytest.mark.slow

@@ -484,6 +484,8 @@ def run_collect() -> Callable[..., str]:
 def test_other_settings_are_refused(alone: Path, run_collect: Callable[..., str]) -> None:
     said = run_collect(alone, "search.engine.k1=1.2", "search.engine.index_dir=elsewhere", code=1)
     assert "holds rows made with search.engine.k1=1.5, and it is 1.2 now: set it back" in said
+    said = run_collect(alone, "collector.documents_per_search=9", code=1)
+    assert "holds rows made with documents_per_search=5, and it is 9 now: set it back" in said
 
 
 def test_a_simulator_that_is_launched_is_asked(

@@ -66,8 +66,8 @@ class HealthMonitor(RecordCallback):
                 close := difflib.get_close_matches(metric, metrics, n=1, cutoff=0.85)
             ):
                 log.warning(
-                    "health.%s.metric=%s is not logged, so that this rule cannot fire: did you "
-                    "mean %s?",
+                    "health.%s.metric=%s is not among the metrics of this step, without which the "
+                    "rule cannot fire: did you mean %s?",
                     name,
                     metric,
                     close[0],

@@ -249,10 +249,11 @@ def refuse_two_modes(arguments: list[str], command: str, *, sweeps: bool) -> Non
         command: its name.
         sweeps: whether it can be swept.
     """
-    if not sweeps and {*arguments} & {"-m", "--multirun"}:
+    asked = {*arguments} & {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+    if not sweeps and asked:
         raise InputError(
-            f"-m: zerosearch {command} runs once and is not swept; train, tune, evaluate and "
-            "fidelity are (docs/sweeps.md)"
+            f"{min(asked)}: zerosearch {command} runs once and is not swept; train, tune, evaluate "
+            "and fidelity are (docs/sweeps.md)"
         )
     shows = {*arguments} & {"--cfg", "-c", "--info", "-i"}
     if shows and {*arguments} & {"-m", "--multirun"}:

@@ -170,10 +170,17 @@ def report_failures(error: JobFailed) -> None:
     Args:
         error: the first of them; a launcher that lost a job brings back no more.
     """
-    lines = [said for job, said in _failures if not (_listed and read_summary(job))]
+    lines = [said for job, said in _failures if not (_listed and _is_said(job, said))]
     lines = lines if _failures else [str(error)]
     log.error("\n".join([f"jobs that failed: {len(_failures) or 1}", *lines]))
     log.info("the same command does only what is missing")
+
+
+def _is_said(job: Path, said: str) -> bool:
+    """Whether a report names a job among those that are not completed, and with this reason."""
+    facts = read_summary(job)
+    status = str(facts.get("status", ""))
+    return not status.startswith("completed") and str(facts.get("error") or status or None) in said
 
 
 def _side_by_side(n_jobs: Any, left: Sequence[PlannedJob]) -> int:

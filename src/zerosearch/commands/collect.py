@@ -60,16 +60,17 @@ def collect(cfg: DictConfig) -> Outcome:
     check_nodes(cfg, *COMPONENTS)
     questions = hydra.utils.instantiate(cfg.questions, _convert_="all").load()
     folder = Path(cfg.folder)
-    engine = cfg.search.get("engine")
+    node = cfg.collector
+    engine = node.engine.get("engine")
     settings = {
-        "agent": hydra.utils.instantiate(cfg.agent, _convert_="all").settings(),
+        "agent": hydra.utils.instantiate(node.agent, _convert_="all").settings(),
         "search": HydraConfig.get().runtime.choices["search"],
         "search.engine": identity(engine and OmegaConf.to_container(engine, resolve=True), *FREE),
-        "documents_per_search": cfg.documents_per_search,
-        "seed": cfg.seed,
+        "documents_per_search": node.documents_per_search,
+        "seed": node.seed,
     }
-    if cfg.noise_probability:  # files of versions without it go on
-        settings["noise_probability"] = cfg.noise_probability
+    if node.noise_probability:  # files of versions without it go on
+        settings["noise_probability"] = node.noise_probability
 
     async def run(journal: Journal, budget: Budget) -> Outcome:
         # made here: a server that is launched has no address before
