@@ -110,7 +110,7 @@ def test_a_control_token_that_our_texts_have_needs_its_embedding(used: str) -> N
     prepare_tokenizer(tokenizer, config(vocab_size=259 + len(names)))
     if used == "template":
         prepare_tokenizer(tokenizer, config(vocab_size=259))
-        tokenizer.chat_template += "<|turn|>"
+        tokenizer.chat_template = f"{tokenizer.chat_template}<|turn|>"
     with pytest.raises(ValueError, match=r"has token id 2\d\d but the model only 259 embeddings"):
         prepare_tokenizer(tokenizer, config(vocab_size=259))
 

@@ -70,7 +70,7 @@ def _ids_in_use(tokenizer: PreTrainedTokenizerBase) -> set[int]:
         if token.special
     }
     template = str(tokenizer.chat_template or "")
-    own = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    own = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     unused = {
         token_id
         for content, token_id in controls.items()
