@@ -15,6 +15,10 @@ from tests.helpers import composing
 # imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# `make test args="-x"` hands these words on to every make that a test starts.
+for _variable in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "args"):
+    os.environ.pop(_variable, None)
+
 # A shell that starts jobs in the background lets them ignore it, and asyncio then does, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

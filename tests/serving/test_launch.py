@@ -18,6 +18,7 @@ from tests.helpers.configs import ROOT
 from tests.helpers.openai_server import free_port
 from tests.helpers.runs import read_metrics, small_run
 from zerosearch.core.run_names import run_name
+from zerosearch.serving.settings import LAUNCHER_VARIABLES
 
 TIMEOUT_S = 280
 TWO_RANKS = [
@@ -32,7 +33,8 @@ SHORT = ["test=false", "trainer.val_check_interval=3"]
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+    # those of runs that other tests made in this process, the port of a store among them
+    for name in (*LAUNCHER_VARIABLES, "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.delenv(name, raising=False)
     return os.environ | {
         "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{os.environ.get('PYTHONPATH', '')}",

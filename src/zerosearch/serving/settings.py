@@ -19,7 +19,7 @@ from zerosearch.serving.http import LOOPBACK_NAMES
 log = logging.getLogger(__name__)
 
 # Of a distributed training run; vLLM would take them for its own.
-_LAUNCHER_VARIABLES = [
+LAUNCHER_VARIABLES = [
     "RANK",
     "LOCAL_RANK",
     "GROUP_RANK",
@@ -225,7 +225,7 @@ class ServerSettings:
         return [self.model, *given, caching, "--disable-uvicorn-access-log", *extra]
 
     def _environment(self, gpus: str | None) -> dict[str, str]:
-        environment = {k: v for k, v in os.environ.items() if k not in _LAUNCHER_VARIABLES}
+        environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
         environment |= {"VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
         if Path(self.model).is_dir():
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
