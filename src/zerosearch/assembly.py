@@ -37,6 +37,9 @@ from zerosearch.tuning.datamodule import TuningData
 from zerosearch.tuning.tuning_module import TuningModule
 
 COMPONENTS = ("data", "module", "callbacks", "logger", "trainer")  # of a training
+_NOTHING_LEFT = (
+    "%s has done %d steps, and %d are asked for: nothing was trained; give more steps to go on"
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +79,7 @@ class Run(Generic[M, D]):
             self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=True)
         done, wanted = self.module.policy_step, self.module.policy_steps
         if checkpoint is not None and done > wanted:
-            log.warning(
-                "%s has done %d steps, and %d are asked for: nothing was trained; give more "
-                "steps to go on",
-                checkpoint,
-                done,
-                wanted,
-            )
+            log.warning(_NOTHING_LEFT, checkpoint, done, wanted)
 
     def evaluate(self, phase: str) -> None:
         """Evaluate on the test data and log the result as `<phase>/...`."""
@@ -90,6 +87,26 @@ class Run(Generic[M, D]):
         with suppress(SIGTERMException):
             self.trainer.test(self.module, self.data, verbose=False)
         self.module.phase = "val"
+
+    def fit_and_evaluate(self, checkpoint: Path | None, *, test: bool) -> None:
+        """Train to the end, and evaluate before and after it, as long as nothing stops the run.
+
+        Args:
+            checkpoint: that it goes on from, and has been evaluated before.
+            test: whether it is evaluated.
+        """
+        if checkpoint is None:
+            self.start_over()
+        if test and checkpoint is None:
+            self.evaluate("start")
+            self.check_searches()
+        if self.status == "completed":
+            self.fit(checkpoint)
+        if test and self.status == "completed":
+            self.evaluate("test")
+
+    def check_searches(self) -> None:
+        """Raise where an evaluation lost its searches; what searches nothing loses none."""
 
     @property
     def headline_curves(self) -> list[str]:

@@ -44,17 +44,10 @@ def train(cfg: DictConfig, summary: Summary) -> None:
         run.data.setup("fit")  # a bad row shows before anything is evaluated
         run.log_settings(cfg)
         with run.failing_in_sight(summary.facts):
-            if checkpoint is None:
-                run.start_over()
-            if cfg.test and checkpoint is None:
-                run.evaluate("start")
-                run.check_searches()
-            if run.status == "completed":
-                run.fit(checkpoint)
-            if cfg.test and run.status == "completed":
-                run.evaluate("test")
+            run.fit_and_evaluate(checkpoint, test=cfg.test)
             models = {*run.module.models_before, *answered_by(run.module.search)}
-            metrics = run.final_metrics() | run.module.headline(run.final_metrics())
+            metrics = run.final_metrics()
+            metrics |= run.module.headline(metrics)
             summary.facts |= metrics | {"simulator_models": sorted(models)}
             summary.facts["steps"] = run.module.policy_step
             run.check_searches()

@@ -33,14 +33,7 @@ def tune(cfg: DictConfig, summary: Summary) -> None:
     run.read_examples()
     run.log_settings(cfg)
     with run.failing_in_sight(summary.facts):
-        if checkpoint is None:
-            run.start_over()
-        if cfg.test and checkpoint is None:
-            run.evaluate("start")
-        if run.status == "completed":
-            run.fit(checkpoint)
-        if cfg.test and run.status == "completed":
-            run.evaluate("test")
+        run.fit_and_evaluate(checkpoint, test=cfg.test)
     summary.facts |= run.final_metrics()
     summary.facts["steps"] = run.module.policy_step
     run.show_columns({**summary.facts, "status": run.status})
